@@ -1,0 +1,147 @@
+"""Checkpoints: one safetensors file with the weights, and JSON metadata saying which plugin made it and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .atomic import atomic_path
+from .errors import CheckpointError, ConfigError
+from .interfaces import Purifier, purifiers
+from .specs import build, split_spec
+
+FORMAT = 1
+KEY = "purifier"
+DEMO_PURIFIER = "fashion-vae.safetensors"
+
+
+def load(spec: str | Path) -> Purifier:
+    """Load a purifier, in evaluation mode, on the CPU.
+
+    Parameters
+    ----------
+    spec
+        ``file.safetensors``, a plugin's name (``identity``), ``NAME:key=value,...``, or ``demo``.
+
+    Raises
+    ------
+    CheckpointError, SpecError, ConfigError, PluginError
+        The file is missing, damaged or foreign; or the spec is not one.
+    """
+    text = str(spec)
+    if text == "demo":
+        return load(Path(str(files("purifier.assets") / DEMO_PURIFIER)))
+    if isinstance(spec, Path) or text.endswith(".safetensors") or Path(text).is_file():
+        return _load_file(Path(spec))
+    name, options = split_spec(text)
+    cls = purifiers.get(name)
+    return _make(cls, build(cls.Config, options, what=f"purifier {name!r}")).eval()
+
+
+def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
+    """Write a purifier's checkpoint atomically.
+
+    Parameters
+    ----------
+    metadata
+        JSON-able facts of its making: ``recipe``, ``seed``, ``data``, ``metrics``. What a loaded purifier brought
+        along is kept unless given anew.
+    """
+    kept = {key: value for key, value in purifier.provenance.items() if key in ("recipe", "seed", "data", "metrics")}
+    name = purifiers.name_of(type(purifier))
+    description = {
+        **kept,
+        **metadata,
+        "format": FORMAT,
+        "plugin": name,
+        "version": version_of(name),
+        "config": dataclasses.asdict(purifier.config),
+    }
+    write_tensors(purifier.state_dict(), path, {KEY: description})
+    return Path(path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Write a safetensors file atomically; each metadata value is stored as JSON."""
+    detached = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(detached, temporary, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and JSON metadata of a safetensors file. Nothing is unpickled.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, truncated, a pickle, or not safetensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}; expected a .safetensors file", path)
+    with path.open("rb") as opened:
+        head = opened.read(2)
+    if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise CheckpointError(
+            f"{path} is a pickle, which can run code when read; expected safetensors: "
+            "convert it where you trust it with safetensors.torch.save_file(state_dict, ...)",
+            path,
+        )
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
+            metadata = {key: json.loads(value) for key, value in (opened.metadata() or {}).items() if key.startswith(KEY)}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated, damaged or not safetensors ({error}); copy or make it again", path) from error
+    return tensors, metadata
+
+
+def version_of(name: str) -> str:
+    """``distribution version`` of a purifier plugin."""
+    return next(f"{entry.distribution} {entry.version}".strip() for entry in purifiers.entries() if entry.name == name)
+
+
+def _load_file(path: Path) -> Purifier:
+    tensors, metadata = read_tensors(path)
+    description = metadata.get(KEY)
+    if not isinstance(description, dict) or not {"format", "plugin", "config"} <= set(description):
+        raise CheckpointError(
+            f"{path} is not a purifier checkpoint: its metadata names no plugin; make one with `purifier train`", path
+        )
+    if description["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {description['format']}, this version reads {FORMAT}; update purifier", path
+        )
+    cls = purifiers.get(description["plugin"])
+    try:
+        config = build(cls.Config, description["config"], what=f"{path}: purifier {description['plugin']!r}")
+        purifier = _make(cls, config)
+        purifier.load_state_dict(tensors)
+    except (ConfigError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not fit plugin {description['plugin']!r} (made by {description.get('version')}): {error}", path
+        ) from error
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path}: weights {broken[0]!r} hold NaN or infinity; train it again", path)
+    purifier.provenance = {
+        **description,
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    return purifier.eval()
+
+
+def _make(cls: type[Purifier], config: Any) -> Purifier:
+    with torch.random.fork_rng(devices=[]):
+        return cls(config)

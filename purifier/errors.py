@@ -1,0 +1,88 @@
+"""Every error a user can cause. Each says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class PurifierError(Exception):
+    """Root of all errors raised on purpose by this project.
+
+    The first argument is the message; subclasses keep the data of the failure as attributes.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class PixelError(PurifierError):
+    """An image tensor has the wrong type, shape or range."""
+
+
+class ConfigError(PurifierError):
+    """An option of a plugin or command has an impossible value."""
+
+
+class TrainingError(PurifierError):
+    """Training cannot start or cannot go on."""
+
+
+class AuditError(PurifierError):
+    """An audit cannot be carried out as asked."""
+
+
+class GradientError(AuditError):
+    """A gradient was asked for along a route that has none."""
+
+
+class SpecError(PurifierError):
+    """A MODEL, PURIFIER, ATTACK or DATA spec that cannot be read."""
+
+    def __init__(self, message: str, spec: str) -> None:
+        super().__init__(message, spec)
+        self.spec = spec
+
+
+class PluginError(PurifierError):
+    """A plugin is missing, broken or breaks its contract."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message, name)
+        self.name = name
+
+
+class PluginClashError(PluginError):
+    """Two distributions registered the same plugin name."""
+
+    def __init__(self, message: str, name: str, distributions: tuple[str, ...]) -> None:
+        super().__init__(message, name)
+        self.args = (message, name, distributions)
+        self.distributions = distributions
+
+
+class FileError(PurifierError):
+    """A file cannot be read or written."""
+
+    def __init__(self, message: str, path: str | Path) -> None:
+        super().__init__(message, path)
+        self.path = Path(path)
+
+
+class CheckpointError(FileError):
+    """A purifier checkpoint is missing, damaged or foreign."""
+
+
+class ClassifierError(FileError):
+    """A classifier cannot be loaded, or is not one that can be guarded."""
+
+
+class DataError(FileError):
+    """A data set is missing, empty or damaged."""
+
+
+class ExportError(FileError):
+    """An exported file could not be made or did not reproduce the guard."""
+
+
+class OutputError(FileError):
+    """A result cannot be written where it was asked for."""

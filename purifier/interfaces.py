@@ -1,0 +1,109 @@
+"""What a plugin author writes: a Purifier, an Attack or an Exporter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from .errors import ConfigError, PluginError
+from .registry import Registry
+from .seeding import SampleGenerator
+
+if TYPE_CHECKING:
+    from .guard import Guard
+    from .target import Target
+    from .threat import Threat
+
+
+class Purifier(nn.Module, ABC):
+    """Maps pixels to pixels: float32, (N, C, H, W), in [0, 1]. An author writes :meth:`purify`."""
+
+    Config: ClassVar[type]
+    """Frozen dataclass, JSON-able: all it takes to rebuild the purifier. A field ``image_shape`` (C, H, W) fixes the size."""
+    gradient: ClassVar[Literal["exact", "surrogate"]]
+    """``exact``: autograd through purify is the truth. ``surrogate``: it is not, use :meth:`surrogate`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.provenance: Mapping[str, Any] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if getattr(cls, "gradient", None) not in ("exact", "surrogate") or not hasattr(cls, "Config"):
+            raise PluginError(
+                f"{cls.__name__} must declare Config and gradient = 'exact' or 'surrogate'", cls.__name__
+            )
+
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
+        """All the randomness of one purification (in training mode: of one loss), (N, ...), or None."""
+        return None
+
+    @abstractmethod
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The purified pixels, same shape: a pure function of its arguments."""
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """What BPDA differentiates in the place of :meth:`purify`; the identity unless overridden."""
+        return pixels
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """How unusual each image is, (N,), higher = more: here the mean squared change made by purify."""
+        return (self.purify(pixels) - pixels).square().flatten(1).mean(1)
+
+    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        """Named scalar terms, batch means, that training adds up; ``target`` is what to reconstruct."""
+        raise ConfigError(f"{type(self).__name__} has nothing to train; use it as it is")
+
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.purify(pixels, noise)
+
+
+class Attack(ABC):
+    """Looks for adversarial images; usually a frozen dataclass whose fields are its options."""
+
+    needs: ClassVar[Literal["gradient", "scores", "labels"]]
+    """What it asks of a target: gradients, logits only, or predicted labels only."""
+    norms: ClassVar[tuple[str, ...]]
+    """The norms it can work in, of ``linf`` and ``l2``."""
+
+    @abstractmethod
+    def perturb(
+        self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
+    ) -> Tensor:
+        """Adversarial pixels, same shape; the core projects them into the threat and judges them.
+
+        ``pixels`` (N, C, H, W) in [0, 1], ``labels`` (N,) int64; neither may be changed in place.
+        """
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an exporter wrote and how it was verified."""
+
+    path: Path
+    format: str
+    size: int
+    """Bytes on disk."""
+    opset: int
+    max_error: Mapping[int, float] = field(default_factory=dict)
+    """Batch size -> largest absolute difference from the guard, relative to the output's scale."""
+    notes: tuple[str, ...] = ()
+
+
+class Exporter(ABC):
+    """Writes a guard to a file that runs without this project."""
+
+    @abstractmethod
+    def export(self, guard: Guard, path: str | Path, **options: Any) -> ExportReport:
+        """Write and verify ``path``, or raise :class:`~purifier.errors.ExportError` and leave no file."""
+
+
+purifiers: Registry[Purifier] = Registry("purifier.purifiers", Purifier)
+attacks: Registry[Attack] = Registry("purifier.attacks", Attack)
+exporters: Registry[Exporter] = Registry("purifier.exporters", Exporter)

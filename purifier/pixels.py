@@ -1,0 +1,152 @@
+"""Pixel space, the one image space inside the project: float32, NCHW, RGB, values in [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError, PixelError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "uint8": torch.uint8,
+}
+RANGE_SLACK = 1e-2
+"""How far outside [0, 1] float16 normalisation can push a valid pixel."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a classifier wants its images: ``(pixels * scale - mean) / std`` in its dtype, layout and channel order.
+
+    Parameters
+    ----------
+    mean, std
+        Per channel, in units of ``scale`` and in the classifier's own channel order; empty means 0 and 1.
+    scale
+        The value of a white pixel before mean and std: 1, or 255 for 0-255 classifiers.
+    layout
+        ``NCHW`` or ``NHWC``.
+    dtype
+        A key of :data:`DTYPES`; uint8 inputs are rounded and take scale 255 and no mean or std.
+    channels
+        ``RGB`` or ``BGR``, the order in which the classifier takes colours.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    scale: float = 1.0
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: str = "float32"
+    channels: Literal["RGB", "BGR"] = "RGB"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"preprocessing: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.layout not in ("NCHW", "NHWC"):
+            raise ConfigError(f"preprocessing: layout must be NCHW or NHWC, got {self.layout!r}")
+        if self.channels not in ("RGB", "BGR"):
+            raise ConfigError(f"preprocessing: channels must be RGB or BGR, got {self.channels!r}")
+        if not self.scale > 0 or any(not value > 0 for value in self.std):
+            raise ConfigError(f"preprocessing: scale and std must be positive, got {self.scale} and {self.std}")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise ConfigError(f"preprocessing: mean and std must have one length, got {self.mean} and {self.std}")
+        if self.dtype == "uint8" and (self.mean or self.std or self.scale != 255):
+            raise ConfigError("preprocessing: a uint8 classifier takes scale=255 and no mean or std")
+
+    def to_classifier(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, C, H, W) -> what the classifier eats. Differentiable unless the dtype is uint8."""
+        images = pixels
+        if self.channels == "BGR":
+            images = images.flip(1)
+        if self.scale != 1:
+            images = images * self.scale
+        if self.mean:
+            images = images - _per_channel(self.mean, images)
+        if self.std:
+            images = images / _per_channel(self.std, images)
+        if self.dtype == "uint8":
+            images = images.round()
+        if self.layout == "NHWC":
+            images = images.permute(0, 2, 3, 1)
+        return images.to(DTYPES[self.dtype])
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """The inverse of :meth:`to_classifier`, without clamping."""
+        pixels = images.permute(0, 3, 1, 2) if self.layout == "NHWC" else images
+        pixels = pixels.to(torch.float32)
+        if self.std:
+            pixels = pixels * _per_channel(self.std, pixels)
+        if self.mean:
+            pixels = pixels + _per_channel(self.mean, pixels)
+        if self.scale != 1:
+            pixels = pixels / self.scale
+        if self.channels == "BGR":
+            pixels = pixels.flip(1)
+        return pixels
+
+
+def read_preprocessing(value: Any) -> Preprocessing:
+    """A :class:`Preprocessing` from None, itself, or what ``weights.transforms()`` of torchvision gives.
+
+    Resizing and cropping are the caller's, before the guard; only mean and std are taken over. A transform
+    pipeline (``Compose``) may hold one ``Normalize``.
+    """
+    if value is None:
+        return Preprocessing()
+    if isinstance(value, Preprocessing):
+        return value
+    steps = getattr(value, "transforms", None) or [value]
+    normal = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
+    if len(normal) != 1:
+        raise ConfigError(
+            "preprocessing: expected purifier.Preprocessing, torchvision's weights.transforms() or a Compose "
+            f"with one Normalize, got {type(value).__name__}"
+        )
+    return Preprocessing(
+        mean=tuple(map(float, normal[0].mean)), std=tuple(map(float, normal[0].std))
+    )
+
+
+def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...] | None = None) -> None:
+    """Raise :class:`PixelError` unless ``pixels`` is a float (N, C, H, W) in [0, 1], of ``shape`` (C, H, W) if given."""
+    check_shape(pixels, name=name, shape=shape)
+    if not pixels.dtype.is_floating_point:
+        raise PixelError(f"{name}: expected floats in [0, 1], got {pixels.dtype}")
+    check_range(pixels, name=name)
+
+
+def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = None) -> None:
+    """Raise :class:`PixelError` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given."""
+    if pixels.ndim != 4 or (shape is not None and tuple(pixels.shape[1:]) != tuple(shape)):
+        wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
+        raise PixelError(
+            f"{name}: expected images {wanted}, got {tuple(pixels.shape)}; resize them or say their layout with "
+            "preprocessing="
+        )
+
+
+def check_range(pixels: Tensor, *, name: str) -> None:
+    """Raise :class:`PixelError` if any pixel is NaN or outside [0, 1]."""
+    if pixels.numel() == 0:
+        return
+    low, high = (value.item() for value in torch.aminmax(pixels.detach()))
+    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
+        raise PixelError(
+            f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; say how the classifier wants its "
+            "images with preprocessing= (mean, std, scale=255), or mend the NaN"
+        )
+
+
+def _per_channel(values: tuple[float, ...], pixels: Tensor) -> Tensor:
+    if len(values) not in (1, pixels.shape[1]):
+        raise PixelError(
+            f"preprocessing: {len(values)} means or stds for images of {pixels.shape[1]} channels {tuple(pixels.shape)}"
+        )
+    return torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(1, -1, 1, 1)

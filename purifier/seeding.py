@@ -1,0 +1,60 @@
+"""Randomness per image: what is drawn for an image depends on the seed and its index, never on its batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def mix_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on their order."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class SampleGenerator:
+    """One ``torch.Generator`` for each image of a batch.
+
+    Numbers are drawn on the CPU and then moved, so they are equal on every device.
+
+    Parameters
+    ----------
+    seed
+        Names the stream; make one with :func:`mix_seed`.
+    indices
+        The images' positions in their data set, length N.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(mix_seed(seed, int(i))) for i in indices]
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def select(self, keep: Tensor) -> SampleGenerator:
+        """The generators of some images: ``keep`` is a (N,) boolean mask or a vector of positions.
+
+        They are shared, not copied: drawing from the selection moves these images' streams on.
+        """
+        chosen = SampleGenerator(0, ())
+        chosen._generators = [
+            self._generators[i] for i in torch.arange(len(self))[keep.detach().cpu()].tolist()
+        ]
+        return chosen
+
+    def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Standard normal numbers, (N, *shape), with the dtype and device of ``like``."""
+        out = torch.empty((len(self), *shape))
+        for row, generator in zip(out, self._generators, strict=True):
+            row.normal_(generator=generator)
+        return out.to(like)
+
+    def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1), (N, *shape), with the dtype and device of ``like``."""
+        out = torch.empty((len(self), *shape))
+        for row, generator in zip(out, self._generators, strict=True):
+            row.uniform_(generator=generator)
+        return out.to(like)

@@ -1,0 +1,115 @@
+"""Specs, the strings users type: ``NAME:key=value,...`` -> a plugin's options, converted by its type hints."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import ConfigError, SpecError
+
+T = TypeVar("T")
+
+
+def split_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """``"pgd:steps=40,restarts=2"`` -> ``("pgd", {"steps": "40", "restarts": "2"})``."""
+    name, colon, rest = spec.partition(":")
+    options: dict[str, str] = {}
+    for part in rest.split(",") if colon else ():
+        key, equals, value = part.partition("=")
+        key = key.strip().replace("-", "_")
+        if not key or not equals:
+            raise SpecError(f"cannot read {part!r} in {spec!r}: expected NAME:key=value,key=value", spec)
+        if key in options:
+            raise SpecError(f"{key!r} is given twice in {spec!r}", spec)
+        options[key] = value.strip()
+    if not name:
+        raise SpecError(f"no plugin name in {spec!r}: expected NAME or NAME:key=value", spec)
+    return name, options
+
+
+def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
+    """Make a dataclass from options; text and JSON values are converted to the fields' types.
+
+    Raises
+    ------
+    ConfigError
+        An option is unknown, missing or of the wrong type, or the class refuses its value.
+    """
+    hints = get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    unknown = sorted(set(options) - set(fields))
+    if unknown:
+        raise ConfigError(
+            f"{what} has no option {unknown[0]!r}; its options are: {', '.join(fields) or 'none'}"
+        )
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in options
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{what} needs the option {missing[0]!r} ({_describe(hints[missing[0]])})")
+    values = {}
+    for name, value in options.items():
+        try:
+            values[name] = _convert(value, hints[name])
+        except ValueError:
+            raise ConfigError(
+                f"{what}: option {name!r} expected {_describe(hints[name])}, got {value!r}"
+            ) from None
+    return cls(**values)
+
+
+def _convert(value: object, hint: Any) -> object:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, args)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ValueError
+    if origin is tuple:
+        parts = value.replace("x", " ").split() if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or (args[-1] is not ... and len(parts) != len(args)):
+            raise ValueError
+        return tuple(_convert(part, args[0]) for part in parts)
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        text = str(value).lower()
+        if text not in ("true", "false", "1", "0"):
+            raise ValueError
+        return text in ("true", "1")
+    if hint is str:
+        if not isinstance(value, str):
+            raise ValueError
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    if hint is int and isinstance(value, float):
+        raise ValueError
+    return hint(value)
+
+
+def _convert_union(value: object, options: tuple[Any, ...]) -> object:
+    if type(None) in options and (value is None or value in ("none", "None")):
+        return None
+    for option in options:
+        try:
+            if option is not type(None):
+                return _convert(value, option)
+        except ValueError:
+            continue
+    raise ValueError
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return "numbers such as 1x28x28"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
