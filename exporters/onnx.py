@@ -1,0 +1,179 @@
+"""One ONNX file, run and compared with the guard before anybody sees it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from purifier.atomic import atomic_path
+from purifier.errors import ConfigError, ExportError
+from purifier.guard import Guard, GuardedModule
+from purifier.interfaces import Exporter, ExportReport, Purifier
+from purifier.onnx_file import MAX_BYTES
+from purifier.onnx_front import OPSET, SCORE, PurifierFront, example_images, export_module, last_line
+from purifier.onnx_graph import add_metadata, opset_of, purifier_metadata, raise_opset
+from purifier.pixels import Preprocessing
+from purifier.runtime import CPU, open_session
+from purifier.seeding import SampleGenerator
+from purifier.session import GuardedSession
+
+Images = Callable[[int], Tensor]
+Outputs = Mapping[str, Any]
+COARSE_TOLERANCE = 1e-2
+"""For images of less than 32 bits: a difference of 1e-7 before rounding can move a pixel by one step."""
+
+
+class OnnxExporter(Exporter):
+    """Writes a guard to one ONNX file with a free batch size."""
+
+    def export(  # type: ignore[override]
+        self,
+        guard: Guard,
+        path: str | Path,
+        *,
+        image_shape: tuple[int, int, int] | None = None,
+        opset: int = OPSET,
+        batches: Sequence[int] = (1, 2, 7),
+        tolerance: float = 1e-4,
+    ) -> ExportReport:
+        """Write ``path`` and run it in a plain ONNX Runtime session on the CPU against the guard.
+
+        A torch guard is compared with itself in evaluation mode, a guarded session with the purifier in torch
+        followed by the original classifier. Outputs of a torch classifier are named ``logits`` (a tensor),
+        ``output_0``, ``output_1``... (a tuple), or by its keys; ``purifier_score`` comes last if the guard has it.
+
+        Parameters
+        ----------
+        image_shape
+            (C, H, W) of the pixels; needed where neither the purifier nor the classifier fixes it.
+        opset
+            At least 18; an ONNX classifier's own is kept if it is higher.
+        batches
+            The batch sizes to run; a classifier with a fixed one is run at that only.
+        tolerance
+            For the largest difference, divided by the largest value of the output if that is above 1. Images of
+            uint8 or float16 are compared at 0.01 at the least.
+
+        Raises
+        ------
+        ExportError
+            The guard cannot be exported, or the file does not reproduce it; no file is left.
+        """
+        if opset < OPSET:
+            raise ConfigError(f"opset: expected {OPSET} or more, got {opset}")
+        if not batches or min(batches) < 1:
+            raise ConfigError(f"batches: expected positive batch sizes, got {tuple(batches)}")
+        shape = image_shape or getattr(guard.purifier.config, "image_shape", None)
+        notes = []
+        if isinstance(guard, GuardedModule):
+            model, images, reference = _from_module(guard, Path(path), shape, opset)
+            coarse = guard.preprocessing.dtype not in ("float32", "float64")
+        else:
+            model, images, reference = _from_session(guard, Path(path), shape, opset)
+            coarse = guard.image.dtype not in ("float32", "float64")
+            if guard.image.shape[0] is not None:
+                batches = (guard.image.shape[0],)
+                notes.append(f"the classifier's batch size is fixed at {batches[0]}; run at that size only")
+        if coarse:
+            tolerance = max(tolerance, COARSE_TOLERANCE)
+            notes.append(f"images of {guard.preprocessing.dtype}: compared at a tolerance of {tolerance:g}")
+        if _draws(guard.purifier, guard.preprocessing, images(1)):
+            notes.append("the purifier is random; the file holds its mean, without noise")
+        add_metadata(model, purifier_metadata(guard.purifier))
+        _check_model(model, guard, Path(path))
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(model.SerializeToString())
+            errors = _verify(temporary, Path(path), images, reference, batches, tolerance)
+            size = temporary.stat().st_size
+        return ExportReport(Path(path), "onnx", size, opset_of(model), errors, tuple(notes))
+
+
+class _Flat(nn.Module):
+    """A guard from one image tensor to a tuple of tensors, which is what an ONNX graph is."""
+
+    def __init__(self, guard: GuardedModule) -> None:
+        super().__init__()
+        self.guard = guard
+
+    def named(self, image: Tensor) -> dict[str, Tensor]:
+        guard = self.guard
+        result = guard(image) if guard.position == 0 else guard(**{guard.input: image})
+        output, scores = result if guard.score else (result, None)
+        named = {"logits": output} if isinstance(output, Tensor) else _flatten(output, "")
+        return named if scores is None else {**named, SCORE: scores}
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.named(image).values())
+
+
+def _from_module(
+    guard: GuardedModule, path: Path, shape: tuple[int, int, int] | None, opset: int
+) -> tuple[ModelProto, Images, Callable[[Tensor], Outputs]]:
+    if shape is None:
+        raise ExportError(
+            f"{path}: neither the purifier nor the torch classifier fixes the images' shape; give image_shape=(C, H, W), "
+            "on the command line --image-shape 3x32x32",
+            path,
+        )
+    weight = sum(tensor.numel() * tensor.element_size() for tensor in guard.state_dict().values())
+    if weight > MAX_BYTES:
+        raise _too_large(path, weight)
+    flat = _Flat(copy.deepcopy(guard).cpu().eval())
+    flat.guard.purifier.draw = lambda pixels, generator: None  # type: ignore[method-assign]
+    images = _images(guard.purifier, guard.preprocessing, (None, *shape))
+    example = images(2)
+    try:
+        with torch.no_grad():
+            names = list(flat.named(example))
+        input_name = guard.input if guard.input.isidentifier() else "images"
+        if input_name in names:
+            raise TypeError(f"the input and an output are both called {input_name!r}")
+        model = export_module(flat, example, free=(0,), input=input_name, outputs=names, opset=opset)
+    except (TypeError, torch.onnx.OnnxExporterError) as error:
+        raise ExportError(
+            f"{path}: torch cannot export {type(guard.classifier).__name__} from its image alone: {last_line(error)}",
+            path,
+        ) from error
+
+    def reference(batch: Tensor) -> Outputs:
+        with torch.no_grad():
+            return {name: value.numpy() for name, value in flat.named(batch).items()}
+
+    return model, images, reference
+
+
+def _from_session(
+    guard: GuardedSession, path: Path, shape: tuple[int, int, int] | None, opset: int
+) -> tuple[ModelProto, Images, Callable[[Tensor], Outputs]]:
+    front = PurifierFront(copy.deepcopy(guard.purifier).cpu(), guard.preprocessing, guard.score).eval()
+    original = open_session(guard.classifier, providers=[CPU])
+    ...
+
+
+def _flatten(output: Any, name: str) -> dict[str, Tensor]:
+    """Every tensor in a classifier's output, under the name of its place."""
+    if isinstance(output, Tensor):
+        return {name: output}
+    if output is None:
+        return {}
+    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping | type):
+        output = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if isinstance(output, Mapping):
+        parts = {str(key): value for key, value in output.items()}
+    elif isinstance(output, tuple | list):
+        parts = {str(place) if name else f"output_{place}": value for place, value in enumerate(output)}
+    else:
+        raise TypeError(f"its output holds a {type(output).__name__}; expected tensors")
+    found: dict[str, Tensor] = {}
+    for key, value in parts.items():
+        found.update(_flatten(value, f"{name}_{key}" if name else key))
+    return found

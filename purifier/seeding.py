@@ -16,45 +16,52 @@ def mix_seed(*parts: int | str) -> int:
 
 
 class SampleGenerator:
-    """One ``torch.Generator`` for each image of a batch.
+    """One ``torch.Generator`` for each image of a batch, made when the first number is drawn.
 
     Numbers are drawn on the CPU and then moved, so they are equal on every device.
 
     Parameters
     ----------
     seed
-        Names the stream; make one with :func:`mix_seed`.
+        Names the stream; make one with :func:`mix_seed`. None follows torch's global generator.
     indices
         The images' positions in their data set, length N.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(mix_seed(seed, int(i))) for i in indices]
+    def __init__(self, seed: int | None, indices: Sequence[int]) -> None:
+        self._seed, self._indices = seed, indices
+        self._made: list[torch.Generator] | None = None
 
     def __len__(self) -> int:
-        return len(self._generators)
+        return len(self._indices)
 
     def select(self, keep: Tensor) -> SampleGenerator:
         """The generators of some images: ``keep`` is a (N,) boolean mask or a vector of positions.
 
         They are shared, not copied: drawing from the selection moves these images' streams on.
         """
-        chosen = SampleGenerator(0, ())
-        chosen._generators = [
-            self._generators[i] for i in torch.arange(len(self))[keep.detach().cpu()].tolist()
-        ]
+        positions = torch.arange(len(self))[keep.detach().cpu()].tolist()
+        chosen = SampleGenerator(self._seed, [self._indices[i] for i in positions])
+        generators = self._generators()
+        chosen._made = [generators[i] for i in positions]
         return chosen
 
     def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Standard normal numbers, (N, *shape), with the dtype and device of ``like``."""
         out = torch.empty((len(self), *shape))
-        for row, generator in zip(out, self._generators, strict=True):
+        for row, generator in zip(out, self._generators(), strict=True):
             row.normal_(generator=generator)
         return out.to(like)
 
     def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Uniform numbers in [0, 1), (N, *shape), with the dtype and device of ``like``."""
         out = torch.empty((len(self), *shape))
-        for row, generator in zip(out, self._generators, strict=True):
+        for row, generator in zip(out, self._generators(), strict=True):
             row.uniform_(generator=generator)
         return out.to(like)
+
+    def _generators(self) -> list[torch.Generator]:
+        if self._made is None:
+            seed = int(torch.randint(2**62, ())) if self._seed is None else self._seed
+            self._made = [torch.Generator().manual_seed(mix_seed(seed, int(i))) for i in self._indices]
+        return self._made

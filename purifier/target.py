@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,8 @@ class Target(nn.Module):
     classifier, purifier
         The two halves of the guard, in evaluation mode.
     route
-        ``exact`` through everything; ``bpda`` runs the purifier and differentiates its surrogate (Athalye et al.
-        2018, section 4.1.2); ``oblivious`` is the classifier alone; ``none`` gives logits without gradients.
+        ``exact`` through everything; ``bpda`` runs the purifier and differentiates its surrogate (Athalye et
+        al. 2018, section 4.1.2); ``oblivious`` is the classifier alone; ``none`` gives logits only.
     generator
         One stream for each of the N images; :meth:`select` follows images that leave the batch.
     eot
@@ -60,16 +60,19 @@ class Target(nn.Module):
         super().__init__()
         check_route(classifier, purifier, route)
         self.classifier, self.purifier = classifier, purifier
-        self.route, self.generator, self.eot = route, generator, eot
+        self.route, self.generator = route, generator
+        self.eot = 1 if route == "oblivious" else eot
         self.spent = Spent()
 
     def select(self, keep: Tensor) -> Target:
         """The target for some of the images: ``keep`` is a (N,) mask or positions. Counts are shared."""
-        chosen = Target(
-            self.classifier, self.purifier, self.route, self.generator.select(keep), eot=self.eot
-        )
+        chosen = Target(self.classifier, self.purifier, self.route, self.generator.select(keep), eot=self.eot)
         chosen.spent = self.spent
         return chosen
+
+    def random(self, pixels: Tensor) -> bool:
+        """Whether asking twice can give two answers. Draws nothing from the target's own streams."""
+        return self.route != "oblivious" and is_random(self.purifier, pixels)
 
     def forward(self, pixels: Tensor) -> Tensor:
         self.spent.queries += len(pixels)
@@ -78,22 +81,45 @@ class Target(nn.Module):
                 return self.classifier(self._purify(pixels))  # type: ignore[no-any-return]
         return self.classifier(pixels if self.route == "oblivious" else self._purify(pixels))  # type: ignore[no-any-return]
 
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits (N, K) without gradients, means over ``eot`` draws."""
+        with torch.no_grad():
+            return torch.stack([self(pixels) for _ in range(self.eot)]).mean(0)
+
     def gradient(self, pixels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """The loss's gradient with respect to ``pixels``, same shape, and the logits (N, K), means over ``eot`` draws."""
-        gradients, all_logits = torch.zeros_like(pixels), None
+        """The loss's gradient with respect to ``pixels``, same shape, and the logits (N, K).
+
+        Both are means over ``eot`` draws.
+
+        Raises
+        ------
+        GradientError
+            The route has no gradients, or the purifier or classifier cuts them off.
+        """
+        if self.route == "none":
+            raise GradientError(
+                "the route none gives logits only; use exact, bpda or oblivious for gradients"
+            )
+        check_differentiable(self.classifier, self.route)
+        gradients, all_logits = torch.zeros_like(pixels), []
         for _ in range(self.eot):
-            leaf = pixels.detach().requires_grad_()
+            leaf = pixels.detach().clone().requires_grad_()
             with torch.enable_grad():
                 logits = self(leaf)
-                if not logits.requires_grad:
-                    raise GradientError(f"no gradient arrives along the route {self.route!r}; choose another route")
-                (gradient,) = torch.autograd.grad(loss(logits).sum(), leaf)
+                total = loss(logits).sum()
+            if total.requires_grad:
+                (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+            else:
+                gradient = None
+            if gradient is None:
+                raise GradientError(
+                    f"no gradient arrives along the route {self.route!r}: the purifier or classifier cuts it "
+                    "off (detach, no_grad); declare gradient = 'surrogate' and use the route bpda"
+                )
             gradients += gradient / self.eot
-            step = logits.detach() / self.eot
-            all_logits = step if all_logits is None else all_logits + step
+            all_logits.append(logits.detach())
         self.spent.gradients += len(pixels) * self.eot
-        assert all_logits is not None
-        return gradients, all_logits
+        return gradients, torch.stack(all_logits).mean(0)
 
     def _purify(self, pixels: Tensor) -> Tensor:
         noise = self.purifier.draw(pixels, self.generator)
@@ -102,22 +128,37 @@ class Target(nn.Module):
                 f"the target was made for {len(noise)} images, got {len(pixels)}; narrow it with select()"
             )
         if self.route == "bpda":
-            return _Bpda.apply(pixels, noise, self.purifier)  # type: ignore[no-any-return, no-untyped-call]
+            return _Bpda.apply(pixels, noise, self.purifier)  # type: ignore[no-any-return]
         return self.purifier.purify(pixels, noise)
 
 
+def is_random(purifier: Purifier, pixels: Tensor) -> bool:
+    """Whether a purifier draws noise for these images, (N, C, H, W)."""
+    return purifier.draw(pixels, SampleGenerator(0, range(len(pixels)))) is not None
+
+
 def check_route(classifier: PixelClassifier, purifier: Purifier, route: Route) -> None:
-    """Raise :class:`GradientError`, saying which routes remain, if this one cannot be followed."""
-    if route not in ("exact", "bpda", "oblivious", "none"):
-        raise GradientError(f"route must be exact, bpda, oblivious or none, got {route!r}")
-    if route != "none" and not classifier.differentiable:
-        raise GradientError(
-            f"route {route!r} needs gradients of the classifier, and {classifier.describe()} gives none; "
-            "give the torch module instead (package.module:factory with --weights), or attack by queries (route none)"
-        )
+    """Raise :class:`GradientError`, saying which routes remain, if this one cannot be followed.
+
+    ``oblivious`` exists for every classifier: one without gradients can be queried, the images transferred.
+    """
+    if route not in get_args(Route):
+        raise GradientError(f"route must be one of {', '.join(get_args(Route))}, got {route!r}")
+    if route in ("exact", "bpda"):
+        check_differentiable(classifier, route)
     if route == "exact" and purifier.gradient != "exact":
         raise GradientError(
             f"{type(purifier).__name__} has no exact gradient (it declares a surrogate); use the route bpda"
+        )
+
+
+def check_differentiable(classifier: PixelClassifier, route: Route) -> None:
+    """Raise :class:`GradientError` if the classifier has no gradients to give."""
+    if not classifier.differentiable:
+        raise GradientError(
+            f"route {route!r} needs gradients of the classifier, and {classifier.describe()} gives none; "
+            "give the torch module instead (package.module:factory with --weights), or attack by queries "
+            "(route none)"
         )
 
 
@@ -139,5 +180,9 @@ class _Bpda(torch.autograd.Function):
         with torch.enable_grad():
             leaf = pixels.detach().requires_grad_()
             stand_in = ctx.purifier.surrogate(leaf, noise)
-            (gradient,) = torch.autograd.grad(stand_in, leaf, upstream[0])
+        if not stand_in.requires_grad:
+            raise GradientError(
+                f"{type(ctx.purifier).__name__}.surrogate() gives no gradient; make it differentiable"
+            )
+        (gradient,) = torch.autograd.grad(stand_in, leaf, upstream[0])
         return gradient, None, None

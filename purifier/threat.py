@@ -30,7 +30,9 @@ class Threat:
         if not (isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps >= 0):
             raise ConfigError(f"eps must be a finite number >= 0 in pixel units, got {self.eps!r}")
         if self.norm == "linf" and self.eps > 1:
-            raise ConfigError(f"eps must be at most 1 for linf (pixels are in [0, 1]), got {self.eps}; try {self.eps}/255")
+            raise ConfigError(
+                f"eps must be at most 1 for linf (pixels are in [0, 1]), got {self.eps}; try {self.eps}/255"
+            )
 
     def project(self, perturbed: Tensor, pixels: Tensor) -> Tensor:
         """The point of the threat around ``pixels`` nearest to ``perturbed``; both (N, C, H, W).
@@ -53,7 +55,8 @@ class Threat:
 
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     """The norm of each image of (N, ...), (N,)."""
-    return torch.linalg.vector_norm(delta.flatten(1), ord=math.inf if norm == "linf" else 2, dim=1)
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=math.inf if norm == "linf" else 2, dim=1)
+    return length
 
 
 def scale_like(values: Tensor, images: Tensor) -> Tensor:

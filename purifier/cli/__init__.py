@@ -1,0 +1,66 @@
+"""The command ``purifier``: each command in a file of its own; errors of the user end in exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version as version_of
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..errors import PurifierError
+from .audit import audit
+from .demo import demo
+from .doctor import doctor
+from .export import export
+from .list import list_plugins
+from .report import report
+from .train import train
+
+app = typer.Typer(
+    name="purifier",
+    help="A learned filter in front of an image classifier, and an honest attack on both.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        typer.echo(f"purifier {version_of('adversarial-purifier')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+for _name, _command in (
+    ("demo", demo),
+    ("list", list_plugins),
+    ("train", train),
+    ("audit", audit),
+    ("report", report),
+    ("export", export),
+    ("doctor", doctor),
+):
+    app.command(_name)(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit: 0 pass, 1 a gate failed, 2 usage or bad input, 3 inconclusive."""
+    try:
+        app(arguments)
+    except PurifierError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

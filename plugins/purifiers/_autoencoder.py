@@ -1,0 +1,67 @@
+"""Convolutional encoder and decoder for images of any size that halves ``depth`` times."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+WIDEST = 256
+
+
+class Encoder(nn.Module):
+    """Images (N, C, H, W) -> the mean and log-variance of a latent.
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W); H and W are multiples of ``2**depth``.
+    channels
+        Width of the first layer; each halving doubles it, up to 256.
+    latent
+        Size of the latent vector, or channels of the latent map if ``spatial``.
+    spatial
+        Latent (N, latent, H / 2**depth, W / 2**depth) instead of (N, latent).
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool) -> None:
+        super().__init__()
+        widths = layer_widths(channels, depth)
+        layers: list[nn.Module] = [nn.Conv2d(image_shape[0], widths[0], 3, padding=1), nn.SiLU()]
+        for inner, outer in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
+        if spatial:
+            layers.append(nn.Conv2d(widths[-1], 2 * latent, 1))
+        else:
+            features = widths[-1] * (image_shape[1] >> depth) * (image_shape[2] >> depth)
+            layers += [nn.Flatten(), nn.Linear(features, 2 * latent)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.layers(pixels * 2 - 1).chunk(2, dim=1)
+        return mean, log_variance.clamp(-12, 8)
+
+
+class Decoder(nn.Module):
+    """A latent -> logits of the pixels (N, C, H, W); the mirror of :class:`Encoder`."""
+
+    def __init__(self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool) -> None:
+        super().__init__()
+        widths = layer_widths(channels, depth)[::-1]
+        low = (widths[0], image_shape[1] >> depth, image_shape[2] >> depth)
+        if spatial:
+            layers: list[nn.Module] = [nn.Conv2d(latent, widths[0], 1), nn.SiLU()]
+        else:
+            size = int(torch.Size(low).numel())
+            layers = [nn.Linear(latent, size), nn.SiLU(), nn.Unflatten(1, low)]
+        for inner, outer in zip(widths, widths[1:], strict=False):
+            layers += [nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
+        layers.append(nn.Conv2d(widths[-1], image_shape[0], 3, padding=1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.layers(latent)  # type: ignore[no-any-return]
+
+
+def layer_widths(channels: int, depth: int) -> list[int]:
+    """Channels before the first halving and after each."""
+    return [min(channels << level, max(channels, WIDEST)) for level in range(depth + 1)]

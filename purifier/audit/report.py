@@ -1,0 +1,179 @@
+"""The audit's report: what was asked, every figure with its route and interval, and the worst case."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..atomic import atomic_write, unwritable
+from ..errors import FileError, PurifierError
+from ..threat import Threat
+from .statistics import Rate
+
+SCHEMA_VERSION = 1
+FILE_NAME = "report.json"
+WHITE_BOX = ("exact", "bpda")
+"""The routes that see the purifier and follow gradients; no other figure may be called white-box."""
+
+Model = Literal["undefended", "guarded"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: a model under one attack along one route.
+
+    Nothing hides an undefended classifier: gradient attacks on it are ``exact``, others ``none``.
+    """
+
+    model: Model
+    attack: str
+    """ATTACK spec, or ``none`` for clean images."""
+    options: Mapping[str, Any]
+    route: str | None
+    """None for clean images only."""
+    threat: Threat | None
+    result: Rate | None
+    """Images right when clean and under the attack, the mean over judgements; None after an error."""
+    worst_of_n: Rate | None
+    """Images right in every judgement; None where one judgement tells all."""
+    queries_per_image: float
+    """Images shown to the target, those shown for a gradient included."""
+    gradients_per_image: float
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """Per image the worst over all attacks of one threat: robust is what survives each."""
+
+    model: Model
+    threat: Threat
+    scope: Literal["all", "white-box"]
+    routes: Sequence[str]
+    """The routes taken together."""
+    result: Rate
+    worst_of_n: Rate | None
+    complete: bool
+    """False if an attack errored: the figure is then an upper bound only."""
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Everything an audit found; :meth:`save` and :meth:`load` keep it as JSON."""
+
+    created: str
+    """UTC, ISO 8601."""
+    versions: Mapping[str, str]
+    data: Mapping[str, Any]
+    classifier: str
+    purifier: Mapping[str, Any]
+    """Plugin, config, and the checkpoint's file name and sha256 if it came from one."""
+    threats: Sequence[Threat]
+    seed: int
+    batch_size: int
+    judgements: int
+    eot: int
+    device: str
+    worst_case: Sequence[WorstCase]
+    rows: Sequence[Row]
+    command: Sequence[str] | None = None
+    """The command line that repeats it, if it came from one."""
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def complete(self) -> bool:
+        """Whether every attack ran to its end."""
+        return all(row.error is None for row in self.rows)
+
+    def to_json(self) -> str:
+        """The report as JSON text; each rate is spread into its row."""
+        whole = dataclasses.asdict(self)
+        for name in ("rows", "worst_case"):
+            whole[name] = [_flat(entry) for entry in whole[name]]
+        return (
+            json.dumps({"schema_version": whole.pop("schema_version"), **whole}, indent=1, allow_nan=False)
+            + "\n"
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``report.json`` into a folder, atomically; return its path."""
+        return atomic_write(Path(folder) / FILE_NAME, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> AuditReport:
+        """Read ``report.json``, or the one in a folder.
+
+        Raises
+        ------
+        FileError
+            The file is missing, no report, or of another schema version.
+        """
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FileError(
+                f"cannot read {path}: {error.strerror or error}; make one with `purifier audit --out`",
+                path,
+            ) from error
+        except ValueError as error:
+            raise FileError(f"{path} is not JSON ({error}); audit again to make a new one", path) from error
+        version = found.get("schema_version") if isinstance(found, dict) else None
+        if version != SCHEMA_VERSION:
+            raise FileError(
+                f"{path}: expected a report of schema version {SCHEMA_VERSION}, got {version!r}; "
+                "read it with the version of purifier that wrote it, or audit again",
+                path,
+            )
+        try:
+            return cls(
+                **{
+                    **found,
+                    "threats": [Threat(**threat) for threat in found["threats"]],
+                    "rows": [Row(**_nested(row)) for row in found["rows"]],
+                    "worst_case": [WorstCase(**_nested(case)) for case in found["worst_case"]],
+                }
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, PurifierError) as error:
+            raise FileError(
+                f"{path} is not a whole report ({error!r}); audit again to make a new one", path
+            ) from error
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise :class:`OutputError` unless a report can be written there: before the work, not after it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+    result = entry.pop("result") or dict.fromkeys(field.name for field in dataclasses.fields(Rate))
+    return {**entry, **result}
+
+
+def _nested(entry: dict[str, Any]) -> dict[str, Any]:
+    rates = {field.name: entry.pop(field.name) for field in dataclasses.fields(Rate)}
+    worst = entry["worst_of_n"]
+    return {
+        **entry,
+        "threat": entry["threat"] and Threat(**entry["threat"]),
+        "result": None if rates["count"] is None else _rate(rates),
+        "worst_of_n": worst and _rate(worst),
+    }
+
+
+def _rate(values: Mapping[str, Any]) -> Rate:
+    low, high = values["interval"]
+    return Rate(values["accuracy"], values["correct"], values["count"], (low, high))

@@ -1,0 +1,174 @@
+"""audit(): attacks x threats x routes over data, judged on the guard, worst case per image."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+
+from ..classifier import PixelClassifier
+from ..data import ImageData, load_data
+from ..errors import AuditError, ConfigError, PluginError, PurifierError
+from ..guard import Guard
+from ..interfaces import Attack, Purifier, purifiers
+from ..pixels import check_pixels
+from ..target import is_random
+from ..threat import Norm, Threat
+from .plan import plan
+from .report import AuditReport, check_writable
+from .rest import at_rest
+from .tally import rows_of, worst_cases
+from .trial import Progress, Trial
+
+
+def audit(
+    guard: Guard,
+    data: ImageData | str,
+    *,
+    norm: Norm = "linf",
+    eps: float | Sequence[float] = 0.1,
+    attacks: Sequence[str | Attack] = ("pgd", "fgsm"),
+    routes: Sequence[str] | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    eot: int = 1,
+    judgements: int = 5,
+    device: str | torch.device | None = None,
+    root: str | Path | None = None,
+    progress: Progress | None = None,
+    out: str | Path | None = None,
+) -> AuditReport:
+    """Attack a guarded classifier, and the classifier alone, and count what survives.
+
+    Every adversarial image is projected into the threat by the core and judged again on the guard, with fresh
+    noise if the purifier is random. An image is right under an attack only if it is right when clean too.
+    Neither classifier nor purifier is changed: they run in evaluation mode, and their flags are put back.
+
+    Parameters
+    ----------
+    guard
+        What :func:`purifier.guard` gave.
+    data
+        Labelled images or a DATA spec.
+    norm, eps
+        The threats: one norm, one or several budgets in pixel units.
+    attacks
+        ATTACK specs (``pgd:steps=100``) or attacks; none audits clean images only.
+    routes
+        Of ``exact``, ``bpda``, ``oblivious``, ``none``; by default all that an attack can follow.
+    batch_size
+        Images at a time; the result does not depend on it, but for rounding.
+    seed
+        Of the attacks' and the purifier's randomness.
+    eot
+        Noise draws a gradient is averaged over; 1 if the purifier is deterministic.
+    judgements
+        How often each image is judged with fresh noise; 1 if the purifier is deterministic.
+    device
+        Where to run; by default where the purifier and classifier are.
+    root
+        Folder of named data sets.
+    progress
+        Called as the work goes on.
+    out
+        Folder for ``report.json``; checked before the work begins.
+
+    Raises
+    ------
+    ConfigError, SpecError, DataError, OutputError
+        The audit cannot be carried out as asked; found before any attack runs.
+    GradientError
+        A gradient attack on a classifier that has no gradients, or along a route that does not exist.
+    AuditError
+        The classifier does not fit the data, or an attack returned no images of the right shape.
+    """
+    if out is not None:
+        check_writable(out)
+    for name, value in (("batch_size", batch_size), ("eot", eot), ("judgements", judgements)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    threats = [Threat(norm, one) for one in ([eps] if isinstance(eps, int | float) else eps)]
+    if not threats or len(set(threats)) < len(threats):
+        raise ConfigError(f"eps: expected one budget or several different ones, got {eps!r}")
+    if isinstance(attacks, str):
+        raise ConfigError(
+            f"attacks: expected a list of ATTACK specs, got the text {attacks!r}; write [{attacks!r}]"
+        )
+    classifier, purifier = guard.pixel_classifier(), guard.purifier
+    jobs = plan(classifier, purifier, attacks, threats, routes)
+    loaded = load_data(data, root=root) if isinstance(data, str) else data
+    with at_rest(classifier, purifier, device=device) as used:
+        random = _try_out(classifier, purifier, loaded, used)
+        trial = Trial(classifier, purifier, used, seed, eot if random else 1, judgements if random else 1)
+        rows = trial.over(loaded, jobs, batch_size, routes is None or "oblivious" in routes, progress)
+    report = AuditReport(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            "purifier": version_of("adversarial-purifier"),
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "python": platform.python_version(),
+        },
+        data={"name": loaded.name, "count": len(loaded)},
+        classifier=classifier.describe(),
+        purifier=_describe(purifier),
+        threats=threats,
+        seed=seed,
+        batch_size=batch_size,
+        judgements=trial.judgements,
+        eot=trial.eot,
+        device=str(used),
+        worst_case=worst_cases(rows),
+        rows=rows_of(rows),
+    )
+    if out is not None:
+        report.save(out)
+    return report
+
+
+@torch.no_grad()
+def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device) -> bool:
+    """Check on one image that data, purifier and classifier fit; say whether the purifier is random."""
+    pixels = data.batch([0])[0].to(device)
+    check_pixels(pixels, name=data.name, shape=getattr(purifier.config, "image_shape", None))
+    try:
+        logits = classifier(pixels)
+    except PurifierError:
+        raise
+    except Exception as error:  # torch and ONNX Runtime raise many kinds for a wrong shape
+        raise AuditError(
+            f"{classifier.describe()} cannot take an image {tuple(pixels.shape[1:])} of {data.name} "
+            f"({type(error).__name__}: {error}); choose data of its size, or say preprocessing= as it wants"
+        ) from error
+    if logits.isnan().any():
+        raise AuditError(f"{classifier.describe()} gives NaN for an image of {data.name}; check its weights")
+    highest = int(data.labels.max())
+    if highest >= logits.shape[1]:
+        raise AuditError(
+            f"{data.name} has labels up to {highest}, {classifier.describe()} gives {logits.shape[1]} logits; "
+            "choose the data it was trained for"
+        )
+    return is_random(purifier, pixels)
+
+
+def _describe(purifier: Purifier) -> dict[str, Any]:
+    cls, config = type(purifier), purifier.config
+    try:
+        plugin = purifiers.name_of(cls)
+    except PluginError:
+        plugin = f"{cls.__module__}:{cls.__qualname__}"
+    return {
+        "plugin": plugin,
+        "config": dataclasses.asdict(config)
+        if dataclasses.is_dataclass(config) and not isinstance(config, type)
+        else {},
+        "file": purifier.provenance.get("file"),
+        "sha256": purifier.provenance.get("sha256"),
+    }

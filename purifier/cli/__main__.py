@@ -1,0 +1,5 @@
+"""``python -m purifier.cli`` is the command ``purifier``."""
+
+from . import main
+
+main()

@@ -1,0 +1,127 @@
+"""``purifier audit``: attack a guarded classifier and count what survives."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import progress as bars
+from rich.console import Console
+
+from ..audit import audit as run
+from ..audit import check_writable, print_report
+from ..classifier import load_classifier
+from ..errors import ConfigError
+from ..guard import guard
+from ..threat import Norm
+from .options import read_preprocessing_option
+
+CLEAN_ONLY = "none"
+INCONCLUSIVE = 3
+
+
+def audit(
+    classifier: Annotated[
+        str, typer.Option(help="MODEL spec: file.onnx, file.pt2 or package.module:factory.")
+    ],
+    purifier: Annotated[str, typer.Option(help="PURIFIER spec: file.safetensors, NAME or NAME:key=value.")],
+    data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.json.")],
+    weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data sets known by name.")] = None,
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Annotated[
+        list[str] | None,
+        typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated. [default: 0.1]"),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="ATTACK spec; may be repeated; none: clean images only. [default: pgd and fgsm]"),
+    ] = None,
+    route: Annotated[
+        list[str] | None,
+        typer.Option(help="exact, bpda, oblivious or none; may be repeated. [default: all that apply]"),
+    ] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help='How the classifier wants pixels, such as "mean=0.5,std=0.2".')
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 250,
+    seed: Annotated[int, typer.Option(help="Names every random number of the audit.")] = 0,
+    eot: Annotated[int, typer.Option(help="Noise draws a gradient is averaged over.")] = 1,
+    judgements: Annotated[int, typer.Option(help="How often a random purifier judges each image.")] = 5,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda.")] = "cpu",
+) -> None:
+    """Attack a guarded classifier, print what survives and write report.json."""
+    budgets = eps or ["0.1"]
+    specs = attack or ["pgd", "fgsm"]
+    check_writable(out)
+    threats = [read_eps(text) for text in budgets]
+    guarded = guard(
+        load_classifier(classifier, weights=weights),
+        purifier,
+        preprocessing=read_preprocessing_option(preprocessing),
+    )
+    console = Console(highlight=False)
+    with bars.Progress(*bars.Progress.get_default_columns(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        report = run(
+            guarded,
+            data,
+            norm=_norm(norm),
+            eps=threats,
+            attacks=() if specs == [CLEAN_ONLY] else specs,
+            routes=route or None,
+            batch_size=batch_size,
+            seed=seed,
+            eot=eot,
+            judgements=judgements,
+            device=device,
+            root=root,
+            progress=lambda done, total, what: bar.update(
+                task, completed=done, total=total, description=what
+            ),
+        )
+    command = ["purifier", "audit"]
+    for name, values in {
+        "classifier": [classifier],
+        "weights": [weights],
+        "purifier": [purifier],
+        "data": [data],
+        "root": [root],
+        "norm": [norm],
+        "eps": budgets,
+        "attack": specs,
+        "route": route or [],
+        "preprocessing": [preprocessing],
+        "batch-size": [batch_size],
+        "seed": [seed],
+        "eot": [eot],
+        "judgements": [judgements],
+        "device": [device],
+        "out": [out],
+    }.items():
+        for value in values:
+            command += [] if value is None else [f"--{name}", str(value)]
+    report = dataclasses.replace(report, command=command)
+    path = report.save(out)
+    print_report(report, console)
+    console.print(f"report {path}", markup=False, soft_wrap=True)
+    if not report.complete:
+        raise typer.Exit(INCONCLUSIVE)
+
+
+def read_eps(text: str) -> float:
+    """``0.1`` or ``8/255`` -> a budget in pixel units."""
+    over, slash, under = text.partition("/")
+    try:
+        return float(over) / float(under) if slash else float(over)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"eps: expected a number such as 0.1 or 8/255, got {text!r}") from None
+
+
+def _norm(text: str) -> Norm:
+    if text not in ("linf", "l2"):
+        raise ConfigError(f"norm must be one of linf, l2, got {text!r}")
+    return text  # type: ignore[return-value]

@@ -1,0 +1,20 @@
+"""``purifier report``: print a finished audit again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..audit import AuditReport, print_report
+
+
+def report(path: Annotated[Path, typer.Argument(help="report.json, or the folder that holds it.")]) -> None:
+    """Print the tables of an audit's report.json."""
+    found = AuditReport.load(path)
+    console = Console(highlight=False)
+    print_report(found, console)
+    if found.command:
+        console.print(f"made by {' '.join(found.command)}", markup=False, soft_wrap=True)

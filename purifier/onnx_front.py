@@ -1,0 +1,178 @@
+"""A purifier, or any torch module, as an ONNX graph without traces of the machine that made it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+from onnx import ModelProto
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass
+from torch import Tensor, nn
+
+from .errors import ConfigError, PluginError
+from .interfaces import Purifier
+from .pixels import Preprocessing
+
+OPSET = 18
+IR_VERSION = 10
+"""What ONNX Runtime of the last years reads; onnx's own default is newer than ONNX Runtime 1.31 accepts."""
+SCORE = "purifier_score"
+
+
+class PurifierFront(nn.Module):
+    """A classifier's images -> the same images purified, in the same format, and their scores if asked."""
+
+    def __init__(self, purifier: Purifier, preprocessing: Preprocessing, score: bool) -> None:
+        super().__init__()
+        self.purifier, self.preprocessing, self.score = purifier, preprocessing, score
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        pixels = self.preprocessing.to_pixels(image).clamp(0, 1)
+        pixels = pixels.to(next(self.purifier.parameters(), pixels).dtype)
+        purified = self.preprocessing.to_classifier(self.purifier.purify(pixels, None))
+        return (purified, self.purifier.score(pixels).float()) if self.score else (purified,)
+
+
+def purifier_graph(
+    purifier: Purifier,
+    preprocessing: Preprocessing,
+    *,
+    image_shape: tuple[int | None, ...],
+    score: bool = False,
+    opset: int = OPSET,
+) -> ModelProto:
+    """A purifier between a classifier's images and the classifier, as an ONNX model with a free batch size.
+
+    Its input ``image`` and output ``purified`` are in the classifier's format; ``purifier_score`` (N,) comes last if
+    ``score``. A random purifier gives its mean (no noise).
+
+    Parameters
+    ----------
+    image_shape
+        The classifier's images, (N, C, H, W) or (N, H, W, C) as its layout says; None where free. Height and width
+        stay free unless given here or fixed by the purifier.
+
+    Raises
+    ------
+    ConfigError
+        The purifier is made for images of another shape, or the number of channels is not known.
+    PluginError
+        torch cannot export the purifier.
+    """
+    example, free = example_images(purifier, preprocessing, image_shape)
+    front = PurifierFront(purifier, preprocessing, score)
+    names = ("purified", SCORE) if score else ("purified",)
+    try:
+        return export_module(front, example, free=free, input="image", outputs=names, opset=opset)
+    except torch.onnx.OnnxExporterError as error:
+        raise PluginError(
+            f"{type(purifier).__name__} cannot be exported to ONNX: {last_line(error)}; its purify and score must be "
+            "made of operators that torch.onnx.export knows",
+            type(purifier).__name__,
+        ) from error
+
+
+def example_images(
+    purifier: Purifier, preprocessing: Preprocessing, image_shape: tuple[int | None, ...], *, count: int = 2
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Random images in the classifier's format, and the dimensions of it that are free (0, the batch, among them)."""
+    nhwc = preprocessing.layout == "NHWC"
+    order = (0, 3, 1, 2) if nhwc else (0, 1, 2, 3)
+    declared = tuple(image_shape[place] for place in order)[1:]
+    fixed: Sequence[int | None] = getattr(purifier.config, "image_shape", None) or (None, None, None)
+    for mine, theirs in zip(fixed, declared, strict=True):
+        if mine is not None and theirs is not None and mine != theirs:
+            raise ConfigError(
+                f"{type(purifier).__name__} purifies images {tuple(fixed)}, the classifier takes "
+                f"{tuple('any' if size is None else size for size in declared)} (C, H, W), {preprocessing.layout}; "
+                "train a purifier for these images, or say the layout with preprocessing="
+            )
+    channels, height, width = (mine or theirs for mine, theirs in zip(fixed, declared, strict=True))
+    if channels is None:
+        channels = max(len(preprocessing.mean), len(preprocessing.std))
+    if channels == 0:
+        raise ConfigError(
+            "the classifier does not say how many channels its images have; give preprocessing= with one mean a "
+            "channel, or fix the input's shape (python -m onnxruntime.tools.make_dynamic_shape_fixed)"
+        )
+    generator = torch.Generator().manual_seed(0)
+    # Different sizes for height and width, so that the exporter does not take them for one.
+    pixels = torch.rand((count, channels, height or 64, width or 96), generator=generator)
+    free = [0, *(place for place, size in ((2, height), (3, width)) if size is None)]
+    return preprocessing.to_classifier(pixels), tuple(order.index(place) for place in free)
+
+
+def export_module(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    free: Sequence[int],
+    input: str,
+    outputs: Sequence[str],
+    opset: int = OPSET,
+) -> ModelProto:
+    """``torch.onnx.export`` of a module with one input into one self-contained model without source paths.
+
+    A copy in evaluation mode on the CPU is exported; the module is not touched.
+    """
+    sizes = {place: torch.export.Dim.DYNAMIC for place in free}
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            copy.deepcopy(module).cpu().eval(),
+            (example,),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=(sizes,),
+            input_names=[input],
+            output_names=list(outputs),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    InlinePass()(model)
+    model.metadata_props.clear()
+    model.ir_version = IR_VERSION
+    return ir.to_proto(without_sources(model))
+
+
+def without_sources(model: ir.Model) -> ir.Model:
+    """Remove, in place, what exporters note on nodes and values: source lines, stack traces, paths."""
+    ClearMetadataAndDocStringPass()(model)
+    for graph in (model.graph, *model.graph.subgraphs()):
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
+            value.doc_string = None
+            value.metadata_props.clear()
+    return model
+
+
+def last_line(error: BaseException) -> str:
+    """What went wrong, from an exporter's long message: the innermost cause's first line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep torch's own notices from callers who can do nothing about them."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            # torch.export touches its own deprecated names, and says so of code that is not the caller's.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

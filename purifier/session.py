@@ -1,0 +1,145 @@
+"""An ONNX Runtime session whose graph is a purifier followed by somebody else's classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnx import ModelProto
+
+from .errors import ConfigError, PixelError
+from .interfaces import Purifier
+from .onnx_graph import (
+    OPSET,
+    ImageInput,
+    add_metadata,
+    graft,
+    image_input,
+    infer_preprocessing,
+    load_onnx,
+    opset_of,
+    purifier_graph,
+    purifier_metadata,
+)
+from .pixels import DTYPES, Preprocessing, check_range
+from .runtime import Provider, check_provider, refusals_explained, session_arguments
+
+
+class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
+    """An ONNX classifier behind a purifier: the classifier's inputs and outputs, in one graph.
+
+    :meth:`run` checks the images' shape and range first; ONNX Runtime's other ways to run (IO binding, OrtValues,
+    asynchronous) do not. A random purifier gives its mean.
+
+    Parameters
+    ----------
+    classifier
+        An ONNX file or model; it is not changed.
+    purifier
+        Goes into the graph as it is now: training it later does not change the session.
+    preprocessing
+        How the classifier wants its images; by default what the input's type and shape say.
+    input
+        The image input's position or name; by default the only one that can be an image.
+    score
+        Add how unusual each image is, ``purifier_score`` (N,), as the last output.
+    providers, sess_options
+        As for ``onnxruntime.InferenceSession``; a provider asked for and not had is an error. By default CUDA if it
+        loads, else the CPU.
+
+    Attributes
+    ----------
+    model
+        The graph that runs, which :func:`purifier.export` writes.
+
+    Raises
+    ------
+    ClassifierError
+        The classifier cannot be read, or is none that can be guarded.
+    ConfigError
+        The purifier, the preprocessing and the classifier do not fit together; or a provider is not to be had.
+    """
+
+    def __init__(
+        self,
+        classifier: str | Path | ModelProto,
+        purifier: Purifier,
+        *,
+        preprocessing: Preprocessing | None = None,
+        input: int | str | None = None,
+        score: bool = False,
+        providers: Sequence[Provider] | None = None,
+        sess_options: onnxruntime.SessionOptions | None = None,
+    ) -> None:
+        self.classifier = load_onnx(classifier)
+        self.image = image_input(self.classifier, input)
+        self.input = self.image.name
+        self.purifier, self.score = purifier, score
+        self.preprocessing = _fitted(preprocessing, self.image)
+        opset = max(OPSET, opset_of(self.classifier))
+        front = purifier_graph(
+            purifier, self.preprocessing, image_shape=self.image.shape, score=score, opset=opset
+        )
+        self.model = graft(front, self.classifier, self.input, score=score)
+        add_metadata(self.model, purifier_metadata(purifier))
+        source = "guarded classifier" if isinstance(classifier, ModelProto) else f"guarded {classifier}"
+        arguments = session_arguments(providers, sess_options)
+        with refusals_explained(source):
+            super().__init__(self.model.SerializeToString(), **arguments)
+        check_provider(self, providers)
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: onnxruntime.RunOptions | None = None,
+    ) -> list[Any]:
+        """As ``onnxruntime.InferenceSession.run``.
+
+        Raises
+        ------
+        PixelError
+            The image input has an impossible shape, type or range.
+        """
+        images = input_feed.get(self.input)
+        if isinstance(images, np.ndarray):
+            self._check(images)
+        return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
+
+    def _check(self, images: np.ndarray[Any, Any]) -> None:
+        layout, wanted = self.preprocessing.layout, self.image.shape
+        sizes = getattr(self.purifier.config, "image_shape", None)
+        if sizes is not None:
+            channels, height, width = sizes
+            inner = (height, width, channels) if layout == "NHWC" else (channels, height, width)
+            wanted = (self.image.shape[0], *inner)
+        fits = images.ndim == 4 and all(
+            size is None or size == got for size, got in zip(wanted, images.shape, strict=True)
+        )
+        if not fits:
+            letters = [letter if size is None else str(size) for letter, size in zip(layout, wanted, strict=True)]
+            raise PixelError(
+                f"{self.input}: expected images ({', '.join(letters)}), got {images.shape}; resize them, or say their "
+                "layout with preprocessing="
+            )
+        if images.dtype != np.dtype(self.image.dtype):
+            raise PixelError(f"{self.input}: expected {self.image.dtype} images, got {images.dtype}")
+        if self.image.dtype != "uint8":
+            check_range(self.preprocessing.to_pixels(torch.tensor(images)), name=self.input)
+
+
+def _fitted(preprocessing: Preprocessing | None, image: ImageInput) -> Preprocessing:
+    """The preprocessing for an input of the graph, whose type is a fact; float32, the default, gives way to it."""
+    if preprocessing is None:
+        return infer_preprocessing(image)
+    if preprocessing.dtype not in ("float32", image.dtype):
+        raise ConfigError(
+            f"preprocessing: says {preprocessing.dtype}, but the classifier's input {image.name!r} takes {image.dtype}"
+        )
+    assert image.dtype in DTYPES
+    return dataclasses.replace(preprocessing, dtype=image.dtype)

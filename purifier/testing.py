@@ -1,0 +1,161 @@
+"""Conformance kit for plugin authors: call the check for your plugin from your own tests.
+
+Each check raises ``AssertionError`` saying which rule of the contract is broken and what was seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import load, save
+from .classifier import TorchPixelClassifier
+from .interfaces import Attack, Exporter, Purifier
+from .pixels import Preprocessing
+from .seeding import SampleGenerator
+from .specs import build
+from .target import Target
+from .threat import Threat
+
+
+def check_purifier(purifier: Purifier, shape: tuple[int, int, int] = (1, 28, 28), *, tmp_path: Path | None = None) -> None:
+    """Check a purifier on random images of ``shape`` (C, H, W); with ``tmp_path`` also its checkpoint."""
+    purifier.eval()
+    pixels = _images(5, shape)
+    before = pixels.clone()
+    noise = purifier.draw(pixels, SampleGenerator(0, range(5)))
+    purified = purifier.purify(pixels, noise)
+    _check(purified.shape == pixels.shape, "purify must keep the shape", purified.shape)
+    _check(purified.dtype == pixels.dtype, "purify must keep the dtype", purified.dtype)
+    _check(bool(((purified >= 0) & (purified <= 1)).all()), "purify must stay in [0, 1]", _span(purified))
+    _check(torch.equal(pixels, before), "purify must not change its input", "a changed input")
+    again = purifier.purify(pixels, noise)
+    _check(torch.equal(purified, again), "purify must be a pure function of pixels and noise", "another result")
+    rows = [purifier.purify(pixels[i : i + 1], None if noise is None else noise[i : i + 1]) for i in range(5)]
+    _check(_close(purified, torch.cat(rows)), "an image's result must not depend on its batch", "another result alone")
+    score = purifier.score(pixels)
+    _check(score.shape == (5,) and bool(score.isfinite().all()), "score must be (N,) and finite", score)
+    redrawn = purifier.draw(pixels, SampleGenerator(0, range(5)))
+    same = redrawn is None if noise is None else redrawn is not None and torch.equal(noise, redrawn)
+    _check(same, "draw must follow its generator alone", "another draw from the same seed")
+    _check_gradient(purifier, pixels, noise)
+    _check_config(purifier)
+    if tmp_path is not None:
+        file = save(purifier, tmp_path / "conformance.safetensors")
+        loaded = load(file)
+        _check(_close(loaded.purify(pixels, noise), purified), "a saved and loaded purifier must be the same", "another result")
+
+
+def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> None:
+    """Check an attack on a linear classifier: inputs untouched, eps 0 is the identity, seeds, batches, and some success."""
+    _check(attack.needs in ("gradient", "scores", "labels"), "needs must be declared", getattr(attack, "needs", None))
+    _check(norm in attack.norms, f"norms must hold {norm!r}", attack.norms)
+    classifier = TorchPixelClassifier(_linear(48, 4), Preprocessing())
+    pixels = _images(24, (3, 4, 4))
+    labels = classifier(pixels).argmax(1)
+    before = pixels.clone(), labels.clone()
+
+    def run(threat: Threat, rows: slice, seed: int = 0) -> Tensor:
+        indices = range(24)[rows]
+        target = Target(
+            classifier,
+            _Unchanged(_NoConfig()),
+            "exact" if attack.needs == "gradient" else "none",
+            SampleGenerator(seed + 1, indices),
+        )
+        found = attack.perturb(target, pixels[rows], labels[rows], threat, SampleGenerator(seed, indices))
+        _check(found.shape == pixels[rows].shape, "perturb must keep the shape", found.shape)
+        _check(bool(found.isfinite().all()), "perturb must give finite pixels", "NaN or infinity")
+        return threat.project(found.detach(), pixels[rows])
+
+    threat = Threat(norm, eps)  # type: ignore[arg-type]
+    found = run(threat, slice(0, 24))
+    _check(torch.equal(pixels, before[0]) and torch.equal(labels, before[1]), "inputs must stay as they are", "a change")
+    _check(_close(run(Threat(norm, 0.0), slice(0, 24)), pixels), "eps 0 must be the identity", "a change")  # type: ignore[arg-type]
+    _check(torch.equal(found, run(threat, slice(0, 24))), "one seed must give one result", "another result")
+    halves = torch.cat([run(threat, slice(0, 7)), run(threat, slice(7, 24))])
+    _check(_close(found, halves), "an image's result must not depend on its batch", "another result in smaller batches")
+    weak = threat.distance(found, pixels).max().item()
+    _check(weak > 0, "the attack must change something on a linear classifier", "no change")
+    wide = run(Threat(norm, 1.0 if norm == "linf" else 10.0), slice(0, 24))  # type: ignore[arg-type]
+    fooled = (classifier(wide).argmax(1) != labels).float().mean().item()
+    _check(fooled > 0.5, "with a huge budget most images of a linear classifier must be fooled", f"{fooled:.0%}")
+
+
+def check_exporter(exporter: Exporter, guard: Any, path: Path, **options: Any) -> None:
+    """Check that an exporter writes a file that reports its true size and, if ONNX, opens in plain onnxruntime."""
+    report = exporter.export(guard, path, **options)
+    _check(path.is_file(), "export must write the file it was given", "no file")
+    _check(report.size == path.stat().st_size, "the report must give the file's size", report.size)
+    _check(bool(report.max_error), "an export must be verified", "no verified batch in the report")
+    leftovers = [other.name for other in path.parent.iterdir() if other.suffix == ".tmp"]
+    _check(not leftovers, "nothing temporary may stay", leftovers)
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        _check(bool(session.get_outputs()), "the file must open in onnxruntime", "no outputs")
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoConfig:
+    """No options."""
+
+
+class _Unchanged(Purifier):
+    Config = _NoConfig
+    gradient = "exact"
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels
+
+
+def _check_gradient(purifier: Purifier, pixels: Tensor, noise: Tensor | None) -> None:
+    leaf = pixels.clone().requires_grad_()
+    route = purifier.purify if purifier.gradient == "exact" else purifier.surrogate
+    outcome = route(leaf, noise)
+    _check(outcome.requires_grad, f"gradient={purifier.gradient!r} must be differentiable", "a result without gradient")
+    # A constant weighting would hide a gradient that sums to zero.
+    weights = _images(len(pixels), tuple(pixels.shape[1:]), seed=1)
+    (gradient,) = torch.autograd.grad((outcome * weights).sum(), leaf)
+    _check(bool(gradient.isfinite().all()), "gradients must be finite", "NaN or infinity")
+    _check(bool(gradient.any()), f"gradient={purifier.gradient!r} must not be zero everywhere", "zeros")
+
+
+def _check_config(purifier: Purifier) -> None:
+    config = purifier.config
+    frozen = dataclasses.is_dataclass(config) and type(config).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    _check(frozen, "config must be a frozen dataclass", type(config))
+    back = build(type(config), json.loads(json.dumps(dataclasses.asdict(config))), what="config")
+    _check(back == config, "config must survive JSON", back)
+
+
+def _linear(features: int, classes: int) -> nn.Module:
+    """A linear classifier that divides the images around mid-grey among all its classes."""
+    linear = nn.Linear(features, classes)
+    with torch.no_grad():
+        linear.weight.copy_(_images(classes, (features,), seed=2) - 0.5)
+        linear.bias.copy_(-0.5 * linear.weight.sum(1))
+    return nn.Sequential(nn.Flatten(), linear).eval()
+
+
+def _images(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).random((count, *shape), dtype=np.float32))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def _span(values: Tensor) -> str:
+    return f"[{values.min().item():.4g}, {values.max().item():.4g}]"
+
+
+def _check(holds: bool, rule: str, seen: object) -> None:
+    if not holds:
+        raise AssertionError(f"{rule}; got {seen}")

@@ -1,0 +1,43 @@
+"""Shared by all tests: real Fashion-MNIST images, the demo classifier, the command line in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def fashion():
+    """Real Fashion-MNIST test images."""
+    from purifier.data import load_data
+
+    return load_data("fashion-mnist:test")
+
+
+@pytest.fixture(scope="session")
+def images(fashion) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first 64 real test images (64, 1, 28, 28) and their labels."""
+    return fashion.batch(range(64))
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: (exit code, standard output, standard error)."""
+    from purifier.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return run

@@ -1,0 +1,42 @@
+"""Files appear whole or not at all, also when the writer is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from purifier.atomic import atomic_path, atomic_write
+from purifier.errors import OutputError
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = atomic_write(tmp_path / "deep" / "file.txt", "old")
+    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert target.read_text() == "old"
+    assert os.listdir(target.parent) == ["file.txt"]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    target = atomic_write(tmp_path / "file.bin", b"old")
+    code = (
+        "import os, signal; from purifier.atomic import atomic_path\n"
+        f"with atomic_path({str(target)!r}) as t:\n t.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert target.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("place", ["file.txt/inside.txt", "."])
+def test_places_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file.txt").write_text("a file")
+    with pytest.raises(OutputError, match="cannot write"):
+        atomic_write(tmp_path / place, "new")
+    assert (tmp_path / "file.txt").read_text() == "a file"

@@ -1,0 +1,102 @@
+"""Checkpoints: round trips, and every way a file can be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import purifier
+from purifier.errors import CheckpointError, OutputError, PluginError, SpecError
+
+SMALL = "vae:image_shape=1x28x28,channels=4,latent=8"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return purifier.save(purifier.load(SMALL), tmp_path / "small.safetensors", recipe="elbo", seed=3)
+
+
+def test_round_trip_keeps_weights_config_and_provenance(checkpoint: Path, tmp_path: Path) -> None:
+    first = purifier.load(checkpoint)
+    copy = purifier.load(purifier.save(first, tmp_path / "copy.safetensors"))
+    assert all(torch.equal(copy.state_dict()[key], value) for key, value in first.state_dict().items())
+    assert copy.config == first.config
+    assert not copy.training
+    assert copy.provenance["recipe"] == "elbo" and copy.provenance["seed"] == 3
+    assert copy.provenance["plugin"] == "vae" and "adversarial-purifier" in copy.provenance["version"]
+    assert copy.provenance["file"] == "copy.safetensors" and len(copy.provenance["sha256"]) == 64
+
+
+def test_loading_leaves_torchs_random_state_alone() -> None:
+    state = torch.get_rng_state()
+    purifier.load(SMALL)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    vae = purifier.load(path)
+    description = {"format": 1, "plugin": "vae", "config": dataclasses.asdict(vae.config), **changes}
+    save_file(vae.state_dict(), path, {"purifier": json.dumps(description)})
+
+
+def test_damaged_and_foreign_files(checkpoint: Path, tmp_path: Path) -> None:
+    whole = checkpoint.read_bytes()
+    cases = {
+        "truncated": (whole[: len(whole) // 2], "truncated, damaged or not safetensors"),
+        "empty": (b"", "truncated, damaged or not safetensors"),
+        "text": (b"hello, world, this is no checkpoint", "truncated, damaged or not safetensors"),
+        "zip": (b"PK\x03\x04" + whole[:100], "is a pickle, which can run code"),
+        "pickle": (pickle.dumps({"weights": 1}), "is a pickle, which can run code"),
+    }
+    for name, (content, message) in cases.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message) as raised:
+            purifier.load(path)
+        assert raised.value.path == path
+    with pytest.raises(CheckpointError, match="no file"):
+        purifier.load("absent.safetensors")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not a purifier checkpoint: its metadata names no plugin"):
+        purifier.load(tmp_path / "foreign.safetensors")
+
+
+def test_metadata_that_does_not_fit(checkpoint: Path) -> None:
+    config = dataclasses.asdict(purifier.load(checkpoint).config)
+    for changes, error, message in [
+        ({"format": 99}, CheckpointError, "has checkpoint format 99, this version reads 1"),
+        ({"plugin": "acme"}, PluginError, "no plugin 'acme'"),
+        ({"config": {**config, "latent": 16}}, CheckpointError, r"does not fit plugin 'vae'[\s\S]*size mismatch"),
+        ({"config": {**config, "width": 3}}, CheckpointError, "no option 'width'"),
+    ]:
+        kept = checkpoint.read_bytes()
+        rewrite(checkpoint, **changes)
+        with pytest.raises(error, match=message):
+            purifier.load(checkpoint)
+        checkpoint.write_bytes(kept)
+
+
+def test_nan_weights_are_refused(checkpoint: Path) -> None:
+    vae = purifier.load(checkpoint)
+    with torch.no_grad():
+        next(vae.parameters()).fill_(float("nan"))
+    purifier.save(vae, checkpoint)
+    with pytest.raises(CheckpointError, match="hold NaN or infinity; train it again"):
+        purifier.load(checkpoint)
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        purifier.save(purifier.load(SMALL), tmp_path / "file" / "x.safetensors")
+
+
+def test_specs_that_are_none() -> None:
+    with pytest.raises(SpecError, match="expected NAME:key=value"):
+        purifier.load("vae:1x28x28")
