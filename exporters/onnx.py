@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import ModelProto
@@ -26,8 +25,8 @@ from purifier.runtime import CPU, open_session
 from purifier.seeding import SampleGenerator
 from purifier.session import GuardedSession
 
-Images = Callable[[int], Tensor]
-Outputs = Mapping[str, Any]
+from ._verify import Candidate, Outputs, other_inputs, verify
+
 COARSE_TOLERANCE = 1e-2
 """For images of less than 32 bits: a difference of 1e-7 before rounding can move a pixel by one step."""
 
@@ -49,7 +48,8 @@ class OnnxExporter(Exporter):
 
         A torch guard is compared with itself in evaluation mode, a guarded session with the purifier in torch
         followed by the original classifier. Outputs of a torch classifier are named ``logits`` (a tensor),
-        ``output_0``, ``output_1``... (a tuple), or by its keys; ``purifier_score`` comes last if the guard has it.
+        ``output_0``, ``output_1``... (a tuple), or by its keys; ``purifier_score`` comes last if the guard
+        has it.
 
         Parameters
         ----------
@@ -60,8 +60,8 @@ class OnnxExporter(Exporter):
         batches
             The batch sizes to run; a classifier with a fixed one is run at that only.
         tolerance
-            For the largest difference, divided by the largest value of the output if that is above 1. Images of
-            uint8 or float16 are compared at 0.01 at the least.
+            For the largest difference, divided by the largest value of the output if that is above 1. Images
+            of uint8 or float16 are compared at 0.01 at the least.
 
         Raises
         ------
@@ -75,26 +75,24 @@ class OnnxExporter(Exporter):
         shape = image_shape or getattr(guard.purifier.config, "image_shape", None)
         notes = []
         if isinstance(guard, GuardedModule):
-            model, images, reference = _from_module(guard, Path(path), shape, opset)
-            coarse = guard.preprocessing.dtype not in ("float32", "float64")
+            candidate = _from_module(guard, Path(path), shape, opset)
         else:
-            model, images, reference = _from_session(guard, Path(path), shape, opset)
-            coarse = guard.image.dtype not in ("float32", "float64")
+            candidate = _from_session(guard, Path(path), shape, opset)
             if guard.image.shape[0] is not None:
                 batches = (guard.image.shape[0],)
                 notes.append(f"the classifier's batch size is fixed at {batches[0]}; run at that size only")
-        if coarse:
+        if guard.preprocessing.dtype not in ("float32", "float64"):
             tolerance = max(tolerance, COARSE_TOLERANCE)
             notes.append(f"images of {guard.preprocessing.dtype}: compared at a tolerance of {tolerance:g}")
-        if _draws(guard.purifier, guard.preprocessing, images(1)):
+        if _draws(guard, candidate.images(1)):
             notes.append("the purifier is random; the file holds its mean, without noise")
-        add_metadata(model, purifier_metadata(guard.purifier))
-        _check_model(model, guard, Path(path))
+        add_metadata(candidate.model, purifier_metadata(guard.purifier))
+        _check_model(candidate.model, Path(path))
         with atomic_path(path) as temporary:
-            temporary.write_bytes(model.SerializeToString())
-            errors = _verify(temporary, Path(path), images, reference, batches, tolerance)
+            temporary.write_bytes(candidate.model.SerializeToString())
+            errors = verify(temporary, Path(path), candidate, batches=batches, tolerance=tolerance)
             size = temporary.stat().st_size
-        return ExportReport(Path(path), "onnx", size, opset_of(model), errors, tuple(notes))
+        return ExportReport(Path(path), "onnx", size, opset_of(candidate.model), errors, tuple(notes))
 
 
 class _Flat(nn.Module):
@@ -115,12 +113,11 @@ class _Flat(nn.Module):
         return tuple(self.named(image).values())
 
 
-def _from_module(
-    guard: GuardedModule, path: Path, shape: tuple[int, int, int] | None, opset: int
-) -> tuple[ModelProto, Images, Callable[[Tensor], Outputs]]:
+def _from_module(guard: GuardedModule, path: Path, shape: tuple[int, int, int] | None, opset: int) -> Candidate:
     if shape is None:
         raise ExportError(
-            f"{path}: neither the purifier nor the torch classifier fixes the images' shape; give image_shape=(C, H, W), "
+            f"{path}: neither the purifier nor the torch classifier fixes the images' shape; give "
+            "image_shape=(C, H, W), "
             "on the command line --image-shape 3x32x32",
             path,
         )
@@ -148,15 +145,66 @@ def _from_module(
         with torch.no_grad():
             return {name: value.numpy() for name, value in flat.named(batch).items()}
 
-    return model, images, reference
+    return Candidate(model, input_name, images, reference)
 
 
-def _from_session(
-    guard: GuardedSession, path: Path, shape: tuple[int, int, int] | None, opset: int
-) -> tuple[ModelProto, Images, Callable[[Tensor], Outputs]]:
+def _from_session(guard: GuardedSession, path: Path, shape: tuple[int, int, int] | None, opset: int) -> Candidate:
     front = PurifierFront(copy.deepcopy(guard.purifier).cpu(), guard.preprocessing, guard.score).eval()
     original = open_session(guard.classifier, providers=[CPU])
-    ...
+    declared: tuple[int | None, ...] = guard.image.shape
+    if shape is not None:
+        channels, height, width = shape
+        inner = (height, width, channels) if guard.preprocessing.layout == "NHWC" else shape
+        declared = (declared[0], *(size or given for size, given in zip(declared[1:], inner, strict=True)))
+    images = _images(guard.purifier, guard.preprocessing, declared)
+
+    def reference(batch: Tensor) -> Outputs:
+        with torch.no_grad():
+            purified, *scores = front(batch)
+        feed = {**other_inputs(original, guard.input, len(batch)), guard.input: purified.numpy()}
+        names = [output.name for output in original.get_outputs()]
+        found = dict(zip(names, original.run(None, feed), strict=True))
+        # The one output the guard cannot purify: the fed image itself, under its own name.
+        found.update({guard.input: batch.numpy()} if guard.input in found else {})
+        return {**found, **({SCORE: scores[0].numpy()} if scores else {})}
+
+    try:
+        reference(images(guard.image.shape[0] or 2))
+    except Exception as error:
+        raise ExportError(
+            f"{path}: the classifier itself fails on random images {tuple(images(1).shape)}: "
+            f"{last_line(error)}; give "
+            "image_shape=(C, H, W), on the command line --image-shape 3x32x32",
+            path,
+        ) from error
+    return Candidate(raise_opset(guard.model, opset), guard.input, images, reference)
+
+
+def _images(purifier: Purifier, preprocessing: Preprocessing, shape: tuple[int | None, ...]) -> Callable[[int], Tensor]:
+    return lambda count: example_images(purifier, preprocessing, shape, count=count)[0]
+
+
+def _draws(guard: Guard, image: Tensor) -> bool:
+    pixels = guard.preprocessing.to_pixels(image).clamp(0, 1)
+    purifier = copy.deepcopy(guard.purifier).cpu()
+    return purifier.draw(pixels, SampleGenerator(0, range(len(pixels)))) is not None
+
+
+def _check_model(model: ModelProto, path: Path) -> None:
+    if model.ByteSize() > MAX_BYTES:
+        raise _too_large(path, model.ByteSize())
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"{path}: onnx's checker refuses the guarded graph: {error}", path) from error
+
+
+def _too_large(path: Path, size: int) -> ExportError:
+    return ExportError(
+        f"{path}: the guard has {size / 1e9:.1f} GB, one ONNX file holds {MAX_BYTES / 1e9:.1f} GB; "
+        "halve its weights first (half precision)",
+        path,
+    )
 
 
 def _flatten(output: Any, name: str) -> dict[str, Tensor]:

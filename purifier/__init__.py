@@ -9,6 +9,7 @@ from .audit import audit as audit
 from .checkpoint import load as load
 from .checkpoint import save as save
 from .errors import PurifierError as PurifierError
+from .exporting import export as export
 from .guard import GuardedModule as GuardedModule
 from .guard import GuardedSession as GuardedSession
 from .guard import guard as guard

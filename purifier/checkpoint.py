@@ -99,10 +99,14 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         with safe_open(path, framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
-            metadata = {key: json.loads(value) for key, value in (opened.metadata() or {}).items() if key.startswith(KEY)}
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+            metadata = {
+                key: json.loads(value) for key, value in (opened.metadata() or {}).items() if key.startswith(KEY)
+            }
     except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated, damaged or not safetensors ({error}); copy or make it again", path) from error
+        raise CheckpointError(
+            f"{path} is truncated, damaged or not safetensors ({error}); copy or make it again", path
+        ) from error
     return tensors, metadata
 
 
@@ -116,20 +120,23 @@ def _load_file(path: Path) -> Purifier:
     description = metadata.get(KEY)
     if not isinstance(description, dict) or not {"format", "plugin", "config"} <= set(description):
         raise CheckpointError(
-            f"{path} is not a purifier checkpoint: its metadata names no plugin; make one with `purifier train`", path
+            f"{path} is not a purifier checkpoint: its metadata names no plugin; make one with `purifier train`",
+            path,
         )
     if description["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {description['format']}, this version reads {FORMAT}; update purifier", path
+            f"{path} has checkpoint format {description['format']}, this version reads {FORMAT}; update purifier",
+            path,
         )
     cls = purifiers.get(description["plugin"])
     try:
-        config = build(cls.Config, description["config"], what=f"{path}: purifier {description['plugin']!r}")
+        config: object = build(cls.Config, description["config"], what=f"{path}: purifier {description['plugin']!r}")
         purifier = _make(cls, config)
         purifier.load_state_dict(tensors)
     except (ConfigError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} does not fit plugin {description['plugin']!r} (made by {description.get('version')}): {error}", path
+            f"{path} does not fit plugin {description['plugin']!r} (made by {description.get('version')}): {error}",
+            path,
         ) from error
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:

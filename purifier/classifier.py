@@ -154,7 +154,7 @@ def _call_factory(spec: str) -> nn.Module:
         made = made if isinstance(made, nn.Module) else made()
     except FileError:
         raise
-    except Exception as error:  # noqa: BLE001 - the user's own code can fail in any way
+    except Exception as error:
         raise ClassifierError(f"MODEL {spec!r} failed: {type(error).__name__}: {error}", spec) from error
     if not isinstance(made, nn.Module):
         raise ClassifierError(f"MODEL {spec!r}: expected a torch.nn.Module, got {type(made).__name__}", spec)
@@ -167,7 +167,8 @@ def _load_weights(module: nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
             raise ClassifierError(
-                f"{path} cannot be read as plain weights ({str(error).splitlines()[0]}); save a state_dict, best as safetensors",
+                f"{path} cannot be read as plain weights ({str(error).splitlines()[0]}); "
+                "save a state_dict, best as safetensors",
                 path,
             ) from error
     else:
@@ -183,5 +184,5 @@ def _load_exported(path: Path) -> nn.Module:
         raise ClassifierError(f"no file {path}; expected a .pt2 made by torch.export.save", path)
     try:
         return torch.export.load(os.fspath(path)).module()
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged archive
+    except Exception as error:
         raise ClassifierError(f"{path} cannot be read by torch.export.load: {error}; export it again", path) from error

@@ -21,12 +21,10 @@ from .named_data import CLASSES, load_arrays
 DEMO_IMAGES = "demo-images.npz"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _BROKEN_ZIP = (
-    *(ValueError, OSError, EOFError, MemoryError, NotImplementedError),
+    *(ValueError, OSError, EOFError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
-FORMS = (
-    "NAME[:train|test][:count] with NAME of " + ", ".join(CLASSES) + "; folder:DIR; npz:FILE; demo[:count]"
-)
+FORMS = "NAME[:train|test][:count] with NAME of " + ", ".join(CLASSES) + "; folder:DIR; npz:FILE; demo[:count]"
 
 
 class ImageFiles:
@@ -79,9 +77,7 @@ class ImageData:
         No images, a wrong shape, type or range, or labels that do not fit.
     """
 
-    def __init__(
-        self, name: str, images: Tensor | ImageFiles, labels: Tensor, classes: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, name: str, images: Tensor | ImageFiles, labels: Tensor, classes: Sequence[str] = ()) -> None:
         self.name = name
         self.classes = tuple(classes)
         if isinstance(images, Tensor):
@@ -91,9 +87,7 @@ class ImageData:
                 f"{name}: expected labels (N,) of integers, got {tuple(labels.shape)} of {labels.dtype}", name
             )
         if len(labels) != images.shape[0]:
-            raise DataError(
-                f"{name}: expected a label for each of {images.shape[0]} images, got {len(labels)}", name
-            )
+            raise DataError(f"{name}: expected a label for each of {images.shape[0]} images, got {len(labels)}", name)
         self.labels = labels.long()
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or (self.classes and high >= len(self.classes)):
@@ -138,9 +132,7 @@ def load_data(spec: str, *, root: str | Path | None = None) -> ImageData:
         return _load_folder(spec, Path(rest)) if kind == "folder" else _load_npz(spec, Path(rest))
     if kind == "demo":
         _, count = _split_and_count(spec, rest, splits=())
-        return _load_npz(
-            spec, Path(str(files("purifier.assets") / DEMO_IMAGES)), CLASSES["fashion-mnist"], count
-        )
+        return _load_npz(spec, Path(str(files("purifier.assets") / DEMO_IMAGES)), CLASSES["fashion-mnist"], count)
     if kind not in CLASSES:
         raise SpecError(_unknown(spec, kind), spec)
     split, count = _split_and_count(spec, rest, splits=("train", "test"))
@@ -152,9 +144,7 @@ def _unknown(spec: str, kind: str) -> str:
     path = Path(spec)
     if spec and (path.is_dir() or path.suffix == ".npz"):
         return f"DATA {spec!r} is a path: write {'folder' if path.is_dir() else 'npz'}:{spec}"
-    close = difflib.get_close_matches(
-        kind.lower().replace("_", "-"), (*CLASSES, "folder", "npz", "demo"), n=1
-    )
+    close = difflib.get_close_matches(kind.lower().replace("_", "-"), (*CLASSES, "folder", "npz", "demo"), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"no data set {kind!r}{hint} DATA is one of: {FORMS}"
 
@@ -254,9 +244,7 @@ def _load_npz(spec: str, path: Path, classes: Sequence[str] = (), count: int | N
 def _load_folder(spec: str, folder: Path) -> ImageData:
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; expected one holding a folder of images for each class", folder)
-    classes = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise DataError(f"{folder} holds no folders; expected one a class, with the images inside", folder)
     paths: list[Path] = []

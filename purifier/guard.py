@@ -176,7 +176,12 @@ def guard(
         weight = next(chosen.parameters(), None)
         filter_ = filter_ if weight is None else filter_.to(weight.device)
     return GuardedModule(
-        chosen, filter_, preprocessing=read_preprocessing(preprocessing), input=input or 0, score=score, **options
+        chosen,
+        filter_,
+        preprocessing=read_preprocessing(preprocessing),
+        input=input or 0,
+        score=score,
+        **options,
     )
 
 
@@ -187,7 +192,9 @@ def _find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, st
     open_ended = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
     if isinstance(input, int):
         if input < 0 or (input >= len(positional) and not open_ended):
-            raise ConfigError(f"input: the classifier takes {', '.join(positional) or 'no argument'}, got position {input}")
+            raise ConfigError(
+                f"input: the classifier takes {', '.join(positional) or 'no argument'}, got position {input}"
+            )
         return input, positional[input] if input < len(positional) else f"argument {input}"
     if input in positional:
         return positional.index(input), input

@@ -24,7 +24,10 @@ class Purifier(nn.Module, ABC):
     """Maps pixels to pixels: float32, (N, C, H, W), in [0, 1]. An author writes :meth:`purify`."""
 
     Config: ClassVar[type]
-    """Frozen dataclass, JSON-able: all it takes to rebuild the purifier. A field ``image_shape`` (C, H, W) fixes the size."""
+    """Frozen dataclass, JSON-able: all it takes to rebuild the purifier.
+
+    A field ``image_shape`` (C, H, W) fixes the images' size.
+    """
     gradient: ClassVar[Literal["exact", "surrogate"]]
     """``exact``: autograd through purify is the truth. ``surrogate``: it is not, use :meth:`surrogate`."""
 
@@ -36,9 +39,7 @@ class Purifier(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if getattr(cls, "gradient", None) not in ("exact", "surrogate") or not hasattr(cls, "Config"):
-            raise PluginError(
-                f"{cls.__name__} must declare Config and gradient = 'exact' or 'surrogate'", cls.__name__
-            )
+            raise PluginError(f"{cls.__name__} must declare Config and gradient = 'exact' or 'surrogate'", cls.__name__)
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
         """All the randomness of one purification (in training mode: of one loss), (N, ...), or None."""

@@ -68,15 +68,11 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         raise DataError(f"cannot read {path} ({error}); copy or install it again", path) from error
     start = 4 + 4 * dimensions
     if raw[:4] != bytes((0, 0, 8, dimensions)) or len(raw) < start:
-        raise DataError(
-            f"{path} is not an idx file of bytes in {dimensions} dimensions; install it again", path
-        )
+        raise DataError(f"{path} is not an idx file of bytes in {dimensions} dimensions; install it again", path)
     shape = struct.unpack(f">{dimensions}I", raw[4:start])
     wanted = start + int(np.prod(shape, dtype=object))
     if len(raw) != wanted:
-        raise DataError(
-            f"{path}: expected {wanted} bytes for {shape}, got {len(raw)}; install it again", path
-        )
+        raise DataError(f"{path}: expected {wanted} bytes for {shape}, got {len(raw)}; install it again", path)
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 

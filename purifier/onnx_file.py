@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from .errors import ClassifierError
@@ -22,7 +22,7 @@ MAX_BYTES = 1_500_000_000
 MAX_ELEMENTS = 2**28
 """The largest tensor (1 GiB of float32) a graph may make from nothing."""
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-IMAGE_TYPES = {
+IMAGE_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.DOUBLE: "float64",
@@ -56,8 +56,9 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
     Raises
     ------
     ClassifierError
-        The file is missing, damaged, over 1.5 GB, keeps data outside itself, uses operators that are not ONNX's or
-        ONNX Runtime's own, holds nodes compiled for one device, or makes a giant tensor from a constant.
+        The file is missing, damaged, over 1.5 GB, keeps data outside itself, uses operators that are not
+        ONNX's or ONNX Runtime's own, holds nodes compiled for one device, or makes a giant tensor from a
+        constant.
     """
     where = "ONNX model" if isinstance(source, ModelProto) else str(source)
     model = source if isinstance(source, ModelProto) else _read(Path(source))
@@ -65,13 +66,15 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
         raise _too_large(where, model.ByteSize())
     if not model.graph.output or not model.opset_import:
         raise ClassifierError(
-            f"{where} is not an ONNX model (no outputs or no opset): is it whole? Copy or export it again", where
+            f"{where} is not an ONNX model (no outputs or no opset): is it whole? Copy or export it again",
+            where,
         )
     local = {(function.domain, function.name) for function in model.functions}
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ClassifierError(
-                f"{where} keeps {tensor.name!r} in another file, which is not followed; save it in one file with "
+                f"{where} keeps {tensor.name!r} in another file, which is not followed; save it in one file "
+                "with "
                 "onnx.save(onnx.load(path), new_path)",
                 where,
             )
@@ -84,14 +87,16 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
             )
         if node.domain not in DOMAINS and (node.domain, node.op_type) not in local:
             raise ClassifierError(
-                f"{where} uses {node.domain}.{node.op_type}, which is no operator of ONNX or ONNX Runtime; export the "
+                f"{where} uses {node.domain}.{node.op_type}, which is no operator of ONNX or ONNX Runtime; "
+                "export the "
                 "classifier with standard operators (their domains: ai.onnx, ai.onnx.ml, com.microsoft)",
                 where,
             )
         count = _made_from_nothing(node, shapes)
         if count > MAX_ELEMENTS:
             raise ClassifierError(
-                f"{where}: {node.op_type} {node.name!r} makes {count:.3g} elements from a constant shape, the limit is "
+                f"{where}: {node.op_type} {node.name!r} makes {count:.3g} elements from a constant shape, "
+                "the limit is "
                 f"{MAX_ELEMENTS:.3g}; such a file can exhaust the memory, so it is not opened",
                 where,
             )
@@ -104,8 +109,8 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
     Parameters
     ----------
     input
-        Its position among the inputs a caller must feed, or its name. None finds the only one that can be an image:
-        four dimensions, float or uint8.
+        Its position among the inputs a caller must feed, or its name. None finds the only one that can be an
+        image: four dimensions, float or uint8.
 
     Raises
     ------
@@ -119,7 +124,8 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
     if input is None:
         if len(candidates) != 1:
             raise ClassifierError(
-                f"the classifier has {len(candidates) or 'no'} inputs that can be images, of its inputs ({listed}); "
+                f"the classifier has {len(candidates) or 'no'} inputs that can be images, of its inputs "
+                f"({listed}); "
                 + ("say which with input=" if candidates else "expected one (N, C, H, W) or (N, H, W, C)"),
                 model.graph.name,
             )
@@ -127,9 +133,7 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
     elif isinstance(input, str):
         names = [value.name for value in values]
         if input not in names:
-            raise ClassifierError(
-                f"the classifier has no input {input!r}; its inputs: {listed}", model.graph.name
-            )
+            raise ClassifierError(f"the classifier has no input {input!r}; its inputs: {listed}", model.graph.name)
         chosen = names.index(input)
     else:
         if not 0 <= input < len(values):
@@ -139,7 +143,8 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
         chosen = input
     if chosen not in candidates:
         raise ClassifierError(
-            f"input {describe_input(values[chosen])} takes no images: expected float or uint8 with 4 dimensions; "
+            f"input {describe_input(values[chosen])} takes no images: expected float or uint8 with 4 "
+            "dimensions; "
             f"the inputs are {listed}",
             model.graph.name,
         )
@@ -160,7 +165,7 @@ def describe_input(value: ValueInfoProto) -> str:
     """``name float32 (N, 3, 32, 32)``, for messages."""
     kind = value.type.tensor_type
     sizes = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in kind.shape.dim]
-    names: Mapping[int, str] = {number: name.lower() for name, number in TensorProto.DataType.items()}
+    names = {int(number): name.lower() for name, number in TensorProto.DataType.items()}
     type_name = IMAGE_TYPES.get(kind.elem_type) or names.get(kind.elem_type, "unknown")
     return f"{value.name} {type_name} ({', '.join(sizes)})"
 
@@ -189,9 +194,7 @@ def _read(path: Path) -> ModelProto:
     try:
         return onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError) as error:
-        raise ClassifierError(
-            f"{path} is damaged or not ONNX ({error}); copy or export it again", path
-        ) from error
+        raise ClassifierError(f"{path} is damaged or not ONNX ({error}); copy or export it again", path) from error
 
 
 def _too_large(where: str, size: int) -> ClassifierError:

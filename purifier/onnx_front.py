@@ -48,14 +48,14 @@ def purifier_graph(
 ) -> ModelProto:
     """A purifier between a classifier's images and the classifier, as an ONNX model with a free batch size.
 
-    Its input ``image`` and output ``purified`` are in the classifier's format; ``purifier_score`` (N,) comes last if
-    ``score``. A random purifier gives its mean (no noise).
+    Its input ``image`` and output ``purified`` are in the classifier's format; ``purifier_score`` (N,) comes
+    last if ``score``. A random purifier gives its mean (no noise).
 
     Parameters
     ----------
     image_shape
-        The classifier's images, (N, C, H, W) or (N, H, W, C) as its layout says; None where free. Height and width
-        stay free unless given here or fixed by the purifier.
+        The classifier's images, (N, C, H, W) or (N, H, W, C) as its layout says; None where free. Height and
+        width stay free unless given here or fixed by the purifier.
 
     Raises
     ------
@@ -71,7 +71,8 @@ def purifier_graph(
         return export_module(front, example, free=free, input="image", outputs=names, opset=opset)
     except torch.onnx.OnnxExporterError as error:
         raise PluginError(
-            f"{type(purifier).__name__} cannot be exported to ONNX: {last_line(error)}; its purify and score must be "
+            f"{type(purifier).__name__} cannot be exported to ONNX: {last_line(error)}; its purify and "
+            "score must be "
             "made of operators that torch.onnx.export knows",
             type(purifier).__name__,
         ) from error
@@ -80,7 +81,7 @@ def purifier_graph(
 def example_images(
     purifier: Purifier, preprocessing: Preprocessing, image_shape: tuple[int | None, ...], *, count: int = 2
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Random images in the classifier's format, and the dimensions of it that are free (0, the batch, among them)."""
+    """Random images in the classifier's format, and which dimensions are free (0, the batch, always)."""
     nhwc = preprocessing.layout == "NHWC"
     order = (0, 3, 1, 2) if nhwc else (0, 1, 2, 3)
     declared = tuple(image_shape[place] for place in order)[1:]
@@ -89,7 +90,8 @@ def example_images(
         if mine is not None and theirs is not None and mine != theirs:
             raise ConfigError(
                 f"{type(purifier).__name__} purifies images {tuple(fixed)}, the classifier takes "
-                f"{tuple('any' if size is None else size for size in declared)} (C, H, W), {preprocessing.layout}; "
+                f"{tuple('any' if size is None else size for size in declared)} (C, H, W), "
+                f"{preprocessing.layout}; "
                 "train a purifier for these images, or say the layout with preprocessing="
             )
     channels, height, width = (mine or theirs for mine, theirs in zip(fixed, declared, strict=True))
@@ -97,7 +99,8 @@ def example_images(
         channels = max(len(preprocessing.mean), len(preprocessing.std))
     if channels == 0:
         raise ConfigError(
-            "the classifier does not say how many channels its images have; give preprocessing= with one mean a "
+            "the classifier does not say how many channels its images have; give preprocessing= with one "
+            "mean a "
             "channel, or fix the input's shape (python -m onnxruntime.tools.make_dynamic_shape_fixed)"
         )
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +123,7 @@ def export_module(
 
     A copy in evaluation mode on the CPU is exported; the module is not touched.
     """
-    sizes = {place: torch.export.Dim.DYNAMIC for place in free}
+    sizes = dict.fromkeys(free, torch.export.Dim.DYNAMIC)
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             copy.deepcopy(module).cpu().eval(),
@@ -168,7 +171,9 @@ def _quiet_exporter() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # torch.export touches its own deprecated names, and says so of code that is not the caller's.
-            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
+            warnings.filterwarnings(
+                "ignore", category=DeprecationWarning, module=r"(torch|onnxscript|onnx_ir|copyreg)\b"
+            )
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
             for logger in loggers:
                 logger.setLevel(logging.ERROR)

@@ -29,9 +29,9 @@ METADATA_FORMAT = 1
 def graft(front: ModelProto, classifier: ModelProto, input_name: str, *, score: bool) -> ModelProto:
     """The classifier with ``front`` between its input ``input_name`` and everything that reads it.
 
-    Inputs and outputs keep their names, types, shapes and order; ``purifier_score`` is added as the last output if
-    ``score``. An output that *is* the input, under its name, still gives what was fed: one name cannot carry two
-    values. The classifier given is not changed.
+    Inputs and outputs keep their names, types, shapes and order; ``purifier_score`` is added as the last
+    output if ``score``. An output that *is* the input, under its name, still gives what was fed: one name
+    cannot carry two values. The classifier given is not changed.
 
     Raises
     ------
@@ -42,9 +42,11 @@ def graft(front: ModelProto, classifier: ModelProto, input_name: str, *, score: 
     names = _names(classifier)
     if score and SCORE in names:
         raise ClassifierError(
-            f"the classifier has a value called {SCORE!r} already; guard it with score=False", classifier.graph.name
+            f"the classifier has a value called {SCORE!r} already; guard it with score=False",
+            classifier.graph.name,
         )
-    guarded, piece = ir.from_proto(classifier), ir.from_proto(front)
+    # onnx_ir renames a stored tensor in the model it was read from, which is the caller's.
+    guarded, piece = ir.from_proto(classifier), ir.from_proto(_copied(front))
     graph = guarded.graph
     image = next(value for value in graph.inputs if value.name == input_name)
     entry, purified = piece.graph.inputs[0], piece.graph.outputs[0]
@@ -75,16 +77,15 @@ def graft(front: ModelProto, classifier: ModelProto, input_name: str, *, score: 
 def raise_opset(model: ModelProto, opset: int) -> ModelProto:
     """A copy at ``opset`` (or the model's own, if higher) and an IR version to go with it, functions inlined.
 
-    The version number alone is raised where no operator in use changed in between; else onnx's converter rewrites
-    those that did.
+    The version number alone is raised where no operator in use changed in between; else onnx's converter
+    rewrites those that did.
 
     Raises
     ------
     ClassifierError
         The converter does not manage.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = _copied(model)
     if copy.functions:
         copy = inline_local_functions(copy, convert_version=True)
     _spell_domain(copy)
@@ -112,7 +113,7 @@ def opset_of(model: ModelProto) -> int:
 
 
 def purifier_metadata(purifier: Purifier) -> dict[str, str]:
-    """What a guarded file says of its purifier: the plugin, its configuration, and the checkpoint it came from."""
+    """What a guarded file says of its purifier: its plugin, configuration and checkpoint."""
     config = json.dumps(dataclasses.asdict(purifier.config), sort_keys=True, separators=(",", ":"))
     try:
         plugin = purifiers.name_of(type(purifier))
@@ -136,12 +137,19 @@ def add_metadata(model: ModelProto, entries: dict[str, str]) -> None:
     onnx.helper.set_model_props(model, {**kept, **entries})
 
 
+def _copied(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
 def _convert(model: ModelProto, opset: int) -> ModelProto:
     try:
         converted: ModelProto = version_converter.convert_version(model, opset)
-    except Exception as error:  # noqa: BLE001 - the converter is C++ and raises whatever its operators do
+    except Exception as error:
         raise ClassifierError(
-            f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset} ({error}); "
+            f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset} "
+            f"({error}); "
             f"export it again at opset {opset}",
             model.graph.name,
         ) from error
@@ -197,9 +205,13 @@ def _free_prefix(names: set[str]) -> str:
 
 
 def _prefix(graph: ir.Graph, prefix: str) -> None:
-    """Rename all nodes and values, and drop the noted shapes, whose symbols could mean another size elsewhere."""
+    """Rename all nodes and values; drop their shapes, whose symbols could mean another size elsewhere."""
     for part in (graph, *graph.subgraphs()):
-        values = [*part.inputs, *part.initializers.values(), *(value for node in part for value in node.outputs)]
+        values = [
+            *part.inputs,
+            *part.initializers.values(),
+            *(value for node in part for value in node.outputs),
+        ]
         named = [value for value in values if value.name]
         ir.convenience.rename_values(named, [prefix + (value.name or "") for value in named])
         for node in part:

@@ -109,13 +109,11 @@ def read_preprocessing(value: Any) -> Preprocessing:
             "preprocessing: expected purifier.Preprocessing, torchvision's weights.transforms() or a Compose "
             f"with one Normalize, got {type(value).__name__}"
         )
-    return Preprocessing(
-        mean=tuple(map(float, normal[0].mean)), std=tuple(map(float, normal[0].std))
-    )
+    return Preprocessing(mean=tuple(map(float, normal[0].mean)), std=tuple(map(float, normal[0].std)))
 
 
 def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...] | None = None) -> None:
-    """Raise :class:`PixelError` unless ``pixels`` is a float (N, C, H, W) in [0, 1], of ``shape`` (C, H, W) if given."""
+    """Raise :class:`PixelError` unless ``pixels`` are floats (N, C, H, W) in [0, 1], of ``shape`` if given."""
     check_shape(pixels, name=name, shape=shape)
     if not pixels.dtype.is_floating_point:
         raise PixelError(f"{name}: expected floats in [0, 1], got {pixels.dtype}")

@@ -58,9 +58,7 @@ class Registry(Generic[T]):
     def entries(self) -> list[Entry]:
         """All plugins, sorted by name; a name registered twice appears twice."""
         found = {_entry(point) for point in entry_points(group=self.group)}
-        found |= {
-            Entry(name, _path(cls), "register()", "") for name, cls in self._registered.items()
-        }
+        found |= {Entry(name, _path(cls), "register()", "") for name, cls in self._registered.items()}
         return sorted(found, key=lambda entry: (entry.name, entry.distribution))
 
     def names(self) -> list[str]:
@@ -92,7 +90,7 @@ class Registry(Generic[T]):
         ((entry, point),) = points.items()
         try:
             loaded = point.load()
-        except Exception as error:  # noqa: BLE001 - a third party's import can fail in any way
+        except Exception as error:
             raise PluginError(
                 f"{self.group}: plugin {name!r} of {entry.distribution} {entry.version} ({entry.value}) "
                 f"failed to import: {type(error).__name__}: {error}",
@@ -131,9 +129,7 @@ class Registry(Generic[T]):
 
 def _entry(point: EntryPoint) -> Entry:
     owner = point.dist
-    return Entry(
-        point.name, point.value, owner.name if owner else "unknown", owner.version if owner else ""
-    )
+    return Entry(point.name, point.value, owner.name if owner else "unknown", owner.version if owner else "")
 
 
 def _path(cls: type) -> str:

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: the provider that was asked for, or an error; never a silent fall back to the CPU."""
+"""ONNX Runtime sessions: the provider that was asked for or an error, never silently the CPU."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def refusals_explained(model: str | Path) -> Iterator[None]:
     """Turn what ONNX Runtime raises while opening ``model`` into a :class:`ClassifierError`."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - its exceptions share no base class but this
+    except Exception as error:
         raise ClassifierError(
             f"{model}: ONNX Runtime {onnxruntime.__version__} cannot open it: {_first_line(error)}; "
             "is the file whole, and made for this version (opset <= 26, IR <= 13)?",
@@ -96,7 +96,8 @@ def check_provider(session: onnxruntime.InferenceSession, providers: Sequence[Pr
     had = session.get_providers()[0]
     if providers and had != _name(providers[0]):
         raise ConfigError(
-            f"providers: asked for {_name(providers[0])}, but ONNX Runtime gave {had}; `purifier doctor` says why, "
+            f"providers: asked for {_name(providers[0])}, but ONNX Runtime gave {had}; `purifier doctor` "
+            "says why, "
             f"or ask for {had}"
         )
 
@@ -115,11 +116,12 @@ def loads(provider: str) -> bool:
         _preload()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
-    # A provider that fails to load logs it as an error of the whole process; here that is an answer, not an error.
+    # A provider that fails to load logs it as an error of the whole process; here that is an answer, not an
+    # error.
     onnxruntime.set_default_logger_severity(_FATAL)
     try:
         session = onnxruntime.InferenceSession(_tiny(), options, providers=[provider], enable_fallback=0)
-    except Exception:  # noqa: BLE001 - whatever it is, the provider does not load
+    except Exception:
         return False
     finally:
         onnxruntime.set_default_logger_severity(2)
@@ -144,8 +146,8 @@ def installed_wheels() -> dict[str, str]:
 
 @functools.cache
 def _preload() -> None:
-    # Otherwise the CUDA provider looks for CUDA's libraries outside the Python environment only. It prints what it
-    # does not find; that CUDA does not load is then said once, by check_provider or the doctor.
+    # Otherwise the CUDA provider looks for CUDA's libraries outside the Python environment only. It prints
+    # what it does not find; that CUDA does not load is then said once, by check_provider or the doctor.
     import contextlib
     import io
 

@@ -33,8 +33,8 @@ from .runtime import Provider, check_provider, refusals_explained, session_argum
 class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     """An ONNX classifier behind a purifier: the classifier's inputs and outputs, in one graph.
 
-    :meth:`run` checks the images' shape and range first; ONNX Runtime's other ways to run (IO binding, OrtValues,
-    asynchronous) do not. A random purifier gives its mean.
+    :meth:`run` checks the images' shape and range first; ONNX Runtime's other ways to run (IO binding,
+    OrtValues, asynchronous) do not. A random purifier gives its mean.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     score
         Add how unusual each image is, ``purifier_score`` (N,), as the last output.
     providers, sess_options
-        As for ``onnxruntime.InferenceSession``; a provider asked for and not had is an error. By default CUDA if it
-        loads, else the CPU.
+        As for ``onnxruntime.InferenceSession``; a provider asked for and not had is an error. By default CUDA
+        if it loads, else the CPU.
 
     Attributes
     ----------
@@ -62,7 +62,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     ClassifierError
         The classifier cannot be read, or is none that can be guarded.
     ConfigError
-        The purifier, the preprocessing and the classifier do not fit together; or a provider is not to be had.
+        The purifier, the preprocessing and the classifier do not fit together; or a provider is not to be
+        had.
     """
 
     def __init__(
@@ -82,9 +83,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.purifier, self.score = purifier, score
         self.preprocessing = _fitted(preprocessing, self.image)
         opset = max(OPSET, opset_of(self.classifier))
-        front = purifier_graph(
-            purifier, self.preprocessing, image_shape=self.image.shape, score=score, opset=opset
-        )
+        front = purifier_graph(purifier, self.preprocessing, image_shape=self.image.shape, score=score, opset=opset)
         self.model = graft(front, self.classifier, self.input, score=score)
         add_metadata(self.model, purifier_metadata(purifier))
         source = "guarded classifier" if isinstance(classifier, ModelProto) else f"guarded {classifier}"
@@ -124,7 +123,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         if not fits:
             letters = [letter if size is None else str(size) for letter, size in zip(layout, wanted, strict=True)]
             raise PixelError(
-                f"{self.input}: expected images ({', '.join(letters)}), got {images.shape}; resize them, or say their "
+                f"{self.input}: expected images ({', '.join(letters)}), got {images.shape}; resize them, or "
+                "say their "
                 "layout with preprocessing="
             )
         if images.dtype != np.dtype(self.image.dtype):
@@ -134,7 +134,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
 
 def _fitted(preprocessing: Preprocessing | None, image: ImageInput) -> Preprocessing:
-    """The preprocessing for an input of the graph, whose type is a fact; float32, the default, gives way to it."""
+    """The preprocessing with the input's own type: the graph's is a fact, float32 only a default."""
     if preprocessing is None:
         return infer_preprocessing(image)
     if preprocessing.dtype not in ("float32", image.dtype):

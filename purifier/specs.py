@@ -41,15 +41,11 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     unknown = sorted(set(options) - set(fields))
     if unknown:
-        raise ConfigError(
-            f"{what} has no option {unknown[0]!r}; its options are: {', '.join(fields) or 'none'}"
-        )
+        raise ConfigError(f"{what} has no option {unknown[0]!r}; its options are: {', '.join(fields) or 'none'}")
     missing = [
         name
         for name, field in fields.items()
-        if name not in options
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in options and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ConfigError(f"{what} needs the option {missing[0]!r} ({_describe(hints[missing[0]])})")
@@ -58,9 +54,7 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
         try:
             values[name] = _convert(value, hints[name])
         except ValueError:
-            raise ConfigError(
-                f"{what}: option {name!r} expected {_describe(hints[name])}, got {value!r}"
-            ) from None
+            raise ConfigError(f"{what}: option {name!r} expected {_describe(hints[name])}, got {value!r}") from None
     return cls(**values)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from .atomic import atomic_write
@@ -49,15 +48,23 @@ def stages(
 
 def write_strip(path: str | Path, rows: Mapping[str, Stage], labels: Tensor, classes: Sequence[str]) -> Path:
     """Write the stages as a PNG; a caption names what the classifier sees, green where it is ``labels`` (N,)."""
+    from matplotlib.figure import Figure  # a second to import, which no other command should pay
+
     if not len(labels):
         raise AuditError("no image to show: expected at least one")
     figure = Figure(figsize=(1.15 * len(labels) + 1.6, 1.4 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(labels), squeeze=False)
     for line, (name, (pixels, seen)) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(name.replace(" (", "\n(").replace(", ", ",\n"), fontsize=8, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(
+            name.replace(" (", "\n(").replace(", ", ",\n"), fontsize=8, rotation=0, ha="right", va="center"
+        )
         for axis, image, got, label in zip(line, pixels.cpu(), seen.tolist(), labels.tolist(), strict=True):
             axis.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set_xlabel(classes[got] if got < len(classes) else str(got), fontsize=8, color="green" if got == label else "red")
+            axis.set_xlabel(
+                classes[got] if got < len(classes) else str(got),
+                fontsize=8,
+                color="green" if got == label else "red",
+            )
             axis.set_xticks([])
             axis.set_yticks([])
     content = io.BytesIO()

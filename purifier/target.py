@@ -97,9 +97,7 @@ class Target(nn.Module):
             The route has no gradients, or the purifier or classifier cuts them off.
         """
         if self.route == "none":
-            raise GradientError(
-                "the route none gives logits only; use exact, bpda or oblivious for gradients"
-            )
+            raise GradientError("the route none gives logits only; use exact, bpda or oblivious for gradients")
         check_differentiable(self.classifier, self.route)
         gradients, all_logits = torch.zeros_like(pixels), []
         for _ in range(self.eot):
@@ -124,9 +122,7 @@ class Target(nn.Module):
     def _purify(self, pixels: Tensor) -> Tensor:
         noise = self.purifier.draw(pixels, self.generator)
         if noise is not None and len(noise) != len(pixels):
-            raise AuditError(
-                f"the target was made for {len(noise)} images, got {len(pixels)}; narrow it with select()"
-            )
+            raise AuditError(f"the target was made for {len(noise)} images, got {len(pixels)}; narrow it with select()")
         if self.route == "bpda":
             return _Bpda.apply(pixels, noise, self.purifier)  # type: ignore[no-any-return]
         return self.purifier.purify(pixels, noise)
@@ -181,8 +177,6 @@ class _Bpda(torch.autograd.Function):
             leaf = pixels.detach().requires_grad_()
             stand_in = ctx.purifier.surrogate(leaf, noise)
         if not stand_in.requires_grad:
-            raise GradientError(
-                f"{type(ctx.purifier).__name__}.surrogate() gives no gradient; make it differentiable"
-            )
+            raise GradientError(f"{type(ctx.purifier).__name__}.surrogate() gives no gradient; make it differentiable")
         (gradient,) = torch.autograd.grad(stand_in, leaf, upstream[0])
         return gradient, None, None

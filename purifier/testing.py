@@ -25,7 +25,9 @@ from .target import Target
 from .threat import Threat
 
 
-def check_purifier(purifier: Purifier, shape: tuple[int, int, int] = (1, 28, 28), *, tmp_path: Path | None = None) -> None:
+def check_purifier(
+    purifier: Purifier, shape: tuple[int, int, int] = (1, 28, 28), *, tmp_path: Path | None = None
+) -> None:
     """Check a purifier on random images of ``shape`` (C, H, W); with ``tmp_path`` also its checkpoint."""
     purifier.eval()
     pixels = _images(5, shape)
@@ -39,7 +41,11 @@ def check_purifier(purifier: Purifier, shape: tuple[int, int, int] = (1, 28, 28)
     again = purifier.purify(pixels, noise)
     _check(torch.equal(purified, again), "purify must be a pure function of pixels and noise", "another result")
     rows = [purifier.purify(pixels[i : i + 1], None if noise is None else noise[i : i + 1]) for i in range(5)]
-    _check(_close(purified, torch.cat(rows)), "an image's result must not depend on its batch", "another result alone")
+    _check(
+        _close(purified, torch.cat(rows)),
+        "an image's result must not depend on its batch",
+        "another result alone",
+    )
     score = purifier.score(pixels)
     _check(score.shape == (5,) and bool(score.isfinite().all()), "score must be (N,) and finite", score)
     redrawn = purifier.draw(pixels, SampleGenerator(0, range(5)))
@@ -50,12 +56,20 @@ def check_purifier(purifier: Purifier, shape: tuple[int, int, int] = (1, 28, 28)
     if tmp_path is not None:
         file = save(purifier, tmp_path / "conformance.safetensors")
         loaded = load(file)
-        _check(_close(loaded.purify(pixels, noise), purified), "a saved and loaded purifier must be the same", "another result")
+        _check(
+            _close(loaded.purify(pixels, noise), purified),
+            "a saved and loaded purifier must be the same",
+            "another result",
+        )
 
 
 def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> None:
-    """Check an attack on a linear classifier: inputs untouched, eps 0 is the identity, seeds, batches, and some success."""
-    _check(attack.needs in ("gradient", "scores", "labels"), "needs must be declared", getattr(attack, "needs", None))
+    """Check an attack on a linear classifier: inputs untouched, eps 0 the identity, seeds, batches, some success."""
+    _check(
+        attack.needs in ("gradient", "scores", "labels"),
+        "needs must be declared",
+        getattr(attack, "needs", None),
+    )
     _check(norm in attack.norms, f"norms must hold {norm!r}", attack.norms)
     classifier = TorchPixelClassifier(_linear(48, 4), Preprocessing())
     pixels = _images(24, (3, 4, 4))
@@ -77,11 +91,19 @@ def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> Non
 
     threat = Threat(norm, eps)  # type: ignore[arg-type]
     found = run(threat, slice(0, 24))
-    _check(torch.equal(pixels, before[0]) and torch.equal(labels, before[1]), "inputs must stay as they are", "a change")
+    _check(
+        torch.equal(pixels, before[0]) and torch.equal(labels, before[1]),
+        "inputs must stay as they are",
+        "a change",
+    )
     _check(_close(run(Threat(norm, 0.0), slice(0, 24)), pixels), "eps 0 must be the identity", "a change")  # type: ignore[arg-type]
     _check(torch.equal(found, run(threat, slice(0, 24))), "one seed must give one result", "another result")
     halves = torch.cat([run(threat, slice(0, 7)), run(threat, slice(7, 24))])
-    _check(_close(found, halves), "an image's result must not depend on its batch", "another result in smaller batches")
+    _check(
+        _close(found, halves),
+        "an image's result must not depend on its batch",
+        "another result in smaller batches",
+    )
     weak = threat.distance(found, pixels).max().item()
     _check(weak > 0, "the attack must change something on a linear classifier", "no change")
     wide = run(Threat(norm, 1.0 if norm == "linf" else 10.0), slice(0, 24))  # type: ignore[arg-type]
@@ -119,7 +141,11 @@ def _check_gradient(purifier: Purifier, pixels: Tensor, noise: Tensor | None) ->
     leaf = pixels.clone().requires_grad_()
     route = purifier.purify if purifier.gradient == "exact" else purifier.surrogate
     outcome = route(leaf, noise)
-    _check(outcome.requires_grad, f"gradient={purifier.gradient!r} must be differentiable", "a result without gradient")
+    _check(
+        outcome.requires_grad,
+        f"gradient={purifier.gradient!r} must be differentiable",
+        "a result without gradient",
+    )
     # A constant weighting would hide a gradient that sums to zero.
     weights = _images(len(pixels), tuple(pixels.shape[1:]), seed=1)
     (gradient,) = torch.autograd.grad((outcome * weights).sum(), leaf)
@@ -129,7 +155,7 @@ def _check_gradient(purifier: Purifier, pixels: Tensor, noise: Tensor | None) ->
 
 def _check_config(purifier: Purifier) -> None:
     config = purifier.config
-    frozen = dataclasses.is_dataclass(config) and type(config).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    frozen = dataclasses.is_dataclass(config) and vars(type(config))["__dataclass_params__"].frozen
     _check(frozen, "config must be a frozen dataclass", type(config))
     back = build(type(config), json.loads(json.dumps(dataclasses.asdict(config))), what="config")
     _check(back == config, "config must survive JSON", back)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise ZeroDivisionError
     assert target.read_text() == "old"
-    assert os.listdir(target.parent) == ["file.txt"]
+    assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:

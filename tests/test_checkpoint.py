@@ -72,7 +72,11 @@ def test_metadata_that_does_not_fit(checkpoint: Path) -> None:
     for changes, error, message in [
         ({"format": 99}, CheckpointError, "has checkpoint format 99, this version reads 1"),
         ({"plugin": "acme"}, PluginError, "no plugin 'acme'"),
-        ({"config": {**config, "latent": 16}}, CheckpointError, r"does not fit plugin 'vae'[\s\S]*size mismatch"),
+        (
+            {"config": {**config, "latent": 16}},
+            CheckpointError,
+            r"does not fit plugin 'vae'[\s\S]*size mismatch",
+        ),
         ({"config": {**config, "width": 3}}, CheckpointError, "no option 'width'"),
     ]:
         kept = checkpoint.read_bytes()

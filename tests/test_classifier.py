@@ -61,7 +61,11 @@ def test_a_pickle_is_never_run(folder: Path) -> None:
     (folder / "w.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     torch.save({"head.weight": Bomb()}, folder / "zip.pt")
     (folder / "w.safetensors").write_bytes(pickle.dumps(Bomb()))
-    for name, error in (("w.pt", ClassifierError), ("zip.pt", ClassifierError), ("w.safetensors", CheckpointError)):
+    for name, error in (
+        ("w.pt", ClassifierError),
+        ("zip.pt", ClassifierError),
+        ("w.safetensors", CheckpointError),
+    ):
         with pytest.raises(error):
             load_classifier("acme_models:make", weights=name)
     assert not (folder / "harmed").exists()

@@ -13,9 +13,7 @@ from purifier.cli.train import train
 from purifier.errors import SpecError, TrainingError
 from purifier.named_data import SYSTEM_FASHION_MNIST
 
-pytestmark = pytest.mark.skipif(
-    not SYSTEM_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist"
-)
+pytestmark = pytest.mark.skipif(not SYSTEM_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 app = typer.Typer()
 app.command()(train)
 
@@ -44,9 +42,7 @@ def test_train(tmp_path: Path) -> None:
     ],
 )
 def test_errors_reach_main(tmp_path: Path, options: str, error: type[Exception], says: str) -> None:
-    result = CliRunner().invoke(
-        app, f"vae --data fashion-mnist:train:64 --out {tmp_path / 'p.safetensors'} {options}"
-    )
+    result = CliRunner().invoke(app, f"vae --data fashion-mnist:train:64 --out {tmp_path / 'p.safetensors'} {options}")
     assert isinstance(result.exception, error)
     assert says in str(result.exception)
 

@@ -43,15 +43,13 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-def write_fashion(
-    folder: Path, *, suffix: str = "", images: np.ndarray = RAMP, labels: object = (3, 9)
-) -> None:
+def write_fashion(folder: Path, *, suffix: str = "", images: np.ndarray = RAMP, labels: object = (3, 9)) -> None:
     write_idx(folder / f"t10k-images-idx3-ubyte{suffix}", images)
     write_idx(folder / f"t10k-labels-idx1-ubyte{suffix}", np.array(labels, dtype=np.uint8))
 
 
 def npz(tmp_path: Path, **arrays: object) -> str:
-    np.savez_compressed(tmp_path / "set.npz", **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(tmp_path / "set.npz", **arrays)
     return f"npz:{tmp_path / 'set.npz'}"
 
 
@@ -95,9 +93,7 @@ def test_fashion_mnist_in_root(alone: Path, place: str, suffix: str) -> None:
     assert labels.tolist() == [3, 9]
 
 
-def test_root_goes_before_the_environment(
-    alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_root_goes_before_the_environment(alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PURIFIER_DATA", str(tmp_path / "environment"))
     write_fashion(tmp_path / "environment", labels=(1, 1))
     assert load_data("fashion-mnist", root=alone).labels.tolist() == [1, 1]
@@ -231,7 +227,7 @@ def test_npz_damaged_or_foreign(tmp_path: Path) -> None:
 
 def save_image(path: Path, value: object, *, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value).save(path)  # type: ignore[arg-type]
+    Image.new(mode, size, value).save(path)
     return path
 
 

@@ -78,7 +78,9 @@ def test_return_values_keep_their_type(kind: str, images) -> None:
     net = Net(kind).eval()
     guarded, expected = purifier.guard(net, "identity")(images[0]), net(images[0])
     assert type(guarded) is type(expected)
-    logits = {"tensor": lambda o: o, "tuple": lambda o: o[0], "dict": lambda o: o["logits"]}.get(kind, lambda o: o.logits)
+    logits = {"tensor": lambda o: o, "tuple": lambda o: o[0], "dict": lambda o: o["logits"]}.get(
+        kind, lambda o: o.logits
+    )
     assert torch.equal(logits(guarded), logits(expected))
 
 
@@ -129,7 +131,12 @@ def test_state_dict_deepcopy_pickle_and_torch_save(net: Net, images) -> None:
     saved = io.BytesIO()
     torch.save(guarded, saved)
     saved.seek(0)
-    for twin in (fresh, copy.deepcopy(guarded), pickle.loads(pickle.dumps(guarded)), torch.load(saved, weights_only=False)):
+    for twin in (
+        fresh,
+        copy.deepcopy(guarded),
+        pickle.loads(pickle.dumps(guarded)),  # noqa: S301 - its own pickle
+        torch.load(saved, weights_only=False),
+    ):
         assert torch.equal(twin(pixels), expected)
     assert {key.partition(".")[0] for key in guarded.state_dict()} == {"classifier", "purifier"}
 
@@ -248,7 +255,11 @@ def test_an_empty_batch_gives_an_empty_result(net: Net) -> None:
         ((nn.Flatten(), 3), {}, "purifier: expected a Purifier"),
         ((nn.Flatten(), "identity"), {"input": 4}, "takes input, got position 4"),
         ((nn.Flatten(), "identity"), {"input": "image"}, "takes input, got 'image'"),
-        ((nn.Flatten(), "identity"), {"providers": []}, "no option 'providers' for this classifier; its options: seed, check"),
+        (
+            (nn.Flatten(), "identity"),
+            {"providers": []},
+            "no option 'providers' for this classifier; its options: seed, check",
+        ),
         ((nn.Flatten(), "identity"), {"preprocessing": 255}, "preprocessing: expected"),
     ],
 )

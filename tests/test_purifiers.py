@@ -52,7 +52,10 @@ def test_blur_is_the_gaussian_of_scipy(images) -> None:
     pixels, _ = images
     expected = gaussian_filter(pixels[0, 0].numpy(), 1.5, mode="nearest", radius=4)
     torch.testing.assert_close(
-        purifier.load("blur:sigma=1.5").purify(pixels[:1])[0, 0], torch.from_numpy(expected), atol=1e-5, rtol=0
+        purifier.load("blur:sigma=1.5").purify(pixels[:1])[0, 0],
+        torch.from_numpy(expected),
+        atol=1e-5,
+        rtol=0,
     )
 
 
@@ -76,7 +79,9 @@ def test_elbo_is_the_bound_estimated_by_sampling(images) -> None:
             terms = vae.loss(pixels, pixels, noise)
             closed.append(-(terms["reconstruction"] + terms["kl"]))
             z = mean + posterior.scale * noise
-            log_likelihood = -F.binary_cross_entropy(vae.purify(pixels, noise), pixels, reduction="none").flatten(1).sum(1)
+            log_likelihood = (
+                -F.binary_cross_entropy(vae.purify(pixels, noise), pixels, reduction="none").flatten(1).sum(1)
+            )
             ratio = (Normal(0.0, 1.0).log_prob(z) - posterior.log_prob(z)).sum(1)
             sampled.append((log_likelihood + ratio).mean())
     difference = torch.stack(sampled) - torch.stack(closed)
@@ -100,7 +105,10 @@ def test_noise_moves_a_sampling_vae_and_no_noise_is_the_mean(images) -> None:
     ("spec", "message"),
     [
         ("vae", "needs the option 'image_shape'"),
-        ("vae:image_shape=1x27x27", "cannot be halved 2 times; lower depth, or resize the images to multiples of 4"),
+        (
+            "vae:image_shape=1x27x27",
+            "cannot be halved 2 times; lower depth, or resize the images to multiples of 4",
+        ),
         ("vae:image_shape=1x28x28,latent=0", "must be positive"),
         ("blur:sigma=0", "sigma must be in"),
         ("bit-depth:bits=9", "bits must be from 1 to 8"),

@@ -22,7 +22,7 @@ def test_other_seeds_and_later_draws_differ() -> None:
     first, second = generator.uniform((64,), LIKE), generator.uniform((64,), LIKE)
     assert not torch.equal(first, second)
     assert not torch.equal(first, SampleGenerator(4, range(4)).uniform((64,), LIKE))
-    assert 0 <= first.min() and first.max() < 1
+    assert first.min() >= 0 and first.max() < 1
     assert abs(SampleGenerator(0, range(200)).normal((100,), LIKE).std().item() - 1) < 0.02
 
 
@@ -48,6 +48,13 @@ def test_no_seed_follows_torch_and_leaves_it_alone_until_a_draw() -> None:
 
 
 def test_mixed_seeds_depend_on_parts_and_order() -> None:
-    seeds = {mix_seed(1, 2), mix_seed(2, 1), mix_seed("1", 2), mix_seed(12), mix_seed("pgd", 1), mix_seed("fgsm", 1)}
+    seeds = {
+        mix_seed(1, 2),
+        mix_seed(2, 1),
+        mix_seed("1", 2),
+        mix_seed(12),
+        mix_seed("pgd", 1),
+        mix_seed("fgsm", 1),
+    }
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)

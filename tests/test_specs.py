@@ -33,7 +33,14 @@ def test_bad_specs(spec: str) -> None:
 
 
 def test_text_and_json_values_are_converted() -> None:
-    text = {"shape": "1x28x28", "steps": "3", "size": "none", "start": "false", "loss": "margin", "mean": "0.1 0.2"}
+    text = {
+        "shape": "1x28x28",
+        "steps": "3",
+        "size": "none",
+        "start": "false",
+        "loss": "margin",
+        "mean": "0.1 0.2",
+    }
     assert build(Options, text, what="t") == Options((1, 28, 28), 3, None, False, "margin", (0.1, 0.2))
     json = {"shape": [1, 2, 3], "size": 0.5, "start": True}
     assert build(Options, json, what="t") == Options((1, 2, 3), size=0.5)

@@ -19,15 +19,13 @@ from torch import Tensor, nn
 
 import purifier.checkpoint as checkpoint
 from purifier.data import ImageData, load_data
-from purifier.errors import CheckpointError, ConfigError, OutputError, PluginError, SpecError, TrainingError
+from purifier.errors import CheckpointError, TrainingError
 from purifier.interfaces import Purifier, purifiers
 from purifier.named_data import SYSTEM_FASHION_MNIST
 from purifier.seeding import SampleGenerator
 from purifier.training import Progress, train
 
-pytestmark = pytest.mark.skipif(
-    not SYSTEM_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist"
-)
+pytestmark = pytest.mark.skipif(not SYSTEM_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 SMALL = {"channels": 2, "latent": 4}
 
 
@@ -37,7 +35,7 @@ class NoisyConfig:
 
 
 class Noisy(Purifier):
-    """All kinds of state and randomness a purifier can have: buffers, drawn noise, dropout, a frozen weight."""
+    """All a purifier can hold or draw on: buffers, drawn noise, dropout, a frozen weight."""
 
     Config = NoisyConfig
     gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
@@ -85,6 +83,15 @@ class Poisoned(Noisy):
 
 
 @pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order only, and no waiting for a busy core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def plugins() -> Iterator[None]:
     made = {"noisy": Noisy, "explodes": Explodes, "poisoned": Poisoned}
     for name, cls in made.items():
@@ -123,18 +130,16 @@ def read_log(out: Path) -> list[dict[str, object]]:
 def test_vae_learns_and_tells_how(images: ImageData, tmp_path: Path) -> None:
     out = tmp_path / "new" / "vae.safetensors"
     seen: list[Progress] = []
-    trained = train(
-        "vae", images, out, config=SMALL, epochs=6, batch_size=32, lr=3e-3, seed=5, progress=seen.append
-    )
+    trained = train("vae", images, out, config=SMALL, epochs=6, batch_size=32, lr=3e-3, seed=5, progress=seen.append)
     assert not trained.training
     assert trained.config.image_shape == (1, 28, 28)
     first, *epochs = read_log(out)
-    assert first["settings"]["data"] == "fashion-mnist:train:200"  # type: ignore[index]
+    assert first["settings"]["data"] == "fashion-mnist:train:200"
     assert [entry["epoch"] for entry in epochs] == [1, 2, 3, 4, 5, 6]
     assert [entry["step"] for entry in epochs] == [7, 14, 21, 28, 35, 42]
     losses = [entry["loss"] for entry in epochs]
-    assert losses[-1] < 0.85 * losses[0]  # type: ignore[operator]
-    assert losses[-1] == pytest.approx(sum(epochs[-1]["terms"].values()))  # type: ignore[attr-defined]
+    assert losses[-1] < 0.85 * losses[0]
+    assert losses[-1] == pytest.approx(sum(epochs[-1]["terms"].values()))
     assert (seen[-1].images, seen[-1].total, seen[-1].epoch) == (1200, 1200, 6)
     assert sorted(path.name for path in out.parent.iterdir()) == ["vae.log.jsonl", "vae.safetensors"]
     loaded = checkpoint.load(out)
@@ -147,7 +152,7 @@ def test_vae_learns_and_tells_how(images: ImageData, tmp_path: Path) -> None:
     }
     metrics = loaded.provenance["metrics"]
     assert {"reconstruction", "kl", "epochs", "images_per_second"} == set(metrics)
-    assert metrics["reconstruction"] == epochs[-1]["terms"]["reconstruction"]  # type: ignore[index]
+    assert metrics["reconstruction"] == epochs[-1]["terms"]["reconstruction"]
 
 
 @pytest.mark.parametrize("plugin", ["vae", "noisy"])
@@ -178,9 +183,7 @@ def test_resume_is_bit_for_bit(images: ImageData, tmp_path: Path, plugin: str, s
     assert not out.exists() and (tmp_path / "resumed.train.safetensors").exists()
     assert [entry.get("epoch") for entry in read_log(out)] == [None, 1, 2, 3]
     epochs: list[int] = []
-    resumed = train(
-        plugin, images, out, **options, resume=True, progress=lambda now: epochs.append(now.epoch)
-    )
+    resumed = train(plugin, images, out, **options, resume=True, progress=lambda now: epochs.append(now.epoch))
     assert epochs == ([4] if save_every == 1 else [3, 4])
     assert same(straight, resumed)
     assert [entry.get("epoch") for entry in read_log(out)] == [None, 1, 2, 3, 4]
@@ -192,9 +195,8 @@ def test_resume_is_bit_for_bit(images: ImageData, tmp_path: Path, plugin: str, s
 
 CHILD = """
 import sys, time
-from pathlib import Path
 import torch
-torch.set_num_threads(int(sys.argv[2]))
+torch.set_num_threads(1)
 from purifier.data import load_data
 from purifier.training import train
 train("vae", load_data("fashion-mnist:train:200"), sys.argv[1], config={"channels": 2, "latent": 4}, epochs=5,
@@ -204,7 +206,7 @@ train("vae", load_data("fashion-mnist:train:200"), sys.argv[1], config={"channel
 
 def test_killed_process_resumes_bit_for_bit(images: ImageData, tmp_path: Path) -> None:
     out, state = tmp_path / "killed.safetensors", tmp_path / "killed.train.safetensors"
-    command = [sys.executable, "-c", CHILD, str(out), str(torch.get_num_threads())]
+    command = [sys.executable, "-c", CHILD, str(out)]
     with subprocess.Popen(command, env=os.environ.copy()) as child:
         deadline = time.monotonic() + 60
         while not state.exists() and child.poll() is None and time.monotonic() < deadline:
@@ -232,7 +234,7 @@ def test_resume_needs_a_state_and_the_same_settings(images: ImageData, tmp_path:
         ({"config": {"width": 9}}, "its config is {'width': 8}, this run's is {'width': 9}"),
     ):
         with pytest.raises(TrainingError, match=f"cannot resume .*{says}"):
-            train("noisy", images, out, **{"epochs": 3, "batch_size": 100, **changed}, resume=True)  # type: ignore[arg-type]
+            train("noisy", images, out, **{"epochs": 3, "batch_size": 100, **changed}, resume=True)
     with pytest.raises(TrainingError, match="its plugin is 'noisy', this run's is 'vae'"):
         train("vae", images, out, batch_size=100, resume=True)
     with pytest.raises(TrainingError, match="its data is 'fashion-mnist:train:200'"):
@@ -262,9 +264,7 @@ def test_a_new_run_does_not_go_on(images: ImageData, tmp_path: Path) -> None:
 
 def test_loss_that_is_no_number(images: ImageData, tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
-    with pytest.raises(
-        TrainingError, match=r"not finite at epoch 2, step 3 \(good .*, bad nan\); epoch 1 is kept"
-    ):
+    with pytest.raises(TrainingError, match=r"not finite at epoch 2, step 3 \(good .*, bad nan\); epoch 1 is kept"):
         train("explodes", images, out, epochs=3, batch_size=50)
     kept, metadata = checkpoint.read_tensors(tmp_path / "p.train.safetensors")
     assert all(value.isfinite().all() for value in kept.values())
@@ -274,9 +274,7 @@ def test_loss_that_is_no_number(images: ImageData, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_no_numbers(images: ImageData, tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainingError, match=r"became NaN or infinite in epoch 1; nothing was saved yet: .*lr below"
-    ):
+    with pytest.raises(TrainingError, match=r"became NaN or infinite in epoch 1; nothing was saved yet: .*lr below"):
         train("poisoned", images, tmp_path / "p.safetensors", epochs=1, batch_size=200)
     assert [path.name for path in tmp_path.iterdir()] == ["p.log.jsonl"]
 
@@ -286,40 +284,3 @@ def test_any_batch_size(images: ImageData, tmp_path: Path, batch_size: int, step
     out = tmp_path / "p.safetensors"
     train("noisy", images, out, config={"width": 1}, epochs=1, batch_size=batch_size)
     assert read_log(out)[1]["step"] == steps
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "says"),
-    [
-        ({"plugin": "vea"}, PluginError, "did you mean 'vae'"),
-        ({"plugin": "identity"}, TrainingError, "'identity' has nothing to train"),
-        ({"recipe": "magic"}, ConfigError, "no recipe 'magic'; the recipes are: elbo"),
-        ({"recipe": "elbo:eps=0.1"}, ConfigError, "recipe 'elbo' has no option 'eps'"),
-        ({"recipe": ""}, SpecError, "no plugin name"),
-        (
-            {"config": {"with": 1}},
-            ConfigError,
-            "purifier 'noisy' has no option 'with'; its options are: width",
-        ),
-        ({"plugin": "vae", "config": {"image_shape": "3x32x32"}}, ConfigError, "leave image_shape out"),
-        ({"epochs": 0}, ConfigError, "epochs: expected 1 or more, got 0"),
-        ({"batch_size": 0}, ConfigError, "batch_size: expected 1 or more, got 0"),
-        ({"save_every": 0}, ConfigError, "save_every: expected 1 or more, got 0"),
-        ({"lr": 0.0}, ConfigError, "lr: expected a positive number, got 0"),
-        ({"lr": float("nan")}, ConfigError, "lr: expected a positive number, got nan"),
-        ({"device": "abacus"}, ConfigError, "device 'abacus' cannot be used"),
-        ({"out": "p.pt"}, OutputError, "expected a name ending in .safetensors"),
-        ({"out": "folder.safetensors"}, OutputError, "it is a folder"),
-        ({"out": "file/p.safetensors"}, OutputError, "cannot write .*choose a place"),
-    ],
-)
-def test_refused_before_any_work(
-    images: ImageData, tmp_path: Path, options: dict[str, object], error: type[Exception], says: str
-) -> None:
-    (tmp_path / "folder.safetensors").mkdir()
-    (tmp_path / "file").write_text("in the way")
-    given = {"plugin": "noisy", "out": "p.safetensors", **options}
-    out = tmp_path / str(given.pop("out"))
-    with pytest.raises(error, match=says):
-        train(given.pop("plugin"), images, out, **given, progress=stop_in(1))  # type: ignore[arg-type]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.safetensors"]

@@ -65,9 +65,7 @@ class RandomFgsm(Attack):
     def __post_init__(self) -> None:
         check_loss("rfgsm", self.loss)
         if not 0 <= self.alpha < 1:
-            raise ConfigError(
-                f"attack 'rfgsm': alpha is a share of eps and must be in [0, 1), got {self.alpha}"
-            )
+            raise ConfigError(f"attack 'rfgsm': alpha is a share of eps and must be in [0, 1), got {self.alpha}")
 
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator

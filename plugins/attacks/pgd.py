@@ -54,13 +54,9 @@ class Pgd(Attack):
                 f"attack 'pgd': steps and restarts must be at least 1, got {self.steps} and {self.restarts}"
             )
         if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise ConfigError(
-                f"attack 'pgd': step_size is a share of eps and must be positive, got {self.step_size}"
-            )
+            raise ConfigError(f"attack 'pgd': step_size is a share of eps and must be positive, got {self.step_size}")
         if self.restarts > 1 and not self.random_start:
-            raise ConfigError(
-                "attack 'pgd': restarts without random_start all do the same; set random_start=true"
-            )
+            raise ConfigError("attack 'pgd': restarts without random_start all do the same; set random_start=true")
 
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -23,11 +25,13 @@ class Encoder(nn.Module):
         Latent (N, latent, H / 2**depth, W / 2**depth) instead of (N, latent).
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool
+    ) -> None:
         super().__init__()
         widths = layer_widths(channels, depth)
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], widths[0], 3, padding=1), nn.SiLU()]
-        for inner, outer in zip(widths, widths[1:], strict=False):
+        for inner, outer in pairwise(widths):
             layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
         if spatial:
             layers.append(nn.Conv2d(widths[-1], 2 * latent, 1))
@@ -44,7 +48,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A latent -> logits of the pixels (N, C, H, W); the mirror of :class:`Encoder`."""
 
-    def __init__(self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool
+    ) -> None:
         super().__init__()
         widths = layer_widths(channels, depth)[::-1]
         low = (widths[0], image_shape[1] >> depth, image_shape[2] >> depth)
@@ -53,7 +59,7 @@ class Decoder(nn.Module):
         else:
             size = int(torch.Size(low).numel())
             layers = [nn.Linear(latent, size), nn.SiLU(), nn.Unflatten(1, low)]
-        for inner, outer in zip(widths, widths[1:], strict=False):
+        for inner, outer in pairwise(widths):
             layers += [nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
         layers.append(nn.Conv2d(widths[-1], image_shape[0], 3, padding=1))
         self.layers = nn.Sequential(*layers)

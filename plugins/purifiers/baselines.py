@@ -80,7 +80,8 @@ class BitDepth(Purifier):
 
     Config = BitDepthConfig
     gradient: ClassVar[Literal["exact", "surrogate"]] = "surrogate"
+    config: BitDepthConfig
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        levels = 2**self.config.bits - 1
+        levels = float(2**self.config.bits - 1)
         return (pixels * levels).round() / levels

@@ -1,4 +1,4 @@
-"""Makes the shipped assets from the real Fashion-MNIST: ``python -m purifier.assets.build`` (20 minutes on two cores)."""
+"""Makes the shipped assets from the real Fashion-MNIST: ``python -m purifier.assets.build``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ def main() -> None:
     if "classifier" in given.what:
         train_classifier(given.out / WEIGHTS.name, root=given.root)
     if "purifier" in given.what:
-        train("vae", load_data("fashion-mnist:train", root=given.root), given.out / DEMO_PURIFIER, config=VAE, epochs=15)
+        train(
+            "vae",
+            load_data("fashion-mnist:train", root=given.root),
+            given.out / DEMO_PURIFIER,
+            config=VAE,
+            epochs=15,
+        )
 
 
 def write_images(data: ImageData, path: Path) -> None:
@@ -49,7 +55,7 @@ def train_classifier(path: Path, *, root: str | None, epochs: int = 12, batch_si
     """Train on all training images with random flips and shifts; no test image is looked at before the end."""
     data = load_data("fashion-mnist:train", root=root)
     torch.manual_seed(0)
-    classifier = FashionClassifier().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier = FashionClassifier().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=1e-2)
     steps = len(data) // batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * steps)
@@ -63,7 +69,9 @@ def train_classifier(path: Path, *, root: str | None, epochs: int = 12, batch_si
             optimizer.step()
             schedule.step()
         print(f"classifier: epoch {epoch + 1}/{epochs}, last loss {loss.item():.3f}", flush=True)
-    print(f"classifier: {_accuracy(classifier.eval(), load_data('fashion-mnist:test', root=root)):.2%} of the test images")
+    print(
+        f"classifier: {_accuracy(classifier.eval(), load_data('fashion-mnist:test', root=root)):.2%} of the test images"
+    )
     write_tensors(classifier.state_dict(), path, {"purifier.assets": {"recipe": "purifier.assets.build", "seed": 0}})
 
 

@@ -17,9 +17,7 @@ class FashionClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            *_block(1, 32, 1), *_block(32, 64, 2), *_block(64, 64, 1), *_block(64, 128, 2)
-        )
+        self.features = nn.Sequential(*_block(1, 32, 1), *_block(32, 64, 2), *_block(64, 64, 1), *_block(64, 128, 2))
         self.head = nn.Linear(128, 10)
 
     def forward(self, images: Tensor) -> Tensor:

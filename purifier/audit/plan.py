@@ -114,9 +114,7 @@ def _routes(
 
 
 def _is_plain(value: object) -> bool:
-    return (
-        value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-    )
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _spec_of(attack: Attack) -> str:

@@ -96,10 +96,7 @@ class AuditReport:
         whole = dataclasses.asdict(self)
         for name in ("rows", "worst_case"):
             whole[name] = [_flat(entry) for entry in whole[name]]
-        return (
-            json.dumps({"schema_version": whole.pop("schema_version"), **whole}, indent=1, allow_nan=False)
-            + "\n"
-        )
+        return json.dumps({"schema_version": whole.pop("schema_version"), **whole}, indent=1, allow_nan=False) + "\n"
 
     def save(self, folder: str | Path) -> Path:
         """Write ``report.json`` into a folder, atomically; return its path."""
@@ -142,9 +139,7 @@ class AuditReport:
                 }
             )
         except (KeyError, TypeError, ValueError, AttributeError, PurifierError) as error:
-            raise FileError(
-                f"{path} is not a whole report ({error!r}); audit again to make a new one", path
-            ) from error
+            raise FileError(f"{path} is not a whole report ({error!r}); audit again to make a new one", path) from error
 
 
 def check_writable(folder: str | Path) -> None:

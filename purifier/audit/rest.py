@@ -54,9 +54,7 @@ def _move(modules: tuple[nn.Module, ...], device: str | torch.device) -> torch.d
         for module in modules:
             module.to(used)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {str(device)!r} cannot be used: {error}; choose another, such as cpu"
-        ) from error
+        raise ConfigError(f"device {str(device)!r} cannot be used: {error}; choose another, such as cpu") from error
     return used
 
 

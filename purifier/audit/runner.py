@@ -98,9 +98,7 @@ def audit(
     if not threats or len(set(threats)) < len(threats):
         raise ConfigError(f"eps: expected one budget or several different ones, got {eps!r}")
     if isinstance(attacks, str):
-        raise ConfigError(
-            f"attacks: expected a list of ATTACK specs, got the text {attacks!r}; write [{attacks!r}]"
-        )
+        raise ConfigError(f"attacks: expected a list of ATTACK specs, got the text {attacks!r}; write [{attacks!r}]")
     classifier, purifier = guard.pixel_classifier(), guard.purifier
     jobs = plan(classifier, purifier, attacks, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
@@ -152,8 +150,8 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
     highest = int(data.labels.max())
     if highest >= logits.shape[1]:
         raise AuditError(
-            f"{data.name} has labels up to {highest}, {classifier.describe()} gives {logits.shape[1]} logits; "
-            "choose the data it was trained for"
+            f"{data.name} has labels up to {highest}, {classifier.describe()} has {logits.shape[1]} logits; "
+            "choose the data it was trained on"
         )
     return is_random(purifier, pixels)
 

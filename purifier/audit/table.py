@@ -28,15 +28,11 @@ def print_report(report: AuditReport, console: Console) -> None:
             f"(in brackets: right in all), gradients means over {report.eot} draws."
         )
     if not report.complete:
-        console.print(
-            "[bold red]incomplete[/bold red]: an attack errored, so the worst case is an upper bound only"
-        )
+        console.print("[bold red]incomplete[/bold red]: an attack errored, so the worst case is an upper bound only")
 
 
 def _worst_table(report: AuditReport) -> Table:
-    table = Table(
-        title="worst case per image, accuracy with 95% interval", box=box.SIMPLE_HEAD, title_justify="left"
-    )
+    table = Table(title="worst case per image, accuracy with 95% interval", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("threat", "over", "undefended", "guarded"):
         table.add_column(name, justify="right" if name in ("undefended", "guarded") else "left")
     cases = {(str(case.threat), case.scope, case.model): case for case in report.worst_case}

@@ -95,9 +95,7 @@ def worst_cases(tallies: Sequence[Tally]) -> list[WorstCase]:
                 members = [
                     tally
                     for tally in tallies
-                    if tally.model == model
-                    and tally.threat == threat
-                    and (scope == "all" or tally.route in WHITE_BOX)
+                    if tally.model == model and tally.threat == threat and (scope == "all" or tally.route in WHITE_BOX)
                 ]
                 if not members:
                     continue

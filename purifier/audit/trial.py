@@ -82,7 +82,7 @@ class Trial:
             found = self._craft(job, pixels, labels, indices, spent)
         except PurifierError:
             raise
-        except Exception as error:  # noqa: BLE001 - a third party's attack can fail in any way; the others go on
+        except Exception as error:
             for tally in tallies:
                 tally.error = f"{type(error).__name__}: {error}"
             return
@@ -93,27 +93,19 @@ class Trial:
                 with one.timed():
                     one.add(judge(found, labels, indices, str(job)))
 
-    def _craft(
-        self, job: Job, pixels: Tensor, labels: Tensor, indices: Sequence[int], spent: Spent
-    ) -> Tensor:
+    def _craft(self, job: Job, pixels: Tensor, labels: Tensor, indices: Sequence[int], spent: Spent) -> Tensor:
         """The attack's images, (N, C, H, W), projected into the threat."""
-        streams = [
-            SampleGenerator(mix_seed(self.seed, kind, str(job)), indices) for kind in ("target", "attack")
-        ]
+        streams = [SampleGenerator(mix_seed(self.seed, kind, str(job)), indices) for kind in ("target", "attack")]
         target = Target(self.classifier, self.purifier, job.route, streams[0], eot=self.eot)
         target.spent = spent
         with torch.enable_grad():
             found = job.named.attack.perturb(target, pixels.clone(), labels.clone(), job.threat, streams[1])
         if not isinstance(found, Tensor) or found.shape != pixels.shape:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise AuditError(
-                f"attack {job.named.spec!r} must return images {tuple(pixels.shape)}, got {got}; mend it"
-            )
+            raise AuditError(f"attack {job.named.spec!r} must return images {tuple(pixels.shape)}, got {got}; mend it")
         found = found.detach().to(pixels)
         if not found.isfinite().all():
-            raise AuditError(
-                f"attack {job.named.spec!r} returned NaN or infinity on the route {job.route!r}; mend it"
-            )
+            raise AuditError(f"attack {job.named.spec!r} returned NaN or infinity on the route {job.route!r}; mend it")
         return job.threat.project(found, pixels)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,15 +24,13 @@ INCONCLUSIVE = 3
 
 
 def audit(
-    classifier: Annotated[
-        str, typer.Option(help="MODEL spec: file.onnx, file.pt2 or package.module:factory.")
-    ],
+    classifier: Annotated[str, typer.Option(help="MODEL spec: file.onnx, file.pt2 or package.module:factory.")],
     purifier: Annotated[str, typer.Option(help="PURIFIER spec: file.safetensors, NAME or NAME:key=value.")],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
     out: Annotated[Path, typer.Option(help="Folder for report.json.")],
     weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the data sets known by name.")] = None,
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    norm: Annotated[Norm, typer.Option(help="What eps measures.")] = "linf",
     eps: Annotated[
         list[str] | None,
         typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated. [default: 0.1]"),
@@ -69,7 +68,7 @@ def audit(
         report = run(
             guarded,
             data,
-            norm=_norm(norm),
+            norm=norm,
             eps=threats,
             attacks=() if specs == [CLEAN_ONLY] else specs,
             routes=route or None,
@@ -79,12 +78,9 @@ def audit(
             judgements=judgements,
             device=device,
             root=root,
-            progress=lambda done, total, what: bar.update(
-                task, completed=done, total=total, description=what
-            ),
+            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
         )
-    command = ["purifier", "audit"]
-    for name, values in {
+    given: dict[str, Sequence[object]] = {
         "classifier": [classifier],
         "weights": [weights],
         "purifier": [purifier],
@@ -101,7 +97,9 @@ def audit(
         "judgements": [judgements],
         "device": [device],
         "out": [out],
-    }.items():
+    }
+    command = ["purifier", "audit"]
+    for name, values in given.items():
         for value in values:
             command += [] if value is None else [f"--{name}", str(value)]
     report = dataclasses.replace(report, command=command)
@@ -119,9 +117,3 @@ def read_eps(text: str) -> float:
         return float(over) / float(under) if slash else float(over)
     except (ValueError, ZeroDivisionError):
         raise ConfigError(f"eps: expected a number such as 0.1 or 8/255, got {text!r}") from None
-
-
-def _norm(text: str) -> Norm:
-    if text not in ("linf", "l2"):
-        raise ConfigError(f"norm must be one of linf, l2, got {text!r}")
-    return text  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,4 +18,4 @@ def report(path: Annotated[Path, typer.Argument(help="report.json, or the folder
     console = Console(highlight=False)
     print_report(found, console)
     if found.command:
-        console.print(f"made by {' '.join(found.command)}", markup=False, soft_wrap=True)
+        console.print(f"made by {shlex.join(found.command)}", markup=False, soft_wrap=True)

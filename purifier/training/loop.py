@@ -153,9 +153,7 @@ def _train_epoch(
     """Train one epoch; returns its log entry."""
     seed = settings["seed"]
     place = next(purifier.parameters()).device
-    order = torch.randperm(
-        len(data), generator=torch.Generator().manual_seed(mix_seed(seed, "shuffle", epoch))
-    )
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(mix_seed(seed, "shuffle", epoch)))
     batches = list(_batches(order.tolist(), settings["batch_size"]))
     names: list[str] = []
     rows: list[Tensor] = []

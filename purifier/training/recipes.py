@@ -17,9 +17,7 @@ class Recipe(ABC):
     """One way to train a purifier; a frozen dataclass."""
 
     @abstractmethod
-    def step(
-        self, purifier: Purifier, pixels: Tensor, labels: Tensor, generator: SampleGenerator
-    ) -> dict[str, Tensor]:
+    def step(self, purifier: Purifier, pixels: Tensor, labels: Tensor, generator: SampleGenerator) -> dict[str, Tensor]:
         """The weighted scalar terms, batch means, whose sum is minimised.
 
         ``pixels`` (N, C, H, W) in [0, 1], ``labels`` (N,) int64; the purifier is in training mode.
@@ -30,9 +28,7 @@ class Recipe(ABC):
 class Elbo(Recipe):
     """The purifier's own loss on clean images: it learns to give them back."""
 
-    def step(
-        self, purifier: Purifier, pixels: Tensor, labels: Tensor, generator: SampleGenerator
-    ) -> dict[str, Tensor]:
+    def step(self, purifier: Purifier, pixels: Tensor, labels: Tensor, generator: SampleGenerator) -> dict[str, Tensor]:
         return purifier.loss(pixels, pixels, purifier.draw(pixels, generator))
 
 

@@ -56,8 +56,7 @@ def read_state(
     """
     if not path.is_file():
         raise TrainingError(
-            f"nothing to resume: no training state {path} (it is removed when training ends); "
-            "start without resume"
+            f"nothing to resume: no training state {path} (it is removed when training ends); start without resume"
         )
     tensors, metadata = read_tensors(path)
     if KEY not in metadata:

@@ -1,0 +1,47 @@
+"""``purifier export``: classifier and purifier in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..classifier import load_classifier
+from ..exporting import export as export_guard
+from ..guard import guard
+from .options import IMAGE_SHAPE, PREPROCESSING, read_image_shape_option, read_preprocessing_option
+
+
+def export(
+    classifier: Annotated[
+        str, typer.Option(help="MODEL: file.onnx, file.pt2, package.module:factory or demo.", metavar="MODEL")
+    ],
+    purifier: Annotated[
+        str, typer.Option(help="PURIFIER: file.safetensors, NAME or NAME:key=value,...", metavar="PURIFIER")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights for package.module:factory, .safetensors or .pt.")
+    ] = None,
+    preprocessing: Annotated[str | None, PREPROCESSING] = None,
+    image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
+    score: Annotated[bool, typer.Option("--score", help="Add the output purifier_score.")] = False,
+    format: Annotated[str, typer.Option(help="The exporter to use, see `purifier list`.")] = "onnx",
+) -> None:
+    """Write a purifier and a classifier to one file, and prove that it does what the two do."""
+    wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
+    guarded = guard(load_classifier(classifier, weights=weights), purifier, preprocessing=wanted, score=score)
+    options = {} if shape is None else {"image_shape": shape}
+    report = export_guard(guarded, out, format=format, **options)
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{report.path}  {report.size / 1e6:.2f} MB, {report.format}, opset {report.opset}", markup=False)
+    table = Table("batch", "largest relative error")
+    for batch, error in report.max_error.items():
+        table.add_row(str(batch), f"{error:.1e}")
+    console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)

@@ -1,0 +1,42 @@
+"""Options that several commands share: their text and how it is read."""
+
+from __future__ import annotations
+
+import re
+
+import typer
+
+from ..errors import SpecError
+from ..pixels import Preprocessing
+from ..specs import build, split_spec
+
+PREPROCESSING = typer.Option(
+    "--preprocessing",
+    metavar="KEY=VALUE,...",
+    help="How the classifier wants its images: mean, std (a number for each channel, between spaces), scale, "
+    'layout, dtype, channels; such as "mean=0.5 0.5 0.5,std=0.25 0.25 0.25" or "scale=255,layout=NHWC".',
+)
+IMAGE_SHAPE = typer.Option(
+    "--image-shape",
+    metavar="CxHxW",
+    help="The images' shape, such as 3x224x224, where neither purifier nor classifier fixes it.",
+)
+
+
+def read_preprocessing_option(text: str | None) -> Preprocessing | None:
+    """The value of ``--preprocessing``; None if it was not given."""
+    if text is None:
+        return None
+    _, options = split_spec(f"preprocessing:{text}")
+    return build(Preprocessing, options, what="--preprocessing")
+
+
+def read_image_shape_option(text: str | None) -> tuple[int, int, int] | None:
+    """The value of ``--image-shape``; None if it was not given."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text.strip())
+    if found is None:
+        raise SpecError(f"--image-shape: expected CxHxW such as 1x28x28, got {text!r}", text)
+    channels, height, width = map(int, found.groups())
+    return channels, height, width

@@ -1,0 +1,310 @@
+"""FGSM, randomised FGSM and PGD: against known optima, against foolbox, and what every attack must keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import purifier
+from purifier import Threat
+from purifier.audit import read_attack
+from purifier.classifier import TorchPixelClassifier
+from purifier.errors import ConfigError
+from purifier.pixels import Preprocessing
+from purifier.seeding import SampleGenerator
+from purifier.target import Target
+from purifier.testing import check_attack
+
+ATTACKS = [
+    "fgsm",
+    "fgsm:loss=margin",
+    "rfgsm",
+    "rfgsm:alpha=0.2",
+    "pgd:steps=5",
+    "pgd:steps=5,restarts=2,loss=margin",
+    "pgd:steps=5,random_start=false",
+]
+THREATS = [Threat("linf", 0.06), Threat("l2", 0.8)]
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    pass
+
+
+class Same(purifier.Purifier):
+    Config, gradient = NoConfig, "exact"
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels
+
+
+class Noisy(Same):
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor:
+        return generator.normal(pixels.shape[1:], pixels)
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels if noise is None else (pixels + 0.1 * noise).clamp(0, 1)
+
+
+def run(
+    spec: str,
+    module: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    filter_: type[purifier.Purifier] = Same,
+    seed: int = 0,
+    batch: int = 64,
+    eot: int = 1,
+) -> Tensor:
+    classifier = TorchPixelClassifier(module, Preprocessing())
+    found = []
+    for start in range(0, len(pixels), batch):
+        indices = range(start, min(start + batch, len(pixels)))
+        target = Target(classifier, filter_(NoConfig()), "exact", SampleGenerator(seed + 1, indices), eot=eot)
+        rows = slice(indices.start, indices.stop)
+        found.append(
+            read_attack(spec).attack.perturb(target, pixels[rows], labels[rows], threat, SampleGenerator(seed, indices))
+        )
+    return torch.cat(found)
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    """A small convolutional classifier, trained for a moment on real images."""
+    pixels, labels = all_of("fashion-mnist:train:3000")
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 5, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(6):
+        for part in torch.arange(3000).split(50):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(pixels[part]), labels[part]).backward()
+            optimizer.step()
+    return net.eval().requires_grad_(False)
+
+
+def all_of(spec: str) -> tuple[Tensor, Tensor]:
+    from purifier.data import load_data
+
+    data = load_data(spec)
+    return data.batch(range(len(data)))
+
+
+class TwoClasses(nn.Module):
+    """A linear classifier of two classes: the smallest change that flips an image is known."""
+
+    def __init__(self, weight: Tensor, bias: float) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def score(self, pixels: Tensor) -> Tensor:
+        return (pixels * self.weight).flatten(1).sum(1) + self.bias
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        score = self.score(pixels)
+        return torch.stack([-score, score], 1)
+
+
+def two_classes(size: int = 8) -> tuple[TwoClasses, Tensor, Tensor, Tensor]:
+    """The classifier, 400 images away from the box's walls, their labels and margins."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(1, 1, size, size, generator=generator)
+    pixels = 0.4 + 0.2 * torch.rand(400, 1, size, size, generator=generator)
+    linear = TwoClasses(weight, -0.5 * weight.sum().item())
+    score = linear.score(pixels)
+    return linear, pixels, (score > 0).long(), score.abs()
+
+
+@pytest.mark.parametrize(
+    ("spec", "share"),
+    [
+        ("fgsm", 0.999),
+        ("fgsm:loss=margin", 0.999),
+        ("rfgsm:alpha=0", 0.999),
+        # The random step can lead away by alpha, which leaves at least 1 - 2 alpha.
+        ("rfgsm:alpha=0.2", 0.6),
+        ("pgd", 0.95),
+        ("pgd:steps=20,step_size=0.5,restarts=2,loss=margin", 0.999),
+        ("pgd:steps=5,random_start=false", 0.999),
+    ],
+)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_a_linear_classifier_exactly_the_images_within_eps_flip(spec, share, norm):
+    linear, pixels, labels, margin = two_classes()
+    # |w.x + b| / ||w||_q with the dual norm q (Moosavi-Dezfooli et al. 2016, section 2).
+    distance = margin / (linear.weight.abs().sum() if norm == "linf" else linear.weight.norm())
+    eps = distance.median().item()
+    found = run(spec, linear, pixels, labels, Threat(norm, eps), batch=400)
+    flipped = linear(found).argmax(1) != labels
+    assert flipped[distance < eps * share].all()
+    assert not flipped[distance > eps * 1.001].any()
+    assert 100 < flipped.sum() < 250
+
+
+@pytest.mark.parametrize("spec", ["fgsm", "pgd:steps=10"])
+def test_on_real_images_the_box_is_part_of_the_optimum(spec, images):
+    pixels, classes = images
+    linear = TwoClasses(0.05 * torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)), 0)
+    labels = (linear.score(pixels) > 0).long()
+    eps = 0.05
+    downhill = -linear.weight.sign() * (2 * labels.view(-1, 1, 1, 1) - 1)
+    reach = ((pixels + eps * downhill).clamp(0, 1) - pixels) * linear.weight
+    gain = reach.flatten(1).sum(1).abs()
+    margin = linear.score(pixels).abs()
+    flipped = linear(run(spec, linear, pixels, labels, Threat("linf", eps))).argmax(1) != labels
+    sure = (gain - margin).abs() > 1e-4
+    assert torch.equal(flipped[sure], (gain > margin)[sure])
+    assert flipped.any() and not flipped.all()
+
+
+@pytest.mark.parametrize("spec", ATTACKS)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_what_every_attack_keeps(spec, threat, net, images):
+    pixels, labels = images
+    before = pixels.clone(), labels.clone()
+    found = run(spec, net, pixels, labels, threat)
+    assert torch.equal(pixels, before[0]) and torch.equal(labels, before[1])
+    assert found.min() >= 0 and found.max() <= 1
+    assert (threat.distance(found, pixels) <= threat.eps + 1e-6).all()
+    assert torch.equal(found, run(spec, net, pixels, labels, threat))
+    clean, attacked = ((net(one).argmax(1) == labels).sum() for one in (pixels, found))
+    assert attacked < clean - 10
+    nothing = Threat(threat.norm, 0)
+    assert torch.equal(run(spec, net, pixels, labels, nothing), pixels)
+
+
+@pytest.mark.parametrize("spec", ATTACKS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_conformance_kit(spec, norm):
+    check_attack(read_attack(spec).attack, norm=norm, eps=0.1)
+
+
+@pytest.mark.parametrize("spec", ATTACKS)
+@pytest.mark.parametrize("filter_", [Same, Noisy])
+def test_an_images_result_does_not_depend_on_its_batch(spec, filter_, net, images):
+    pixels, labels = (part[:21] for part in images)
+    whole, sevens, ones = (
+        run(spec, net, pixels, labels, Threat("linf", 0.05), filter_=filter_, batch=batch) for batch in (21, 7, 1)
+    )
+    for other in (sevens, ones):
+        same = ((whole - other).abs() < 1e-5).double().mean()
+        assert same >= 0.999
+
+
+@pytest.mark.parametrize("spec", ["rfgsm", "pgd:steps=3"])
+def test_the_seed_names_the_random_start(spec, net, images):
+    one, other = (run(spec, net, *images, Threat("linf", 0.02), seed=seed) for seed in (0, 5))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:foolbox", "ignore::DeprecationWarning:eagerpy")
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fgsm_is_foolboxs(norm, net, images):
+    import foolbox
+
+    attack = (foolbox.attacks.LinfFastGradientAttack if norm == "linf" else foolbox.attacks.L2FastGradientAttack)()
+    eps = 0.05 if norm == "linf" else 0.7
+    theirs = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), *images, epsilons=eps)[1]
+    ours = run("fgsm", net, *images, Threat(norm, eps))
+    assert ((ours - theirs).abs() < 1e-5).double().mean() >= 0.999
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:foolbox", "ignore::DeprecationWarning:eagerpy")
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_is_foolboxs(norm, net, images):
+    import foolbox
+
+    kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
+    model = foolbox.PyTorchModel(net, bounds=(0, 1))
+    pixels, labels = images
+
+    def both(eps: float) -> tuple[Tensor, Tensor]:
+        theirs = kind(steps=10, abs_stepsize=0.1 * eps, random_start=False)(model, pixels, labels, epsilons=eps)[1]
+        ours = run("pgd:steps=10,step_size=0.1,random_start=false", net, pixels, labels, Threat(norm, eps))
+        return ours, theirs
+
+    # In a budget too small to fool anything our strongest iterate is their last one.
+    ours, theirs = both(0.002 if norm == "linf" else 0.03)
+    standing = net(theirs).argmax(1) == labels
+    assert standing.sum() > 40
+    assert ((ours - theirs)[standing].abs() < 1e-5).double().mean() >= 0.999
+    # In a larger one ours leaves each image at the first success and so fools whatever theirs does.
+    ours, theirs = both(0.05 if norm == "linf" else 0.8)
+    fooled = net(theirs).argmax(1) != labels
+    assert fooled.sum() > 30
+    assert (net(ours).argmax(1) != labels)[fooled].all()
+
+
+def test_pgd_beats_fgsm_and_more_restarts_never_hurt(net, images):
+    pixels, labels = images
+
+    def standing(spec: str) -> Tensor:
+        return net(run(spec, net, pixels, labels, Threat("linf", 0.04))).argmax(1) == labels
+
+    assert standing("pgd").sum() < standing("fgsm").sum()
+    assert not (standing("pgd:steps=5,restarts=3") & ~standing("pgd:steps=5")).any()
+
+
+def test_pgd_spends_nothing_on_images_already_fooled(net, images):
+    pixels, labels = images
+    classifier = TorchPixelClassifier(net, Preprocessing())
+    wrong = (net(pixels).argmax(1) + 1) % 10
+    target = Target(classifier, Same(NoConfig()), "exact", SampleGenerator(0, range(64)))
+    pgd = read_attack("pgd").attack
+    assert torch.equal(pgd.perturb(target, pixels, wrong, THREATS[0], SampleGenerator(0, range(64))), pixels)
+    assert (target.spent.queries, target.spent.gradients) == (64, 0)
+    target = Target(classifier, Same(NoConfig()), "exact", SampleGenerator(0, range(64)))
+    pgd.perturb(target, pixels, labels, THREATS[0], SampleGenerator(0, range(64)))
+    assert 0 < target.spent.gradients < 40 * 64
+
+
+def test_under_a_random_purifier_one_lucky_draw_ends_nothing(net, images):
+    pixels, labels = images
+    classifier = TorchPixelClassifier(net, Preprocessing())
+    target = Target(classifier, Noisy(NoConfig()), "exact", SampleGenerator(0, range(64)), eot=2)
+    found = read_attack("pgd:steps=6").attack.perturb(target, pixels, labels, THREATS[0], SampleGenerator(1, range(64)))
+    assert target.spent.gradients == 6 * 2 * 64
+    judged = [
+        net(Noisy(NoConfig()).purify(found, torch.randn(found.shape, generator=torch.Generator().manual_seed(i))))
+        for i in range(3)
+    ]
+    assert torch.stack([(logits.argmax(1) == labels).double().mean() for logits in judged]).max() < 0.5
+
+
+def test_a_vanished_gradient_leaves_the_image_in_place(images):
+    pixels, labels = images
+    for norm in ("linf", "l2"):
+        flat = TwoClasses(torch.zeros(1, 1, 28, 28), 1.0)
+        found = run("fgsm", flat, pixels, torch.ones_like(labels), Threat(norm, 0.1))
+        assert torch.equal(found, pixels)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("pgd:loss=hinge", "attack 'pgd': loss must be one of ce, margin, got 'hinge'"),
+        ("fgsm:loss=hinge", "attack 'fgsm': loss must be one of ce, margin"),
+        ("pgd:steps=0", "steps and restarts must be at least 1, got 0 and 1"),
+        ("pgd:steps=many", "option 'steps' expected int, got 'many'"),
+        ("pgd:step_size=-1", "step_size is a share of eps and must be positive"),
+        ("pgd:restarts=3,random_start=false", "restarts without random_start all do the same"),
+        ("rfgsm:alpha=1", r"alpha is a share of eps and must be in \[0, 1\), got 1.0"),
+        ("pgd:stepsize=1", "attack 'pgd' has no option 'stepsize'"),
+    ],
+)
+def test_impossible_options_are_refused(spec, said):
+    with pytest.raises(ConfigError, match=said):
+        read_attack(spec)

@@ -1,0 +1,191 @@
+"""Targets: what each route shows an attack, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import purifier
+from purifier.classifier import PixelClassifier, TorchPixelClassifier
+from purifier.errors import AuditError, GradientError
+from purifier.pixels import Preprocessing
+from purifier.seeding import SampleGenerator
+from purifier.target import Target, is_random
+
+PIXELS = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    pass
+
+
+class Square(purifier.Purifier):
+    """Not linear, so that its own gradient, its surrogate's and none at all differ."""
+
+    Config, gradient = NoConfig, "exact"
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels.square()
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return 3 * pixels
+
+
+class Noisy(purifier.Purifier):
+    Config, gradient = NoConfig, "exact"
+
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor:
+        return generator.normal(pixels.shape[1:], pixels)
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels * (1 if noise is None else noise)
+
+
+class Rounded(Square):
+    gradient = "surrogate"
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return (pixels * 7).round() / 7
+
+
+class Detached(Square):
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels.detach().square()
+
+
+class Blind(PixelClassifier):
+    """A classifier without gradients."""
+
+    differentiable = False
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.detach().flatten(1)[:, :3]
+
+    def describe(self) -> str:
+        return "blind"
+
+
+@pytest.fixture(scope="module")
+def classifier() -> TorchPixelClassifier:
+    torch.manual_seed(0)
+    return TorchPixelClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval(), Preprocessing())
+
+
+def target(classifier, filter_, route, eot=1, count=5) -> Target:
+    return Target(classifier, filter_(NoConfig()), route, SampleGenerator(7, range(count)), eot=eot)
+
+
+def first_logit(logits: Tensor) -> Tensor:
+    return logits[:, 0]
+
+
+def weight(classifier) -> Tensor:
+    return classifier.module[1].weight[0].view(1, 1, 4, 4)
+
+
+def test_each_route_follows_its_own_gradient(classifier):
+    seen = {
+        route: target(classifier, Square, route).gradient(PIXELS, first_logit)
+        for route in ("exact", "bpda", "oblivious")
+    }
+    own = weight(classifier).expand_as(PIXELS)
+    torch.testing.assert_close(seen["exact"][0], own * 2 * PIXELS)
+    torch.testing.assert_close(seen["bpda"][0], own * 3)
+    torch.testing.assert_close(seen["oblivious"][0], own)
+    torch.testing.assert_close(seen["exact"][1], classifier(PIXELS.square()))
+    torch.testing.assert_close(seen["oblivious"][1], classifier(PIXELS))
+
+
+def test_bpda_shows_the_purifier_itself_bit_for_bit(classifier):
+    rounded = Rounded(NoConfig())
+    with torch.no_grad():
+        assert torch.equal(target(classifier, Rounded, "bpda")(PIXELS), classifier(rounded.purify(PIXELS)))
+
+
+def test_its_autograd_follows_the_route_for_attacks_of_other_libraries(classifier):
+    leaf = PIXELS.clone().requires_grad_()
+    target(classifier, Square, "bpda")(leaf)[:, 0].sum().backward(inputs=[leaf])
+    torch.testing.assert_close(leaf.grad, (weight(classifier) * 3).expand_as(PIXELS))
+
+
+def test_eot_averages_gradients_and_logits_over_fresh_draws(classifier):
+    averaged, logits = target(classifier, Noisy, "exact", eot=3).gradient(PIXELS, first_logit)
+    singly = target(classifier, Noisy, "exact")
+    parts = [singly.gradient(PIXELS, first_logit) for _ in range(3)]
+    assert not torch.allclose(parts[0][0], parts[1][0])
+    torch.testing.assert_close(averaged, torch.stack([part[0] for part in parts]).mean(0))
+    torch.testing.assert_close(logits, torch.stack([part[1] for part in parts]).mean(0))
+    torch.testing.assert_close(target(classifier, Noisy, "exact", eot=3).logits(PIXELS), logits)
+
+
+def test_forward_and_backward_use_the_same_noise(classifier):
+    gradient, logits = target(classifier, Noisy, "exact").gradient(PIXELS, first_logit)
+    noise = Noisy(NoConfig()).draw(PIXELS, SampleGenerator(7, range(5)))
+    torch.testing.assert_close(gradient, weight(classifier) * noise)
+    torch.testing.assert_close(logits, classifier(PIXELS * noise).detach())
+
+
+def test_a_selection_keeps_each_images_own_stream_and_the_counts(classifier):
+    whole = target(classifier, Noisy, "exact").logits(PIXELS)
+    narrowing = target(classifier, Noisy, "exact")
+    keep = torch.tensor([False, True, False, True, True])
+    torch.testing.assert_close(narrowing.select(keep).logits(PIXELS[keep]), whole[keep])
+    narrowing.select(torch.tensor([0])).gradient(PIXELS[:1], first_logit)
+    assert (narrowing.spent.queries, narrowing.spent.gradients) == (4, 1)
+
+
+def test_images_that_left_without_select_are_named(classifier):
+    with pytest.raises(AuditError, match=r"made for 5 images, got 2; narrow it with select"):
+        target(classifier, Noisy, "exact")(PIXELS[:2])
+
+
+def test_oblivious_sees_no_purifier_and_is_never_random(classifier):
+    oblivious = target(classifier, Noisy, "oblivious", eot=9)
+    torch.testing.assert_close(oblivious(PIXELS), classifier(PIXELS))
+    assert oblivious.eot == 1 and not oblivious.random(PIXELS)
+    assert target(classifier, Noisy, "exact").random(PIXELS)
+    assert is_random(Noisy(NoConfig()), PIXELS) and not is_random(Square(NoConfig()), PIXELS)
+
+
+def test_asking_whether_it_is_random_moves_no_stream(classifier):
+    asked = target(classifier, Noisy, "exact")
+    asked.random(PIXELS)
+    torch.testing.assert_close(asked.logits(PIXELS), target(classifier, Noisy, "exact").logits(PIXELS))
+
+
+def test_the_route_none_gives_logits_only(classifier):
+    queries = target(classifier, Square, "none")
+    leaf = PIXELS.clone().requires_grad_()
+    assert not queries(leaf).requires_grad
+    with pytest.raises(GradientError, match="route none gives logits only"):
+        queries.gradient(PIXELS, first_logit)
+
+
+@pytest.mark.parametrize("route", ["exact", "bpda"])
+def test_a_classifier_without_gradients_has_no_white_box_route(route):
+    with pytest.raises(GradientError, match=r"needs gradients of the classifier, and blind gives none; give the torch"):
+        target(Blind(Preprocessing()), Square, route)
+
+
+def test_a_classifier_without_gradients_can_be_queried():
+    for route in ("none", "oblivious"):
+        asked = target(Blind(Preprocessing()), Square, route)
+        assert asked(PIXELS).shape == (5, 3)
+        with pytest.raises(GradientError):
+            asked.gradient(PIXELS, first_logit)
+
+
+def test_routes_that_do_not_exist_are_refused(classifier):
+    with pytest.raises(GradientError, match=r"Rounded has no exact gradient .* use the route bpda"):
+        target(classifier, Rounded, "exact")
+    with pytest.raises(GradientError, match="route must be one of exact, bpda, oblivious, none, got 'secret'"):
+        target(classifier, Square, "secret")
+
+
+def test_a_purifier_that_cuts_its_gradient_is_caught(classifier):
+    with pytest.raises(GradientError, match="no gradient arrives along the route 'exact'"):
+        target(classifier, Detached, "exact").gradient(PIXELS, first_logit)
