@@ -18,17 +18,14 @@ from purifier.errors import ConfigError, ExportError
 from purifier.guard import Guard, GuardedModule
 from purifier.interfaces import Exporter, ExportReport, Purifier
 from purifier.onnx_file import MAX_BYTES
-from purifier.onnx_front import OPSET, SCORE, PurifierFront, example_images, export_module, last_line
-from purifier.onnx_graph import add_metadata, opset_of, purifier_metadata, raise_opset
+from purifier.onnx_front import OPSET, SCORE, PurifierFront, cause_of, example_images, export_module
+from purifier.onnx_graph import add_metadata, opset_of, purified_name, purifier_metadata, raise_opset
 from purifier.pixels import Preprocessing
 from purifier.runtime import CPU, open_session
 from purifier.seeding import SampleGenerator
 from purifier.session import GuardedSession
 
-from ._verify import Candidate, Outputs, other_inputs, verify
-
-COARSE_TOLERANCE = 1e-2
-"""For images of less than 32 bits: a difference of 1e-7 before rounding can move a pixel by one step."""
+from ._verify import COARSE_TOLERANCE, Candidate, Outputs, Verifier, other_inputs
 
 
 class OnnxExporter(Exporter):
@@ -60,8 +57,9 @@ class OnnxExporter(Exporter):
         batches
             The batch sizes to run; a classifier with a fixed one is run at that only.
         tolerance
-            For the largest difference, divided by the largest value of the output if that is above 1. Images
-            of uint8 or float16 are compared at 0.01 at the least.
+            For the largest difference, divided by the largest value of the output if that is above 1. A torch
+            guard for images of uint8 or float16 is compared at 0.01 at the least; an ONNX classifier that rounds
+            its input is compared after the purifier, on the same purified images.
 
         Raises
         ------
@@ -81,7 +79,7 @@ class OnnxExporter(Exporter):
             if guard.image.shape[0] is not None:
                 batches = (guard.image.shape[0],)
                 notes.append(f"the classifier's batch size is fixed at {batches[0]}; run at that size only")
-        if guard.preprocessing.dtype not in ("float32", "float64"):
+        if isinstance(guard, GuardedModule) and guard.preprocessing.dtype not in ("float32", "float64"):
             tolerance = max(tolerance, COARSE_TOLERANCE)
             notes.append(f"images of {guard.preprocessing.dtype}: compared at a tolerance of {tolerance:g}")
         if _draws(guard, candidate.images(1)):
@@ -90,8 +88,11 @@ class OnnxExporter(Exporter):
         _check_model(candidate.model, Path(path))
         with atomic_path(path) as temporary:
             temporary.write_bytes(candidate.model.SerializeToString())
-            errors = verify(temporary, Path(path), candidate, batches=batches, tolerance=tolerance)
+            verifier = Verifier(temporary, Path(path), candidate, tolerance)
+            errors = {count: verifier.error_at(count) for count in batches}
             size = temporary.stat().st_size
+        if verifier.in_halves:
+            notes.append("the classifier rounds its input: purifier and classifier were compared one after the other")
         return ExportReport(Path(path), "onnx", size, opset_of(candidate.model), errors, tuple(notes))
 
 
@@ -126,7 +127,7 @@ def _from_module(guard: GuardedModule, path: Path, shape: tuple[int, int, int] |
         raise _too_large(path, weight)
     flat = _Flat(copy.deepcopy(guard).cpu().eval())
     flat.guard.purifier.draw = lambda pixels, generator: None  # type: ignore[method-assign]
-    images = _images(guard.purifier, guard.preprocessing, (None, *shape))
+    images = _images(guard.purifier, guard.preprocessing, _in_layout(shape, guard.preprocessing))
     example = images(2)
     try:
         with torch.no_grad():
@@ -137,11 +138,11 @@ def _from_module(guard: GuardedModule, path: Path, shape: tuple[int, int, int] |
         model = export_module(flat, example, free=(0,), input=input_name, outputs=names, opset=opset)
     except (TypeError, torch.onnx.OnnxExporterError) as error:
         raise ExportError(
-            f"{path}: torch cannot export {type(guard.classifier).__name__} from its image alone: {last_line(error)}",
+            f"{path}: torch cannot export {type(guard.classifier).__name__} from its image alone: {cause_of(error)}",
             path,
         ) from error
 
-    def reference(batch: Tensor) -> Outputs:
+    def reference(batch: Tensor, purified: object) -> Outputs:
         with torch.no_grad():
             return {name: value.numpy() for name, value in flat.named(batch).items()}
 
@@ -151,37 +152,36 @@ def _from_module(guard: GuardedModule, path: Path, shape: tuple[int, int, int] |
 def _from_session(guard: GuardedSession, path: Path, shape: tuple[int, int, int] | None, opset: int) -> Candidate:
     front = PurifierFront(copy.deepcopy(guard.purifier).cpu(), guard.preprocessing, guard.score).eval()
     original = open_session(guard.classifier, providers=[CPU])
-    declared: tuple[int | None, ...] = guard.image.shape
-    if shape is not None:
-        channels, height, width = shape
-        inner = (height, width, channels) if guard.preprocessing.layout == "NHWC" else shape
-        declared = (declared[0], *(size or given for size, given in zip(declared[1:], inner, strict=True)))
+    given = _in_layout(shape or (None, None, None), guard.preprocessing)
+    declared = tuple(size or wish for size, wish in zip(guard.image.shape, given, strict=True))
     images = _images(guard.purifier, guard.preprocessing, declared)
 
-    def reference(batch: Tensor) -> Outputs:
+    tap = purified_name(guard.classifier)
+
+    def reference(batch: Tensor, given: Any) -> Outputs:
         with torch.no_grad():
             purified, *scores = front(batch)
-        feed = {**other_inputs(original, guard.input, len(batch)), guard.input: purified.numpy()}
+        images = purified.numpy() if given is None else given
+        feed = {**other_inputs(original, guard.input, len(batch)), guard.input: images}
         names = [output.name for output in original.get_outputs()]
         found = dict(zip(names, original.run(None, feed), strict=True))
         # The one output the guard cannot purify: the fed image itself, under its own name.
         found.update({guard.input: batch.numpy()} if guard.input in found else {})
-        return {**found, **({SCORE: scores[0].numpy()} if scores else {})}
+        found.update({SCORE: scores[0].numpy()} if scores else {})
+        return found if given is None else {**found, tap: purified.numpy()}
 
-    try:
-        reference(images(guard.image.shape[0] or 2))
-    except Exception as error:
-        raise ExportError(
-            f"{path}: the classifier itself fails on random images {tuple(images(1).shape)}: "
-            f"{last_line(error)}; give "
-            "image_shape=(C, H, W), on the command line --image-shape 3x32x32",
-            path,
-        ) from error
-    return Candidate(raise_opset(guard.model, opset), guard.input, images, reference)
+    return Candidate(raise_opset(guard.model, opset), guard.input, images, reference, tap)
 
 
 def _images(purifier: Purifier, preprocessing: Preprocessing, shape: tuple[int | None, ...]) -> Callable[[int], Tensor]:
     return lambda count: example_images(purifier, preprocessing, shape, count=count)[0]
+
+
+def _in_layout(shape: tuple[int | None, ...], preprocessing: Preprocessing) -> tuple[int | None, ...]:
+    """(C, H, W) as the classifier has it, behind a free batch size."""
+    channels, height, width = shape
+    inner = (height, width, channels) if preprocessing.layout == "NHWC" else (channels, height, width)
+    return (None, *inner)
 
 
 def _draws(guard: Guard, image: Tensor) -> bool:

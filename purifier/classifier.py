@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import os
 import pickle
 import sys
@@ -76,7 +77,9 @@ class TorchPixelClassifier(PixelClassifier):
 
     def __init__(self, module: nn.Module, preprocessing: Preprocessing, input: int | str = 0) -> None:
         super().__init__(preprocessing)
-        self.module, self.input = module, input
+        # A torch.export module takes its first argument by position only.
+        first = next(iter(inspect.signature(module.forward).parameters), None)
+        self.module, self.input = module, 0 if input == first else input
         self.differentiable = preprocessing.dtype != "uint8"
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def _unknown(spec: str, kind: str) -> str:
     if spec and (path.is_dir() or path.suffix == ".npz"):
         return f"DATA {spec!r} is a path: write {'folder' if path.is_dir() else 'npz'}:{spec}"
     close = difflib.get_close_matches(kind.lower().replace("_", "-"), (*CLASSES, "folder", "npz", "demo"), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"no data set {kind!r}{hint} DATA is one of: {FORMS}"
 
 
@@ -178,11 +178,13 @@ def _from_arrays(
         raise DataError(f"{spec}: expected images of uint8, or floats in [0, 1], got {images.dtype}", spec)
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{spec}: expected labels (N,) of integers, got {labels.dtype}", spec)
+    if labels.shape == images.shape[:1]:  # if not, the constructor says so
+        images, labels = images[:count], labels[:count]
     kind = np.uint8 if images.dtype == np.uint8 else np.float32
     return ImageData(
         spec,
-        torch.from_numpy(np.array(images[:count], dtype=kind, order="C")),
-        torch.from_numpy(np.array(labels[:count] if labels.ndim else labels, dtype=np.int64)),
+        torch.from_numpy(np.array(images, dtype=kind, order="C")),
+        torch.from_numpy(np.array(labels, dtype=np.int64)),
         classes,
     )
 

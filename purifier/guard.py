@@ -48,12 +48,18 @@ class GuardedModule(nn.Module):
     def train(self, mode: bool = True) -> GuardedModule:
         """Switch the classifier; the purifier filters the same way in both modes."""
         self.training = mode
-        self.classifier.train(mode)
+        try:
+            self.classifier.train(mode)
+        except NotImplementedError:
+            # A torch.export module has its mode baked in; it can be evaluated, and refuses to be trained itself.
+            if mode:
+                raise
         return self
 
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
-        return pixel_classifier(self.classifier, self.preprocessing, self.input)
+        # By position where it can be: a torch.export module refuses a keyword it was not exported with.
+        return pixel_classifier(self.classifier, self.preprocessing, 0 if self.position == 0 else self.input)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         image = self._image(args, kwargs)

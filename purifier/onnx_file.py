@@ -70,6 +70,13 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
             where,
         )
     local = {(function.domain, function.name) for function in model.functions}
+    for graph in _all_graphs(model):
+        if graph.sparse_initializer:
+            raise ClassifierError(
+                f"{where} stores {graph.sparse_initializer[0].values.name!r} as a sparse tensor, which cannot be "
+                "grafted; save it with dense weights",
+                where,
+            )
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ClassifierError(
@@ -223,8 +230,6 @@ def _nodes(model: ModelProto) -> Iterator[NodeProto]:
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     for graph in _all_graphs(model):
         yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
     for node in _nodes(model):
         for attribute in node.attribute:
             if attribute.HasField("t"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import onnx_ir as ir
 import torch
@@ -22,6 +23,7 @@ OPSET = 18
 IR_VERSION = 10
 """What ONNX Runtime of the last years reads; onnx's own default is newer than ONNX Runtime 1.31 accepts."""
 SCORE = "purifier_score"
+PURIFIED = "purified"
 
 
 class PurifierFront(nn.Module):
@@ -66,12 +68,12 @@ def purifier_graph(
     """
     example, free = example_images(purifier, preprocessing, image_shape)
     front = PurifierFront(purifier, preprocessing, score)
-    names = ("purified", SCORE) if score else ("purified",)
+    names = (PURIFIED, SCORE) if score else (PURIFIED,)
     try:
         return export_module(front, example, free=free, input="image", outputs=names, opset=opset)
     except torch.onnx.OnnxExporterError as error:
         raise PluginError(
-            f"{type(purifier).__name__} cannot be exported to ONNX: {last_line(error)}; its purify and "
+            f"{type(purifier).__name__} cannot be exported to ONNX: {cause_of(error)}; its purify and "
             "score must be "
             "made of operators that torch.onnx.export knows",
             type(purifier).__name__,
@@ -156,28 +158,28 @@ def without_sources(model: ir.Model) -> ir.Model:
     return model
 
 
-def last_line(error: BaseException) -> str:
-    """What went wrong, from an exporter's long message: the innermost cause's first line."""
+def cause_of(error: BaseException) -> str:
+    """What went wrong, from an exporter's long message: the start of the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep torch's own notices from callers who can do nothing about them."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    """Keep torch's own notices from callers who can do nothing about them; what matters comes as an exception."""
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
     try:
-        with warnings.catch_warnings():
-            # torch.export touches its own deprecated names, and says so of code that is not the caller's.
-            warnings.filterwarnings(
-                "ignore", category=DeprecationWarning, module=r"(torch|onnxscript|onnx_ir|copyreg)\b"
-            )
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
+        with (
+            warnings.catch_warnings(),
+            # A failed export prints the graphs it tried.
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            # torch and its exporter use names that they have deprecated themselves.
+            for kind in (DeprecationWarning, FutureWarning):
+                warnings.filterwarnings("ignore", category=kind, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

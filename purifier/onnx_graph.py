@@ -19,7 +19,7 @@ from .onnx_file import all_graphs
 from .onnx_file import image_input as image_input
 from .onnx_file import infer_preprocessing as infer_preprocessing
 from .onnx_file import load_onnx as load_onnx
-from .onnx_front import IR_VERSION, SCORE, without_sources
+from .onnx_front import IR_VERSION, PURIFIED, SCORE, without_sources
 from .onnx_front import OPSET as OPSET
 from .onnx_front import purifier_graph as purifier_graph
 
@@ -71,7 +71,13 @@ def graft(front: ModelProto, classifier: ModelProto, input_name: str, *, score: 
         value.name, value.type = SCORE, ir.TensorType(ir.DataType.FLOAT)
         value.shape = ir.Shape([image.shape[0] if image.shape is not None else None])
         graph.outputs.append(value)
+    graph.sort()  # ONNX wants it, ONNX Runtime does not mind: some tools write classifiers out of order
     return ir.to_proto(without_sources(guarded))
+
+
+def purified_name(classifier: ModelProto) -> str:
+    """What the purified images are called in the graph that :func:`graft` makes of a classifier."""
+    return _free_prefix(_names(classifier)) + PURIFIED
 
 
 def raise_opset(model: ModelProto, opset: int) -> ModelProto:
@@ -101,7 +107,7 @@ def raise_opset(model: ModelProto, opset: int) -> ModelProto:
         return copy
     nodes = [node for graph in all_graphs(copy.graph) for node in graph.node if node.domain == ""]
     if any(_changed(node, own, opset) for node in nodes):
-        copy = _convert(copy, opset)
+        copy = _convert(_sorted(copy), opset)
     else:
         next(entry for entry in copy.opset_import if entry.domain == "").version = opset
     return copy
@@ -143,13 +149,20 @@ def _copied(model: ModelProto) -> ModelProto:
     return copy
 
 
+def _sorted(model: ModelProto) -> ModelProto:
+    ordered = ir.from_proto(model)
+    ordered.graph.sort()
+    return ir.to_proto(ordered)
+
+
 def _convert(model: ModelProto, opset: int) -> ModelProto:
     try:
         converted: ModelProto = version_converter.convert_version(model, opset)
     except Exception as error:
+        reason = str(error).rpartition("failed: ")[2]
         raise ClassifierError(
             f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset} "
-            f"({error}); "
+            f"({reason}); "
             f"export it again at opset {opset}",
             model.graph.name,
         ) from error

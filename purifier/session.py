@@ -123,9 +123,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         if not fits:
             letters = [letter if size is None else str(size) for letter, size in zip(layout, wanted, strict=True)]
             raise PixelError(
-                f"{self.input}: expected images ({', '.join(letters)}), got {images.shape}; resize them, or "
-                "say their "
-                "layout with preprocessing="
+                f"{self.input}: expected images ({', '.join(letters)}), got {images.shape}; resize them, or say "
+                "their layout with preprocessing="
             )
         if images.dtype != np.dtype(self.image.dtype):
             raise PixelError(f"{self.input}: expected {self.image.dtype} images, got {images.dtype}")

@@ -27,7 +27,7 @@ ATTACKS = [
     "pgd:steps=5,restarts=2,loss=margin",
     "pgd:steps=5,random_start=false",
 ]
-THREATS = [Threat("linf", 0.06), Threat("l2", 0.8)]
+THREATS = [Threat("linf", 0.06), Threat("l2", 1.2)]
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def net() -> nn.Module:
         nn.Linear(256, 10),
     )
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for _ in range(6):
-        for part in torch.arange(3000).split(50):
+    for _ in range(4):
+        for part in torch.arange(3000).split(20):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(pixels[part]), labels[part]).backward()
             optimizer.step()
@@ -156,7 +156,7 @@ def test_on_a_linear_classifier_exactly_the_images_within_eps_flip(spec, share, 
 
 @pytest.mark.parametrize("spec", ["fgsm", "pgd:steps=10"])
 def test_on_real_images_the_box_is_part_of_the_optimum(spec, images):
-    pixels, classes = images
+    pixels, _ = images
     linear = TwoClasses(0.05 * torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)), 0)
     labels = (linear.score(pixels) > 0).long()
     eps = 0.05
@@ -239,12 +239,12 @@ def test_pgd_is_foolboxs(norm, net, images):
     # In a budget too small to fool anything our strongest iterate is their last one.
     ours, theirs = both(0.002 if norm == "linf" else 0.03)
     standing = net(theirs).argmax(1) == labels
-    assert standing.sum() > 40
+    assert standing.sum() > 30
     assert ((ours - theirs)[standing].abs() < 1e-5).double().mean() >= 0.999
     # In a larger one ours leaves each image at the first success and so fools whatever theirs does.
     ours, theirs = both(0.05 if norm == "linf" else 0.8)
     fooled = net(theirs).argmax(1) != labels
-    assert fooled.sum() > 30
+    assert fooled.sum() > 25
     assert (net(ours).argmax(1) != labels)[fooled].all()
 
 
@@ -252,7 +252,7 @@ def test_pgd_beats_fgsm_and_more_restarts_never_hurt(net, images):
     pixels, labels = images
 
     def standing(spec: str) -> Tensor:
-        return net(run(spec, net, pixels, labels, Threat("linf", 0.04))).argmax(1) == labels
+        return net(run(spec, net, pixels, labels, Threat("linf", 0.08))).argmax(1) == labels
 
     assert standing("pgd").sum() < standing("fgsm").sum()
     assert not (standing("pgd:steps=5,restarts=3") & ~standing("pgd:steps=5")).any()

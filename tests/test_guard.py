@@ -161,6 +161,17 @@ def test_torch_export_with_a_dynamic_batch(net: Net, images, strict: bool) -> No
         torch.testing.assert_close(exported(pixels[:size]), guarded(pixels[:size]))
 
 
+def test_a_torch_export_file_is_a_classifier_like_any_other(net: Net, images, tmp_path: Path) -> None:
+    pixels = images[0]
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    torch.export.save(torch.export.export(net, (pixels,), dynamic_shapes=batch), tmp_path / "net.pt2")
+    guarded = purifier.guard(tmp_path / "net.pt2", VAE).eval()
+    torch.testing.assert_close(guarded(pixels), purifier.guard(net, guarded.purifier)(pixels))
+    assert purifier.export(guarded, tmp_path / "net.onnx").max_error.keys() == {1, 2, 7}
+    report = purifier.audit(guarded, "fashion-mnist:test:5", attacks=["fgsm"])
+    assert {row.route for row in report.rows if row.model == "guarded"} == {None, "exact", "bpda", "oblivious"}
+
+
 def test_data_parallel_wrapping(net: Net, images) -> None:
     guarded = purifier.guard(net, VAE)
     assert torch.equal(nn.DataParallel(guarded)(images[0]), guarded(images[0]))

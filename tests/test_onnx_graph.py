@@ -238,6 +238,44 @@ def test_a_graph_without_nodes_can_be_guarded() -> None:
     assert (scores > 0).all()
 
 
+def test_a_classifier_written_out_of_order_is_put_in_order() -> None:
+    model = linear(opset=11, ir_version=6)
+    nodes = list(reversed(model.graph.node))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    np.testing.assert_allclose(
+        run(guarded(model), images=pixels())[0], blurred(pixels()).reshape(2, -1) @ WEIGHT, atol=1e-4
+    )
+
+
+def test_a_loop_sees_the_purified_image() -> None:
+    """The image is added to itself three times over, in the body of a Loop that reads it from outside."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["carried", "images"], ["sum"]),
+            helper.make_node("Identity", ["go"], ["go_on"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried", FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", FLOAT, None),
+        ],
+    )
+    model = model_of(
+        [helper.make_node("Loop", ["turns", "", "images"], ["logits"], body=body)],
+        inputs=[("images", FLOAT, ["N", 3, 8, 8])],
+        outputs=[("logits", FLOAT, ["N", 3, 8, 8])],
+        initializers={"turns": np.array(3)},
+        opset=13,
+    )
+    np.testing.assert_allclose(run(guarded(model), images=pixels())[0], 4 * blurred(pixels()), atol=1e-5)
+
+
 def test_a_free_height_and_width_stay_free() -> None:
     model = model_of(
         [helper.make_node("GlobalMaxPool", ["images"], ["logits"])],
@@ -339,6 +377,14 @@ def with_external_data() -> ModelProto:
     return model
 
 
+def with_sparse_weights() -> ModelProto:
+    model = linear()
+    values = numpy_helper.from_array(np.ones(1, np.float32), "weight")
+    indices = numpy_helper.from_array(np.zeros(1, np.int64))
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [192, 5]))
+    return model
+
+
 def with_node(op_type: str, inputs: list[str], domain: str = "", **attributes: object) -> ModelProto:
     model = linear()
     model.graph.node.insert(0, helper.make_node(op_type, inputs, ["extra"], domain=domain, **attributes))
@@ -355,6 +401,7 @@ def inside_a_branch(node: onnx.NodeProto) -> ModelProto:
     ("model", "message"),
     [
         (with_external_data(), "keeps 'weight' in another file.*save it in one file"),
+        (with_sparse_weights(), "stores 'weight' as a sparse tensor.*save it with dense weights"),
         (with_node("Magic", ["images"], "wizard"), "uses wizard.Magic, which is no operator of ONNX"),
         (with_node("EPContext", ["images"], "com.microsoft"), "EPContext node.*compiled from"),
         (with_node("ConstantOfShape", ["giant"]), r"ConstantOfShape '' makes 6.87e\+10 elements.*not opened"),

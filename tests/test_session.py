@@ -200,16 +200,26 @@ def test_a_classifier_onnxruntime_refuses_is_an_error() -> None:
         GuardedSession(model, load("identity"))
 
 
-def test_an_unexportable_purifier_is_an_error_naming_it() -> None:
-    class Stubborn(Purifier):
-        Config = type(load("identity").config)
-        gradient = "surrogate"
+class Branching(Purifier):
+    Config = type(load("identity").config)
+    gradient = "exact"
 
-        def purify(self, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-            return torch.from_numpy(pixels.numpy())
+    def purify(self, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        return pixels if pixels.mean() > 0.5 else pixels * 0.5
 
-    with pytest.raises(PluginError, match="Stubborn cannot be exported to ONNX: "):
-        GuardedSession(classifier(), Stubborn(load("identity").config))
+
+class TwoAtATime(Purifier):
+    Config = type(load("identity").config)
+    gradient = "exact"
+
+    def purify(self, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        return pixels + torch.zeros(2, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", [Branching, TwoAtATime])
+def test_an_unexportable_purifier_is_an_error_naming_it(kind: type[Purifier]) -> None:
+    with pytest.raises(PluginError, match=f"{kind.__name__} cannot be exported to ONNX: "):
+        GuardedSession(classifier(), kind(kind.Config()))
 
 
 def test_a_provider_not_to_be_had_is_an_error() -> None:

@@ -14,6 +14,7 @@ from ..atomic import atomic_write
 from ..checkpoint import DEMO_PURIFIER, write_tensors
 from ..data import ImageData, load_data
 from ..training import train
+from ..training.state import log_path
 from .classifier import WEIGHTS, FashionClassifier
 
 DEMO_IMAGES = 300
@@ -32,13 +33,9 @@ def main() -> None:
     if "classifier" in given.what:
         train_classifier(given.out / WEIGHTS.name, root=given.root)
     if "purifier" in given.what:
-        train(
-            "vae",
-            load_data("fashion-mnist:train", root=given.root),
-            given.out / DEMO_PURIFIER,
-            config=VAE,
-            epochs=15,
-        )
+        out = given.out / DEMO_PURIFIER
+        train("vae", load_data("fashion-mnist:train", root=given.root), out, config=VAE, epochs=15)
+        log_path(out).unlink()
 
 
 def write_images(data: ImageData, path: Path) -> None:

@@ -72,6 +72,7 @@ class AuditReport:
     versions: Mapping[str, str]
     data: Mapping[str, Any]
     classifier: str
+    preprocessing: Mapping[str, Any]
     purifier: Mapping[str, Any]
     """Plugin, config, and the checkpoint's file name and sha256 if it came from one."""
     threats: Sequence[Threat]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,11 +13,12 @@ from typing import Any
 
 import onnxruntime
 import torch
+from torch import Tensor
 
-from ..classifier import PixelClassifier
+from ..classifier import PixelClassifier, pixel_classifier
 from ..data import ImageData, load_data
 from ..errors import AuditError, ConfigError, PluginError, PurifierError
-from ..guard import Guard
+from ..guard import Guard, GuardedSession
 from ..interfaces import Attack, Purifier, purifiers
 from ..pixels import check_pixels
 from ..target import is_random
@@ -98,8 +100,9 @@ def audit(
     if not threats or len(set(threats)) < len(threats):
         raise ConfigError(f"eps: expected one budget or several different ones, got {eps!r}")
     if isinstance(attacks, str):
-        raise ConfigError(f"attacks: expected a list of ATTACK specs, got the text {attacks!r}; write [{attacks!r}]")
-    classifier, purifier = guard.pixel_classifier(), guard.purifier
+        raise ConfigError(f"attacks: expected a list of ATTACK specs, got {attacks!r}; write [{attacks!r}]")
+    classifier = pixel_classifier(guard.classifier, guard.preprocessing, guard.input)
+    purifier = _AsItRuns(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
     jobs = plan(classifier, purifier, attacks, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with at_rest(classifier, purifier, device=device) as used:
@@ -116,7 +119,8 @@ def audit(
         },
         data={"name": loaded.name, "count": len(loaded)},
         classifier=classifier.describe(),
-        purifier=_describe(purifier),
+        preprocessing=_as_json(guard.preprocessing),
+        purifier=_describe(guard.purifier),
         threats=threats,
         seed=seed,
         batch_size=batch_size,
@@ -131,6 +135,20 @@ def audit(
     return report
 
 
+class _AsItRuns(Purifier):
+    """The purifier inside a session: the graph has no noise, so a random one gives its mean."""
+
+    Config = object
+    gradient = "exact"
+
+    def __init__(self, inner: Purifier) -> None:
+        super().__init__(inner.config)
+        self.inner = inner
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.inner.purify(pixels)
+
+
 @torch.no_grad()
 def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device) -> bool:
     """Check on one image that data, purifier and classifier fit; say whether the purifier is random."""
@@ -143,7 +161,7 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
     except Exception as error:  # torch and ONNX Runtime raise many kinds for a wrong shape
         raise AuditError(
             f"{classifier.describe()} cannot take an image {tuple(pixels.shape[1:])} of {data.name} "
-            f"({type(error).__name__}: {error}); choose data of its size, or say preprocessing= as it wants"
+            f"({type(error).__name__}: {error}); choose data of its size, or set preprocessing="
         ) from error
     if logits.isnan().any():
         raise AuditError(f"{classifier.describe()} gives NaN for an image of {data.name}; check its weights")
@@ -157,16 +175,20 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
 
 
 def _describe(purifier: Purifier) -> dict[str, Any]:
-    cls, config = type(purifier), purifier.config
+    cls = type(purifier)
     try:
         plugin = purifiers.name_of(cls)
     except PluginError:
         plugin = f"{cls.__module__}:{cls.__qualname__}"
     return {
         "plugin": plugin,
-        "config": dataclasses.asdict(config)
-        if dataclasses.is_dataclass(config) and not isinstance(config, type)
-        else {},
+        "config": _as_json(purifier.config),
         "file": purifier.provenance.get("file"),
         "sha256": purifier.provenance.get("sha256"),
     }
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    """A dataclass as it will be read back from JSON: tuples are lists."""
+    plain = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
+    return dict(json.loads(json.dumps(plain)))

@@ -1,4 +1,4 @@
-"""The report as rich tables: the worst case on top, then every attack and route."""
+"""The report as rich tables: the worst case on top, then every attack and route of each threat."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..threat import Threat
 from .report import AuditReport, Row, WorstCase
 from .statistics import Rate
 
@@ -21,7 +22,9 @@ def print_report(report: AuditReport, console: Console) -> None:
     )
     if report.worst_case:
         console.print(_worst_table(report))
-    console.print(_rows_table(report))
+    for threat in report.threats if report.worst_case else [None]:
+        console.print(_rows_table(report, threat))
+    console.print("gradients: what the attack on the guard asked for, for each image")
     if any(row.worst_of_n for row in report.rows):
         console.print(
             f"The purifier is random: figures are means over {report.judgements} judgements with fresh noise "
@@ -32,37 +35,45 @@ def print_report(report: AuditReport, console: Console) -> None:
 
 
 def _worst_table(report: AuditReport) -> Table:
-    table = Table(title="worst case per image, accuracy with 95% interval", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("threat", "over", "undefended", "guarded"):
-        table.add_column(name, justify="right" if name in ("undefended", "guarded") else "left")
-    cases = {(str(case.threat), case.scope, case.model): case for case in report.worst_case}
+    table = _table("worst case per image, accuracy with 95% interval", ("threat", "over"))
+    cases = {(case.threat, case.scope, case.model): case for case in report.worst_case}
     for threat, scope in dict.fromkeys((key[0], key[1]) for key in cases):
         alone, guarded = (cases.get((threat, scope, model)) for model in ("undefended", "guarded"))
         shown = guarded or alone
         assert shown is not None
-        routes = ", ".join(shown.routes)
-        over = f"all routes ({routes})" if scope == "all" else f"white-box ({routes})"
-        table.add_row(threat, over, _worst(alone), _worst(guarded), style="bold")
+        over = f"{'all routes' if scope == 'all' else scope} ({', '.join(shown.routes)})"
+        table.add_row(_threat(threat), over, _worst(alone), _worst(guarded), style="bold")
     return table
 
 
-def _rows_table(report: AuditReport) -> Table:
-    table = Table(title="every attack and route", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("threat", "attack", "route", "undefended", "guarded", "gradients/image", "seconds"):
-        table.add_column(name, justify="left" if name in ("threat", "attack", "route") else "right")
-    alone = {(row.attack, row.threat): row for row in report.rows if row.model == "undefended"}
-    for row in report.rows:
+def _rows_table(report: AuditReport, threat: Threat | None) -> Table:
+    table = _table(_threat(threat) if threat else "clean", ("attack", "route"))
+    table.add_column("gradients", justify="right")
+    rows = [row for row in report.rows if row.threat in (None, threat)]
+    alone = {row.attack: row for row in rows if row.model == "undefended"}
+    for row in rows:
         if row.model == "guarded":
             table.add_row(
-                str(row.threat or "-"),
                 escape(row.attack),
                 row.route or "-",
-                _figure(alone[row.attack, row.threat]),
+                _figure(alone[row.attack]),
                 _figure(row),
                 f"{row.gradients_per_image:.1f}",
-                f"{row.seconds:.1f}",
             )
     return table
+
+
+def _table(title: str, names: tuple[str, str]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold", no_wrap=name in ("threat", "route"))
+    for name in ("undefended", "guarded"):
+        table.add_column(name, justify="right", overflow="fold", min_width=18)
+    return table
+
+
+def _threat(threat: Threat) -> str:
+    return f"{threat.norm} {threat.eps:.4g}"
 
 
 def _worst(case: WorstCase | None) -> str:
@@ -79,5 +90,5 @@ def _figure(row: Row) -> str:
 
 def _rate(result: Rate, worst_of_n: Rate | None) -> str:
     low, high = result.interval
-    always = f" ({worst_of_n.accuracy:.1%})" if worst_of_n else ""
-    return f"{result.accuracy:.1%} {low:.1%} - {high:.1%}{always}"
+    always = f"\n({worst_of_n.accuracy:.1%})" if worst_of_n else ""
+    return f"{result.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]{always}"

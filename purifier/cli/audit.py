@@ -17,7 +17,7 @@ from ..classifier import load_classifier
 from ..errors import ConfigError
 from ..guard import guard
 from ..threat import Norm
-from .options import read_preprocessing_option
+from .options import PREPROCESSING, read_preprocessing_option
 
 CLEAN_ONLY = "none"
 INCONCLUSIVE = 3
@@ -33,19 +33,17 @@ def audit(
     norm: Annotated[Norm, typer.Option(help="What eps measures.")] = "linf",
     eps: Annotated[
         list[str] | None,
-        typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated. [default: 0.1]"),
+        typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated (default 0.1)."),
     ] = None,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="ATTACK spec; may be repeated; none: clean images only. [default: pgd and fgsm]"),
+        typer.Option(help="ATTACK spec; may be repeated; none: clean images only (default pgd and fgsm)."),
     ] = None,
     route: Annotated[
         list[str] | None,
-        typer.Option(help="exact, bpda, oblivious or none; may be repeated. [default: all that apply]"),
+        typer.Option(help="exact, bpda, oblivious or none; may be repeated (default all that apply)."),
     ] = None,
-    preprocessing: Annotated[
-        str | None, typer.Option(help='How the classifier wants pixels, such as "mean=0.5,std=0.2".')
-    ] = None,
+    preprocessing: Annotated[str | None, PREPROCESSING] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 250,
     seed: Annotated[int, typer.Option(help="Names every random number of the audit.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws a gradient is averaged over.")] = 1,

@@ -39,11 +39,12 @@ def train(
     images = load_data(data, root=root)
     console = Console(highlight=False, soft_wrap=True)
     with _bar(console) as bar:
-        task = bar.add_task("", total=None, loss="", speed="")
+        task = bar.add_task("", total=None, visible=False, loss="", speed="")
 
         def show(now: Progress) -> None:
             bar.update(
                 task,
+                visible=True,
                 description=f"epoch {now.epoch}/{now.epochs}",
                 completed=now.images,
                 total=now.total,

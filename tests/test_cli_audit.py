@@ -1,0 +1,134 @@
+"""``purifier audit`` and ``purifier report``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+import purifier
+from purifier import Attack
+
+MODEL = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+"""
+
+
+@dataclass(frozen=True)
+class Failing(Attack):
+    needs: ClassVar[str] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+
+    def perturb(self, target, pixels, labels, threat, generator):
+        raise RuntimeError("out of luck")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working folder that holds a classifier's module and its weights."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cli_audit_model.py").write_text(MODEL)
+    weight = torch.randn(10, 784, generator=torch.Generator().manual_seed(1))
+    torch.save({"1.weight": weight, "1.bias": torch.zeros(10)}, tmp_path / "weights.pt")
+    return tmp_path
+
+
+def arguments(**changed: object) -> list[object]:
+    settings = {
+        "classifier": "cli_audit_model:make",
+        "purifier": "blur",
+        "data": "fashion-mnist:test:40",
+        "out": "found",
+        "attack": "fgsm",
+        **changed,
+    }
+    return ["audit", *(part for name, value in settings.items() for part in (f"--{name}", value))]
+
+
+def test_an_audit_prints_its_table_and_writes_its_report(command, folder):
+    code, shown, _ = command(*arguments(eps="8/255"), "--eps", "0.1", "--attack", "pgd:steps=3")
+    assert code == 0
+    report = json.loads((folder / "found" / "report.json").read_text())
+    assert [threat["eps"] for threat in report["threats"]] == [8 / 255, 0.1]
+    assert {row["attack"] for row in report["rows"]} == {"none", "fgsm", "pgd:steps=3"}
+    for part in ("worst case per image", "white-box", "oblivious", "linf 0.03137", "report found"):
+        assert part in shown
+
+
+def test_the_stored_command_repeats_the_audit(command, folder):
+    command(*arguments(eps="8/255", route="bpda", seed=3, weights="weights.pt", preprocessing="mean=0.5,std=0.25"))
+    first = json.loads((folder / "found" / "report.json").read_text())
+    assert first["command"][:2] == ["purifier", "audit"]
+    (folder / "found" / "report.json").unlink()
+    assert command(*first["command"][1:])[0] == 0
+    second = json.loads((folder / "found" / "report.json").read_text())
+    for report in (first, second):
+        del report["created"]
+        for row in report["rows"]:
+            del row["seconds"]
+    assert first == second
+
+
+def test_weights_and_preprocessing_reach_the_classifier(command, folder):
+    counted = set()
+    for options in ({}, {"weights": "weights.pt"}, {"preprocessing": "mean=3"}):
+        command(*arguments(attack="none", data="fashion-mnist:test:500", **options))
+        counted.add(json.loads((folder / "found" / "report.json").read_text())["rows"][0]["correct"])
+    assert len(counted) == 3
+
+
+def test_a_report_is_printed_again(command, folder):
+    _, audited, _ = command(*arguments())
+    code, shown, _ = command("report", "found")
+    assert code == 0
+    assert audited.split("report found")[0].strip() in shown
+    assert "made by purifier audit --classifier cli_audit_model:make" in shown
+
+
+def test_a_failing_attack_makes_it_inconclusive(command, folder):
+    purifier.attacks.register("failing", Failing)
+    try:
+        code, shown, _ = command(*arguments(), "--attack", "failing")
+    finally:
+        purifier.attacks.unregister("failing")
+    assert code == 3
+    assert "incomplete" in shown
+    report = json.loads((folder / "found" / "report.json").read_text())
+    failed = [row for row in report["rows"] if row["attack"] == "failing"]
+    assert {row["error"] for row in failed} == {"RuntimeError: out of luck"}
+    assert not any(case["complete"] for case in report["worst_case"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"eps": "lots"}, "error: eps: expected a number such as 0.1 or 8/255, got 'lots'"),
+        ({"eps": "1/0"}, "error: eps: expected a number such as 0.1 or 8/255, got '1/0'"),
+        ({"eps": "8"}, "try 8.0/255"),
+        ({"norm": "l7"}, "l7"),
+        ({"route": "back"}, "error: route must be one of exact, bpda, oblivious, none, got 'back'"),
+        ({"attack": "pgd:steps=0"}, "error: attack 'pgd': steps and restarts must be at least 1"),
+        ({"out": "cli_audit_model.py"}, "error: cannot write cli_audit_model.py"),
+        ({"preprocessing": "mean=bright"}, "option 'mean' expected numbers"),
+        ({"classifier": "cli_audit_model:absent"}, "error: MODEL 'cli_audit_model:absent' failed"),
+    ],
+)
+def test_bad_input_ends_in_code_2_and_no_report(changed, said, command, folder):
+    code, _, complaint = command(*arguments(**changed))
+    assert code == 2
+    assert said in complaint and "Traceback" not in complaint
+    assert not (folder / "found" / "report.json").exists()
+
+
+def test_a_missing_report_ends_in_code_2(command, folder):
+    code, _, complaint = command("report", "nowhere")
+    assert code == 2 and "error: cannot read nowhere" in complaint
