@@ -21,7 +21,7 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
     path
         The file to write; it is replaced only by a verified one.
     format
-        The name of an exporter, see ``purifier.exporters``.
+        The name of an exporter, as `purifier list` shows it.
     **options
         The exporter's own. Of ``onnx``: ``image_shape`` (C, H, W), ``opset``, ``batches``, ``tolerance``.
 

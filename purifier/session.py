@@ -129,7 +129,9 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         if images.dtype != np.dtype(self.image.dtype):
             raise PixelError(f"{self.input}: expected {self.image.dtype} images, got {images.dtype}")
         if self.image.dtype != "uint8":
-            check_range(self.preprocessing.to_pixels(torch.tensor(images)), name=self.input)
+            # torch takes no negative strides, which reversed channels have.
+            values = torch.tensor(np.ascontiguousarray(images))
+            check_range(self.preprocessing.to_pixels(values), name=self.input)
 
 
 def _fitted(preprocessing: Preprocessing | None, image: ImageInput) -> Preprocessing:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import onnxruntime
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx_models import FLOAT, WEIGHT, model_of
 from torch import Tensor, nn
 
 import purifier
+import purifier.session
 from purifier.errors import ConfigError, ExportError, OutputError, PluginError
 from purifier.exporting import export
 from purifier.guard import guard
@@ -45,6 +48,19 @@ class Answer:
     hidden: Tensor | None = None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_export_a_graph():
+    """Exporting a purifier takes seconds, and many tests here guard an ONNX classifier with the same one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(purifier.session, "purifier_graph", functools.cache(purifier.session.purifier_graph))
+        yield
+
+
+@functools.cache
+def blur() -> Purifier:
+    return purifier.load("blur")
+
+
 @pytest.fixture(scope="module")
 def vae() -> Purifier:
     torch.manual_seed(0)
@@ -59,20 +75,14 @@ def open_plain(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def onnx_classifier(batch: int | str = "N", kind: int = TensorProto.FLOAT) -> ModelProto:
-    weight = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["x"], ["cast"], to=TensorProto.FLOAT),
-            helper.make_node("Flatten", ["cast"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "weight"], ["y"]),
-        ],
-        "classifier",
-        [helper.make_tensor_value_info("x", kind, [batch, 1, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 5])],
-        [numpy_helper.from_array(weight, "weight")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+def onnx_classifier(batch: int | str = "N", kind: int = FLOAT) -> ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["cast"], to=FLOAT),
+        helper.make_node("Flatten", ["cast"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["y"]),
+    ]
+    inputs, outputs = [("x", kind, [batch, 1, 8, 8])], [("y", FLOAT, [batch, 5])]
+    return model_of(nodes, inputs=inputs, outputs=outputs, initializers={"weight": WEIGHT[:64]}, opset=13)
 
 
 def test_a_torch_guard_runs_anywhere_at_every_batch_size(vae: Purifier, tmp_path: Path) -> None:
@@ -166,14 +176,14 @@ def test_a_guarded_session_is_exported_as_it_runs(vae: Purifier, tmp_path: Path)
 
 
 def test_a_fixed_batch_is_run_as_it_is_and_noted(tmp_path: Path) -> None:
-    report = export(guard(onnx_classifier(batch=4), "blur"), tmp_path / "guarded.onnx")
+    report = export(guard(onnx_classifier(batch=4), blur()), tmp_path / "guarded.onnx")
     assert list(report.max_error) == [4]
     assert "fixed at 4" in report.notes[0]
 
 
 @pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.FLOAT16])
 def test_classifiers_of_narrow_types_are_exported(kind: int, tmp_path: Path) -> None:
-    report = export(guard(onnx_classifier(kind=kind), "blur"), tmp_path / "guarded.onnx")
+    report = export(guard(onnx_classifier(kind=kind), blur()), tmp_path / "guarded.onnx")
     assert list(report.max_error) == [1, 2, 7]
 
 
@@ -286,46 +296,9 @@ def test_only_guards_are_exported_and_only_to_places_that_exist(vae: Purifier, t
     with pytest.raises(ConfigError, match=r"what purifier.guard\(model, purifier\) returns, got Net"):
         export(Net(), tmp_path / "guarded.onnx")  # type: ignore[arg-type]
     with pytest.raises(OutputError, match="it is a folder"):
-        export(guard(onnx_classifier(), "blur"), tmp_path)
+        export(guard(onnx_classifier(), blur()), tmp_path)
 
 
 def test_the_exporter_passes_the_conformance_kit(vae: Purifier, tmp_path: Path) -> None:
     exporter = exporters.get("onnx")()
     check_exporter(exporter, guard(onnx_classifier(), vae), tmp_path / "guarded.onnx")
-
-
-def test_the_command_writes_and_shows_a_verified_file(
-    command: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    source, path = tmp_path / "classifier.onnx", tmp_path / "guarded.onnx"
-    wanted = ["--preprocessing", "mean=0.5,std=0.25", "--image-shape", "1x8x8", "--score"]
-    onnx.save(onnx_classifier(), source)
-    code, shown, _ = command("export", "--classifier", source, "--purifier", "blur:sigma=2", "--out", path, *wanted)
-    assert code == 0
-    assert f"{path}  0.0" in shown
-    assert "opset 18" in shown
-    images = Preprocessing(mean=(0.5,), std=(0.25,)).to_classifier(pixels(2))
-    scores = open_plain(path).run(["purifier_score"], {"x": images.numpy()})[0]
-    np.testing.assert_allclose(scores, purifier.load("blur:sigma=2").score(pixels(2)), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--image-shape", "28x28", "--image-shape: expected CxHxW such as 1x28x28, got '28x28'"),
-        ("--preprocessing", "means=0.5", "--preprocessing has no option 'means'"),
-        ("--preprocessing", "mean=grey", "option 'mean' expected"),
-        ("--classifier", "nowhere.onnx", "no file nowhere.onnx"),
-    ],
-)
-def test_bad_input_to_the_command_ends_in_exit_code_2(
-    option: str, value: str, message: str, command: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    source = tmp_path / "classifier.onnx"
-    onnx.save(onnx_classifier(), source)
-    given = {"--classifier": source, "--purifier": "identity", "--out": tmp_path / "out.onnx", option: value}
-    code, _, errors = command("export", *(word for pair in given.items() for word in pair))
-    assert code == 2
-    assert errors.startswith("error: ")
-    assert message in errors
-    assert not (tmp_path / "out.onnx").exists()

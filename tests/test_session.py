@@ -132,6 +132,14 @@ def test_preprocessing_is_undone_and_done_again() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_images_may_be_a_reversed_or_read_only_view() -> None:
+    session = GuardedSession(classifier(), load("blur"), providers=[CPU])
+    images = pixels().numpy()
+    images.flags.writeable = False
+    expected = session.run(None, {"photo": np.ascontiguousarray(images[:, ::-1])})[1]
+    np.testing.assert_array_equal(session.run(None, {"photo": images[:, ::-1]})[1], expected)
+
+
 def test_score_is_the_last_output() -> None:
     session = GuardedSession(classifier(), load("blur"), score=True, providers=[CPU])
     assert [output.name for output in session.get_outputs()] == ["label", "logits", "purifier_score"]

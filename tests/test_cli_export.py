@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx_models import linear
+
+import purifier
+from purifier.pixels import Preprocessing
+
+
+def test_the_command_writes_and_shows_a_verified_file(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    source, path = tmp_path / "classifier.onnx", tmp_path / "guarded.onnx"
+    wanted = ["--preprocessing", "mean=0.5 0.4 0.3,std=0.25 0.25 0.25", "--image-shape", "3x8x8", "--score"]
+    onnx.save(linear(), source)
+    code, shown, _ = command("export", "--classifier", source, "--purifier", "blur:sigma=2", "--out", path, *wanted)
+    assert code == 0
+    assert f"{path}  0.0" in shown
+    assert "opset 18" in shown
+    pixels = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    images = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.25,) * 3).to_classifier(pixels)
+    scores = session.run(["purifier_score"], {"images": images.numpy()})[0]
+    np.testing.assert_allclose(scores, purifier.load("blur:sigma=2").score(pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--image-shape", "28x28", "--image-shape: expected CxHxW such as 1x28x28, got '28x28'"),
+        ("--preprocessing", "means=0.5", "--preprocessing has no option 'means'"),
+        ("--preprocessing", "mean=grey", "option 'mean' expected"),
+        ("--classifier", "nowhere.onnx", "no file nowhere.onnx"),
+    ],
+)
+def test_bad_input_to_the_command_ends_in_exit_code_2(
+    option: str, value: str, message: str, command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    source = tmp_path / "classifier.onnx"
+    onnx.save(linear(), source)
+    given = {"--classifier": source, "--purifier": "identity", "--out": tmp_path / "out.onnx", option: value}
+    code, _, errors = command("export", *(word for pair in given.items() for word in pair))
+    assert code == 2
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert not (tmp_path / "out.onnx").exists()
