@@ -4,7 +4,8 @@
 result through the filter; ``export`` writes it to one ONNX file.
 """
 
-# Functions named like their module are bound here last, so that ``purifier.guard`` is the function.
+from importlib import import_module as _import_module
+
 from .audit import audit as audit
 from .checkpoint import load as load
 from .checkpoint import save as save
@@ -22,3 +23,8 @@ from .interfaces import exporters as exporters
 from .interfaces import purifiers as purifiers
 from .pixels import Preprocessing as Preprocessing
 from .threat import Threat as Threat
+
+# A sub-package of the registry's name, imported later by a plugin, would take the name: import it now, give it back.
+_registry = exporters
+_import_module(".exporters", __name__)
+exporters = _registry

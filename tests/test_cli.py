@@ -39,7 +39,10 @@ def test_list_shows_every_plugin(command) -> None:
         ("audit --classifier demo --purifier identity --data nowhere --out x", "nowhere"),
         ("audit --classifier demo --purifier identity --data demo --attack dgp --out x", "no plugin 'dgp'"),
         ("audit --classifier demo --purifier identity --data demo --eps 3 --out x", "eps must be at most 1"),
-        ("audit --classifier demo --purifier vae:image_shape=3x32x32 --data demo --out x", "expected images (N, 3, 32, 32)"),
+        (
+            "audit --classifier demo --purifier vae:image_shape=3x32x32 --data demo --out x",
+            "expected images (N, 3, 32, 32)",
+        ),
         ("export --classifier demo --purifier identity --out x.onnx", "--image-shape"),
         ("train identity --data demo --out x.safetensors", "nothing to train"),
         ("train vae --data demo --out x.onnx", "ending in .safetensors"),

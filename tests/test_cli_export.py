@@ -8,9 +8,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx_models import linear
 
 import purifier
+from onnx_models import linear
 from purifier.pixels import Preprocessing
 
 

@@ -14,11 +14,11 @@ import onnxruntime
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnx_models import FLOAT, WEIGHT, model_of
 from torch import Tensor, nn
 
 import purifier
 import purifier.session
+from onnx_models import FLOAT, WEIGHT, model_of
 from purifier.errors import ConfigError, ExportError, OutputError, PluginError
 from purifier.exporting import export
 from purifier.guard import guard

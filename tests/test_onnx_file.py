@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnx_models import FLOAT, UINT8, linear, model_of
 
+from onnx_models import FLOAT, UINT8, linear, model_of
 from purifier.errors import ClassifierError
 from purifier.onnx_file import image_input, infer_preprocessing, load_onnx
 from purifier.pixels import Preprocessing

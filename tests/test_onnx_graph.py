@@ -9,9 +9,9 @@ import onnxruntime
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper
-from onnx_models import FLOAT, WEIGHT, linear, model_of
 
 import purifier
+from onnx_models import FLOAT, WEIGHT, linear, model_of
 from purifier.errors import ClassifierError, ConfigError
 from purifier.onnx_graph import (
     graft,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from audit_stage import COUNT, PGD, NearestMean
 
+from audit_stage import COUNT, PGD, NearestMean
 from purifier.audit import AuditReport, audit
 from purifier.data import ImageData, load_data
 from purifier.guard import guard

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from audit_stage import COUNT, PGD, Give, OnlySome, audit_quickly, comparable, correct, rows, worst
 from torch import nn
 
 import purifier
+from audit_stage import COUNT, PGD, Give, OnlySome, audit_quickly, comparable, correct, rows, worst
 from purifier import Threat
 from purifier.audit import audit, wilson
 from purifier.guard import guard

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+import purifier
 from audit_stage import (
     COUNT,
     PGD,
@@ -19,9 +22,6 @@ from audit_stage import (
     rows,
     worst,
 )
-from torch import Tensor, nn
-
-import purifier
 from purifier.audit import audit
 from purifier.classifier import TorchPixelClassifier
 from purifier.errors import GradientError

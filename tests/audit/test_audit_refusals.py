@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from audit_stage import COUNT, Give, OnlySome, audit_quickly, correct, printed, worst
 from torch import Tensor
 
 import purifier
+from audit_stage import COUNT, Give, OnlySome, audit_quickly, correct, printed, worst
 from purifier.audit import AuditReport, audit
 from purifier.data import ImageData
 from purifier.errors import AuditError, ConfigError, OutputError, PixelError

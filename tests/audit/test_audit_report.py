@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from audit_stage import COUNT, NoConfig, Noisy, printed, rows
 
 import purifier
+from audit_stage import COUNT, NoConfig, Noisy, printed, rows
 from purifier.audit import AuditReport, audit
 from purifier.errors import FileError
 from purifier.guard import guard
