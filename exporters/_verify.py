@@ -160,8 +160,7 @@ def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float)
     error = float(np.abs(got - wanted).max()) / scale
     if not error <= tolerance:  # NaN too
         raise ExportError(
-            f"{path}: {where}: differs from the guard by {error:.3g} of its scale, the tolerance is "
-            f"{tolerance:g}; "
+            f"{path}: {where}: differs from the guard by {error:.3g} of its scale, the tolerance is {tolerance:g}; "
             "the file was not written",
             path,
         )

@@ -117,9 +117,8 @@ class _Flat(nn.Module):
 def _from_module(guard: GuardedModule, path: Path, shape: tuple[int, int, int] | None, opset: int) -> Candidate:
     if shape is None:
         raise ExportError(
-            f"{path}: neither the purifier nor the torch classifier fixes the images' shape; give "
-            "image_shape=(C, H, W), "
-            "on the command line --image-shape 3x32x32",
+            f"{path}: neither the purifier nor the torch classifier fixes the images' shape; give image_shape=(C, H, "
+            "W), on the command line --image-shape 3x32x32",
             path,
         )
     weight = sum(tensor.numel() * tensor.element_size() for tensor in guard.state_dict().values())

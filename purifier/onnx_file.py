@@ -80,8 +80,7 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ClassifierError(
-                f"{where} keeps {tensor.name!r} in another file, which is not followed; save it in one file "
-                "with "
+                f"{where} keeps {tensor.name!r} in another file, which is not followed; save it in one file with "
                 "onnx.save(onnx.load(path), new_path)",
                 where,
             )
@@ -94,17 +93,15 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
             )
         if node.domain not in DOMAINS and (node.domain, node.op_type) not in local:
             raise ClassifierError(
-                f"{where} uses {node.domain}.{node.op_type}, which is no operator of ONNX or ONNX Runtime; "
-                "export the "
-                "classifier with standard operators (their domains: ai.onnx, ai.onnx.ml, com.microsoft)",
+                f"{where} uses {node.domain}.{node.op_type}, which is no operator of ONNX or ONNX Runtime; export "
+                "the classifier with standard operators (their domains: ai.onnx, ai.onnx.ml, com.microsoft)",
                 where,
             )
         count = _made_from_nothing(node, shapes)
         if count > MAX_ELEMENTS:
             raise ClassifierError(
-                f"{where}: {node.op_type} {node.name!r} makes {count:.3g} elements from a constant shape, "
-                "the limit is "
-                f"{MAX_ELEMENTS:.3g}; such a file can exhaust the memory, so it is not opened",
+                f"{where}: {node.op_type} {node.name!r} makes {count:.3g} elements from a constant shape, the limit "
+                f"is {MAX_ELEMENTS:.3g}; such a file can exhaust the memory, so it is not opened",
                 where,
             )
     return model
@@ -150,9 +147,8 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
         chosen = input
     if chosen not in candidates:
         raise ClassifierError(
-            f"input {describe_input(values[chosen])} takes no images: expected float or uint8 with 4 "
-            "dimensions; "
-            f"the inputs are {listed}",
+            f"input {describe_input(values[chosen])} takes no images: expected float or uint8 with 4 dimensions; the "
+            f"inputs are {listed}",
             model.graph.name,
         )
     value = values[chosen]

@@ -73,8 +73,7 @@ def purifier_graph(
         return export_module(front, example, free=free, input="image", outputs=names, opset=opset)
     except torch.onnx.OnnxExporterError as error:
         raise PluginError(
-            f"{type(purifier).__name__} cannot be exported to ONNX: {cause_of(error)}; its purify and "
-            "score must be "
+            f"{type(purifier).__name__} cannot be exported to ONNX: {cause_of(error)}; its purify and score must be "
             "made of operators that torch.onnx.export knows",
             type(purifier).__name__,
         ) from error
@@ -92,8 +91,7 @@ def example_images(
         if mine is not None and theirs is not None and mine != theirs:
             raise ConfigError(
                 f"{type(purifier).__name__} purifies images {tuple(fixed)}, the classifier takes "
-                f"{tuple('any' if size is None else size for size in declared)} (C, H, W), "
-                f"{preprocessing.layout}; "
+                f"{tuple('any' if size is None else size for size in declared)} (C, H, W), {preprocessing.layout}; "
                 "train a purifier for these images, or say the layout with preprocessing="
             )
     channels, height, width = (mine or theirs for mine, theirs in zip(fixed, declared, strict=True))
@@ -101,8 +99,7 @@ def example_images(
         channels = max(len(preprocessing.mean), len(preprocessing.std))
     if channels == 0:
         raise ConfigError(
-            "the classifier does not say how many channels its images have; give preprocessing= with one "
-            "mean a "
+            "the classifier does not say how many channels its images have; give preprocessing= with one mean a "
             "channel, or fix the input's shape (python -m onnxruntime.tools.make_dynamic_shape_fixed)"
         )
     generator = torch.Generator().manual_seed(0)

@@ -161,8 +161,7 @@ def _convert(model: ModelProto, opset: int) -> ModelProto:
     except Exception as error:
         reason = str(error).rpartition("failed: ")[2]
         raise ClassifierError(
-            f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset} "
-            f"({reason}); "
+            f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset} ({reason}); "
             f"export it again at opset {opset}",
             model.graph.name,
         ) from error

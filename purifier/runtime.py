@@ -96,8 +96,7 @@ def check_provider(session: onnxruntime.InferenceSession, providers: Sequence[Pr
     had = session.get_providers()[0]
     if providers and had != _name(providers[0]):
         raise ConfigError(
-            f"providers: asked for {_name(providers[0])}, but ONNX Runtime gave {had}; `purifier doctor` "
-            "says why, "
+            f"providers: asked for {_name(providers[0])}, but ONNX Runtime gave {had}; `purifier doctor` says why, "
             f"or ask for {had}"
         )
 

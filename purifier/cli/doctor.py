@@ -90,11 +90,9 @@ def findings(
     if CUDA in available and CUDA not in working:
         if torch_cuda:
             found.append(
-                f"{CUDA} is built in but does not load, though torch uses CUDA {torch_build}: "
-                "onnxruntime-gpu needs the "
-                "same CUDA major version and cuDNN 9 (CUDA 13 since onnxruntime-gpu 1.27); sessions run on "
-                "the CPU. "
-                "Run: pip install --upgrade onnxruntime-gpu torch"
+                f"{CUDA} is built in but does not load, though torch uses CUDA {torch_build}: onnxruntime-gpu needs "
+                "the same CUDA major version and cuDNN 9 (CUDA 13 since onnxruntime-gpu 1.27); sessions run on the "
+                "CPU. Run: pip install --upgrade onnxruntime-gpu torch"
             )
         else:
             found.append(
