@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
@@ -15,31 +15,36 @@ from .errors import OutputError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it over ``path`` on success, remove it on failure.
 
+    Folders that are missing are made, and removed again if the write fails.
+
     Raises
     ------
     OutputError
-        The folder is missing, is no folder, or cannot be written.
+        The folder cannot be made, is no folder, or cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder; give a file name", path)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    missing: list[Path] = []
     try:
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder; give a file name", path)
+        missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    temporary = Path(name)
-    try:
+        # Not tempfile: its files are private, and the umask can be read only by changing it for all threads.
+        temporary.open("xb").close()
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        with suppress(OSError):  # the first that is not empty stays, and so do those above it
+            for folder in missing:
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> Path:
@@ -52,9 +57,3 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
 def unwritable(path: str | Path, error: OSError) -> OutputError:
     """The error for an output that the operating system refuses."""
     return OutputError(f"cannot write {path}: {error.strerror or error}; choose a place you may write to", path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

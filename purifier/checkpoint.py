@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ from .interfaces import Purifier, purifiers
 from .specs import build, split_spec
 
 FORMAT = 1
+KINDS = {"format": int, "plugin": str, "config": dict}
 KEY = "purifier"
 DEMO_PURIFIER = "fashion-vae.safetensors"
 
@@ -44,8 +46,10 @@ def load(spec: str | Path) -> Purifier:
     if isinstance(spec, Path) or text.endswith(".safetensors") or Path(text).is_file():
         return _load_file(Path(spec))
     name, options = split_spec(text)
-    cls = purifiers.get(name)
-    return _make(cls, build(cls.Config, options, what=f"purifier {name!r}")).eval()
+    cls, what = purifiers.get(name), f"purifier {name!r}"
+    config: object = build(cls.Config, options, what=what)
+    _rehearse(cls, config, what)
+    return _make(cls, config, what).eval()
 
 
 def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
@@ -84,13 +88,16 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises
     ------
     CheckpointError
-        The file is missing, truncated, a pickle, or not safetensors.
+        The file is missing, unreadable, truncated, a pickle, or not safetensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no file {path}; expected a .safetensors file", path)
-    with path.open("rb") as opened:
-        head = opened.read(2)
+    try:
+        with path.open("rb") as opened:
+            head = opened.read(2)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no file {path}; give the path of an existing file", path) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; give a file that you may read", path) from error
     if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise CheckpointError(
             f"{path} is a pickle, which can run code when read; expected safetensors: "
@@ -103,7 +110,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = {
                 key: json.loads(value) for key, value in (opened.metadata() or {}).items() if key.startswith(KEY)
             }
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is truncated, damaged or not safetensors ({error}); copy or make it again", path
         ) from error
@@ -118,11 +125,18 @@ def version_of(name: str) -> str:
 def _load_file(path: Path) -> Purifier:
     tensors, metadata = read_tensors(path)
     description = metadata.get(KEY)
-    if not isinstance(description, dict) or not {"format", "plugin", "config"} <= set(description):
+    if not isinstance(description, dict) or not KINDS.keys() <= description.keys():
         raise CheckpointError(
             f"{path} is not a purifier checkpoint: its metadata names no plugin; make one with `purifier train`",
             path,
         )
+    for key, kind in KINDS.items():
+        if not isinstance(description[key], kind):
+            raise CheckpointError(
+                f"{path}: its metadata is damaged: {key!r} expected {kind.__name__}, got {description[key]!r}; "
+                "copy or make it again",
+                path,
+            )
     if description["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {description['format']}, this version reads {FORMAT}; update purifier",
@@ -130,8 +144,12 @@ def _load_file(path: Path) -> Purifier:
         )
     cls = purifiers.get(description["plugin"])
     try:
-        config: object = build(cls.Config, description["config"], what=f"{path}: purifier {description['plugin']!r}")
-        purifier = _make(cls, config)
+        what = f"purifier {description['plugin']!r}"
+        config: object = build(cls.Config, description["config"], what=what)
+        rehearsed = _rehearse(cls, config, what)
+        if rehearsed is not None:
+            rehearsed.load_state_dict(tensors, assign=True)
+        purifier = _make(cls, config, what)
         purifier.load_state_dict(tensors)
     except (ConfigError, RuntimeError) as error:
         raise CheckpointError(
@@ -149,6 +167,29 @@ def _load_file(path: Path) -> Purifier:
     return purifier.eval()
 
 
-def _make(cls: type[Purifier], config: Any) -> Purifier:
-    with torch.random.fork_rng(devices=[]):
-        return cls(config)
+def _rehearse(cls: type[Purifier], config: Any, what: str) -> Purifier | None:
+    """The purifier without memory for its weights, so that absurd sizes are found before they are allocated.
+
+    None if its class cannot be built that way.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            return cls(config)
+    except Exception as error:
+        if "overflow" in str(error).lower():
+            raise _unbuildable(what, error) from error
+        return None
+
+
+def _make(cls: type[Purifier], config: Any, what: str) -> Purifier:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return cls(config)
+    except (MemoryError, RuntimeError) as error:
+        raise _unbuildable(what, error) from error
+
+
+def _unbuildable(what: str, error: Exception) -> ConfigError:
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"{what} cannot be built with these options: {cause}; are its sizes right?")

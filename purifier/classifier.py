@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 import os
-import pickle
+import re
 import sys
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def load_classifier(spec: str | Path, *, weights: str | Path | None = None) -> n
     return module.eval()
 
 
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
 class PixelClassifier(nn.Module):
     """A classifier as attacks see it: logits (N, K) from pixels (N, C, H, W)."""
 
@@ -77,9 +81,7 @@ class TorchPixelClassifier(PixelClassifier):
 
     def __init__(self, module: nn.Module, preprocessing: Preprocessing, input: int | str = 0) -> None:
         super().__init__(preprocessing)
-        # A torch.export module takes its first argument by position only.
-        first = next(iter(inspect.signature(module.forward).parameters), None)
-        self.module, self.input = module, 0 if input == first else input
+        self.module, self.input = module, input
         self.differentiable = preprocessing.dtype != "uint8"
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -104,16 +106,23 @@ class OnnxPixelClassifier(PixelClassifier):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = self.preprocessing.to_classifier(pixels.detach()).cpu().numpy()
-        return torch.from_numpy(np.concatenate([self._run(part) for part in self._parts(images)])).to(pixels.device)
+        parts = [self._run(part) for part in self._parts(images)]
+        outputs = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+        return logits_of(outputs).to(pixels.device, torch.float32)
 
     def describe(self) -> str:
-        return "an ONNX model"
+        return f"an ONNX model on {self.session.get_providers()[0]}"
 
-    def _run(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _run(self, images: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
         padding = self.fixed_batch - len(images) if isinstance(self.fixed_batch, int) else 0
         padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)]) if padding else images
-        output = self.session.run(None, {self.name: padded})[0]
-        return np.asarray(output[: len(images)], dtype=np.float32)
+        names = [output.name for output in self.session.get_outputs()]
+        outputs = self.session.run(None, {self.name: padded})
+        return {
+            name: value[: len(images)]
+            for name, value in zip(names, outputs, strict=True)
+            if isinstance(value, np.ndarray) and value.ndim
+        }
 
     def _parts(self, images: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         size = self.fixed_batch if isinstance(self.fixed_batch, int) else max(len(images), 1)
@@ -126,25 +135,31 @@ def pixel_classifier(
     """Any classifier in pixel space; ``input`` is the image's position or parameter name."""
     if isinstance(model, ModelProto):
         return OnnxPixelClassifier(model, preprocessing, input)
-    return TorchPixelClassifier(model, preprocessing, input or 0)
+    return TorchPixelClassifier(model, preprocessing, 0 if input is None else input)
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a classifier returned: a tensor, or the first of a tuple, dict or dataclass.
+    """The logits (N, K) in what a classifier returned: a tensor, tuple, dict or dataclass.
 
-    An entry or field called ``logits`` goes before the first.
+    What is called ``logits`` goes first, then the first floats that are (N, K), or (N, K, 1, 1).
+
+    Raises
+    ------
+    ClassifierError
+        There are none.
     """
     found = output
     if dataclasses.is_dataclass(found) and not isinstance(found, type | Mapping):
         found = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     if isinstance(found, Mapping):
-        found = found["logits"] if "logits" in found else next(iter(found.values()), None)
-    elif isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ClassifierError(f"the classifier must give logits (N, K), got {got} in {type(output).__name__}", "")
-    return found
+        parts = [found["logits"]] if "logits" in found else list(found.values())
+    else:
+        parts = list(found) if isinstance(found, tuple | list) else [found]
+    for part in parts:
+        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim >= 2 and part.shape[2:].numel() == 1:
+            return part.flatten(1)
+    got = [f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    raise ClassifierError(f"the classifier must give logits, floats (N, K); it gives {', '.join(got) or 'nothing'}", "")
 
 
 def _call_factory(spec: str) -> nn.Module:
@@ -168,10 +183,9 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     if path.suffix in (".pt", ".pth", ".bin") and path.is_file():
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        except Exception as error:  # torch raises many kinds for what it cannot read
             raise ClassifierError(
-                f"{path} cannot be read as plain weights ({str(error).splitlines()[0]}); "
-                "save a state_dict, best as safetensors",
+                f"{path} cannot be read as plain weights ({_reason(error)}); save a state_dict, best as safetensors",
                 path,
             ) from error
     else:
@@ -186,6 +200,36 @@ def _load_exported(path: Path) -> nn.Module:
     if not path.is_file():
         raise ClassifierError(f"no file {path}; expected a .pt2 made by torch.export.save", path)
     try:
-        return torch.export.load(os.fspath(path)).module()
+        _refuse_objects(path)
+        with _weights_only():
+            return torch.export.load(os.fspath(path)).module()
     except Exception as error:
-        raise ClassifierError(f"{path} cannot be read by torch.export.load: {error}; export it again", path) from error
+        raise ClassifierError(
+            f"{path} cannot be read by torch.export.load: {_reason(error)}; export it again", path
+        ) from error
+
+
+def _refuse_objects(path: Path) -> None:
+    """Constants that are no tensors would be unpickled."""
+    for name in zipfile.ZipFile(path).namelist():
+        _, inside, constant = name.partition("data/constants/")
+        if inside and not re.fullmatch(r"tensor_\d+|\w+\.(json|pt)", constant):
+            raise ValueError(f"it holds the object {constant!r}, expected tensors only")
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Torch unpickles a part of a .pt2 that does not load as plain weights; this switch of torch's forbids it."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(WEIGHTS_ONLY)
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
+
+
+def _reason(error: Exception) -> str:
+    """An error's first line, or its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .checkpoint import load
 from .classifier import PixelClassifier, load_classifier, pixel_classifier
 from .errors import ConfigError, PixelError
-from .interfaces import Purifier
-from .pixels import Preprocessing, check_range, check_shape, read_preprocessing
+from .interfaces import Purifier, dtype_of
+from .pixels import Preprocessing, check_range, check_scale, check_shape, read_preprocessing
 from .seeding import SampleGenerator
 from .session import GuardedSession as GuardedSession
 
@@ -58,7 +58,7 @@ class GuardedModule(nn.Module):
 
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
-        # By position where it can be: a torch.export module refuses a keyword it was not exported with.
+        # By position where it can be: some modules (torch.export's, DataParallel) do not know the parameter's name.
         return pixel_classifier(self.classifier, self.preprocessing, 0 if self.position == 0 else self.input)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -90,17 +90,19 @@ class GuardedModule(nn.Module):
         shape = getattr(self.purifier.config, "image_shape", None)
         check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
         raw = self.preprocessing.to_pixels(image)
-        if self.check and not torch.compiler.is_compiling():
+        if self.check and not torch.compiler.is_exporting():
+            check_scale(image, self.preprocessing, name=self.input)
             check_range(raw, name=self.input)
-        weight = next(self.purifier.parameters(), raw)
-        pixels = raw.clamp(0, 1).to(weight.dtype)
+        pixels = raw.clamp(0, 1).to(dtype_of(self.purifier))
         purified = self.purifier.purify(pixels, self._draw(pixels))
         return self.preprocessing.to_classifier(purified).to(image.dtype), pixels
 
     def _draw(self, pixels: Tensor) -> Tensor | None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
             return None
-        return self.purifier.draw(pixels, SampleGenerator(self.seed, range(len(pixels))))
+        # With a seed every image has the same stream, so that its result does not depend on its place.
+        places = range(len(pixels)) if self.seed is None else [0] * len(pixels)
+        return self.purifier.draw(pixels, SampleGenerator(self.seed, places))
 
     def __getattr__(self, name: str) -> Any:
         if name == "__signature__":
@@ -174,18 +176,18 @@ def guard(
     for name in options:
         if name not in known:
             raise ConfigError(f"guard() has no option {name!r} for this classifier; its options: {', '.join(known)}")
-    filter_ = purifier if isinstance(purifier, Purifier) else load(purifier)
+    loaded = purifier if isinstance(purifier, Purifier) else load(purifier)
     if isinstance(chosen, ModelProto):
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
-        return GuardedSession(chosen, filter_, preprocessing=wanted, input=input, score=score, **options)
+        return GuardedSession(chosen, loaded, preprocessing=wanted, input=input, score=score, **options)
     if not isinstance(purifier, Purifier):
         weight = next(chosen.parameters(), None)
-        filter_ = filter_ if weight is None else filter_.to(weight.device)
+        loaded = loaded if weight is None else loaded.to(weight.device)
     return GuardedModule(
         chosen,
-        filter_,
+        loaded,
         preprocessing=read_preprocessing(preprocessing),
-        input=input or 0,
+        input=0 if input is None else input,
         score=score,
         **options,
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, PluginError
@@ -38,8 +40,11 @@ class Purifier(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if getattr(cls, "gradient", None) not in ("exact", "surrogate") or not hasattr(cls, "Config"):
-            raise PluginError(f"{cls.__name__} must declare Config and gradient = 'exact' or 'surrogate'", cls.__name__)
+        name, declared = cls.__name__, getattr(cls, "gradient", None)
+        if declared not in ("exact", "surrogate") or not hasattr(cls, "Config"):
+            raise PluginError(f"{name} must declare Config and gradient = 'exact' or 'surrogate'", name)
+        if declared == "surrogate" and cls.surrogate is Purifier.surrogate:
+            raise PluginError(f"{name} declares gradient = 'surrogate' and must write surrogate()", name)
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
         """All the randomness of one purification (in training mode: of one loss), (N, ...), or None."""
@@ -50,7 +55,7 @@ class Purifier(nn.Module, ABC):
         """The purified pixels, same shape: a pure function of its arguments."""
 
     def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """What BPDA differentiates in the place of :meth:`purify`; the identity unless overridden."""
+        """What BPDA differentiates in the place of purify; ``gradient = "surrogate"`` has to write its own."""
         return pixels
 
     def score(self, pixels: Tensor) -> Tensor:
@@ -103,6 +108,12 @@ class Exporter(ABC):
     @abstractmethod
     def export(self, guard: Guard, path: str | Path, **options: Any) -> ExportReport:
         """Write and verify ``path``, or raise :class:`~purifier.errors.ExportError` and leave no file."""
+
+
+def dtype_of(purifier: Purifier) -> torch.dtype:
+    """The dtype of a purifier's weights; float32 for one without."""
+    tensors = chain(purifier.parameters(), purifier.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
 purifiers: Registry[Purifier] = Registry("purifier.purifiers", Purifier)

@@ -124,13 +124,17 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
     stored = {tensor.name for tensor in model.graph.initializer}
     values = [value for value in model.graph.input if value.name not in stored]
     candidates = [place for place, value in enumerate(values) if _can_be_image(value)]
-    listed = ", ".join(f"{place}: {describe_input(value)}" for place, value in enumerate(values)) or "none"
+    described = [f"{place}: {describe_input(value)}" for place, value in enumerate(values)]
+    listed = ", ".join(described) or "there are none"
     if input is None:
         if len(candidates) != 1:
+            possible = ", ".join(described[place] for place in candidates)
             raise ClassifierError(
-                f"the classifier has {len(candidates) or 'no'} inputs that can be images, of its inputs "
-                f"({listed}); "
-                + ("say which with input=" if candidates else "expected one (N, C, H, W) or (N, H, W, C)"),
+                f"{len(candidates)} of the classifier's inputs can be images: {possible}; "
+                "say which with input= (on the command line --input)"
+                if candidates
+                else f"none of the classifier's inputs can be images: {listed}; "
+                "expected one of floats or uint8, (N, C, H, W) or (N, H, W, C)",
                 model.graph.name,
             )
         chosen = candidates[0]

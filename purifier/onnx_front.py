@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr
 
 import onnx_ir as ir
 import torch
@@ -24,6 +25,8 @@ IR_VERSION = 10
 """What ONNX Runtime of the last years reads; onnx's own default is newer than ONNX Runtime 1.31 accepts."""
 SCORE = "purifier_score"
 PURIFIED = "purified"
+_EXPORTING = threading.Lock()
+"""Warning filters, standard error and loggers are the whole process's: two exports must not put back each other's."""
 
 
 class PurifierFront(nn.Module):
@@ -165,18 +168,18 @@ def cause_of(error: BaseException) -> str:
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Keep torch's own notices from callers who can do nothing about them; what matters comes as an exception."""
-    disabled = logging.root.manager.disable
-    logging.disable(max(disabled, logging.WARNING))
-    try:
-        with (
-            warnings.catch_warnings(),
-            # A failed export prints the graphs it tried.
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            # torch and its exporter use names that they have deprecated themselves.
-            for kind in (DeprecationWarning, FutureWarning):
-                warnings.filterwarnings("ignore", category=kind, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
-            yield
-    finally:
-        logging.disable(disabled)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    with _EXPORTING:
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(max(logger.level, logging.ERROR))
+            # A failed export prints the graphs it tried to standard error.
+            with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+                # torch and its exporter use names that they have deprecated themselves.
+                for kind in (DeprecationWarning, FutureWarning):
+                    warnings.filterwarnings("ignore", category=kind, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

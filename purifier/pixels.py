@@ -106,8 +106,8 @@ def read_preprocessing(value: Any) -> Preprocessing:
     normal = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
     if len(normal) != 1:
         raise ConfigError(
-            "preprocessing: expected purifier.Preprocessing, torchvision's weights.transforms() or a Compose "
-            f"with one Normalize, got {type(value).__name__}"
+            "preprocessing: expected purifier.Preprocessing, torchvision's weights.transforms() or a Compose with one "
+            f"Normalize, got {type(value).__name__}"
         )
     return Preprocessing(mean=tuple(map(float, normal[0].mean)), std=tuple(map(float, normal[0].std)))
 
@@ -125,8 +125,8 @@ def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = No
     if pixels.ndim != 4 or (shape is not None and tuple(pixels.shape[1:]) != tuple(shape)):
         wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
         raise PixelError(
-            f"{name}: expected images {wanted}, got {tuple(pixels.shape)}; resize them or say their layout with "
-            "preprocessing="
+            f"{name}: expected images {wanted}, got {tuple(pixels.shape)}; "
+            "resize them or say their layout with preprocessing="
         )
 
 
@@ -137,8 +137,30 @@ def check_range(pixels: Tensor, *, name: str) -> None:
     low, high = (value.item() for value in torch.aminmax(pixels.detach()))
     if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
         raise PixelError(
-            f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; say how the classifier wants its "
-            "images with preprocessing= (mean, std, scale=255), or mend the NaN"
+            f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; "
+            "say how the classifier wants its images with preprocessing= (mean, std, scale=255), or mend the NaN"
+        )
+
+
+def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> None:
+    """Raise :class:`PixelError` if float images promised as 0-255 can only be pixels of [0, 1].
+
+    Parameters
+    ----------
+    images
+        In the classifier's format, before :meth:`Preprocessing.to_pixels`. Their whole batch within [0, 1] and
+        not all 0 or 1 means pixels. Mean and std move real images there too, so with them nothing is told.
+    """
+    if preprocessing.scale < 255 or preprocessing.mean or preprocessing.std:
+        return
+    if images.numel() == 0 or not images.dtype.is_floating_point:
+        return
+    low, high = (value.item() for value in torch.aminmax(images.detach()))
+    if low >= 0 and high <= 1 and bool((images != images.round()).any()):
+        raise PixelError(
+            f"{name}: expected values from 0 to {preprocessing.scale:g}, as preprocessing= says, got "
+            f"[{low:.4g}, {high:.4g}]; these are pixels in [0, 1]: multiply them by {preprocessing.scale:g}, or leave "
+            "scale out of preprocessing="
         )
 
 

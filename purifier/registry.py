@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -99,9 +100,13 @@ class Registry(Generic[T]):
         return self._checked(name, loaded)
 
     def name_of(self, cls: type[T]) -> str:
-        """The name under which a class is registered."""
-        for entry in self.entries():
+        """The name under which a class is registered, in the module that defines it or in one that re-exports it."""
+        entries = self.entries()
+        for entry in entries:
             if entry.value == _path(cls):
+                return entry.name
+        for entry in entries:
+            if _imported(entry.value) is cls:
                 return entry.name
         raise PluginError(
             f"{self.group}: {_path(cls)} has no name; add an entry point in {self.group!r} or call register()",
@@ -116,7 +121,7 @@ class Registry(Generic[T]):
 
     def _missing(self, name: str) -> str:
         close = difflib.get_close_matches(name, self.names(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         return f"{self.group}: no plugin {name!r}{hint} Installed: {', '.join(self.names()) or 'none'}"
 
     def _checked(self, name: str, loaded: object) -> type[T]:
@@ -134,3 +139,13 @@ def _entry(point: EntryPoint) -> Entry:
 
 def _path(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _imported(value: str) -> object:
+    """What an entry point's value stands for if its module is imported already; nothing is imported for it."""
+    module, _, attribute = value.partition("[")[0].strip().partition(":")
+    found: object = sys.modules.get(module)
+    for part in attribute.split("."):
+        # Not getattr: a module's own __getattr__ may import another plugin.
+        found = getattr(found, "__dict__", {}).get(part)
+    return found

@@ -115,8 +115,9 @@ def loads(provider: str) -> bool:
         _preload()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
-    # A provider that fails to load logs it as an error of the whole process; here that is an answer, not an
-    # error.
+    # A provider that fails to load says so through the process's default logger, whatever the session's level;
+    # here that is an answer and no error. ONNX Runtime tells nobody that logger's level, so what is put back
+    # is its own default.
     onnxruntime.set_default_logger_severity(_FATAL)
     try:
         session = onnxruntime.InferenceSession(_tiny(), options, providers=[provider], enable_fallback=0)
@@ -125,11 +126,6 @@ def loads(provider: str) -> bool:
     finally:
         onnxruntime.set_default_logger_severity(2)
     return bool(session.get_providers()[0] == provider)
-
-
-def both_wheels_installed() -> bool:
-    """Whether onnxruntime and onnxruntime-gpu are both installed: they overwrite each other's files."""
-    return len(installed_wheels()) > 1
 
 
 def installed_wheels() -> dict[str, str]:

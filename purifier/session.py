@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnxruntime
 import torch
 from onnx import ModelProto
 
+from .classifier import PixelClassifier, pixel_classifier
 from .errors import ConfigError, PixelError
 from .interfaces import Purifier
 from .onnx_graph import (
@@ -80,7 +82,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.classifier = load_onnx(classifier)
         self.image = image_input(self.classifier, input)
         self.input = self.image.name
-        self.purifier, self.score = purifier, score
+        self.purifier, self.score = copy.deepcopy(purifier), score
         self.preprocessing = _fitted(preprocessing, self.image)
         opset = max(OPSET, opset_of(self.classifier))
         front = purifier_graph(purifier, self.preprocessing, image_shape=self.image.shape, score=score, opset=opset)
@@ -91,6 +93,10 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         with refusals_explained(source):
             super().__init__(self.model.SerializeToString(), **arguments)
         check_provider(self, providers)
+
+    def pixel_classifier(self) -> PixelClassifier:
+        """The classifier alone, from pixels to logits."""
+        return pixel_classifier(self.classifier, self.preprocessing, self.input)
 
     def run(
         self,

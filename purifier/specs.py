@@ -53,9 +53,12 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
     for name, value in options.items():
         try:
             values[name] = _convert(value, hints[name])
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ConfigError(f"{what}: option {name!r} expected {_describe(hints[name])}, got {value!r}") from None
-    return cls(**values)
+    try:
+        return cls(**values)
+    except (ValueError, ArithmeticError, MemoryError) as error:
+        raise ConfigError(f"{what} refuses these options: {error or type(error).__name__}; change them") from error
 
 
 def _convert(value: object, hint: Any) -> object:

@@ -63,6 +63,11 @@ class Target(nn.Module):
         self.route, self.generator = route, generator
         self.eot = 1 if route == "oblivious" else eot
         self.spent = Spent()
+        self.training = False
+
+    def train(self, mode: bool = True) -> Target:
+        """Stay in evaluation mode, whatever an attack asks: its modules are somebody else's."""
+        return self
 
     def select(self, keep: Tensor) -> Target:
         """The target for some of the images: ``keep`` is a (N,) mask or positions. Counts are shared."""

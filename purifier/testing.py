@@ -5,6 +5,7 @@ Each check raises ``AssertionError`` saying which rule of the contract is broken
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -16,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load, save
-from .classifier import TorchPixelClassifier
+from .classifier import TorchPixelClassifier, logits_of
+from .errors import PurifierError
+from .guard import Guard, GuardedModule
 from .interfaces import Attack, Exporter, Purifier
+from .onnx_front import example_images
 from .pixels import Preprocessing
 from .seeding import SampleGenerator
 from .specs import build
@@ -111,8 +115,14 @@ def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> Non
     _check(fooled > 0.5, "with a huge budget most images of a linear classifier must be fooled", f"{fooled:.0%}")
 
 
-def check_exporter(exporter: Exporter, guard: Any, path: Path, **options: Any) -> None:
-    """Check that an exporter writes a file that reports its true size and, if ONNX, opens in plain onnxruntime."""
+def check_exporter(exporter: Exporter, guard: Guard, path: Path, **options: Any) -> None:
+    """Check that an exporter writes a true report and, where it cannot write, raises an error and leaves nothing.
+
+    If ``path`` ends in ``.onnx``, the file is also run in plain onnxruntime on the CPU, on random images in batches of
+    1, 2 and 7 (or in the classifier's own, if that is fixed): its first output, or ``logits`` if there is one, must be
+    the guard's to 0.001 of its scale (0.01 for images of less than 32 bits). A random purifier is held to its mean.
+    The guard must take its image alone; ``options`` go to the exporter.
+    """
     report = exporter.export(guard, path, **options)
     _check(path.is_file(), "export must write the file it was given", "no file")
     _check(report.size == path.stat().st_size, "the report must give the file's size", report.size)
@@ -120,8 +130,20 @@ def check_exporter(exporter: Exporter, guard: Any, path: Path, **options: Any) -
     leftovers = [other.name for other in path.parent.iterdir() if other.suffix == ".tmp"]
     _check(not leftovers, "nothing temporary may stay", leftovers)
     if path.suffix == ".onnx":
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        _check(bool(session.get_outputs()), "the file must open in onnxruntime", "no outputs")
+        _check_onnx(guard, path, options.get("image_shape"))
+    before = {other: other.stat().st_size for other in path.parent.rglob("*")}
+    rule = "an export to a place below a file must raise a PurifierError"
+    try:
+        exporter.export(guard, path / path.name, **options)
+    except PurifierError:
+        after = {other: other.stat().st_size for other in path.parent.rglob("*")}
+        _check(
+            before == after, "an export that fails must leave nothing", sorted(map(str, after.items() ^ before.items()))
+        )
+    except Exception as error:
+        raise AssertionError(f"{rule}; got {error!r}") from error
+    else:
+        raise AssertionError(f"{rule}; got none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +173,73 @@ def _check_gradient(purifier: Purifier, pixels: Tensor, noise: Tensor | None) ->
     (gradient,) = torch.autograd.grad((outcome * weights).sum(), leaf)
     _check(bool(gradient.isfinite().all()), "gradients must be finite", "NaN or infinity")
     _check(bool(gradient.any()), f"gradient={purifier.gradient!r} must not be zero everywhere", "zeros")
+    if purifier.gradient == "exact":
+        # Doubles and a tiny step show every jump. Who computes in floats, or rounds to them, is asked at a step at
+        # which floats can answer; a straight-through estimator fails there too, by the size of its jumps.
+        truthful = _follows_differences(purifier, pixels, noise, torch.float64, step=1e-7, tolerance=1e-2)
+        truthful = truthful or _follows_differences(purifier, pixels, noise, torch.float32, step=1e-3, tolerance=5e-2)
+        _check(truthful, "gradient='exact' must agree with finite differences of purify", "another slope")
+
+
+def _follows_differences(
+    purifier: Purifier, pixels: Tensor, noise: Tensor | None, dtype: torch.dtype, *, step: float, tolerance: float
+) -> bool:
+    """Whether autograd's slopes along three directions are those of central differences; False if it cannot run."""
+    inner = pixels[:2].to(dtype) * 0.9 + 0.05
+    held = (
+        noise[:2].to(dtype) if noise is not None and noise.is_floating_point() else None if noise is None else noise[:2]
+    )
+    leaf = inner.clone().requires_grad_()
+    weights = _images(2, tuple(pixels.shape[1:]), seed=1).to(dtype)
+    try:
+        moved = copy.deepcopy(purifier).to(dtype)
+        outcome = moved.purify(leaf, held)
+        (gradient,) = torch.autograd.grad((outcome * weights).sum(), leaf)
+    except Exception:  # noqa: BLE001 - whatever a purifier made for float32 raises
+        return False
+    length, floor = gradient.norm().item(), torch.finfo(dtype).eps / step * inner.numel() ** 0.5
+    signs = [_images(2, tuple(pixels.shape[1:]), seed=seed).to(dtype).round() * 2 - 1 for seed in (3, 4)]
+    for direction in (gradient / gradient.abs().max(), *signs):
+        slope = (gradient * direction).sum().item()
+        with torch.no_grad():
+            there, back = (moved.purify(inner + way * step * direction, held) for way in (1, -1))
+        difference = ((there - back) * weights).sum().item() / (2 * step)
+        if not abs(slope - difference) <= tolerance * max(length, abs(slope)) + floor:
+            return False
+    return True
+
+
+def _check_onnx(guard: Guard, path: Path, image_shape: tuple[int, int, int] | None) -> None:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    name = next(iter(inputs), "none") if isinstance(guard, GuardedModule) else guard.input
+    _check(len(inputs.get(name, ())) == 4, "the file must take the guard's images", inputs)
+    channels, *sides = image_shape or (None, None, None)
+    wished = (None, *sides, channels) if guard.preprocessing.layout == "NHWC" else (None, channels, *sides)
+    shape = tuple(size if isinstance(size, int) else wish for size, wish in zip(inputs[name], wished, strict=True))
+    fixed = None if isinstance(guard, GuardedModule) else guard.image.shape[0]
+    for count in (1, 2, 7) if fixed is None else (fixed,):
+        images, _ = example_images(guard.purifier, guard.preprocessing, shape, count=count)
+        names = [output.name for output in session.get_outputs()]
+        try:
+            found = session.run(["logits" if "logits" in names else names[0]], {name: images.numpy()})[0]
+        except Exception as error:
+            raise AssertionError(f"the file must run at batch {count}; got {error}") from error
+        expected = _answer(guard, images)
+        _check(found.shape == expected.shape, f"the file must answer as the guard at batch {count}", found.shape)
+        error = np.abs(found.astype(np.float64) - expected).max() / max(1.0, np.abs(expected).max())
+        tolerance = 1e-3 if guard.preprocessing.dtype in ("float32", "float64") else 1e-2
+        _check(bool(error <= tolerance), f"the file must answer as the guard at batch {count}", f"error {error:.3g}")
+
+
+def _answer(guard: Guard, images: Tensor) -> np.ndarray[Any, Any]:
+    if not isinstance(guard, GuardedModule):
+        return np.asarray(guard.run(None, {guard.input: images.numpy()})[0], dtype=np.float64)
+    quiet = copy.deepcopy(guard).cpu().eval()
+    quiet.purifier.draw = lambda pixels, generator: None  # type: ignore[method-assign]
+    with torch.no_grad():
+        result = quiet(images) if quiet.position == 0 else quiet(**{quiet.input: images})
+    return logits_of(result[0] if quiet.score else result).double().numpy()
 
 
 def _check_config(purifier: Purifier) -> None:

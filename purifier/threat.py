@@ -31,7 +31,7 @@ class Threat:
             raise ConfigError(f"eps must be a finite number >= 0 in pixel units, got {self.eps!r}")
         if self.norm == "linf" and self.eps > 1:
             raise ConfigError(
-                f"eps must be at most 1 for linf (pixels are in [0, 1]), got {self.eps}; try {self.eps}/255"
+                f"eps must be at most 1 for linf (pixels are in [0, 1]), got {self.eps}; try {self.eps:g}/255"
             )
 
     def project(self, perturbed: Tensor, pixels: Tensor) -> Tensor:

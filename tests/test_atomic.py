@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -39,3 +40,28 @@ def test_places_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         atomic_write(tmp_path / place, "new")
     assert (tmp_path / "file.txt").read_text() == "a file"
+
+
+def test_folders_made_for_a_write_that_fails_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "kept" / "a" / "b" / "file.txt"):
+        raise ZeroDivisionError
+    assert not list((tmp_path / "kept").iterdir())
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "c" / "d" / "file.txt"):
+        (tmp_path / "c" / "other.txt").write_text("somebody else's")
+        raise ZeroDivisionError
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["other.txt"]
+
+
+def test_a_file_has_the_umasks_mode_and_the_umask_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            # Even for a moment: another thread's files would be open to everybody.
+            patch.setattr(os, "umask", lambda mask: pytest.fail("the umask belongs to the whole process"))
+            written = atomic_write(tmp_path / "file.txt", "new")
+    finally:
+        os.umask(before)
+    assert written.stat().st_mode & 0o777 == 0o640

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import purifier
-from purifier.errors import CheckpointError, OutputError, PluginError, SpecError
+from purifier.classifier import load_classifier
+from purifier.errors import CheckpointError, ConfigError, OutputError, PluginError, SpecError
 
 SMALL = "vae:image_shape=1x28x28,channels=4,latent=8"
 
@@ -60,8 +61,13 @@ def test_damaged_and_foreign_files(checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message) as raised:
             purifier.load(path)
         assert raised.value.path == path
-    with pytest.raises(CheckpointError, match="no file"):
+    with pytest.raises(CheckpointError, match="no file absent.safetensors; give the path of an existing file"):
         purifier.load("absent.safetensors")
+    with pytest.raises(CheckpointError, match="no file absent.pt; give the path of an existing file"):
+        load_classifier("torch.nn:Identity", weights="absent.pt")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot read .*folder.safetensors: Is a directory; give a file"):
+        purifier.load(tmp_path / "folder.safetensors")
     save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="not a purifier checkpoint: its metadata names no plugin"):
         purifier.load(tmp_path / "foreign.safetensors")
@@ -77,7 +83,16 @@ def test_metadata_that_does_not_fit(checkpoint: Path) -> None:
             CheckpointError,
             r"does not fit plugin 'vae'[\s\S]*size mismatch",
         ),
+        ({"plugin": "blur", "config": {"sigma": 10**400}}, CheckpointError, "'sigma' expected float"),
         ({"config": {**config, "width": 3}}, CheckpointError, "no option 'width'"),
+        ({"config": None}, CheckpointError, "'config' expected dict, got None"),
+        ({"config": [1]}, CheckpointError, r"'config' expected dict, got \[1\]"),
+        ({"plugin": 7}, CheckpointError, "'plugin' expected str, got 7"),
+        ({"format": [1]}, CheckpointError, r"'format' expected int, got \[1\]"),
+        # The first is more than can be addressed; the others could be allocated, by somebody with the memory.
+        ({"config": {**config, "channels": 10**9}}, CheckpointError, "cannot be built with these options"),
+        ({"config": {**config, "channels": 10**4}}, CheckpointError, r"does not fit[\s\S]*size mismatch"),
+        ({"config": {**config, "latent": 10**9}}, CheckpointError, r"does not fit[\s\S]*size mismatch"),
     ]:
         kept = checkpoint.read_bytes()
         rewrite(checkpoint, **changes)
@@ -99,6 +114,47 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         purifier.save(purifier.load(SMALL), tmp_path / "file" / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("channels=1000000000", "purifier 'vae' cannot be built with these options: .*overflow"),
+        ("channels=1" + 30 * "0", "purifier 'vae' cannot be built with these options: .*[Oo]verflow"),
+        ("depth=20000", "purifier 'vae' refuses these options"),
+        ("channels=1000000", "purifier 'vae' cannot be built with these options: .*allocate"),
+    ],
+)
+def test_absurd_sizes_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        purifier.load(f"vae:image_shape=1x28x28,{option}")
+
+
+class Stubborn(purifier.Purifier):
+    """Reads a number of its own while it is built, which the meta device refuses."""
+
+    Config = type(purifier.load("identity").config)
+    gradient = "exact"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.total = self.weight.sum().item()
+
+    def purify(self, pixels, noise=None):
+        return pixels * self.weight[0]
+
+
+def test_a_plugin_that_cannot_be_built_without_memory_is_loaded_all_the_same(tmp_path: Path) -> None:
+    purifier.purifiers.register("stubborn", Stubborn)
+    try:
+        made = Stubborn(Stubborn.Config())
+        torch.nn.init.constant_(made.weight, 0.5)
+        loaded = purifier.load(purifier.save(made, tmp_path / "stubborn.safetensors"))
+    finally:
+        purifier.purifiers.unregister("stubborn")
+    assert loaded.total == 3
+    assert loaded.weight.tolist() == [0.5, 0.5, 0.5]
 
 
 def test_specs_that_are_none() -> None:

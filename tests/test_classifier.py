@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from purifier import Preprocessing
 from purifier.classifier import load_classifier, logits_of, pixel_classifier
-from purifier.errors import CheckpointError, ClassifierError, SpecError
+from purifier.errors import CheckpointError, ClassifierError, PurifierError, SpecError
 
 FACTORY = """
 import torch
@@ -82,6 +84,33 @@ def test_torch_export_files(folder: Path, images) -> None:
         load_classifier("bad.pt2")
 
 
+@pytest.mark.parametrize("place", ["sample_inputs/model.pt", "constants/opaque_obj_0"])
+def test_a_pickle_inside_a_torch_export_file_is_never_run(folder: Path, images, place: str) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (folder / "harmed",))
+
+    bomb = io.BytesIO()
+    torch.save(Bomb(), bomb)
+    torch.export.save(torch.export.export(load_classifier("acme_models:make"), (images[0],)), "good.pt2")
+    with zipfile.ZipFile("good.pt2") as good, zipfile.ZipFile("evil.pt2", "w") as evil:
+        for name in good.namelist():
+            if not name.endswith(place):
+                evil.writestr(name, good.read(name))
+        evil.writestr(f"good/data/{place}", bomb.getvalue())
+    assert load_classifier("good.pt2")
+    with pytest.raises(ClassifierError, match="evil.pt2 cannot be read by torch.export.load"):
+        load_classifier("evil.pt2")
+    assert not (folder / "harmed").exists()
+
+
+def test_weights_that_are_none(folder: Path) -> None:
+    for name, content in (("empty.pt", b""), ("text.pt", b"hello"), ("folder.pt", None)):
+        Path(name).mkdir() if content is None else Path(name).write_bytes(content)
+        with pytest.raises(PurifierError, match=name):
+            load_classifier("acme_models:make", weights=name)
+
+
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
@@ -113,9 +142,10 @@ def test_weights_that_do_not_fit(folder: Path) -> None:
 def test_logits_are_found_in_every_return_value() -> None:
     logits = torch.rand(2, 10)
     for output in (logits, (logits, 1), [logits], {"loss": 1, "logits": logits}, {"out": logits}):
-        assert logits_of(output) is logits
-    for output in (torch.rand(2), {}, None, (), "x"):
-        with pytest.raises(ClassifierError, match=r"must give logits \(N, K\)"):
+        assert torch.equal(logits_of(output), logits)
+    assert torch.equal(logits_of((torch.arange(2), logits[:, :, None, None])), logits)
+    for output in (torch.rand(2), torch.rand(2, 10, 2), torch.ones(2, 10, dtype=torch.int64), {}, None, (), "x"):
+        with pytest.raises(ClassifierError, match=r"must give logits, floats \(N, K\)"):
             logits_of(output)
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import onnxruntime
 import pytest
 
 import purifier
 from purifier.data import load_data
+
+# The package's own attribute of this name is the command.
+demo = importlib.import_module("purifier.cli.demo")
 
 
 def test_version(command) -> None:
@@ -19,8 +26,10 @@ def test_version(command) -> None:
 
 
 def test_no_command_shows_help(command) -> None:
-    _, out, err = command()
-    assert "audit" in out + err and "guard" not in err.lower().split("traceback")
+    code, out, err = command()
+    assert code == 2
+    for name in ("demo", "list", "train", "audit", "report", "export", "doctor"):
+        assert re.search(rf"^\W*{name} +[A-Z]", out + err, flags=re.MULTILINE), name
 
 
 def test_list_shows_every_plugin(command) -> None:
@@ -46,6 +55,12 @@ def test_list_shows_every_plugin(command) -> None:
         ("export --classifier demo --purifier identity --out x.onnx", "--image-shape"),
         ("train identity --data demo --out x.safetensors", "nothing to train"),
         ("train vae --data demo --out x.onnx", "ending in .safetensors"),
+        (
+            "train vae:latent=8,channels=2 --data demo --out x.safetensors",
+            "options go in --set: vae --set latent=8 --set channels=2",
+        ),
+        ("audit --classifier demo --purifier identity --data demo --input 7 --out a/b", "got position 7"),
+        ("export --classifier demo --purifier identity --out x.onnx --input photo", "got 'photo'"),
         ("report absent", "cannot read absent"),
     ],
 )
@@ -57,7 +72,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert code == 2
     assert err.startswith("error: ") and message in err
     assert "Traceback" not in err
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert list(tmp_path.rglob("*")) == []
 
 
 @pytest.mark.parametrize("line", ["audit", "nonsense", "train vae --epochs many --data demo --out x"])
@@ -68,11 +83,13 @@ def test_wrong_usage_is_exit_code_2(command, line: str) -> None:
 
 
 def test_demo(command, tmp_path: Path) -> None:
-    code, out, _ = command("demo", "--out", tmp_path / "made")
+    made = tmp_path / "made [red]"
+    code, out, _ = command("demo", "--out", made)
     assert code == 0
-    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["guarded.onnx", "report.json", "strip.png"]
+    assert sorted(path.name for path in made.iterdir()) == ["guarded.onnx", "report.json", "strip.png"]
+    assert all(f" {path}" in out for path in made.iterdir())
     assert "the same class as torch on 300 of 300 images" in out
-    report = json.loads((tmp_path / "made" / "report.json").read_text())
+    report = json.loads((made / "report.json").read_text())
     figures = {(row["model"], row["attack"], row["route"]): row["accuracy"] for row in report["rows"]}
     assert figures["undefended", "none", None] > 0.88
     assert figures["undefended", "pgd", "exact"] < 0.1
@@ -81,8 +98,42 @@ def test_demo(command, tmp_path: Path) -> None:
     assert figures["guarded", "pgd", "oblivious"] > figures["undefended", "pgd", "exact"] + 0.2
     assert figures["guarded", "pgd", "exact"] < figures["guarded", "pgd", "oblivious"] - 0.2
     pixels, _ = load_data("demo").batch(range(3))
-    session = onnxruntime.InferenceSession(tmp_path / "made" / "guarded.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(made / "guarded.onnx", providers=["CPUExecutionProvider"])
     assert session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0].shape == (3, 10)
+
+
+@dataclass(frozen=True)
+class Failing(purifier.Attack):
+    needs: ClassVar[str] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+
+    def perturb(self, target, pixels, labels, threat, generator):
+        raise RuntimeError("out of luck")
+
+
+def test_a_demo_whose_audit_is_incomplete_is_inconclusive(
+    command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "ATTACK", "failing")
+    purifier.attacks.register("failing", Failing)
+    try:
+        code, out, _ = command("demo", "--out", tmp_path)
+    finally:
+        purifier.attacks.unregister("failing")
+    assert code == 3
+    assert "incomplete" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_demo_whose_file_is_not_the_guard_fails(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export_another(guarded, path):
+        return purifier.export(purifier.guard(guarded.classifier, "blur:sigma=9"), path, image_shape=(1, 28, 28))
+
+    monkeypatch.setattr(demo, "ATTACK", "fgsm")
+    monkeypatch.setattr(demo, "export", export_another)
+    code, _, err = command("demo", "--out", tmp_path)
+    assert code == 2
+    assert re.search(r"guarded\.onnx in onnxruntime gives another class than torch on \d+ of 300 images", err)
 
 
 def test_assets_stay_small() -> None:

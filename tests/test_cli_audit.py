@@ -22,6 +22,23 @@ def make():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 """
 
+TWO_INPUTS = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(784, 10)
+
+    def forward(self, other=None, image=None):
+        return self.head((other if image is None else 1 - image).flatten(1))
+
+def make():
+    return Two()
+"""
+
 
 @dataclass(frozen=True)
 class Failing(Attack):
@@ -78,6 +95,23 @@ def test_the_stored_command_repeats_the_audit(command, folder):
     assert first == second
 
 
+def test_the_input_is_chosen_and_kept_in_the_stored_command(command, folder):
+    (folder / "cli_audit_two.py").write_text(TWO_INPUTS)
+    counted = {}
+    for value in (None, "image", "1"):
+        given = {} if value is None else {"input": value}
+        code, _, complaint = command(
+            *arguments(classifier="cli_audit_two:make", attack="none", data="fashion-mnist:test:500", **given)
+        )
+        assert code == 0, complaint
+        report = json.loads((folder / "found" / "report.json").read_text())
+        counted[value] = report["rows"][0]["correct"]
+        stored = report["command"]
+        assert ("--input" in stored) == (value is not None)
+        assert value is None or stored[stored.index("--input") + 1] == value
+    assert counted["image"] == counted["1"] != counted[None]
+
+
 def test_weights_and_preprocessing_reach_the_classifier(command, folder):
     counted = set()
     for options in ({}, {"weights": "weights.pt"}, {"preprocessing": "mean=3"}):
@@ -113,11 +147,14 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
     [
         ({"eps": "lots"}, "error: eps: expected a number such as 0.1 or 8/255, got 'lots'"),
         ({"eps": "1/0"}, "error: eps: expected a number such as 0.1 or 8/255, got '1/0'"),
-        ({"eps": "8"}, "try 8.0/255"),
+        ({"eps": "8"}, "at most 1 for linf (pixels are in [0, 1]), got 8.0; try 8/255"),
         ({"norm": "l7"}, "l7"),
         ({"route": "back"}, "error: route must be one of exact, bpda, oblivious, none, got 'back'"),
         ({"attack": "pgd:steps=0"}, "error: attack 'pgd': steps and restarts must be at least 1"),
         ({"out": "cli_audit_model.py"}, "error: cannot write cli_audit_model.py"),
+        ({"out": "cli_audit_model.py/deep/er"}, "error: cannot write cli_audit_model.py/deep/er"),
+        ({"input": "7"}, "got position 7"),
+        ({"input": ""}, "error: --input: expected a position such as 1 or a name such as pixel_values, got nothing"),
         ({"preprocessing": "mean=bright"}, "option 'mean' expected numbers"),
         ({"classifier": "cli_audit_model:absent"}, "error: MODEL 'cli_audit_model:absent' failed"),
     ],
@@ -126,7 +163,7 @@ def test_bad_input_ends_in_code_2_and_no_report(changed, said, command, folder):
     code, _, complaint = command(*arguments(**changed))
     assert code == 2
     assert said in complaint and "Traceback" not in complaint
-    assert not (folder / "found" / "report.json").exists()
+    assert not (folder / "found").exists()
 
 
 def test_a_missing_report_ends_in_code_2(command, folder):

@@ -8,9 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
 import purifier
-from onnx_models import linear
+from onnx_models import FLOAT, linear, model_of
 from purifier.pixels import Preprocessing
 
 
@@ -31,6 +32,29 @@ def test_the_command_writes_and_shows_a_verified_file(
     np.testing.assert_allclose(scores, purifier.load("blur:sigma=2").score(pixels), atol=1e-5)
 
 
+@pytest.mark.parametrize("input", ["right", "1"])
+def test_the_image_input_is_chosen_where_several_can_be(
+    input: str, command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    source, path = tmp_path / "classifier.onnx", tmp_path / "guarded.onnx"
+    value = ("N", 3, 8, 8)
+    model = model_of(
+        [helper.make_node("Sub", ["left", "right"], ["y"])],
+        inputs=[("left", FLOAT, value), ("right", FLOAT, value)],
+        outputs=[("y", FLOAT, value)],
+    )
+    onnx.save(model, source)
+    given = ("export", "--classifier", source, "--purifier", "blur:sigma=2", "--out", path)
+    code, _, errors = command(*given)
+    assert code == 2
+    assert "say which with input= (on the command line --input)" in errors
+    assert command(*given, "--input", input)[0] == 0
+    pixels = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"left": pixels.numpy(), "right": pixels.numpy()})[0]
+    np.testing.assert_allclose(found, pixels - purifier.load("blur:sigma=2").purify(pixels), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -38,6 +62,7 @@ def test_the_command_writes_and_shows_a_verified_file(
         ("--preprocessing", "means=0.5", "--preprocessing has no option 'means'"),
         ("--preprocessing", "mean=grey", "option 'mean' expected"),
         ("--classifier", "nowhere.onnx", "no file nowhere.onnx"),
+        ("--input", "photo", "the classifier has no input 'photo'; its inputs: 0: images"),
     ],
 )
 def test_bad_input_to_the_command_ends_in_exit_code_2(

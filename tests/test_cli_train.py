@@ -11,9 +11,7 @@ from typer.testing import CliRunner
 from purifier import checkpoint
 from purifier.cli.train import train
 from purifier.errors import SpecError, TrainingError
-from purifier.named_data import SYSTEM_FASHION_MNIST
 
-pytestmark = pytest.mark.skipif(not SYSTEM_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 app = typer.Typer()
 app.command()(train)
 
@@ -45,6 +43,14 @@ def test_errors_reach_main(tmp_path: Path, options: str, error: type[Exception],
     result = CliRunner().invoke(app, f"vae --data fashion-mnist:train:64 --out {tmp_path / 'p.safetensors'} {options}")
     assert isinstance(result.exception, error)
     assert says in str(result.exception)
+
+
+@pytest.mark.parametrize(("plugin", "says"), [("vae:latent=8", "vae --set latent=8"), ("vae:", "vae --set KEY=VALUE")])
+def test_options_of_the_plugin_go_elsewhere(tmp_path: Path, plugin: str, says: str) -> None:
+    result = CliRunner().invoke(app, f"{plugin} --data demo --out {tmp_path / 'p.safetensors'} --set channels=2")
+    assert isinstance(result.exception, SpecError)
+    assert str(result.exception).endswith(f"the plugin's options go in --set: {says}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_options() -> None:

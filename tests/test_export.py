@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import purifier
 import purifier.session
 from onnx_models import FLOAT, WEIGHT, model_of
-from purifier.errors import ConfigError, ExportError, OutputError, PluginError
+from purifier.errors import ExportError
 from purifier.exporting import export
 from purifier.guard import guard
 from purifier.interfaces import Purifier, exporters
@@ -249,54 +249,6 @@ def test_a_batch_size_baked_into_the_classifier_is_found(vae: Purifier, tmp_path
     with pytest.raises(ExportError, match=r"the classifier itself fails on random images \(1, 1, 8, 8\)"):
         export(guard(model, vae), tmp_path / "guarded.onnx")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("network", "options", "message"),
-    [
-        (Net(), {}, r"fixes the images' shape; give image_shape=\(C, H, W\)"),
-        (Net(lambda logits, features: {"text": "a cat"}), {"image_shape": (1, 8, 8)}, "its output holds a str"),
-        (Net(lambda logits, features: {"photos": logits}), {"image_shape": (1, 8, 8)}, "both called 'photos'"),
-    ],
-)
-def test_a_torch_guard_that_cannot_be_exported_says_why(
-    network: nn.Module, options: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ExportError, match=message):
-        export(guard(network, "identity"), tmp_path / "guarded.onnx", **options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_classifier_that_needs_more_than_an_image_is_an_error(tmp_path: Path) -> None:
-    class Two(Net):
-        def forward(self, photos: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
-            return super().forward(photos) * scale
-
-    with pytest.raises(ExportError, match="cannot export Two from its image alone.*scale"):
-        export(guard(Two(), "identity"), tmp_path / "guarded.onnx", image_shape=(1, 8, 8))
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"opsets": 18}, ConfigError, "exporter 'onnx' has no option 'opsets'; its options are: image_shape, opset"),
-        ({"opset": 11}, ConfigError, "opset: expected 18 or more, got 11"),
-        ({"batches": ()}, ConfigError, "positive batch sizes"),
-        ({"format": "papyrus"}, PluginError, "no plugin 'papyrus'"),
-    ],
-)
-def test_wrong_options_are_errors(
-    options: dict[str, Any], error: type[Exception], message: str, vae: Purifier, tmp_path: Path
-) -> None:
-    with pytest.raises(error, match=message):
-        export(guard(Net(), vae), tmp_path / "guarded.onnx", **options)
-
-
-def test_only_guards_are_exported_and_only_to_places_that_exist(vae: Purifier, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"what purifier.guard\(model, purifier\) returns, got Net"):
-        export(Net(), tmp_path / "guarded.onnx")  # type: ignore[arg-type]
-    with pytest.raises(OutputError, match="it is a folder"):
-        export(guard(onnx_classifier(), blur()), tmp_path)
 
 
 def test_the_exporter_passes_the_conformance_kit(vae: Purifier, tmp_path: Path) -> None:

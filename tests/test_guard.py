@@ -141,6 +141,11 @@ def test_state_dict_deepcopy_pickle_and_torch_save(net: Net, images) -> None:
     assert {key.partition(".")[0] for key in guarded.state_dict()} == {"classifier", "purifier"}
 
 
+def test_a_filter_without_weights_follows_a_half_classifier(net: Net, images) -> None:
+    guarded = purifier.guard(net, "blur").to(torch.bfloat16)
+    assert guarded(images[0].bfloat16()).dtype == torch.bfloat16
+
+
 def test_to_moves_both_halves(net: Net, images) -> None:
     guarded = purifier.guard(net, VAE)
     expected = guarded(images[0])
@@ -172,9 +177,21 @@ def test_a_torch_export_file_is_a_classifier_like_any_other(net: Net, images, tm
     assert {row.route for row in report.rows if row.model == "guarded"} == {None, "exact", "bpda", "oblivious"}
 
 
-def test_data_parallel_wrapping(net: Net, images) -> None:
+def test_data_parallel_outside_and_inside(net: Net, images) -> None:
     guarded = purifier.guard(net, VAE)
     assert torch.equal(nn.DataParallel(guarded)(images[0]), guarded(images[0]))
+    inside = purifier.guard(nn.DataParallel(net), guarded.purifier)
+    assert torch.equal(inside(images[0]), guarded(images[0]))
+    assert purifier.audit(inside, "demo:5", attacks=["fgsm"]).complete
+
+
+def test_torch_compile_keeps_noise_and_check(net: Net, images) -> None:
+    guarded = purifier.guard(net, f"{VAE},sample=true", seed=1)
+    compiled = torch.compile(guarded, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images[0]), guarded(images[0]))
+        with pytest.raises(PixelError, match="nan"):
+            compiled(images[0] * float("nan"))
 
 
 def test_distributed_data_parallel_wrapping(net: Net, images, tmp_path: Path) -> None:
@@ -224,7 +241,7 @@ def test_uint8_channels_last_classifier() -> None:
 def test_a_random_purifier_follows_its_seed_or_torchs(net: Net, images) -> None:
     pixels, sampling = images[0], f"{VAE},sample=true"
     seeded = purifier.guard(net, sampling, seed=1)
-    assert torch.equal(seeded(pixels), seeded(pixels))
+    torch.testing.assert_close(seeded(pixels)[5:6], seeded(pixels[5:6]))
     free = purifier.guard(net, seeded.purifier)
     assert not torch.equal(free(pixels), free(pixels))
     torch.manual_seed(3)

@@ -21,9 +21,21 @@ def two_images(first: int = FLOAT) -> ModelProto:
     )
 
 
+def no_images() -> ModelProto:
+    return model_of(
+        [helper.make_node("Neg", ["ids"], ["y"])],
+        inputs=[("ids", TensorProto.INT64, ["N"])],
+        outputs=[("y", TensorProto.INT64, ["N"])],
+    )
+
+
 def test_one_image_input_is_found_and_several_must_be_chosen_from() -> None:
-    with pytest.raises(ClassifierError, match=r"2 inputs that can be images.*0: left float32 \(N, 3, 8, 8\)"):
+    with pytest.raises(
+        ClassifierError, match=r"^2 of .* inputs can be images: 0: left float32 \(N, 3, 8, 8\), 1: .*--input"
+    ):
         image_input(two_images(), None)
+    with pytest.raises(ClassifierError, match=r"^none of .* can be images: 0: ids int64 \(N\); expected one of floats"):
+        image_input(no_images(), None)
     assert image_input(two_images(), 0).name == "left"
     assert image_input(two_images(), "right").position == 1
     assert image_input(two_images(first=TensorProto.INT64), None).name == "right"

@@ -9,7 +9,7 @@ from torchvision.models import ResNet18_Weights
 
 from purifier import Preprocessing
 from purifier.errors import ConfigError, PixelError
-from purifier.pixels import check_pixels, read_preprocessing
+from purifier.pixels import check_pixels, check_scale, read_preprocessing
 
 WAYS = [
     Preprocessing(),
@@ -84,6 +84,44 @@ def test_impossible_preprocessing(options: dict, message: str) -> None:
 def test_pixels_that_cannot_be_right(pixels: torch.Tensor, message: str) -> None:
     with pytest.raises(PixelError, match=message):
         check_pixels(pixels, shape=(1, 2, 2))
+
+
+WHITE_IS_255 = Preprocessing(scale=255)
+
+
+def test_pixels_where_0_to_255_was_promised(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    pixels = images[0]
+    with pytest.raises(
+        PixelError,
+        match=r"photo: expected values from 0 to 255.*got \[0, 1\].*pixels in \[0, 1\]: multiply them by 255",
+    ):
+        check_scale(pixels, WHITE_IS_255, name="photo")
+    for halved in (torch.float16, torch.bfloat16):
+        with pytest.raises(PixelError, match="multiply them by 255"):
+            check_scale(pixels.to(halved), WHITE_IS_255, name="photo")
+
+
+@pytest.mark.parametrize(
+    "way", [Preprocessing(), Preprocessing(scale=255, std=(58.0,)), Preprocessing(scale=255, mean=(116.0,))], ids=str
+)
+def test_small_values_are_right_where_white_is_small(way: Preprocessing) -> None:
+    check_scale(torch.full((1, 1, 2, 2), 0.5), way, name="photo")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        torch.tensor([[[[0.5, 1.5]]]]),
+        torch.zeros(1, 1, 2, 2),
+        torch.tensor([[[[0.0, 1.0]]]]),
+        torch.ones(1, 1, 2, 2, dtype=torch.uint8),
+        torch.zeros(0, 1, 2, 2),
+        torch.full((1, 1, 2, 2), float("nan")),
+    ],
+    ids=["above", "black", "dark", "uint8", "empty", "nan"],
+)
+def test_what_can_be_0_to_255_passes(given: torch.Tensor) -> None:
+    check_scale(given, WHITE_IS_255, name="photo")
 
 
 def test_wrong_number_of_channels_for_the_mean() -> None:

@@ -51,6 +51,27 @@ def test_listing_imports_no_plugin() -> None:
 def test_missing_plugin_names_the_nearest() -> None:
     with pytest.raises(PluginError, match=r"no plugin 'vea'; did you mean 'vae'\?.*Installed: .*identity"):
         purifiers.get("vea")
+    with pytest.raises(PluginError, match=r"no plugin 'zzz'\. Installed: .*identity"):
+        purifiers.get("zzz")
+
+
+def test_a_re_exported_plugin_has_its_name_and_no_other_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = "[purifier.purifiers]\naaa-other = acme_other:X\nreex = acme_reex:Outer.P [extra]\n"
+    modules = {
+        "acme_other": "raise RuntimeError('imported')",
+        "_acme_impl": (
+            "from purifier import Purifier\nclass P(Purifier):\n Config = object\n gradient = 'exact'\n"
+            " def purify(self, pixels, noise=None): return pixels\n"
+        ),
+        "acme_reex": "import _acme_impl\nclass Outer: P = _acme_impl.P\n",
+    }
+    distribution(tmp_path, "acme-reex", entries, modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert purifiers.name_of(purifiers.get("reex")) == "reex"
+    assert purifiers.get("reex").__module__ == "_acme_impl"
+    assert "acme_other" not in sys.modules
 
 
 def test_clash_names_both_distributions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

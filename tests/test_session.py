@@ -154,7 +154,7 @@ def test_what_a_session_holds() -> None:
     assert isinstance(session, onnxruntime.InferenceSession)
     assert model.SerializeToString() == before
     assert session.classifier.SerializeToString() == before
-    assert (session.purifier, session.input, session.score) == (load("blur"), "photo", False)
+    assert (session.purifier.config, session.input, session.score) == (load("blur").config, "photo", False)
     onnx.checker.check_model(session.model)
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["purifier.plugin"] == "blur"

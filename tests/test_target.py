@@ -189,3 +189,15 @@ def test_routes_that_do_not_exist_are_refused(classifier):
 def test_a_purifier_that_cuts_its_gradient_is_caught(classifier):
     with pytest.raises(GradientError, match="no gradient arrives along the route 'exact'"):
         target(classifier, Detached, "exact").gradient(PIXELS, first_logit)
+
+
+def test_an_attack_cannot_switch_modes(classifier):
+    """The habit of other libraries: evaluation mode, attack, back to the mode found - which must not be training."""
+    seen = target(classifier, Square, "exact")
+    seen.purifier.eval()
+    was_training = seen.training
+    seen.eval()
+    seen.train(was_training)
+    seen.train()
+    assert not was_training
+    assert not any(module.training for module in (classifier, classifier.module, seen.purifier))

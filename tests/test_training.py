@@ -21,11 +21,9 @@ import purifier.checkpoint as checkpoint
 from purifier.data import ImageData, load_data
 from purifier.errors import CheckpointError, TrainingError
 from purifier.interfaces import Purifier, purifiers
-from purifier.named_data import SYSTEM_FASHION_MNIST
 from purifier.seeding import SampleGenerator
 from purifier.training import Progress, train
 
-pytestmark = pytest.mark.skipif(not SYSTEM_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 SMALL = {"channels": 2, "latent": 4}
 
 

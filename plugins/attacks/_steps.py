@@ -11,6 +11,9 @@ from purifier.threat import Norm, Threat, norm_of, scale_like
 
 from ._losses import LOSSES
 
+FOOLED = 1e4
+"""More than any loss: what sets misclassified images above the others."""
+
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """The step of length 1 in ``norm`` that a linear loss grows most along; 0 where the gradient is 0."""
@@ -32,29 +35,35 @@ def random_start(pixels: Tensor, threat: Threat, generator: SampleGenerator) -> 
 
 
 class Best:
-    """The strongest image found so far for each of N: misclassified before all, else of the highest loss.
+    """The strongest image found so far for each of N: misclassified before all, then of the highest loss.
 
-    Under a random target one misclassification is luck: only the loss counts there, and no image is done.
+    Where the target is the very model that will judge, the first misclassification ends an image's search. On the
+    route ``oblivious`` it does not: the images are meant for a guard the attack cannot ask, and one just over the
+    classifier's edge would transfer badly. Under a random target one good draw is luck: there only the last image
+    of each start is a candidate, ranked by its loss on fresh draws.
     """
 
     def __init__(self, target: Target, pixels: Tensor, labels: Tensor, loss: str) -> None:
         self.pixels = pixels.clone()
         self._labels, self._loss = labels, LOSSES[loss]
         self._value = pixels.new_full((len(pixels),), -torch.inf, dtype=torch.float32)
-        self._random = target.random(pixels)
+        self.random = target.random(pixels)
+        self._stops = target.route != "oblivious" and not self.random
 
-    def note(self, at: Tensor, pixels: Tensor, logits: Tensor) -> Tensor:
+    def note(self, at: Tensor, pixels: Tensor, logits: Tensor, *, last: bool = False) -> Tensor:
         """Take over what is better; say which images still need work, (M,) booleans.
 
-        ``at`` (M,) are positions among the N, ``pixels`` (M, C, H, W) candidates, ``logits`` (M, K) theirs.
+        ``at`` (M,) are positions among the N, ``pixels`` (M, C, H, W) candidates, ``logits`` (M, K) theirs; ``last``
+        says that a start ends here.
         """
-        labels = self._labels[at]
-        value = self._loss(logits, labels)
-        if not self._random:
-            value = value.masked_fill(logits.argmax(1) != labels, torch.inf)
-        better = value > self._value[at]
-        self.pixels[at[better]] = pixels[better].detach()
-        self._value[at[better]] = value[better]
+        if last or not self.random:
+            labels = self._labels[at]
+            value, fooled = self._loss(logits, labels), logits.argmax(1) != labels
+            if not self.random:
+                value = torch.where(fooled, torch.inf if self._stops else value + FOOLED, value)
+            better = value > self._value[at]
+            self.pixels[at[better]] = pixels[better].detach()
+            self._value[at[better]] = value[better]
         return self._value[at] < torch.inf
 
     def todo(self) -> Tensor:

@@ -21,8 +21,9 @@ from ._steps import Best, random_start, steepest
 class Pgd(Attack):
     """Steepest steps, each projected back into the threat, from random starts (Madry et al. 2018).
 
-    Every iterate is a candidate. An image leaves as soon as it is misclassified; one that never is comes back
-    as the iterate of highest loss.
+    Every iterate is a candidate. An image leaves as soon as the model that will judge it misclassifies it; one that
+    never is comes back as the iterate of highest loss. On the route ``oblivious`` no image leaves early, and a random
+    target makes the last iterate of each start the only candidate.
 
     Parameters
     ----------
@@ -62,7 +63,8 @@ class Pgd(Attack):
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
         best = Best(target, pixels, labels, self.loss)
-        best.note(best.todo(), pixels, target.logits(pixels))
+        if not best.random:
+            best.note(best.todo(), pixels, target.logits(pixels))
         for _ in range(self.restarts):
             self._climb(best, target, pixels, labels, threat, generator)
         return best.pixels
@@ -90,4 +92,4 @@ class Pgd(Attack):
             here = threat.project(moved, pixels[at])[stays]
             at = at[stays]
         if len(at):
-            best.note(at, here, target.select(at).logits(here))
+            best.note(at, here, target.select(at).logits(here), last=True)

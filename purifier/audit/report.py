@@ -144,11 +144,15 @@ class AuditReport:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raise :class:`OutputError` unless a report can be written there: before the work, not after it."""
+    """Raise :class:`OutputError` unless a report can be written there: before the work, not after it.
+
+    Nothing is made: where the folder is missing, it is the nearest one above it that must be writable.
+    """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        # A link to nowhere is there, though it does not exist: no folder can be made in its place.
+        nearest = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise unwritable(folder, error) from error

@@ -15,12 +15,13 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from ..classifier import PixelClassifier, pixel_classifier
+from ..classifier import PixelClassifier
 from ..data import ImageData, load_data
 from ..errors import AuditError, ConfigError, PluginError, PurifierError
 from ..guard import Guard, GuardedSession
 from ..interfaces import Attack, Purifier, purifiers
 from ..pixels import check_pixels
+from ..seeding import SampleGenerator
 from ..target import is_random
 from ..threat import Norm, Threat
 from .plan import plan
@@ -89,7 +90,7 @@ def audit(
     GradientError
         A gradient attack on a classifier that has no gradients, or along a route that does not exist.
     AuditError
-        The classifier does not fit the data, or an attack returned no images of the right shape.
+        Classifier, purifier and data do not fit together. An attack that fails is an error of its row only.
     """
     if out is not None:
         check_writable(out)
@@ -101,7 +102,7 @@ def audit(
         raise ConfigError(f"eps: expected one budget or several different ones, got {eps!r}")
     if isinstance(attacks, str):
         raise ConfigError(f"attacks: expected a list of ATTACK specs, got {attacks!r}; write [{attacks!r}]")
-    classifier = pixel_classifier(guard.classifier, guard.preprocessing, guard.input)
+    classifier = guard.pixel_classifier()
     purifier = _AsItRuns(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
     jobs = plan(classifier, purifier, attacks, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
@@ -127,7 +128,7 @@ def audit(
         judgements=trial.judgements,
         eot=trial.eot,
         device=str(used),
-        worst_case=worst_cases(rows),
+        worst_case=worst_cases(rows, "exact" if purifier.gradient == "exact" else "bpda"),
         rows=rows_of(rows),
     )
     if out is not None:
@@ -155,13 +156,13 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
     pixels = data.batch([0])[0].to(device)
     check_pixels(pixels, name=data.name, shape=getattr(purifier.config, "image_shape", None))
     try:
-        logits = classifier(pixels)
+        logits = classifier(purifier.purify(pixels, purifier.draw(pixels, SampleGenerator(0, [0]))))
     except PurifierError:
         raise
-    except Exception as error:  # torch and ONNX Runtime raise many kinds for a wrong shape
+    except Exception as error:  # torch and ONNX Runtime raise many kinds
         raise AuditError(
-            f"{classifier.describe()} cannot take an image {tuple(pixels.shape[1:])} of {data.name} "
-            f"({type(error).__name__}: {error}); choose data of its size, or set preprocessing="
+            f"{type(purifier).__name__} and {classifier.describe()} fail on an image {tuple(pixels.shape[1:])} of "
+            f"{data.name} ({type(error).__name__}: {error}); do they take this size and preprocessing, in float32?"
         ) from error
     if logits.isnan().any():
         raise AuditError(f"{classifier.describe()} gives NaN for an image of {data.name}; check its weights")
@@ -183,6 +184,7 @@ def _describe(purifier: Purifier) -> dict[str, Any]:
     return {
         "plugin": plugin,
         "config": _as_json(purifier.config),
+        "surrogate": "identity" if cls.surrogate is Purifier.surrogate else "own",
         "file": purifier.provenance.get("file"),
         "sha256": purifier.provenance.get("sha256"),
     }

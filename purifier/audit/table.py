@@ -41,7 +41,7 @@ def _worst_table(report: AuditReport) -> Table:
         alone, guarded = (cases.get((threat, scope, model)) for model in ("undefended", "guarded"))
         shown = guarded or alone
         assert shown is not None
-        over = f"{'all routes' if scope == 'all' else scope} ({', '.join(shown.routes)})"
+        over = f"{'all routes run' if scope == 'all' else scope} ({', '.join(shown.routes)})"
         table.add_row(_threat(threat), over, _worst(alone), _worst(guarded), style="bold")
     return table
 
@@ -55,7 +55,7 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Table:
         if row.model == "guarded":
             table.add_row(
                 escape(row.attack),
-                row.route or "-",
+                _route(row, report),
                 _figure(alone[row.attack]),
                 _figure(row),
                 f"{row.gradients_per_image:.1f}",
@@ -74,6 +74,11 @@ def _table(title: str, names: tuple[str, str]) -> Table:
 
 def _threat(threat: Threat) -> str:
     return f"{threat.norm} {threat.eps:.4g}"
+
+
+def _route(row: Row, report: AuditReport) -> str:
+    guessed = row.route == "bpda" and report.purifier["surrogate"] == "identity"
+    return "bpda (identity)" if guessed else row.route or "-"
 
 
 def _worst(case: WorstCase | None) -> str:

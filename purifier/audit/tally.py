@@ -85,8 +85,11 @@ def rows_of(tallies: Sequence[Tally]) -> list[Row]:
     return [tally.row(clean[tally.model].shares) for tally in tallies]
 
 
-def worst_cases(tallies: Sequence[Tally]) -> list[WorstCase]:
-    """For each threat and model, over all routes and white-box: right when clean and under every attack."""
+def worst_cases(tallies: Sequence[Tally], strongest: Route) -> list[WorstCase]:
+    """For each threat and model, over all routes run and white-box: right when clean and under every attack.
+
+    ``strongest`` is the route that sees most of this purifier; without it nothing is called white-box.
+    """
     clean = _clean(tallies)
     cases = []
     for threat in dict.fromkeys(tally.threat for tally in tallies if tally.threat is not None):
@@ -97,7 +100,8 @@ def worst_cases(tallies: Sequence[Tally]) -> list[WorstCase]:
                     for tally in tallies
                     if tally.model == model and tally.threat == threat and (scope == "all" or tally.route in WHITE_BOX)
                 ]
-                if not members:
+                needed = "exact" if model == "undefended" else strongest
+                if not members or (scope == "white-box" and needed not in [tally.route for tally in members]):
                     continue
                 shares = base.shares
                 for tally in members:

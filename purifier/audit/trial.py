@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..classifier import PixelClassifier
 from ..data import ImageData
-from ..errors import AuditError, PurifierError
+from ..errors import AuditError
 from ..interfaces import Purifier
 from ..pixels import check_pixels
 from ..seeding import SampleGenerator, mix_seed
@@ -80,8 +80,6 @@ class Trial:
         spent, began = Spent(), time.perf_counter()
         try:
             found = self._craft(job, pixels, labels, indices, spent)
-        except PurifierError:
-            raise
         except Exception as error:  # noqa: BLE001 - a third party's attack can fail in any way; others go on
             for tally in tallies:
                 tally.error = f"{type(error).__name__}: {error}"
@@ -111,11 +109,13 @@ class Trial:
     @torch.no_grad()
     def _judge_alone(self, pixels: Tensor, labels: Tensor, indices: Sequence[int], what: str) -> Tensor:
         """Whether the classifier alone is right, (1, N)."""
-        return _right(self.classifier(pixels), labels).unsqueeze(0)
+        return _right(self.classifier(pixels), labels).unsqueeze(0)  # its preprocessing rounds uint8
 
     @torch.no_grad()
     def _judge_guard(self, pixels: Tensor, labels: Tensor, indices: Sequence[int], what: str) -> Tensor:
         """Whether the guard is right in each judgement, (judgements, N), with noise no attack has seen."""
+        if self.classifier.preprocessing.dtype == "uint8":
+            pixels = (pixels * 255).round() / 255  # a guard of bytes is given bytes
         rights = []
         for judgement in range(self.judgements):
             generator = SampleGenerator(mix_seed(self.seed, "judge", what, judgement), indices)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import progress as bars
 from rich.console import Console
 
 from ..audit import audit as run
@@ -17,7 +16,8 @@ from ..classifier import load_classifier
 from ..errors import ConfigError
 from ..guard import guard
 from ..threat import Norm
-from .options import PREPROCESSING, read_preprocessing_option
+from .options import INPUT, PREPROCESSING, read_input_option, read_preprocessing_option
+from .progress import audit_progress
 
 CLEAN_ONLY = "none"
 INCONCLUSIVE = 3
@@ -44,6 +44,7 @@ def audit(
         typer.Option(help="exact, bpda, oblivious or none; may be repeated (default all that apply)."),
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
+    input: Annotated[str | None, INPUT] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 250,
     seed: Annotated[int, typer.Option(help="Names every random number of the audit.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws a gradient is averaged over.")] = 1,
@@ -59,10 +60,10 @@ def audit(
         load_classifier(classifier, weights=weights),
         purifier,
         preprocessing=read_preprocessing_option(preprocessing),
+        input=read_input_option(input),
     )
     console = Console(highlight=False)
-    with bars.Progress(*bars.Progress.get_default_columns(), console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+    with audit_progress(console) as show:
         report = run(
             guarded,
             data,
@@ -76,7 +77,7 @@ def audit(
             judgements=judgements,
             device=device,
             root=root,
-            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+            progress=show,
         )
     given: dict[str, Sequence[object]] = {
         "classifier": [classifier],
@@ -89,6 +90,7 @@ def audit(
         "attack": specs,
         "route": route or [],
         "preprocessing": [preprocessing],
+        "input": [input],
         "batch-size": [batch_size],
         "seed": [seed],
         "eot": [eot],

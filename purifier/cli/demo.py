@@ -10,15 +10,17 @@ import onnxruntime
 import torch
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from ..audit import audit, check_writable, print_report, read_attack
 from ..classifier import load_classifier
 from ..data import load_data
+from ..errors import ExportError
 from ..exporting import export
 from ..guard import guard
 from ..strips import stages, write_strip
 from ..threat import Threat
+from .audit import INCONCLUSIVE
+from .progress import audit_progress
 
 ATTACK = "pgd"
 SHOWN = 8
@@ -37,23 +39,22 @@ def demo(
     assert isinstance(classifier, torch.nn.Module)
     guarded = guard(classifier, "demo")
 
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("audit")
-
-        def show(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
-
+    with audit_progress(console) as show:
         report = audit(guarded, data, norm=threat.norm, eps=threat.eps, attacks=[ATTACK], progress=show)
     saved = report.save(out)
     print_report(report, console)
+    if not report.complete:
+        console.print(f"\nreport   {saved}", markup=False)
+        raise typer.Exit(INCONCLUSIVE)
 
     exported = export(guarded, out / "guarded.onnx")
-    console.print(f"\n{_compare(exported.path, guarded, data.batch(range(len(data))))}")
+    console.print(f"\n{_compare(exported.path, guarded, data.batch(range(len(data))))}", markup=False)
 
     pixels, labels = data.batch(range(SHOWN))
     rows = stages(guarded, pixels, labels, read_attack(ATTACK).attack, threat)
     picture = write_strip(out / "strip.png", rows, labels, data.classes)
-    console.print(f"\nreport   {saved}\nmodel    {exported.path} ({exported.size / 1e6:.1f} MB)\npicture  {picture}")
+    model = f"{exported.path} ({exported.size / 1e6:.1f} MB)"
+    console.print(f"\nreport   {saved}\nmodel    {model}\npicture  {picture}", markup=False)
     console.print(f"done in {time.perf_counter() - began:.0f} s")
 
 
@@ -65,6 +66,12 @@ def _compare(path: Path, guarded: torch.nn.Module, batch: tuple[torch.Tensor, to
     logits = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0])
     expected = guarded(pixels)
     same = int((logits.argmax(1) == expected.argmax(1)).sum())
+    if same < len(labels):
+        raise ExportError(
+            f"{path} in onnxruntime gives another class than torch on {len(labels) - same} of {len(labels)} images; "
+            "do not use it, and report this with the output of `purifier doctor`",
+            path,
+        )
     right = (logits.argmax(1) == labels).float().mean().item()
     return (
         f"{path.name} in onnxruntime: the same class as torch on {same} of {len(labels)} images, "

@@ -12,7 +12,14 @@ from rich.table import Table
 from ..classifier import load_classifier
 from ..exporting import export as export_guard
 from ..guard import guard
-from .options import IMAGE_SHAPE, PREPROCESSING, read_image_shape_option, read_preprocessing_option
+from .options import (
+    IMAGE_SHAPE,
+    INPUT,
+    PREPROCESSING,
+    read_image_shape_option,
+    read_input_option,
+    read_preprocessing_option,
+)
 
 
 def export(
@@ -27,13 +34,20 @@ def export(
         Path | None, typer.Option(help="Weights for package.module:factory, .safetensors or .pt.")
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
+    input: Annotated[str | None, INPUT] = None,
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
     score: Annotated[bool, typer.Option("--score", help="Add the output purifier_score.")] = False,
     format: Annotated[str, typer.Option(help="The exporter to use, see `purifier list`.")] = "onnx",
 ) -> None:
     """Write a purifier and a classifier to one file, and prove that it does what the two do."""
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
-    guarded = guard(load_classifier(classifier, weights=weights), purifier, preprocessing=wanted, score=score)
+    guarded = guard(
+        load_classifier(classifier, weights=weights),
+        purifier,
+        preprocessing=wanted,
+        input=read_input_option(input),
+        score=score,
+    )
     options = {} if shape is None else {"image_shape": shape}
     report = export_guard(guarded, out, format=format, **options)
 

@@ -22,6 +22,13 @@ IMAGE_SHAPE = typer.Option(
     help="The images' shape, such as 3x224x224, where neither purifier nor classifier fixes it.",
 )
 
+INPUT = typer.Option(
+    "--input",
+    metavar="POSITION|NAME",
+    help="Which of the classifier's inputs takes the images, such as 1 or pixel_values (default: the first of a "
+    "torch classifier, the only one that can of an ONNX classifier).",
+)
+
 
 def read_preprocessing_option(text: str | None) -> Preprocessing | None:
     """The value of ``--preprocessing``; None if it was not given."""
@@ -29,6 +36,13 @@ def read_preprocessing_option(text: str | None) -> Preprocessing | None:
         return None
     _, options = split_spec(f"preprocessing:{text}")
     return build(Preprocessing, options, what="--preprocessing")
+
+
+def read_input_option(text: str | None) -> int | str | None:
+    """The value of ``--input``, a position if it is a whole number; None if it was not given."""
+    if text == "":
+        raise SpecError("--input: expected a position such as 1 or a name such as pixel_values, got nothing", text)
+    return int(text) if text is not None and re.fullmatch(r"-?\d+", text) else text
 
 
 def read_image_shape_option(text: str | None) -> tuple[int, int, int] | None:

@@ -10,6 +10,7 @@ from rich import progress as bars
 from rich.console import Console
 
 from ..data import load_data
+from ..errors import SpecError
 from ..specs import split_spec
 from ..training import Progress
 from ..training import train as run
@@ -35,6 +36,13 @@ def train(
     save_every: Annotated[int, typer.Option(help="Epochs between two states to resume from.")] = 1,
 ) -> None:
     """Train a purifier and write its checkpoint."""
+    name, colon, options = plugin.partition(":")
+    if colon:
+        raise SpecError(
+            f"expected the name of a purifier plugin, got {plugin!r}; the plugin's options go in --set: {name} "
+            + " ".join(f"--set {option}" for option in (options or "KEY=VALUE").split(",")),
+            plugin,
+        )
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
     images = load_data(data, root=root)
     console = Console(highlight=False, soft_wrap=True)

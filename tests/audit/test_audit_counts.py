@@ -128,7 +128,16 @@ def test_several_budgets_are_several_threats(classifier, data):
     small, large = rows(found, model="guarded", route="bpda")
     assert (small.threat.eps, large.threat.eps) == (0.02, 0.1)
     assert large.result.correct < small.result.correct
-    assert [case.threat.eps for case in found.worst_case if case.model == "guarded"] == [0.02, 0.02, 0.1, 0.1]
+    assert [case.threat.eps for case in found.worst_case if case.model == "guarded"] == [0.02, 0.1]
+
+
+def test_without_its_strongest_route_nothing_is_called_white_box(classifier, data):
+    exact = audit(guard(classifier, "blur"), data, attacks=("fgsm",), routes=("exact",))
+    bpda = audit(guard(classifier, "blur"), data, attacks=("fgsm",), routes=("bpda",))
+    rounding = audit(guard(classifier, "bit-depth"), data, attacks=("fgsm",), routes=("bpda",))
+    for report, scopes in ((exact, {"all", "white-box"}), (bpda, {"all"}), (rounding, {"all", "white-box"})):
+        assert {case.scope for case in report.worst_case if case.model == "guarded"} == scopes
+    assert (bpda.purifier["surrogate"], rounding.purifier["surrogate"]) == ("identity", "own")
 
 
 def test_progress_counts_up_to_its_total():

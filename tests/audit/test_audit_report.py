@@ -23,7 +23,7 @@ def test_a_report_is_saved_and_loaded_as_it_was(report, classifier, data, tmp_pa
     assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 1
     assert raw["data"] == {"name": f"fashion-mnist:test:{COUNT}", "count": COUNT}
     assert raw["preprocessing"]["layout"] == "NCHW"
-    assert raw["purifier"] == {"plugin": "blur", "config": {"sigma": 1.0}, "file": None, "sha256": None}
+    assert raw["purifier"] == {"plugin": "blur", "config": {"sigma": 1.0}, "surrogate": "identity", "file": None, "sha256": None}
     assert set(raw["versions"]) == {"purifier", "torch", "onnxruntime", "python"}
     assert raw["rows"][2]["accuracy"] == raw["rows"][2]["correct"] / COUNT
     assert len(raw["rows"][2]["interval"]) == 2 and raw["rows"][2]["route"] == "exact"
@@ -58,7 +58,7 @@ def test_the_table_shows_the_worst_case_first_and_both_models_side_by_side(repor
     lines = printed(report).splitlines()
     places = [
         next(i for i, line in enumerate(lines) if part in line)
-        for part in (f"on {COUNT} images", "all routes (exact, bpda, oblivious)", "white-box (exact, bpda)", "fgsm")
+        for part in (f"on {COUNT} images", "all routes run (exact, bpda, oblivious)", "white-box (exact, bpda)", "fgsm")
     ]
     assert places == sorted(places)
     (row,) = rows(report, model="guarded", attack="fgsm", route="oblivious")
