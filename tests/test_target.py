@@ -194,7 +194,7 @@ def test_a_purifier_that_cuts_its_gradient_is_caught(classifier):
 def test_an_attack_cannot_switch_modes(classifier):
     """The habit of other libraries: evaluation mode, attack, back to the mode found - which must not be training."""
     seen = target(classifier, Square, "exact")
-    seen.purifier.eval()
+    seen.purifier.eval(), classifier.eval()
     was_training = seen.training
     seen.eval()
     seen.train(was_training)
