@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import atomic_path
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, OutputError
 from .interfaces import Purifier, purifiers
 from .specs import build, split_spec
 
@@ -79,7 +79,10 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Map
     """Write a safetensors file atomically; each metadata value is stored as JSON."""
     detached = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(detached, temporary, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
+        try:
+            save_file(detached, temporary, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
+        except SafetensorError as error:  # a full disk, in safetensors' words
+            raise OutputError(f"cannot write {path}: {error}; make room, or choose another place", path) from error
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import os
+import pickle
 import re
 import sys
 import zipfile
@@ -41,7 +43,7 @@ def load_classifier(spec: str | Path, *, weights: str | Path | None = None) -> n
         The spec is none of these, the file is damaged, or the weights do not fit.
     """
     text = str(spec)
-    if text == "demo":
+    if text == "demo" and weights is None:
         return load_classifier("purifier.assets.classifier:demo_classifier")
     if weights is not None and (":" not in text or Path(text).suffix in (".onnx", ".pt2")):
         raise SpecError(f"--weights goes with package.module:factory, not with {text!r}, which holds its own", text)
@@ -56,7 +58,7 @@ def load_classifier(spec: str | Path, *, weights: str | Path | None = None) -> n
     module = _call_factory(text)
     if weights is not None:
         _load_weights(module, Path(weights))
-    return module.eval()
+    return evaluating(module)
 
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -162,6 +164,16 @@ def logits_of(output: Any) -> Tensor:
     raise ClassifierError(f"the classifier must give logits, floats (N, K); it gives {', '.join(got) or 'nothing'}", "")
 
 
+def evaluating(module: nn.Module) -> nn.Module:
+    """Put a module into evaluation mode; one of torch.export has its mode baked in and is left as it is."""
+    try:
+        return module.eval()
+    except NotImplementedError:
+        for part in module.modules():
+            part.training = False
+        return module
+
+
 def _call_factory(spec: str) -> nn.Module:
     module_name, _, attribute = spec.partition(":")
     folder = str(Path.cwd())
@@ -172,7 +184,7 @@ def _call_factory(spec: str) -> nn.Module:
         made = made if isinstance(made, nn.Module) else made()
     except FileError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ClassifierError(f"MODEL {spec!r} failed: {type(error).__name__}: {error}", spec) from error
     if not isinstance(made, nn.Module):
         raise ClassifierError(f"MODEL {spec!r}: expected a torch.nn.Module, got {type(made).__name__}", spec)
@@ -184,8 +196,10 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for what it cannot read
+            # Torch's own message advises to unpickle all the same.
+            reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else _reason(error)
             raise ClassifierError(
-                f"{path} cannot be read as plain weights ({_reason(error)}); save a state_dict, best as safetensors",
+                f"{path} cannot be read as plain weights ({reason}); save a state_dict, best as safetensors",
                 path,
             ) from error
     else:
@@ -220,11 +234,14 @@ def _refuse_objects(path: Path) -> None:
 @contextmanager
 def _weights_only() -> Iterator[None]:
     """Torch unpickles a part of a .pt2 that does not load as plain weights; this switch of torch's forbids it."""
-    before = os.environ.get(WEIGHTS_ONLY)
+    before, logger = os.environ.get(WEIGHTS_ONLY), logging.getLogger("torch.export")
+    level = logger.level
     os.environ[WEIGHTS_ONLY] = "1"
+    logger.setLevel(logging.CRITICAL)  # a refusal comes as an exception; the log repeats it with a traceback
     try:
         yield
     finally:
+        logger.setLevel(level)
         os.environ.pop(WEIGHTS_ONLY)
         if before is not None:
             os.environ[WEIGHTS_ONLY] = before

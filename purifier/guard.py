@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .checkpoint import load
 from .classifier import PixelClassifier, load_classifier, pixel_classifier
-from .errors import ConfigError, PixelError
+from .errors import ConfigError, PixelError, PluginError
 from .interfaces import Purifier, dtype_of
 from .pixels import Preprocessing, check_range, check_scale, check_shape, read_preprocessing
 from .seeding import SampleGenerator
@@ -95,6 +95,11 @@ class GuardedModule(nn.Module):
             check_range(raw, name=self.input)
         pixels = raw.clamp(0, 1).to(dtype_of(self.purifier))
         purified = self.purifier.purify(pixels, self._draw(pixels))
+        if purified.shape != pixels.shape:
+            raise PluginError(
+                f"the purifier must give images {tuple(pixels.shape)}, it gave {tuple(purified.shape)}",
+                type(self.purifier).__name__,
+            )
         return self.preprocessing.to_classifier(purified).to(image.dtype), pixels
 
     def _draw(self, pixels: Tensor) -> Tensor | None:
@@ -195,19 +200,21 @@ def guard(
 
 def _find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str]:
     """The image's position (None if keyword only) and parameter name in the classifier's forward."""
-    parameters = list(inspect.signature(classifier.forward).parameters.values())
+    try:
+        parameters = list(inspect.signature(classifier.forward).parameters.values())
+    except ValueError:  # a traced module does not tell
+        parameters = [inspect.Parameter("images", inspect.Parameter.VAR_POSITIONAL)]
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     open_ended = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    takes = f"the classifier takes {', '.join(p.name for p in parameters) or 'no argument'}"
     if isinstance(input, int):
         if input < 0 or (input >= len(positional) and not open_ended):
-            raise ConfigError(
-                f"input: the classifier takes {', '.join(positional) or 'no argument'}, got position {input}"
-            )
+            raise ConfigError(f"input: {takes}, got position {input}; give a position or a name")
         return input, positional[input] if input < len(positional) else f"argument {input}"
     if input in positional:
         return positional.index(input), input
     if not open_ended and input not in [p.name for p in parameters]:
-        raise ConfigError(f"input: the classifier takes {', '.join(positional) or 'no argument'}, got {input!r}")
+        raise ConfigError(f"input: {takes}, got {input!r}")
     return None, input
 
 

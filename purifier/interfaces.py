@@ -78,6 +78,13 @@ class Attack(ABC):
     norms: ClassVar[tuple[str, ...]]
     """The norms it can work in, of ``linf`` and ``l2``."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if getattr(cls, "needs", None) not in ("gradient", "scores", "labels"):
+            raise PluginError(f"{cls.__name__} must declare needs = 'gradient', 'scores' or 'labels'", cls.__name__)
+        if not isinstance(getattr(cls, "norms", None), tuple):
+            raise PluginError(f"{cls.__name__} must declare norms, a tuple such as ('linf',)", cls.__name__)
+
     @abstractmethod
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator

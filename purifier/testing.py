@@ -119,9 +119,9 @@ def check_exporter(exporter: Exporter, guard: Guard, path: Path, **options: Any)
     """Check that an exporter writes a true report and, where it cannot write, raises an error and leaves nothing.
 
     If ``path`` ends in ``.onnx``, the file is also run in plain onnxruntime on the CPU, on random images in batches of
-    1, 2 and 7 (or in the classifier's own, if that is fixed): its first output, or ``logits`` if there is one, must be
-    the guard's to 0.001 of its scale (0.01 for images of less than 32 bits). A random purifier is held to its mean.
-    The guard must take its image alone; ``options`` go to the exporter.
+    1, 2 and 7 (or in the classifier's own, if that is fixed): its first output (of a module's: ``logits``, if there
+    is one) must be the guard's to 0.001 of its scale, 0.01 for images of less than 32 bits. A random purifier is held
+    to its mean. The guard must take its image alone; ``options`` go to the exporter.
     """
     report = exporter.export(guard, path, **options)
     _check(path.is_file(), "export must write the file it was given", "no file")
@@ -186,9 +186,7 @@ def _follows_differences(
 ) -> bool:
     """Whether autograd's slopes along three directions are those of central differences; False if it cannot run."""
     inner = pixels[:2].to(dtype) * 0.9 + 0.05
-    held = (
-        noise[:2].to(dtype) if noise is not None and noise.is_floating_point() else None if noise is None else noise[:2]
-    )
+    held = None if noise is None else noise[:2].to(dtype if noise.is_floating_point() else noise.dtype)
     leaf = inner.clone().requires_grad_()
     weights = _images(2, tuple(pixels.shape[1:]), seed=1).to(dtype)
     try:
@@ -221,15 +219,18 @@ def _check_onnx(guard: Guard, path: Path, image_shape: tuple[int, int, int] | No
     for count in (1, 2, 7) if fixed is None else (fixed,):
         images, _ = example_images(guard.purifier, guard.preprocessing, shape, count=count)
         names = [output.name for output in session.get_outputs()]
+        logits = isinstance(guard, GuardedModule) and "logits" in names
         try:
-            found = session.run(["logits" if "logits" in names else names[0]], {name: images.numpy()})[0]
+            found = session.run(["logits" if logits else names[0]], {name: images.numpy()})[0]
         except Exception as error:
             raise AssertionError(f"the file must run at batch {count}; got {error}") from error
         expected = _answer(guard, images)
         _check(found.shape == expected.shape, f"the file must answer as the guard at batch {count}", found.shape)
-        error = np.abs(found.astype(np.float64) - expected).max() / max(1.0, np.abs(expected).max())
+        off = np.abs(found.astype(np.float64) - expected).max() / max(1.0, np.abs(expected).max())
         tolerance = 1e-3 if guard.preprocessing.dtype in ("float32", "float64") else 1e-2
-        _check(bool(error <= tolerance), f"the file must answer as the guard at batch {count}", f"error {error:.3g}")
+        _check(
+            bool(off <= tolerance), f"the file must answer as the guard at batch {count}", f"{off:.3g} off its scale"
+        )
 
 
 def _answer(guard: Guard, images: Tensor) -> np.ndarray[Any, Any]:

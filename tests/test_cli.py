@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -73,6 +75,28 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert err.startswith("error: ") and message in err
     assert "Traceback" not in err
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_what_only_the_system_refuses_is_one_line_too(command, tmp_path: Path) -> None:
+    name = "x" * 300
+    code, _, err = command("export", "--classifier", "demo", "--purifier", "demo", "--out", tmp_path / f"{name}.onnx")
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_terminated_command_removes_its_temporary_file(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time; from purifier.atomic import atomic_path; from purifier.cli import app, main\n"
+        "@app.command('stuck')\n"
+        "def stuck():\n"
+        "    with atomic_path('x.onnx') as temporary:\n"
+        "        print(temporary.exists(), flush=True); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+        "sys.argv[1:] = ['stuck']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 143, done.stderr
+    assert done.stdout.strip() == "True"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("line", ["audit", "nonsense", "train vae --epochs many --data demo --out x"])

@@ -166,6 +166,13 @@ def test_bad_input_ends_in_code_2_and_no_report(changed, said, command, folder):
     assert not (folder / "found").exists()
 
 
+def test_a_link_to_nowhere_is_no_folder_to_write(command, folder):
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    code, _, complaint = command(*arguments(out="dangling/found"))
+    assert code == 2
+    assert "error: cannot write dangling/found" in complaint
+
+
 def test_a_missing_report_ends_in_code_2(command, folder):
     code, _, complaint = command("report", "nowhere")
     assert code == 2 and "error: cannot read nowhere" in complaint

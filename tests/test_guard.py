@@ -17,7 +17,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 import purifier
 from purifier import Preprocessing
-from purifier.errors import ConfigError, PixelError
+from purifier.errors import ConfigError, PixelError, PluginError
 
 VAE = "vae:image_shape=1x28x28,channels=4,latent=8"
 
@@ -270,6 +270,24 @@ def test_images_that_cannot_be_right(net: Net, image: object, message: str) -> N
 def test_the_range_check_can_be_left_out(net: Net) -> None:
     guarded = purifier.guard(net, "identity", check=False)
     assert torch.equal(guarded(torch.full((1, 1, 28, 28), 3.0)), net(torch.ones(1, 1, 28, 28)))
+
+
+class Halving(purifier.Purifier):
+    Config, gradient = Output, "exact"
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels[::2]
+
+
+def test_a_purifier_that_loses_images_is_named(net: Net, images) -> None:
+    with pytest.raises(PluginError, match=r"must give images \(64, 1, 28, 28\), it gave \(32, 1, 28, 28\)"):
+        purifier.guard(net, Halving(None))(images[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # deprecated, and still in production
+def test_traced_classifiers(net: Net, images) -> None:
+    traced = torch.jit.trace(net, images[0])
+    assert torch.equal(purifier.guard(traced, "identity")(images[0]), net(images[0]))
 
 
 def test_an_empty_batch_gives_an_empty_result(net: Net) -> None:

@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from third_party.acme_plugins import Median
 
+import purifier
+from onnx_models import FLOAT, WEIGHT, linear, model_of
 from purifier import Attack, Exporter, ExportReport, Purifier
+from purifier.atomic import atomic_write
+from purifier.errors import OutputError
 from purifier.testing import check_attack, check_exporter, check_purifier
 
 
@@ -62,6 +68,27 @@ class Rounding(Good):
         return pixels.round()
 
 
+class StraightThrough(Good):
+    """Rounding with the identity's gradient, which is no gradient of rounding."""
+
+    levels = 1
+
+    def purify(self, pixels, noise=None):
+        return pixels + ((pixels * self.levels).round() / self.levels - pixels).detach()
+
+
+class StraightThroughInFloats(StraightThrough):
+    levels = 255
+
+    def purify(self, pixels, noise=None):
+        return super().purify(pixels.float(), noise)
+
+
+class HalfDetached(Good):
+    def purify(self, pixels, noise=None):
+        return pixels * 0.5 + pixels.flip(3).detach() * 0.1
+
+
 class SelfSeeding(Good):
     def draw(self, pixels, generator):
         return torch.rand_like(pixels)
@@ -81,8 +108,21 @@ class SoftConfig(Good):
     Config = Soft
 
 
-def test_a_good_purifier_passes() -> None:
-    check_purifier(Good(Nothing()))
+class InFloats(Good):
+    """Computes in float32 whatever it is given, as some operators must."""
+
+    def purify(self, pixels, noise=None):
+        return (pixels.float() * 3).sin().square().to(pixels.dtype)
+
+
+class FloatsOnly(Good):
+    def purify(self, pixels, noise=None):
+        return (pixels.flatten(2) @ torch.eye(pixels[0, 0].numel())).view_as(pixels)
+
+
+@pytest.mark.parametrize("cls", [Good, InFloats, FloatsOnly, Median])
+def test_a_good_purifier_passes(cls: type) -> None:
+    check_purifier(cls(cls.Config()))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +135,9 @@ def test_a_good_purifier_passes() -> None:
         (Cropping, "keep the shape"),
         (Detached, "must be differentiable"),
         (Rounding, "must not be zero everywhere"),
+        (StraightThrough, "must agree with finite differences"),
+        (StraightThroughInFloats, "must agree with finite differences"),
+        (HalfDetached, "must agree with finite differences"),
         (SelfSeeding, "draw must follow its generator"),
         (BadScore, r"score must be \(N,\)"),
     ],
@@ -172,20 +215,84 @@ def test_an_attack_outside_its_norms_is_caught() -> None:
         check_attack(Ascent(), norm="l2")
 
 
-class Boasting(Exporter):
-    """Writes something and claims more."""
+class Pixels(torch.nn.Module):
+    def forward(self, images):
+        return images.flatten(1) @ torch.from_numpy(WEIGHT)
 
-    def __init__(self, size: int | None, checked: bool) -> None:
-        self.claimed, self.checked = size, checked
+
+class Writing(Exporter):
+    """Writes a given ONNX model for any guard."""
+
+    def __init__(self, model: onnx.ModelProto, size: int | None = None, checked: bool = True) -> None:
+        self.content, self.claimed, self.checked = model.SerializeToString(), size, checked
 
     def export(self, guard, path, **options):
-        graph = onnx.helper.make_graph([], "empty", [], [])
-        onnx.save(onnx.helper.make_model(graph), path)
-        size = path.stat().st_size if self.claimed is None else self.claimed
+        atomic_write(path, self.content)
+        size = len(self.content) if self.claimed is None else self.claimed
         return ExportReport(path, "onnx", size, 18, {1: 0.0} if self.checked else {})
 
 
-@pytest.mark.parametrize(("size", "checked", "rule"), [(3, True, "file's size"), (None, False, "must be verified")])
-def test_exporters_that_claim_too_much(tmp_path: Path, size: int | None, checked: bool, rule: str) -> None:
+class Littering(Writing):
+    def export(self, guard, path, **options):
+        try:
+            return super().export(guard, path, **options)
+        except OutputError:
+            path.parent.with_name("partial.onnx").write_bytes(self.content[:10])
+            raise
+
+
+class Crashing(Writing):
+    def export(self, guard, path, **options):
+        path.write_bytes(self.content)
+        return super().export(guard, path, **options)
+
+
+def scaled(factor: float) -> onnx.ModelProto:
+    """The linear classifier with other weights."""
+    model = linear()
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(WEIGHT * np.float32(factor), "weight"))
+    return model
+
+
+def tiny() -> onnx.ModelProto:
+    """A valid model that has nothing to do with images."""
+    node = onnx.helper.make_node("Neg", ["x"], ["y"])
+    return model_of([node], inputs=[("x", FLOAT, [1])], outputs=[("y", FLOAT, [1])])
+
+
+def one_image() -> onnx.ModelProto:
+    """The linear classifier of one image, whatever the batch."""
+    model = linear()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return model
+
+
+@pytest.fixture(scope="module", params=["torch", "onnx"])
+def guarded(request: pytest.FixtureRequest):
+    return purifier.guard(Pixels() if request.param == "torch" else linear(), "identity")
+
+
+def test_a_good_exporter_passes(guarded, tmp_path: Path) -> None:
+    # The identity's guard is the classifier, so that its own file is a faithful export.
+    check_exporter(Writing(linear()), guarded, tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("exporter", "rule"),
+    [
+        (Writing(linear(), size=3), "file's size"),
+        (Writing(linear(), checked=False), "must be verified"),
+        (Writing(scaled(1.01)), "must answer as the guard at batch 1; got 0.0"),
+        (Writing(one_image()), "must run at batch 2"),
+        (Writing(tiny()), "must take the guard's images"),
+        (Littering(linear()), "an export that fails must leave nothing.*partial.onnx"),
+        (Crashing(linear()), "must raise a PurifierError; got NotADirectoryError"),
+    ],
+)
+def test_bad_exporters_are_caught(exporter: Exporter, rule: str, guarded, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=rule):
-        check_exporter(Boasting(size, checked), None, tmp_path / "x.onnx")
+        check_exporter(exporter, guarded, tmp_path / "x.onnx")
+
+
+def test_a_fixed_batch_is_the_only_one_that_must_run(tmp_path: Path) -> None:
+    check_exporter(Writing(one_image()), purifier.guard(one_image(), "identity"), tmp_path / "x.onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -14,7 +15,10 @@ from purifier.interfaces import Purifier
 from purifier.pixels import check_shape
 from purifier.seeding import SampleGenerator
 
-from ._autoencoder import Decoder, Encoder
+from ._autoencoder import Decoder, Encoder, layer_widths
+
+DEEPEST, LONGEST_SIDE, MOST_WEIGHTS = 16, 65_536, 10**9
+"""Beyond these an option is a slip, to be told before memory is asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,29 @@ class VaeConfig:
         if min(self.image_shape) < 1 or min(self.channels, self.depth, self.latent) < 1:
             raise ConfigError(f"vae: image_shape, channels, depth and latent must be positive, got {self}")
         height, width = self.image_shape[1:]
+        if self.depth > DEEPEST or max(height, width) > LONGEST_SIDE:
+            raise ConfigError(
+                f"vae: expected a depth of at most {DEEPEST} and images of at most {LONGEST_SIDE} a side, got depth "
+                f"{self.depth} and {height}x{width}"
+            )
         if height % 2**self.depth or width % 2**self.depth:
             raise ConfigError(
                 f"vae: images of {height}x{width} cannot be halved {self.depth} times; lower depth, or resize the "
                 f"images to multiples of {2**self.depth}"
             )
+        if self._weights() > MOST_WEIGHTS:
+            raise ConfigError(
+                f"vae: these options make {self._weights():.3g} weights, expected at most {MOST_WEIGHTS:.0e}; "
+                "lower channels or latent, raise depth, or set spatial=true"
+            )
+
+    def _weights(self) -> int:
+        """Weights of encoder and decoder, biases left out."""
+        colours, height, width = self.image_shape
+        widths = layer_widths(self.channels, self.depth)
+        pixels = 1 if self.spatial else (height >> self.depth) * (width >> self.depth)
+        convolutions = 9 * colours * widths[0] + 16 * sum(inner * outer for inner, outer in pairwise(widths))
+        return 2 * convolutions + 3 * self.latent * widths[-1] * pixels
 
 
 class Vae(Purifier):

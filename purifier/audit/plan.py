@@ -47,6 +47,8 @@ class Job:
 
 def read_attack(given: str | Attack) -> NamedAttack:
     """An attack from an ATTACK spec (``pgd:steps=40,restarts=2``) or from itself."""
+    if not isinstance(given, str | Attack):
+        raise ConfigError(f"attacks: expected ATTACK specs or attacks, got {type(given).__name__}")
     if isinstance(given, Attack):
         return NamedAttack(_spec_of(given), given)
     name, options = split_spec(given)
@@ -55,7 +57,10 @@ def read_attack(given: str | Attack) -> NamedAttack:
         return NamedAttack(given, build(cls, options, what=f"attack {name!r}"))
     if options:
         raise ConfigError(f"attack {name!r} takes no options, got {', '.join(options)}")
-    return NamedAttack(given, cls())
+    try:
+        return NamedAttack(given, cls())
+    except TypeError as error:
+        raise PluginError(f"attack {name!r} cannot be made: {error}; make it a dataclass", name) from error
 
 
 def plan(

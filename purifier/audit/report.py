@@ -131,6 +131,8 @@ class AuditReport:
                 path,
             )
         try:
+            if not found["rows"] or not {"plugin", "surrogate", "file"} <= set(found["purifier"]):
+                raise ValueError("no rows, or no purifier")
             return cls(
                 **{
                     **found,
@@ -176,4 +178,6 @@ def _nested(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _rate(values: Mapping[str, Any]) -> Rate:
     low, high = values["interval"]
+    if not 0 <= low <= values["accuracy"] <= high <= 1:
+        raise ValueError(f"accuracy {values['accuracy']} with interval {values['interval']}")
     return Rate(values["accuracy"], values["correct"], values["count"], (low, high))

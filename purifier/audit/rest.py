@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import nn
 
+from ..classifier import evaluating
 from ..errors import ConfigError
 
 
@@ -24,7 +25,7 @@ def at_rest(*modules: nn.Module, device: str | torch.device | None = None) -> It
     try:
         used = _move(modules, home if device is None else device)
         for module in modules:
-            _rest(module)
+            evaluating(module)
         for weight, _ in wants:
             weight.requires_grad_(False)
         yield used
@@ -37,18 +38,11 @@ def at_rest(*modules: nn.Module, device: str | torch.device | None = None) -> It
             _move(modules, home)
 
 
-def _rest(module: nn.Module) -> None:
-    try:
-        module.eval()
-    except NotImplementedError:
-        # A torch.export module has its mode baked into its graph and refuses to change it.
-        for part in module.modules():
-            part.training = False
-
-
 def _move(modules: tuple[nn.Module, ...], device: str | torch.device) -> torch.device:
     try:
         used = torch.device(device)
+        if used.type == "meta":
+            raise RuntimeError("it holds no values, and weights moved there are lost")
         if used.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device")
         for module in modules:

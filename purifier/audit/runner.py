@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import onnxruntime
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..classifier import PixelClassifier
 from ..data import ImageData, load_data
 from ..errors import AuditError, ConfigError, PluginError, PurifierError
-from ..guard import Guard, GuardedSession
+from ..guard import Guard, GuardedModule, GuardedSession
 from ..interfaces import Attack, Purifier, purifiers
 from ..pixels import check_pixels
 from ..seeding import SampleGenerator
@@ -94,13 +94,15 @@ def audit(
     """
     if out is not None:
         check_writable(out)
+    if not isinstance(guard, GuardedModule | GuardedSession):
+        raise ConfigError(f"audit: expected what purifier.guard() returns, got {type(guard).__name__}")
+    if not isinstance(data, ImageData | str):
+        raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
     for name, value in (("batch_size", batch_size), ("eot", eot), ("judgements", judgements)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
-    threats = [Threat(norm, one) for one in ([eps] if isinstance(eps, int | float) else eps)]
-    if not threats or len(set(threats)) < len(threats):
-        raise ConfigError(f"eps: expected one budget or several different ones, got {eps!r}")
-    if isinstance(attacks, str):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+    threats = [Threat(norm, budget) for budget in _budgets(eps)]
+    if isinstance(attacks, str) or not isinstance(attacks, Iterable):
         raise ConfigError(f"attacks: expected a list of ATTACK specs, got {attacks!r}; write [{attacks!r}]")
     classifier = guard.pixel_classifier()
     purifier = _AsItRuns(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
@@ -136,6 +138,16 @@ def audit(
     return report
 
 
+def _budgets(eps: float | Sequence[float]) -> list[float]:
+    try:
+        budgets = [float(eps)] if isinstance(eps, SupportsFloat) else [float(one) for one in eps]
+    except (TypeError, ValueError):
+        budgets = []
+    if not budgets or len(set(budgets)) < len(budgets):
+        raise ConfigError(f"eps: expected one budget or several different ones, got {eps!r}")
+    return budgets
+
+
 class _AsItRuns(Purifier):
     """The purifier inside a session: the graph has no noise, so a random one gives its mean."""
 
@@ -152,20 +164,28 @@ class _AsItRuns(Purifier):
 
 @torch.no_grad()
 def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device) -> bool:
-    """Check on one image that data, purifier and classifier fit; say whether the purifier is random."""
-    pixels = data.batch([0])[0].to(device)
+    """Check on two images that data, purifier and classifier fit; say whether the purifier is random."""
+    indices = range(min(2, len(data)))
+    pixels = data.batch(indices)[0].to(device)
     check_pixels(pixels, name=data.name, shape=getattr(purifier.config, "image_shape", None))
+    given, who = pixels.clone(), f"{type(purifier).__name__} and {classifier.describe()}"
     try:
-        logits = classifier(purifier.purify(pixels, purifier.draw(pixels, SampleGenerator(0, [0]))))
+        purified = purifier.purify(given, purifier.draw(given, SampleGenerator(0, indices)))
+        logits = classifier(purified)
     except PurifierError:
         raise
-    except Exception as error:  # torch and ONNX Runtime raise many kinds
+    except Exception as error:  # torch, ONNX Runtime and plugins raise many kinds
         raise AuditError(
-            f"{type(purifier).__name__} and {classifier.describe()} fail on an image {tuple(pixels.shape[1:])} of "
-            f"{data.name} ({type(error).__name__}: {error}); do they take this size and preprocessing, in float32?"
+            f"{who} fail on images {tuple(pixels.shape)} of {data.name} ({type(error).__name__}: {error}); "
+            "do they take this size and preprocessing, in float32?"
         ) from error
+    if purified.shape != pixels.shape or not torch.equal(given, pixels):
+        raise AuditError(
+            f"{type(purifier).__name__} must give images {tuple(pixels.shape)} and leave its input alone, it gave "
+            f"{tuple(purified.shape)}; purifier.testing.check_purifier tells more"
+        )
     if logits.isnan().any():
-        raise AuditError(f"{classifier.describe()} gives NaN for an image of {data.name}; check its weights")
+        raise AuditError(f"{who} give NaN for an image of {data.name}; check their weights")
     highest = int(data.labels.max())
     if highest >= logits.shape[1]:
         raise AuditError(

@@ -80,7 +80,7 @@ class Trial:
         spent, began = Spent(), time.perf_counter()
         try:
             found = self._craft(job, pixels, labels, indices, spent)
-        except Exception as error:  # noqa: BLE001 - a third party's attack can fail in any way; others go on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a third party's attack can fail in any way; others go on
             for tally in tallies:
                 tally.error = f"{type(error).__name__}: {error}"
             return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -57,10 +58,20 @@ for _name, _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit: 0 pass, 1 a gate failed, 2 usage or bad input, 3 inconclusive."""
+    if arguments is None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     try:
         app(arguments)
     except PurifierError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        sys.exit(2)
+        _complain(str(error))
+    except (OSError, MemoryError, RecursionError) as error:
+        _complain(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _complain(message: str) -> NoReturn:
+    """One line on standard error, and exit code 2."""
+    line = " ".join(f"error: {message}".split())
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+    sys.exit(2)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import purifier
-from audit_stage import COUNT, Give, OnlySome, audit_quickly, correct, printed, worst
+from audit_stage import COUNT, Give, NoConfig, OnlySome, audit_quickly, correct, printed, worst
 from purifier.audit import AuditReport, audit
 from purifier.data import ImageData
-from purifier.errors import AuditError, ConfigError, OutputError, PixelError
+from purifier.errors import AuditError, ConfigError, OutputError, PixelError, PluginError
 from purifier.guard import guard
 
 
@@ -28,10 +28,15 @@ from purifier.guard import guard
         ({"eps": ()}, ConfigError, r"expected one budget or several different ones, got \(\)"),
         ({"eps": (0.1, 0.1)}, ConfigError, "several different ones"),
         ({"eps": 8}, ConfigError, "try 8/255"),
-        ({"batch_size": 0}, ConfigError, "batch_size must be at least 1, got 0"),
-        ({"eot": 0}, ConfigError, "eot must be at least 1"),
-        ({"judgements": 0}, ConfigError, "judgements must be at least 1"),
+        ({"batch_size": 0}, ConfigError, "batch_size must be a whole number of at least 1, got 0"),
+        ({"eot": 0}, ConfigError, "eot must be a whole number"),
+        ({"judgements": 0}, ConfigError, "judgements must be a whole number"),
         ({"device": "abacus"}, ConfigError, "device 'abacus' cannot be used"),
+        ({"device": "meta"}, ConfigError, "weights moved there are lost"),
+        ({"eps": None}, ConfigError, "eps: expected one budget"),
+        ({"attacks": None}, ConfigError, "expected a list of ATTACK specs, got None"),
+        ({"attacks": (5,)}, ConfigError, "expected ATTACK specs or attacks, got int"),
+        ({"batch_size": 1.5}, ConfigError, "batch_size must be a whole number"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_work(options, error, said):
@@ -45,10 +50,50 @@ def test_data_that_does_not_fit_is_refused(classifier, data):
     with pytest.raises(AuditError, match=r"many has labels up to 59, torch NearestMean has 10 logits"):
         audit(guard(classifier, "identity"), many, attacks=())
     small = ImageData("small", images[:, :, :20, :20], torch.zeros(COUNT, dtype=torch.int64))
-    with pytest.raises(AuditError, match=r"torch NearestMean fail on an image \(1, 20, 20\) of small"):
+    with pytest.raises(AuditError, match=r"torch NearestMean fail on images \(2, 1, 20, 20\) of small"):
         audit(guard(classifier, "identity"), small, attacks=())
-    with pytest.raises(PixelError, match=r"small: expected images \(N, 1, 28, 28\), got \(1, 1, 20, 20\)"):
+    with pytest.raises(PixelError, match=r"small: expected images \(N, 1, 28, 28\), got \(2, 1, 20, 20\)"):
         audit(guard(classifier, "vae:image_shape=1x28x28,channels=4,latent=8"), small, attacks=())
+
+
+class Broken(purifier.Purifier):
+    Config, gradient = NoConfig, "exact"
+
+    def __init__(self, act) -> None:
+        super().__init__(NoConfig())
+        self.act = act
+
+    def purify(self, pixels, noise=None):
+        return self.act(pixels)
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda pixels: pixels[:1], r"must give images \(2, 1, 28, 28\) .* it gave \(1, 1, 28, 28\)"),
+        (lambda pixels: pixels.mul_(0.5), "leave its input alone"),
+        (lambda pixels: pixels * float("nan"), "give NaN"),
+        (lambda pixels: None, "fail on images"),
+        (lambda pixels: [][0], "IndexError"),
+    ],
+)
+def test_a_purifier_that_breaks_its_contract_is_named(act, said, classifier, data):
+    with pytest.raises(AuditError, match=said):
+        audit(guard(classifier, Broken(act)), data, attacks=("fgsm",))
+
+
+def test_what_is_no_guard_or_no_data_is_refused(classifier, data):
+    with pytest.raises(ConfigError, match=r"expected what purifier.guard\(\) returns, got NearestMean"):
+        audit(classifier, data)
+    with pytest.raises(ConfigError, match="expected ImageData or a DATA spec, got int"):
+        audit(guard(classifier, "identity"), 5)
+
+
+def test_an_attack_must_declare_itself():
+    with pytest.raises(PluginError, match="must declare needs"):
+        type("Silent", (purifier.Attack,), {"norms": ("linf",)})
+    with pytest.raises(PluginError, match="must declare norms, a tuple"):
+        type("Text", (purifier.Attack,), {"needs": "labels", "norms": "linf"})
 
 
 def test_an_unwritable_folder_is_found_before_the_work(tmp_path):

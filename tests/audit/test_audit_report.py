@@ -23,7 +23,8 @@ def test_a_report_is_saved_and_loaded_as_it_was(report, classifier, data, tmp_pa
     assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 1
     assert raw["data"] == {"name": f"fashion-mnist:test:{COUNT}", "count": COUNT}
     assert raw["preprocessing"]["layout"] == "NCHW"
-    assert raw["purifier"] == {"plugin": "blur", "config": {"sigma": 1.0}, "surrogate": "identity", "file": None, "sha256": None}
+    known = {"plugin": "blur", "config": {"sigma": 1.0}, "surrogate": "identity"}
+    assert raw["purifier"] == {**known, "file": None, "sha256": None}
     assert set(raw["versions"]) == {"purifier", "torch", "onnxruntime", "python"}
     assert raw["rows"][2]["accuracy"] == raw["rows"][2]["correct"] / COUNT
     assert len(raw["rows"][2]["interval"]) == 2 and raw["rows"][2]["route"] == "exact"
