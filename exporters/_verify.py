@@ -13,8 +13,9 @@ import onnxruntime
 from onnx import ModelProto, ValueInfoProto
 from torch import Tensor
 
-from purifier.errors import ExportError
+from purifier.errors import ClassifierError, ExportError
 from purifier.onnx_front import cause_of
+from purifier.onnx_graph import opset_of
 from purifier.runtime import CPU, open_session
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -26,11 +27,17 @@ NUMPY_TYPES = {
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint64)": np.uint64,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint16)": np.uint16,
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
 
 
+SIZE_ADVICE = "if their size is wrong, give image_shape=(C, H, W), on the command line --image-shape 3x32x32"
 COARSE_TOLERANCE = 1e-2
 """For images of less than 32 bits: a difference of 1e-7 before rounding can move a pixel by one step."""
 LOOSE_TOLERANCE = 5e-2
@@ -60,7 +67,14 @@ class Verifier:
         self.in_halves = False
         """Whether purifier and classifier had to be compared one after the other."""
         self._file = file
-        self._session = open_session(file, providers=[CPU])
+        try:
+            self._session = open_quietly(file)
+        except ClassifierError as error:
+            raise ExportError(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot open the file, which uses opset "
+                f"{opset_of(candidate.model)}; try a lower opset ({cause_of(error).replace(file.name, path.name)})",
+                path,
+            ) from error
 
     def error_at(self, count: int) -> float:
         """The largest relative error at a batch size.
@@ -86,7 +100,7 @@ class Verifier:
         # A classifier that rounds its input (quantised, uint8, float16) turns a difference of 1e-7 in a purified image
         # into a whole step. So the purified images are compared first, and the classifier then on the very same ones.
         tap = self.candidate.tap
-        tapped = self._run(open_session(_with_output(self._file, tap), providers=[CPU]), batch)
+        tapped = self._run(open_quietly(_with_output(self._file, tap)), batch)
         self._largest(found, {name: tapped[name] for name in found}, LOOSE_TOLERANCE)
         expected = self._reference(batch, tapped[tap])
         coarse = tapped[tap].dtype not in (np.float32, np.float64)
@@ -101,16 +115,18 @@ class Verifier:
     def _reference(self, batch: Tensor, purified: Array | None) -> Outputs:
         try:
             return self.candidate.reference(batch, purified)
+        except ExportError:
+            raise
         except Exception as error:
             raise ExportError(
                 f"{self.path}: the classifier itself fails on random images {tuple(batch.shape)}: {cause_of(error)}; "
-                "if their size is wrong, give image_shape=(C, H, W), on the command line --image-shape 3x32x32",
+                f"{SIZE_ADVICE}",
                 self.path,
             ) from error
 
     def _run(self, session: onnxruntime.InferenceSession, batch: Tensor) -> dict[str, Array]:
         name = self.candidate.input
-        feed = {**other_inputs(session, name, len(batch)), name: batch.numpy()}
+        feed = {**other_inputs(session, name, len(batch), self.path), name: batch.numpy()}
         try:
             values = session.run(None, feed)
         except Exception as error:
@@ -130,11 +146,24 @@ def _with_output(file: Path, name: str) -> ModelProto:
     return model
 
 
-def other_inputs(session: onnxruntime.InferenceSession, image: str, count: int) -> dict[str, Array]:
+def open_quietly(model: Path | ModelProto) -> onnxruntime.InferenceSession:
+    """A session on the CPU that logs nothing: what fails is raised, and said once."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return open_session(model, providers=[CPU], options=options)
+
+
+def other_inputs(session: onnxruntime.InferenceSession, image: str, count: int, path: Path) -> dict[str, Array]:
     """Zeros for the inputs that take no images; a free first size is the batch, other free sizes are 1."""
     feed: dict[str, Array] = {}
     for value in session.get_inputs():
         if value.name != image:
+            if value.type not in NUMPY_TYPES:
+                raise ExportError(
+                    f"{path}: cannot fill in the classifier's input {value.name!r} of {value.type} to check the file; "
+                    "make it a constant of the classifier, or give it a number's type",
+                    path,
+                )
             sizes = [size if isinstance(size, int) else 1 for size in value.shape]
             if value.shape and not isinstance(value.shape[0], int):
                 sizes[0] = count

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,17 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from purifier.atomic import atomic_path
-from purifier.errors import ConfigError, ExportError
+from purifier.errors import ConfigError, ExportError, PurifierError
 from purifier.guard import Guard, GuardedModule
 from purifier.interfaces import Exporter, ExportReport, Purifier
 from purifier.onnx_file import MAX_BYTES
 from purifier.onnx_front import OPSET, SCORE, PurifierFront, cause_of, example_images, export_module
 from purifier.onnx_graph import add_metadata, opset_of, purified_name, purifier_metadata, raise_opset
 from purifier.pixels import Preprocessing
-from purifier.runtime import CPU, open_session
 from purifier.seeding import SampleGenerator
 from purifier.session import GuardedSession
 
-from ._verify import COARSE_TOLERANCE, Candidate, Outputs, Verifier, other_inputs
+from ._verify import COARSE_TOLERANCE, SIZE_ADVICE, Candidate, Outputs, Verifier, open_quietly, other_inputs
 
 
 class OnnxExporter(Exporter):
@@ -53,7 +53,7 @@ class OnnxExporter(Exporter):
         image_shape
             (C, H, W) of the pixels; needed where neither the purifier nor the classifier fixes it.
         opset
-            At least 18; an ONNX classifier's own is kept if it is higher.
+            From 18 to the newest that the installed onnx knows; an ONNX classifier's own is kept if it is higher.
         batches
             The batch sizes to run; a classifier with a fixed one is run at that only.
         tolerance
@@ -63,13 +63,12 @@ class OnnxExporter(Exporter):
 
         Raises
         ------
+        ConfigError
+            An option has an impossible value.
         ExportError
             The guard cannot be exported, or the file does not reproduce it; no file is left.
         """
-        if opset < OPSET:
-            raise ConfigError(f"opset: expected {OPSET} or more, got {opset}")
-        if not batches or min(batches) < 1:
-            raise ConfigError(f"batches: expected positive batch sizes, got {tuple(batches)}")
+        _check_options(image_shape, opset, batches, tolerance)
         shape = image_shape or getattr(guard.purifier.config, "image_shape", None)
         notes = []
         if isinstance(guard, GuardedModule):
@@ -103,15 +102,13 @@ class _Flat(nn.Module):
         super().__init__()
         self.guard = guard
 
-    def named(self, image: Tensor) -> dict[str, Tensor]:
+    def run(self, image: Tensor) -> tuple[Any, Tensor | None]:
         guard = self.guard
         result = guard(image) if guard.position == 0 else guard(**{guard.input: image})
-        output, scores = result if guard.score else (result, None)
-        named = {"logits": output} if isinstance(output, Tensor) else _flatten(output, "")
-        return named if scores is None else {**named, SCORE: scores}
+        return result if guard.score else (result, None)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.named(image).values())
+        return tuple(_named(*self.run(image)).values())
 
 
 def _from_module(guard: GuardedModule, path: Path, shape: tuple[int, int, int] | None, opset: int) -> Candidate:
@@ -121,36 +118,37 @@ def _from_module(guard: GuardedModule, path: Path, shape: tuple[int, int, int] |
             "W), on the command line --image-shape 3x32x32",
             path,
         )
-    weight = sum(tensor.numel() * tensor.element_size() for tensor in guard.state_dict().values())
+    # Quantised modules keep other things than tensors there.
+    tensors = [value for value in guard.state_dict().values() if isinstance(value, Tensor)]
+    weight = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if weight > MAX_BYTES:
         raise _too_large(path, weight)
-    flat = _Flat(copy.deepcopy(guard).cpu().eval())
+    kind = type(guard.classifier).__name__
+    with _explained(path, f"{kind} and its purifier cannot be copied to the CPU"):
+        flat = _Flat(copy.deepcopy(guard).cpu().eval())
     flat.guard.purifier.draw = lambda pixels, generator: None  # type: ignore[method-assign]
     images = _images(guard.purifier, guard.preprocessing, _in_layout(shape, guard.preprocessing))
     example = images(2)
-    try:
-        with torch.no_grad():
-            names = list(flat.named(example))
-        input_name = guard.input if guard.input.isidentifier() else "images"
+    input_name = guard.input if guard.input.isidentifier() else "images"
+    trial = f"{kind} fails on its image alone, random {tuple(example.shape)}"
+    with _explained(path, trial, f"; {SIZE_ADVICE}"), torch.no_grad():
+        answer = flat.run(example)
+    with _explained(path, f"torch cannot export {kind}"):
+        names = list(_named(*answer))
         if input_name in names:
             raise TypeError(f"the input and an output are both called {input_name!r}")
         model = export_module(flat, example, free=(0,), input=input_name, outputs=names, opset=opset)
-    except (TypeError, torch.onnx.OnnxExporterError) as error:
-        raise ExportError(
-            f"{path}: torch cannot export {type(guard.classifier).__name__} from its image alone: {cause_of(error)}",
-            path,
-        ) from error
 
     def reference(batch: Tensor, purified: object) -> Outputs:
         with torch.no_grad():
-            return {name: value.numpy() for name, value in flat.named(batch).items()}
+            return {name: value.numpy() for name, value in zip(names, flat(batch), strict=True)}
 
     return Candidate(model, input_name, images, reference)
 
 
 def _from_session(guard: GuardedSession, path: Path, shape: tuple[int, int, int] | None, opset: int) -> Candidate:
     front = PurifierFront(copy.deepcopy(guard.purifier).cpu(), guard.preprocessing, guard.score).eval()
-    original = open_session(guard.classifier, providers=[CPU])
+    original = open_quietly(guard.classifier)
     given = _in_layout(shape or (None, None, None), guard.preprocessing)
     declared = tuple(size or wish for size, wish in zip(guard.image.shape, given, strict=True))
     images = _images(guard.purifier, guard.preprocessing, declared)
@@ -161,7 +159,7 @@ def _from_session(guard: GuardedSession, path: Path, shape: tuple[int, int, int]
         with torch.no_grad():
             purified, *scores = front(batch)
         images = purified.numpy() if given is None else given
-        feed = {**other_inputs(original, guard.input, len(batch)), guard.input: images}
+        feed = {**other_inputs(original, guard.input, len(batch), path), guard.input: images}
         names = [output.name for output in original.get_outputs()]
         found = dict(zip(names, original.run(None, feed), strict=True))
         # The one output the guard cannot purify: the fed image itself, under its own name.
@@ -189,6 +187,33 @@ def _draws(guard: Guard, image: Tensor) -> bool:
     return purifier.draw(pixels, SampleGenerator(0, range(len(pixels)))) is not None
 
 
+def _check_options(shape: Any, opset: Any, batches: Any, tolerance: Any) -> None:
+    newest = onnx.defs.onnx_opset_version()  # beyond it torch writes opset 18, and says nothing
+    if shape is not None and not (_are_sizes(shape) and len(shape) == 3):
+        raise ConfigError(f"image_shape: expected (C, H, W), three positive integers, got {shape!r}")
+    if type(opset) is not int or not OPSET <= opset <= newest:
+        raise ConfigError(f"opset: expected an integer from {OPSET} to {newest}, got {opset!r}")
+    if not _are_sizes(batches) or not batches:
+        raise ConfigError(f"batches: expected positive batch sizes, such as (1, 2, 7), got {batches!r}")
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise ConfigError(f"tolerance: expected a number, 0 or more, got {tolerance!r}")
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, tuple | list | range) and all(type(value) is int and value > 0 for value in values)
+
+
+@contextmanager
+def _explained(path: Path, failure: str, advice: str = "") -> Iterator[None]:
+    """A classifier is anybody's code, which can raise anything."""
+    try:
+        yield
+    except PurifierError:
+        raise
+    except Exception as error:
+        raise ExportError(f"{path}: {failure}: {cause_of(error)}{advice}", path) from error
+
+
 def _check_model(model: ModelProto, path: Path) -> None:
     if model.ByteSize() > MAX_BYTES:
         raise _too_large(path, model.ByteSize())
@@ -206,21 +231,35 @@ def _too_large(path: Path, size: int) -> ExportError:
     )
 
 
-def _flatten(output: Any, name: str) -> dict[str, Tensor]:
+def _named(output: Any, scores: Tensor | None) -> dict[str, Tensor]:
+    """The graph's outputs: every tensor in a classifier's output, then the scores."""
+    pairs = list(_flatten(output, ""))
+    if not pairs:
+        raise TypeError("it returns no tensor")
+    if scores is not None:
+        pairs.append((SCORE, scores))
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TypeError(f"two of its outputs would be called {twice!r}; rename one of them")
+    return named
+
+
+def _flatten(output: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor in a classifier's output, under the name of its place."""
     if isinstance(output, Tensor):
-        return {name: output}
+        yield name or "logits", output
+        return
     if output is None:
-        return {}
+        return
     if dataclasses.is_dataclass(output) and not isinstance(output, Mapping | type):
         output = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
     if isinstance(output, Mapping):
-        parts = {str(key): value for key, value in output.items()}
+        parts = [(str(key), value) for key, value in output.items()]
     elif isinstance(output, tuple | list):
-        parts = {str(place) if name else f"output_{place}": value for place, value in enumerate(output)}
+        parts = [(str(place) if name else f"output_{place}", value) for place, value in enumerate(output)]
     else:
         raise TypeError(f"its output holds a {type(output).__name__}; expected tensors")
-    found: dict[str, Tensor] = {}
-    for key, value in parts.items():
-        found.update(_flatten(value, f"{name}_{key}" if name else key))
-    return found
+    for key, value in parts:
+        yield from _flatten(value, f"{name}_{key}" if name else key)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,10 +22,8 @@ from .named_data import CLASSES, load_arrays
 
 DEMO_IMAGES = "demo-images.npz"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_BROKEN_ZIP = (
-    *(ValueError, OSError, EOFError, MemoryError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+_BROKEN_ARRAY = (ValueError, EOFError, MemoryError, RuntimeError, SyntaxError, tokenize.TokenError)
+_BROKEN_ZIP = (*_BROKEN_ARRAY, OSError, zipfile.BadZipFile, zlib.error)
 FORMS = "NAME[:train|test][:count] with NAME of " + ", ".join(CLASSES) + "; folder:DIR; npz:FILE; demo[:count]"
 
 
@@ -125,6 +125,14 @@ def load_data(spec: str, *, root: str | Path | None = None) -> ImageData:
     DataError
         The data is missing, empty, damaged or not images in [0, 1].
     """
+    try:
+        return _load(spec, root)
+    except OSError as error:  # a folder that may not be searched, a name too long
+        path = error.filename or spec
+        raise DataError(f"cannot read {path}: {error.strerror or error}; give data that you may read", path) from error
+
+
+def _load(spec: str, root: str | Path | None) -> ImageData:
     kind, _, rest = spec.partition(":")
     if kind in ("folder", "npz"):
         if not rest:
@@ -181,9 +189,11 @@ def _from_arrays(
     if labels.shape == images.shape[:1]:  # if not, the constructor says so
         images, labels = images[:count], labels[:count]
     kind = np.uint8 if images.dtype == np.uint8 else np.float32
+    with np.errstate(over="ignore"):  # beyond float32 they become infinite, and the range is refused
+        images = np.array(images, dtype=kind, order="C")
     return ImageData(
         spec,
-        torch.from_numpy(np.array(images, dtype=kind, order="C")),
+        torch.from_numpy(images),
         torch.from_numpy(np.array(labels, dtype=np.int64)),
         classes,
     )
@@ -231,6 +241,8 @@ def _load_npz(spec: str, path: Path, classes: Sequence[str] = (), count: int | N
             if isinstance(stored, np.ndarray):
                 raise ValueError("it is a single .npy array")
             arrays = {key: stored[key] for key in ("images", "labels") if key in stored}
+            if any(isinstance(array, bytes) for array in arrays.values()):  # so numpy gives what is no .npy
+                raise ValueError("an array in it is damaged")
     except _BROKEN_ZIP as error:
         raise DataError(
             f"cannot read {path} ({error}); expected an .npz file with plain arrays 'images' and 'labels', "
@@ -252,12 +264,20 @@ def _load_folder(spec: str, folder: Path) -> ImageData:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        inside = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+        inside = sorted(path for path in _files(folder / name) if path.suffix.lower() in SUFFIXES)
         if not inside:
             raise DataError(f"{folder / name} holds no images; expected {' '.join(SUFFIXES)}", folder / name)
         paths += inside
         labels += [label] * len(inside)
     return ImageData(spec, ImageFiles(paths), torch.tensor(labels), classes)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:  # os.walk and Path.rglob both pass over what they cannot read
+        raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(place, name) for name in names)
 
 
 def _head(path: Path) -> tuple[tuple[int, int], str]:

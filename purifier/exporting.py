@@ -35,12 +35,16 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
     ExportError
         The guard cannot be exported or the file does not reproduce it; no file is left.
     ConfigError
-        ``guard`` is no guard, or the exporter has no such option.
+        ``guard`` is no guard, ``path`` no path, ``format`` no name, or the exporter has no such option.
     """
     if not isinstance(getattr(guard, "purifier", None), Purifier) or not hasattr(guard, "classifier"):
         raise ConfigError(
             f"export: expected what purifier.guard(model, purifier) returns, got {type(guard).__name__}; guard it first"
         )
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"path: expected the file to write, got {path!r}")
+    if not isinstance(format, str):
+        raise ConfigError(f"format: expected an exporter's name, one of {', '.join(exporters)}; got {format!r}")
     exporter = exporters.get(format)()
     parameters = list(inspect.signature(exporter.export).parameters.values())
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]

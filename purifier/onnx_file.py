@@ -14,7 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from .errors import ClassifierError
+from .errors import ClassifierError, ConfigError
 from .pixels import Preprocessing
 
 MAX_BYTES = 1_500_000_000
@@ -69,6 +69,8 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
             f"{where} is not an ONNX model (no outputs or no opset): is it whole? Copy or export it again",
             where,
         )
+    if not isinstance(model.graph.name, str):  # protobuf gives bytes for what is no UTF-8
+        raise ClassifierError(f"{where} is damaged (its graph's name is no text); copy or export it again", where)
     local = {(function.domain, function.name) for function in model.functions}
     for graph in _all_graphs(model):
         if graph.sparse_initializer:
@@ -120,7 +122,11 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
     ------
     ClassifierError
         There is none, there are several and none was chosen, or the chosen one takes no images.
+    ConfigError
+        ``input`` is neither a position nor a name.
     """
+    if isinstance(input, bool) or not isinstance(input, int | str | None):
+        raise ConfigError(f"input: expected a position or a name, got {input!r}")
     stored = {tensor.name for tensor in model.graph.initializer}
     values = [value for value in model.graph.input if value.name not in stored]
     candidates = [place for place, value in enumerate(values) if _can_be_image(value)]
@@ -171,7 +177,7 @@ def infer_preprocessing(image: ImageInput) -> Preprocessing:
 def describe_input(value: ValueInfoProto) -> str:
     """``name float32 (N, 3, 32, 32)``, for messages."""
     kind = value.type.tensor_type
-    sizes = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in kind.shape.dim]
+    sizes = [str(d.dim_param or (d.dim_value if d.HasField("dim_value") else "?")) for d in kind.shape.dim]
     names = {int(number): name.lower() for name, number in TensorProto.DataType.items()}
     type_name = IMAGE_TYPES.get(kind.elem_type) or names.get(kind.elem_type, "unknown")
     return f"{value.name} {type_name} ({', '.join(sizes)})"
@@ -194,13 +200,15 @@ def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def _read(path: Path) -> ModelProto:
-    if not path.is_file():
-        raise ClassifierError(f"no file {path}; expected an .onnx file", path)
-    if path.stat().st_size > MAX_BYTES:
-        raise _too_large(str(path), path.stat().st_size)
     try:
+        if not path.is_file():
+            raise ClassifierError(f"no file {path}; expected an .onnx file", path)
+        if path.stat().st_size > MAX_BYTES:
+            raise _too_large(str(path), path.stat().st_size)
         return onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, OSError) as error:
+    except OSError as error:
+        raise ClassifierError(f"cannot read {path}: {error.strerror or error}", path) from error
+    except DecodeError as error:
         raise ClassifierError(f"{path} is damaged or not ONNX ({error}); copy or export it again", path) from error
 
 
@@ -241,7 +249,7 @@ def _shapes(model: ModelProto) -> dict[str, list[int]]:
     """The stored vectors, by name, that can be a shape: up to 16 integers."""
     found = {tensor.name: tensor for graph in _all_graphs(model) for tensor in graph.initializer}
     for node in _nodes(model):
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" and node.output:
             for attribute in node.attribute:
                 if attribute.name == "value":
                     found[node.output[0]] = attribute.t

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass
 from torch import Tensor, nn
 
 from .errors import ConfigError, PluginError
-from .interfaces import Purifier
+from .interfaces import Purifier, dtype_of
+from .onnx_file import MAX_ELEMENTS
 from .pixels import Preprocessing
 
 OPSET = 18
@@ -38,7 +40,7 @@ class PurifierFront(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         pixels = self.preprocessing.to_pixels(image).clamp(0, 1)
-        pixels = pixels.to(next(self.purifier.parameters(), pixels).dtype)
+        pixels = pixels.to(dtype_of(self.purifier))
         purified = self.preprocessing.to_classifier(self.purifier.purify(pixels, None))
         return (purified, self.purifier.score(pixels).float()) if self.score else (purified,)
 
@@ -85,7 +87,14 @@ def purifier_graph(
 def example_images(
     purifier: Purifier, preprocessing: Preprocessing, image_shape: tuple[int | None, ...], *, count: int = 2
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Random images in the classifier's format, and which dimensions are free (0, the batch, always)."""
+    """Random images in the classifier's format, and which dimensions are free (0, the batch, always).
+
+    Raises
+    ------
+    ConfigError
+        The purifier is made for images of another shape, the number of channels is not known, or the images are
+        too large.
+    """
     nhwc = preprocessing.layout == "NHWC"
     order = (0, 3, 1, 2) if nhwc else (0, 1, 2, 3)
     declared = tuple(image_shape[place] for place in order)[1:]
@@ -107,7 +116,13 @@ def example_images(
         )
     generator = torch.Generator().manual_seed(0)
     # Different sizes for height and width, so that the exporter does not take them for one.
-    pixels = torch.rand((count, channels, height or 64, width or 96), generator=generator)
+    sizes = (count, channels, height or 64, width or 96)
+    if math.prod(sizes) > MAX_ELEMENTS:
+        raise ConfigError(
+            f"a batch of images {sizes} (N, C, H, W) has {math.prod(sizes):.3g} values, the limit is "
+            f"{MAX_ELEMENTS:.3g}; give smaller images or batches"
+        )
+    pixels = torch.rand(sizes, generator=generator)
     free = [0, *(place for place, size in ((2, height), (3, width)) if size is None)]
     return preprocessing.to_classifier(pixels), tuple(order.index(place) for place in free)
 

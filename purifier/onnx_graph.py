@@ -6,20 +6,22 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import onnx
 import onnx_ir as ir
 from onnx import ModelProto, NodeProto, version_converter
 from onnx.inliner import inline_local_functions
 
-from .errors import ClassifierError, PluginError
+from .errors import ClassifierError, PluginError, PurifierError
 from .interfaces import Purifier, purifiers
 from .onnx_file import ImageInput as ImageInput
 from .onnx_file import all_graphs
 from .onnx_file import image_input as image_input
 from .onnx_file import infer_preprocessing as infer_preprocessing
 from .onnx_file import load_onnx as load_onnx
-from .onnx_front import IR_VERSION, PURIFIED, SCORE, without_sources
+from .onnx_front import IR_VERSION, PURIFIED, SCORE, cause_of, without_sources
 from .onnx_front import OPSET as OPSET
 from .onnx_front import purifier_graph as purifier_graph
 
@@ -36,8 +38,14 @@ def graft(front: ModelProto, classifier: ModelProto, input_name: str, *, score: 
     Raises
     ------
     ClassifierError
-        The classifier cannot be brought to the purifier's opset, or has a value ``purifier_score`` already.
+        The classifier cannot be brought to the purifier's opset, has a value ``purifier_score`` already, or is
+        malformed.
     """
+    with _readable(classifier):
+        return _grafted(front, classifier, input_name, score=score)
+
+
+def _grafted(front: ModelProto, classifier: ModelProto, input_name: str, *, score: bool) -> ModelProto:
     classifier = raise_opset(classifier, opset_of(front))
     names = _names(classifier)
     if score and SCORE in names:
@@ -89,8 +97,13 @@ def raise_opset(model: ModelProto, opset: int) -> ModelProto:
     Raises
     ------
     ClassifierError
-        The converter does not manage.
+        The converter does not manage, or the model is malformed.
     """
+    with _readable(model):
+        return _raised(model, opset)
+
+
+def _raised(model: ModelProto, opset: int) -> ModelProto:
     copy = _copied(model)
     if copy.functions:
         copy = inline_local_functions(copy, convert_version=True)
@@ -141,6 +154,21 @@ def add_metadata(model: ModelProto, entries: dict[str, str]) -> None:
     """Set metadata of a model in place; what else it says of itself stays."""
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**kept, **entries})
+
+
+@contextmanager
+def _readable(model: ModelProto) -> Iterator[None]:
+    """Each tool has its own exceptions for a malformed graph: SerdeError, ValidationError, a bare ValueError..."""
+    try:
+        yield
+    except PurifierError:
+        raise
+    except Exception as error:
+        raise ClassifierError(
+            f"the classifier cannot be read as a graph: {cause_of(error)}; see what onnx.checker.check_model says of "
+            "it, and export it again",
+            model.graph.name,
+        ) from error
 
 
 def _copied(model: ModelProto) -> ModelProto:

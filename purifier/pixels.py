@@ -53,6 +53,10 @@ class Preprocessing:
             raise ConfigError(f"preprocessing: layout must be NCHW or NHWC, got {self.layout!r}")
         if self.channels not in ("RGB", "BGR"):
             raise ConfigError(f"preprocessing: channels must be RGB or BGR, got {self.channels!r}")
+        for name, numbers in (("mean", self.mean), ("std", self.std), ("scale", (self.scale,))):
+            if not isinstance(numbers, tuple) or not all(isinstance(x, int | float) and abs(x) <= 1e6 for x in numbers):
+                wanted = "a number" if name == "scale" else "a tuple of numbers, one a channel"
+                raise ConfigError(f"preprocessing: {name} must be {wanted}, up to 1e6, got {getattr(self, name)!r}")
         if not self.scale > 0 or any(not value > 0 for value in self.std):
             raise ConfigError(f"preprocessing: scale and std must be positive, got {self.scale} and {self.std}")
         if self.mean and self.std and len(self.mean) != len(self.std):

@@ -64,8 +64,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     ClassifierError
         The classifier cannot be read, or is none that can be guarded.
     ConfigError
-        The purifier, the preprocessing and the classifier do not fit together; or a provider is not to be
-        had.
+        The purifier, the preprocessing and the classifier do not fit together; ``input`` or ``providers`` is of
+        the wrong kind; or a provider is not to be had.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         providers: Sequence[Provider] | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
     ) -> None:
+        _check_providers(providers)
         self.classifier = load_onnx(classifier)
         self.image = image_input(self.classifier, input)
         self.input = self.image.name
@@ -111,10 +112,23 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         PixelError
             The image input has an impossible shape, type or range.
         """
-        images = input_feed.get(self.input)
-        if isinstance(images, np.ndarray):
-            self._check(images)
+        if isinstance(input_feed, Mapping) and self.input in input_feed:
+            images = input_feed[self.input]
+            if not isinstance(images, onnxruntime.OrtValue):
+                input_feed = {**input_feed, self.input: self._checked(images)}
         return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
+
+    def _checked(self, images: Any) -> np.ndarray[Any, Any]:
+        try:
+            found = np.asarray(images)
+        except Exception as error:
+            raise PixelError(
+                f"{self.input}: expected a NumPy array of images, got {type(images).__name__} ({error})"
+            ) from error
+        if isinstance(images, list) and found.dtype == np.float64 and self.image.dtype != "uint8":
+            found = found.astype(self.image.dtype)  # as ONNX Runtime reads a list of Python's floats
+        self._check(found)
+        return found
 
     def _check(self, images: np.ndarray[Any, Any]) -> None:
         layout, wanted = self.preprocessing.layout, self.image.shape
@@ -138,6 +152,15 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             # torch takes no negative strides, which reversed channels have.
             values = torch.tensor(np.ascontiguousarray(images))
             check_range(self.preprocessing.to_pixels(values), name=self.input)
+
+
+def _check_providers(providers: Any) -> None:
+    """Names, or names with options; which of them exist is for :mod:`purifier.runtime` to say."""
+    entries = providers if isinstance(providers, list | tuple) else [] if providers is None else [None]
+    for entry in entries:
+        name = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        if not isinstance(name, str):
+            raise ConfigError(f"providers: expected a list of names or (name, options) pairs, got {providers!r}")
 
 
 def _fitted(preprocessing: Preprocessing | None, image: ImageInput) -> Preprocessing:

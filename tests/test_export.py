@@ -242,13 +242,30 @@ def test_a_file_that_differs_from_the_guard_is_not_left(vae: Purifier, tmp_path:
     export(session, path, tolerance=0.05)
 
 
-def test_a_batch_size_baked_into_the_classifier_is_found(vae: Purifier, tmp_path: Path) -> None:
+def test_a_batch_size_baked_into_the_classifier_is_found(
+    vae: Purifier, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = onnx_classifier()
     model.graph.node[1].CopyFrom(helper.make_node("Reshape", ["cast", "sizes"], ["flat"]))
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, 64]), "sizes"))
     with pytest.raises(ExportError, match=r"the classifier itself fails on random images \(1, 1, 8, 8\)"):
         export(guard(model, vae), tmp_path / "guarded.onnx")
     assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")  # ONNX Runtime would log the same
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.STRING])
+def test_other_inputs_are_filled_in_if_they_are_numbers(kind: int, vae: Purifier, tmp_path: Path) -> None:
+    model = onnx_classifier()
+    model.graph.node.append(helper.make_node("Identity", ["label"], ["same"]))
+    for values, name in ((model.graph.input, "label"), (model.graph.output, "same")):
+        values.append(helper.make_tensor_value_info(name, kind, ["N"]))
+    guarded = guard(model, vae)
+    if kind == TensorProto.INT8:
+        export(guarded, tmp_path / "guarded.onnx", batches=(2,))
+    else:
+        with pytest.raises(ExportError, match=r"cannot fill in the classifier's input 'label' of tensor\(string\)"):
+            export(guarded, tmp_path / "guarded.onnx")
 
 
 def test_the_exporter_passes_the_conformance_kit(vae: Purifier, tmp_path: Path) -> None:

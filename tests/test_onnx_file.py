@@ -131,6 +131,8 @@ def test_a_small_constant_and_microsofts_operators_are_let_through() -> None:
 
 
 def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClassifierError, match="cannot read a+: File name too long"):
+        load_onnx("a" * 5000)
     with pytest.raises(ClassifierError, match=r"no file .*nowhere\.onnx; expected an .onnx file"):
         load_onnx(tmp_path / "nowhere.onnx")
     content = linear().SerializeToString()
@@ -138,9 +140,23 @@ def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ClassifierError, match="damaged or not ONNX"):
         load_onnx(path)
+    path.write_bytes(content.replace(b"classifier", b"\xff" * 10))
+    with pytest.raises(ClassifierError, match="damaged .its graph's name is no text"):
+        load_onnx(path)
     path.write_bytes(b"")
     with pytest.raises(ClassifierError, match="not an ONNX model"):
         load_onnx(str(path))
+
+
+def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "private.onnx"
+    onnx.save(linear(), path)
+    monkeypatch.setattr(onnx, "load", denied)  # root may read everything, so the file's mode proves nothing
+    with pytest.raises(ClassifierError, match=r"cannot read .*private\.onnx: Permission denied$"):
+        load_onnx(path)
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purifier.onnx_front import export_module
+import purifier
+from purifier.onnx_front import PurifierFront, export_module
+from purifier.pixels import Preprocessing
 
 EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
@@ -69,3 +71,11 @@ def test_exports_in_several_threads_leave_the_process_as_it_was() -> None:
         made = list(pool.map(export, [Twice(), Twice(), Twice()]))
     assert process() == before
     assert [model.graph.output[0].name for model in made] == ["twice"] * 3
+
+
+def test_a_half_precision_purifier_without_parameters_takes_images_of_any_type() -> None:
+    image = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    front = PurifierFront(purifier.load("blur").half(), Preprocessing(), score=True)
+    purified, scores = front(image)
+    assert (purified.dtype, scores.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(purified, purifier.load("blur").purify(image), atol=2e-3, rtol=0)

@@ -64,6 +64,11 @@ def test_other_preprocessing_is_refused() -> None:
         ({"scale": -1.0}, "scale and std must be positive"),
         ({"mean": (1.0, 2.0), "std": (1.0,)}, "one length"),
         ({"dtype": "uint8"}, "takes scale=255"),
+        ({"mean": 0.5}, "mean must be a tuple of numbers, one a channel, up to 1e6, got 0.5"),
+        ({"std": ("a",)}, "std must be a tuple of numbers"),
+        ({"mean": (float("nan"),)}, "mean must be"),
+        ({"scale": float("inf")}, "scale must be a number, up to 1e6, got inf"),
+        ({"scale": None}, "scale must be a number"),
     ],
 )
 def test_impossible_preprocessing(options: dict, message: str) -> None:

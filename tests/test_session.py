@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -170,12 +171,23 @@ def test_what_a_session_holds() -> None:
         (pixels().double(), "expected float32 images, got float64"),
         (pixels() * 255, r"expected values in \[0, 1\], got \[.*mean, std, scale=255"),
         (torch.full((1, 3, 8, 8), torch.nan), r"got \[nan, nan\]"),
+        ((pixels() * 255).tolist(), r"expected values in \[0, 1\]"),
+        ((pixels() * 255).int().tolist(), "expected float32 images, got int64"),
+        ([[0.5], [0.5, 0.5]], "expected a NumPy array of images, got list"),
+        (None, r"got \(\)"),
     ],
 )
-def test_images_that_cannot_be_right_are_an_error(images: torch.Tensor, message: str) -> None:
+def test_images_that_cannot_be_right_are_an_error(images: Any, message: str) -> None:
     session = GuardedSession(classifier(), load("blur"), providers=[CPU])
     with pytest.raises(PixelError, match=message):
-        session.run(None, {"photo": images.numpy()})
+        session.run(None, {"photo": images.numpy() if isinstance(images, torch.Tensor) else images})
+
+
+def test_lists_tensors_and_ort_values_are_images_too() -> None:
+    session = GuardedSession(classifier(), load("blur"), providers=[CPU])
+    expected = session.run(None, {"photo": pixels().numpy()})[1]
+    for images in (pixels().tolist(), pixels(), onnxruntime.OrtValue.ortvalue_from_numpy(pixels().numpy())):
+        np.testing.assert_array_equal(session.run(None, {"photo": images})[1], expected)
 
 
 def test_a_purifier_for_other_images_is_an_error() -> None:
@@ -233,3 +245,17 @@ def test_an_unexportable_purifier_is_an_error_naming_it(kind: type[Purifier]) ->
 def test_a_provider_not_to_be_had_is_an_error() -> None:
     with pytest.raises(ConfigError, match="has no 'AbacusExecutionProvider'"):
         GuardedSession(classifier(), load("blur"), providers=["AbacusExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"providers": [5]}, r"providers: expected a list of names .*, got \[5\]"),
+        ({"providers": CPU}, "got 'CPUExecutionProvider'"),
+        ({"providers": [(CPU,)]}, "providers: expected a list"),
+        ({"input": 1.5}, "input: expected a position or a name, got 1.5"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GuardedSession(classifier(), load("blur"), **options)

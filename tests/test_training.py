@@ -260,6 +260,20 @@ def test_a_new_run_does_not_go_on(images: ImageData, tmp_path: Path) -> None:
     assert [entry.get("epoch") for entry in read_log(out)] == [None, 1]
 
 
+def test_a_run_that_fails_at_once_leaves_a_good_checkpoint_and_its_log(images: ImageData, tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    train("noisy", images, out, epochs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(TrainingError, match="nothing was saved yet"):
+        train("poisoned", images, out, epochs=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_spec_is_data(images: ImageData, tmp_path: Path) -> None:
+    named = train("noisy", "fashion-mnist:train:200", tmp_path / "p.safetensors", epochs=1)
+    assert same(named, train("noisy", images, tmp_path / "q.safetensors", epochs=1))
+
+
 def test_loss_that_is_no_number(images: ImageData, tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
     with pytest.raises(TrainingError, match=r"not finite at epoch 2, step 3 \(good .*, bad nan\); epoch 1 is kept"):
@@ -274,7 +288,7 @@ def test_loss_that_is_no_number(images: ImageData, tmp_path: Path) -> None:
 def test_weights_that_are_no_numbers(images: ImageData, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"became NaN or infinite in epoch 1; nothing was saved yet: .*lr below"):
         train("poisoned", images, tmp_path / "p.safetensors", epochs=1, batch_size=200)
-    assert [path.name for path in tmp_path.iterdir()] == ["p.log.jsonl"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(1000, 1), (199, 1), (198, 2), (66, 4), (1, 200)])

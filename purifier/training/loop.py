@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint
-from ..data import ImageData
+from ..atomic import atomic_path
+from ..data import ImageData, load_data
 from ..errors import ConfigError, OutputError, TrainingError
 from ..interfaces import Purifier, purifiers
 from ..seeding import SampleGenerator, mix_seed
 from ..specs import build
 from .recipes import Recipe, build_recipe
-from .state import log_path, read_log, read_state, state_path, write_log, write_state
+from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
 
 REPORT_STEPS = 20
 """How often the loss is looked at: each look makes a GPU wait."""
@@ -41,7 +43,7 @@ class Progress:
 
 def train(
     plugin: str,
-    data: ImageData,
+    data: ImageData | str,
     out: str | Path,
     *,
     config: Mapping[str, object] | None = None,
@@ -51,8 +53,9 @@ def train(
     lr: float = 1e-3,
     seed: int = 0,
     resume: bool = False,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     save_every: int = 1,
+    root: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Purifier:
     """Train a purifier with Adam and write its checkpoint; the result is the checkpoint loaded.
@@ -65,9 +68,10 @@ def train(
     plugin
         Name of a purifier plugin.
     data
-        What to train on.
+        What to train on: labelled images or a DATA spec.
     out
-        The checkpoint to write, a ``.safetensors`` file.
+        The checkpoint to write, a ``.safetensors`` file. What lies there, and its log, stay until this run has
+        something to put in their place.
     config
         Options of the plugin's Config; ``image_shape`` is that of the data unless given.
     recipe
@@ -80,6 +84,8 @@ def train(
         Where to train, such as ``cpu`` or ``cuda``.
     save_every
         Epochs between two states.
+    root
+        Folder of named data sets.
     progress
         Called every few steps and at the end of each epoch.
 
@@ -87,17 +93,27 @@ def train(
     ------
     ConfigError, PluginError
         An option, recipe or plugin is unknown or has an impossible value.
+    SpecError, DataError
+        ``data`` is a spec that cannot be read, or of data that is missing or damaged.
     TrainingError
         There is nothing to train or to resume, or the loss became infinite or NaN; the last state is kept.
+    CheckpointError
+        The state to resume is damaged.
     OutputError
-        ``out`` cannot be written.
+        ``out`` cannot be written, or somebody else's file lies where the state goes.
     """
     out = Path(out)
+    state, log = state_path(out), log_path(out)
+    _check_numbers(epochs, batch_size, lr, seed, save_every)
     _check_out(out)
-    _check_numbers(epochs, batch_size, lr, save_every)
+    if not resume:
+        check_replaceable(state)
     place = _device(device)
     chosen = build_recipe(recipe)
-    purifier = _build(plugin, config or {}, data, seed).to(place).train()
+    images = load_data(data, root=root) if isinstance(data, str) else data
+    if not isinstance(images, ImageData):
+        raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")
+    purifier = _build(plugin, config or {}, images, seed).to(place).train()
     optimizer = torch.optim.Adam([weight for weight in purifier.parameters() if weight.requires_grad], lr=lr)
     settings = {
         "plugin": plugin,
@@ -106,20 +122,20 @@ def train(
         "lr": lr,
         "batch_size": batch_size,
         "seed": seed,
-        "data": data.name,
-        "images": len(data),
+        "data": images.name,
+        "images": len(images),
     }
-    header = {**settings, "epochs": epochs, "device": device}
-    state, log = state_path(out), log_path(out)
+    header = {**settings, "epochs": epochs, "device": str(device)}
     entry = read_state(state, purifier, optimizer, settings) if resume else None
     done = entry["epoch"] if entry else 0
     if done > epochs:
         raise TrainingError(f"{state} is at epoch {done} already, expected at most {epochs}; raise epochs")
     entries = read_log(log, until=done) if resume else []
-    write_log(log, header, entries)  # before the work, so that an unwritable folder shows at once
+    if resume:  # it is this run's own log; another's stays until this run has an epoch to show
+        write_log(log, header, entries)
     for epoch in range(done + 1, epochs + 1):
         try:
-            entry = _train_epoch(purifier, optimizer, chosen, data, settings, epoch, epochs, progress)
+            entry = _train_epoch(purifier, optimizer, chosen, images, settings, epoch, epochs, progress)
         except _NotFinite as problem:
             kept = f"epoch {done} is kept in {state}" if done else "nothing was saved yet"
             raise TrainingError(f"{problem}; {kept}: start again with lr below {lr:g}") from None
@@ -130,7 +146,7 @@ def train(
             done = epoch
     assert entry is not None  # epochs is 1 or more
     metrics = {**entry["terms"], "epochs": epochs, "images_per_second": entry["images_per_second"]}
-    checkpoint.save(purifier, out, recipe=recipe, seed=seed, data=data.name, metrics=metrics)
+    checkpoint.save(purifier, out, recipe=recipe, seed=seed, data=images.name, metrics=metrics)
     trained = checkpoint.load(out)
     state.unlink(missing_ok=True)
     return trained
@@ -243,25 +259,37 @@ def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int
     return purifier
 
 
+class _Rehearsed(Exception):
+    """Ends a write before it replaces anything."""
+
+
 def _check_out(out: Path) -> None:
+    """Rehearse the writes to come: before the work, not after it. Nothing is left of them."""
     if out.suffix != ".safetensors":
         raise OutputError(f"cannot write {out}: expected a name ending in .safetensors", out)
-    if out.is_dir():
-        raise OutputError(f"cannot write {out}: it is a folder; give a file name", out)
+    if out.name.endswith(".train.safetensors"):
+        raise OutputError(f"cannot write {out}: .train.safetensors is for training states; give another name", out)
+    for path in (out, state_path(out), log_path(out)):
+        with suppress(_Rehearsed), atomic_path(path):
+            raise _Rehearsed
 
 
-def _check_numbers(epochs: int, batch_size: int, lr: float, save_every: int) -> None:
+def _check_numbers(epochs: int, batch_size: int, lr: float, seed: int, save_every: int) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("save_every", save_every)):
-        if value < 1:
-            raise ConfigError(f"{name}: expected 1 or more, got {value}")
-    if not (lr > 0 and math.isfinite(lr)):
-        raise ConfigError(f"lr: expected a positive number, got {lr}")
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{name}: expected a whole number, 1 or more, got {value!r}")
+    if type(seed) is not int:
+        raise ConfigError(f"seed: expected a whole number, got {seed!r}")
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not (lr > 0 and math.isfinite(lr)):
+        raise ConfigError(f"lr: expected a positive number, got {lr!r}")
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str | torch.device) -> torch.device:
+    if not isinstance(name, str | torch.device):
+        raise ConfigError(f"device: expected a name such as 'cpu', got {name!r}")
     try:
         place = torch.device(name)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise ConfigError(f"device {name!r} cannot be used ({error}); use 'cpu'") from error
+        torch.zeros(1, device=place).item()  # a meta tensor is made, but holds no number
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch asserts that it was built with CUDA
+        raise ConfigError(f"device {str(name)!r} cannot be used ({error}); use 'cpu'") from error
     return place

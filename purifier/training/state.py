@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from ..atomic import atomic_write
 from ..checkpoint import read_tensors, write_tensors
-from ..errors import TrainingError
+from ..errors import CheckpointError, OutputError, TrainingError
 from ..interfaces import Purifier
 
 KEY = "purifier.training"
@@ -28,6 +30,22 @@ def log_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.log.jsonl")
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise :class:`OutputError` if what lies where a state goes is not a state, but somebody's own file."""
+    if not os.path.lexists(path):
+        return
+    try:
+        _, metadata = read_tensors(path)
+    except CheckpointError:
+        metadata = {}
+    if KEY not in metadata:
+        raise OutputError(
+            f"{path} is in the way: training keeps its state there, and this file is no training state; "
+            "move it, or give the checkpoint another name",
+            path,
+        )
+
+
 def write_state(
     path: Path,
     purifier: Purifier,
@@ -36,10 +54,7 @@ def write_state(
     entry: Mapping[str, Any],
 ) -> None:
     """Write atomically all that the epochs after ``entry``, the log entry of the last one, depend on."""
-    tensors = {f"weights.{key}": value for key, value in purifier.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
-    write_tensors(tensors, path, {KEY: {"settings": settings, "entry": entry}})
+    write_tensors(_tensors(purifier, optimizer), path, {KEY: {"settings": settings, "entry": entry}})
 
 
 def read_state(
@@ -50,7 +65,7 @@ def read_state(
     Raises
     ------
     TrainingError
-        There is no state, or it is of a run with other settings.
+        There is no state, it is of a run with other settings, or it is not what such a run writes.
     CheckpointError
         The file is damaged.
     """
@@ -59,25 +74,72 @@ def read_state(
             f"nothing to resume: no training state {path} (it is removed when training ends); start without resume"
         )
     tensors, metadata = read_tensors(path)
-    if KEY not in metadata:
+    entry = _check_state(path, tensors, metadata.get(KEY), _tensors(purifier, optimizer), settings)
+    purifier.load_state_dict(_below("weights.", tensors))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _below("optimizer.", tensors).items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return entry
+
+
+def _tensors(purifier: Purifier, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"weights.{key}": value for key, value in purifier.state_dict().items()}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, weight in enumerate(weights):
+        # Adam starts from these zeros at a weight's first gradient, which some weights never see.
+        values = optimizer.state.get(weight) or {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.zeros_like(weight),
+        }
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+    return tensors
+
+
+def _check_state(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    described: object,
+    expected: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Refuse all that :func:`write_state` would not have written in such a run; returns the log entry."""
+    if not isinstance(described, dict):
         raise TrainingError(f"{path} is not a training state; start without resume")
-    before = metadata[KEY]["settings"]
+
+    def damaged(what: str) -> TrainingError:
+        return TrainingError(f"the training state {path} is damaged: {what}; start without resume")
+
+    before, entry = described.get("settings"), described.get("entry")
+    if not isinstance(before, dict):
+        raise damaged(f"expected settings, got {before!r}")
     for key, value in _plain(settings).items():
         if before.get(key) != value:
             raise TrainingError(
                 f"cannot resume {path}: its {key} is {before.get(key)!r}, this run's is {value!r}; "
                 "give the same, or start without resume"
             )
-    try:
-        purifier.load_state_dict(_below("weights.", tensors))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below("optimizer.", tensors).items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    except (RuntimeError, ValueError) as error:
-        raise TrainingError(f"{path} does not fit the purifier: {error}; start without resume") from error
-    return dict(metadata[KEY]["entry"])
+    epoch, terms = (entry.get("epoch"), entry.get("terms")) if isinstance(entry, dict) else (None, None)
+    if not (isinstance(entry, dict) and type(epoch) is int and epoch >= 1 and isinstance(terms, dict)):
+        raise damaged(f"expected the entry of an epoch with its terms, got {entry!r}")
+    for figure in (*terms.values(), entry.get("images_per_second")):
+        if not (isinstance(figure, float) and math.isfinite(figure)):
+            raise damaged(f"expected numbers in the entry of its epoch, got {figure!r}")
+    for name in sorted(tensors.keys() | expected.keys()):
+        found, wanted = (_kind(group.get(name)) for group in (tensors, expected))
+        if found != wanted:
+            raise damaged(f"{name}: expected {wanted}, got {found}")
+        if not tensors[name].isfinite().all():
+            raise damaged(f"{name} holds NaN or infinity")
+        if name.startswith("optimizer.") and name.endswith((".step", ".exp_avg_sq")) and tensors[name].min() < 0:
+            raise damaged(f"{name}: expected no number below 0")
+    return entry
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}"
 
 
 def read_log(path: Path, *, until: int) -> list[dict[str, Any]]:
@@ -85,10 +147,10 @@ def read_log(path: Path, *, until: int) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # someone's edit must not stop a run
+        except (ValueError, RecursionError):  # someone's edit must not stop a run
             continue
         if isinstance(entry, dict) and isinstance(entry.get("epoch"), int) and entry["epoch"] <= until:
             kept.append(entry)
