@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from .atomic import atomic_path
-from .errors import CheckpointError, ConfigError, OutputError
+from .errors import CheckpointError, ConfigError
 from .interfaces import Purifier, purifiers
 from .specs import build, split_spec
 
@@ -61,6 +61,8 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
         JSON-able facts of its making: ``recipe``, ``seed``, ``data``, ``metrics``. What a loaded purifier brought
         along is kept unless given anew.
     """
+    if not isinstance(purifier, Purifier):
+        raise ConfigError(f"save: expected a purifier, got {type(purifier).__name__}; of a guard, save its .purifier")
     kept = {key: value for key, value in purifier.provenance.items() if key in ("recipe", "seed", "data", "metrics")}
     name = purifiers.name_of(type(purifier))
     description = {
@@ -79,10 +81,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Map
     """Write a safetensors file atomically; each metadata value is stored as JSON."""
     detached = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     with atomic_path(path) as temporary:
-        try:
-            save_file(detached, temporary, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
-        except SafetensorError as error:  # a full disk, in safetensors' words
-            raise OutputError(f"cannot write {path}: {error}; make room, or choose another place", path) from error
+        written = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
+        temporary.write_bytes(serialize(detached, written))  # safetensors' own save_file makes it unreadable to others
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

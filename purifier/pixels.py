@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,10 +129,12 @@ def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = No
     """Raise :class:`PixelError` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given."""
     if pixels.ndim != 4 or (shape is not None and tuple(pixels.shape[1:]) != tuple(shape)):
         wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
-        raise PixelError(
-            f"{name}: expected images {wanted}, got {tuple(pixels.shape)}; "
-            "resize them or say their layout with preprocessing="
-        )
+        advice = "resize them, or say their layout with preprocessing="
+        if pixels.ndim == 3:
+            advice = "a batch of one is images[None]"
+        elif pixels.ndim == 4 and shape is not None and pixels.shape[1] != shape[0]:
+            advice = f"they have {pixels.shape[1]} channels, not {shape[0]} (or say their layout with preprocessing=)"
+        raise PixelError(f"{name}: expected images {wanted}, got {tuple(pixels.shape)}; {advice}")
 
 
 def check_range(pixels: Tensor, *, name: str) -> None:
@@ -140,10 +143,10 @@ def check_range(pixels: Tensor, *, name: str) -> None:
         return
     low, high = (value.item() for value in torch.aminmax(pixels.detach()))
     if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
-        raise PixelError(
-            f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; "
-            "say how the classifier wants its images with preprocessing= (mean, std, scale=255), or mend the NaN"
-        )
+        advice = "say how the classifier wants its images with preprocessing= (mean, std, scale=255)"
+        if math.isnan(low):
+            advice = "the images hold NaN: mend them where they are made"
+        raise PixelError(f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; {advice}")
 
 
 def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> None:

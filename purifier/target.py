@@ -158,8 +158,8 @@ def check_differentiable(classifier: PixelClassifier, route: Route) -> None:
     if not classifier.differentiable:
         raise GradientError(
             f"route {route!r} needs gradients of the classifier, and {classifier.describe()} gives none; "
-            "give the torch module instead (package.module:factory with --weights), or attack by queries "
-            "(route none)"
+            "give the torch module instead (package.module:factory with --weights), attack by queries (route none, "
+            "with an attack that needs no gradient), or count clean images only (--attack none)"
         )
 
 

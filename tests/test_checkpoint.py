@@ -109,6 +109,18 @@ def test_nan_weights_are_refused(checkpoint: Path) -> None:
         purifier.load(checkpoint)
 
 
+def test_a_checkpoint_can_be_read_by_others_as_the_umask_says(checkpoint: Path) -> None:
+    other = checkpoint.with_name("plain.txt")
+    other.write_text("")
+    assert checkpoint.stat().st_mode == other.stat().st_mode
+
+
+def test_a_guard_is_no_purifier(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a purifier, got GuardedModule; of a guard, save its .purifier"):
+        purifier.save(purifier.guard("demo", "demo"), tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):

@@ -99,6 +99,20 @@ def test_a_terminated_command_removes_its_temporary_file(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_terminated_audit_ends_and_blames_no_attack(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, purifier\n"
+        "def perturb(self, target, pixels, labels, threat, generator): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "Stuck = type('Stuck', (purifier.Attack,), {'needs': 'labels', 'norms': ('linf',), 'perturb': perturb})\n"
+        "purifier.attacks.register('stuck', Stuck)\n"
+        "sys.argv[1:] = 'audit --classifier demo --purifier demo --data demo:9 --attack stuck --out x'.split()\n"
+        "from purifier.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("line", ["audit", "nonsense", "train vae --epochs many --data demo --out x"])
 def test_wrong_usage_is_exit_code_2(command, line: str) -> None:
     code, _, err = command(*line.split())

@@ -56,10 +56,18 @@ for _name, _command in (
     app.command(_name)(_command)
 
 
+class _Terminated(BaseException):
+    """SIGTERM: no Exception, so that nothing on the way takes it for a failing attack."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit: 0 pass, 1 a gate failed, 2 usage or bad input, 3 inconclusive."""
     if arguments is None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+        signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed
     try:
         app(arguments)
     except PurifierError as error:
@@ -68,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _complain(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except _Terminated:
+        sys.exit(143)
 
 
 def _complain(message: str) -> NoReturn:
