@@ -1,4 +1,4 @@
-"""The README's figures, counted again on all 10,000 test images; half an hour on two cores."""
+"""The README's figures, counted again on all 10,000 test images; 17 minutes on two cores."""
 
 from __future__ import annotations
 
