@@ -117,7 +117,7 @@ class Verifier:
             return self.candidate.reference(batch, purified)
         except ExportError:
             raise
-        except Exception as error:
+        except Exception as error:  # a classifier's own failure, of any kind
             raise ExportError(
                 f"{self.path}: the classifier itself fails on random images {tuple(batch.shape)}: {cause_of(error)}; "
                 f"{SIZE_ADVICE}",
@@ -129,7 +129,7 @@ class Verifier:
         feed = {**other_inputs(session, name, len(batch), self.path), name: batch.numpy()}
         try:
             values = session.run(None, feed)
-        except Exception as error:
+        except Exception as error:  # ONNX Runtime raises kinds without a common base
             raise ExportError(
                 f"{self.path}: the file does not run at batch {len(batch)} (a batch size baked in?): {cause_of(error)}",
                 self.path,

@@ -31,7 +31,7 @@ from ._verify import COARSE_TOLERANCE, SIZE_ADVICE, Candidate, Outputs, Verifier
 class OnnxExporter(Exporter):
     """Writes a guard to one ONNX file with a free batch size."""
 
-    def export(  # type: ignore[override]
+    def export(  # type: ignore[override]  # the base leaves **options open, here they are named
         self,
         guard: Guard,
         path: str | Path,
@@ -126,6 +126,7 @@ def _from_module(guard: GuardedModule, path: Path, shape: tuple[int, int, int] |
     kind = type(guard.classifier).__name__
     with _explained(path, f"{kind} and its purifier cannot be copied to the CPU"):
         flat = _Flat(copy.deepcopy(guard).cpu().eval())
+    # A copy, so that what is compared has the mean as the file does.
     flat.guard.purifier.draw = lambda pixels, generator: None  # type: ignore[method-assign]
     images = _images(guard.purifier, guard.preprocessing, _in_layout(shape, guard.preprocessing))
     example = images(2)

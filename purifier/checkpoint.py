@@ -179,7 +179,7 @@ def _rehearse(cls: type[Purifier], config: Any, what: str) -> Purifier | None:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
             return cls(config)
-    except Exception as error:
+    except Exception as error:  # a plugin's own code, which the meta device can fail in any way
         if "overflow" in str(error).lower():
             raise _unbuildable(what, error) from error
         return None

@@ -184,7 +184,7 @@ def _call_factory(spec: str) -> nn.Module:
         made = made if isinstance(made, nn.Module) else made()
     except FileError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # the user's own code can fail in any way
         raise ClassifierError(f"MODEL {spec!r} failed: {type(error).__name__}: {error}", spec) from error
     if not isinstance(made, nn.Module):
         raise ClassifierError(f"MODEL {spec!r}: expected a torch.nn.Module, got {type(made).__name__}", spec)
@@ -217,7 +217,7 @@ def _load_exported(path: Path) -> nn.Module:
         _refuse_objects(path)
         with _weights_only():
             return torch.export.load(os.fspath(path)).module()
-    except Exception as error:
+    except Exception as error:  # torch raises many kinds for a damaged archive
         raise ClassifierError(
             f"{path} cannot be read by torch.export.load: {_reason(error)}; export it again", path
         ) from error

@@ -186,7 +186,7 @@ def _sorted(model: ModelProto) -> ModelProto:
 def _convert(model: ModelProto, opset: int) -> ModelProto:
     try:
         converted: ModelProto = version_converter.convert_version(model, opset)
-    except Exception as error:
+    except Exception as error:  # C++, which raises whatever its operators do
         reason = str(error).rpartition("failed: ")[2]
         raise ClassifierError(
             f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset} ({reason}); "

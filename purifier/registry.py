@@ -91,7 +91,7 @@ class Registry(Generic[T]):
         ((entry, point),) = points.items()
         try:
             loaded = point.load()
-        except Exception as error:
+        except Exception as error:  # a third party's import can fail in any way
             raise PluginError(
                 f"{self.group}: plugin {name!r} of {entry.distribution} {entry.version} ({entry.value}) "
                 f"failed to import: {type(error).__name__}: {error}",

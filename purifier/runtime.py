@@ -83,7 +83,7 @@ def refusals_explained(model: str | Path) -> Iterator[None]:
     """Turn what ONNX Runtime raises while opening ``model`` into a :class:`ClassifierError`."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # its exceptions share no base class but this
         raise ClassifierError(
             f"{model}: ONNX Runtime {onnxruntime.__version__} cannot open it: {_first_line(error)}; "
             "is the file whole, and made for this version (opset <= 26, IR <= 13)?",

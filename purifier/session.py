@@ -121,7 +121,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     def _checked(self, images: Any) -> np.ndarray[Any, Any]:
         try:
             found = np.asarray(images)
-        except Exception as error:
+        except Exception as error:  # anything can be handed in, and NumPy asks it
             raise PixelError(
                 f"{self.input}: expected a NumPy array of images, got {type(images).__name__} ({error})"
             ) from error

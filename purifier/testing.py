@@ -140,7 +140,7 @@ def check_exporter(exporter: Exporter, guard: Guard, path: Path, **options: Any)
         _check(
             before == after, "an export that fails must leave nothing", sorted(map(str, after.items() ^ before.items()))
         )
-    except Exception as error:
+    except Exception as error:  # any other kind is what the rule forbids
         raise AssertionError(f"{rule}; got {error!r}") from error
     else:
         raise AssertionError(f"{rule}; got none")
@@ -222,7 +222,7 @@ def _check_onnx(guard: Guard, path: Path, image_shape: tuple[int, int, int] | No
         logits = isinstance(guard, GuardedModule) and "logits" in names
         try:
             found = session.run(["logits" if logits else names[0]], {name: images.numpy()})[0]
-        except Exception as error:
+        except Exception as error:  # ONNX Runtime raises kinds without a common base
             raise AssertionError(f"the file must run at batch {count}; got {error}") from error
         expected = _answer(guard, images)
         _check(found.shape == expected.shape, f"the file must answer as the guard at batch {count}", found.shape)
@@ -237,6 +237,7 @@ def _answer(guard: Guard, images: Tensor) -> np.ndarray[Any, Any]:
     if not isinstance(guard, GuardedModule):
         return np.asarray(guard.run(None, {guard.input: images.numpy()})[0], dtype=np.float64)
     quiet = copy.deepcopy(guard).cpu().eval()
+    # Without noise, as a file is.
     quiet.purifier.draw = lambda pixels, generator: None  # type: ignore[method-assign]
     with torch.no_grad():
         result = quiet(images) if quiet.position == 0 else quiet(**{quiet.input: images})
