@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,8 +13,8 @@ import onnxruntime
 from onnx import ModelProto, ValueInfoProto
 from torch import Tensor
 
-from purifier.errors import ClassifierError, ExportError
-from purifier.onnx_front import cause_of
+from purifier.errors import ClassifierError, ExportError, PurifierError
+from purifier.onnx_front import NOISE, REFUSED, SCORE, cause_of
 from purifier.onnx_graph import opset_of
 from purifier.runtime import CPU, open_session
 
@@ -52,11 +52,25 @@ class Candidate:
     input: str
     images: Callable[[int], Tensor]
     """Batch size -> random images in the classifier's format."""
-    reference: Callable[[Tensor, Array | None], Outputs]
-    """Images -> the guard's outputs by name, in order. If purified images are given, they go to the classifier, and
-    those that the guard makes itself come last, named ``tap``."""
+    reference: Callable[[Tensor, Tensor | None, Array | None], Expected]
+    """Images and noise -> the guard's outputs. If purified images are given, they go to the classifier, and those that
+    the guard makes itself come last, named ``tap``."""
     tap: str | None = None
     """The value in the model that holds the purified images, where the reference can start from it."""
+    noise: Callable[[Tensor], Tensor] | None = None
+    """Images -> what the input ``purifier_noise`` is fed, if the model has it."""
+    threshold: float | None = None
+    """Of the scores that decide what is refused, if outputs depend on it."""
+    replaced: str | None = None
+    """The output whose rows are replaced for refused images."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a guard gives for a batch: outputs by name, in order, and the scores (N,), if it has them, shown or not."""
+
+    outputs: Outputs
+    score: Array | None = None
 
 
 class Verifier:
@@ -66,6 +80,7 @@ class Verifier:
         self.path, self.candidate, self.tolerance = path, candidate, tolerance
         self.in_halves = False
         """Whether purifier and classifier had to be compared one after the other."""
+        self._unsure, self._seen = 0, set[bool]()
         self._file = file
         try:
             self._session = open_quietly(file)
@@ -86,36 +101,65 @@ class Verifier:
             choose another class.
         """
         batch = self.candidate.images(count)
-        expected = self._reference(batch, None)
-        found = self._run(self._session, batch)
-        if list(found) != list(expected):
+        noise = None if self.candidate.noise is None else self.candidate.noise(batch)
+        expected = self._reference(batch, noise, None)
+        found = self._run(self._session, batch, noise)
+        if list(found) != list(expected.outputs):
             raise ExportError(
-                f"{self.path}: expected the outputs {list(expected)}, the file has {list(found)}", self.path
+                f"{self.path}: expected the outputs {list(expected.outputs)}, the file has {list(found)}", self.path
             )
+        sure = self._sure(expected.score)
         try:
-            return self._largest(found, expected, self.tolerance)
+            return self._largest(found, expected.outputs, self.tolerance, sure)
         except ExportError:
             if self.candidate.tap is None:
                 raise
         # A classifier that rounds its input (quantised, uint8, float16) turns a difference of 1e-7 in a purified image
         # into a whole step. So the purified images are compared first, and the classifier then on the very same ones.
         tap = self.candidate.tap
-        tapped = self._run(open_quietly(_with_output(self._file, tap)), batch)
-        self._largest(found, {name: tapped[name] for name in found}, LOOSE_TOLERANCE)
-        expected = self._reference(batch, tapped[tap])
+        tapped = self._run(open_quietly(_with_output(self._file, tap)), batch, noise)
+        self._largest(found, {name: tapped[name] for name in found}, LOOSE_TOLERANCE, sure)
+        outputs = self._reference(batch, noise, tapped[tap]).outputs
         coarse = tapped[tap].dtype not in (np.float32, np.float64)
         self._largest(
             {tap: tapped.pop(tap)},
-            {tap: expected[tap]},
+            {tap: outputs[tap]},
             max(self.tolerance, COARSE_TOLERANCE) if coarse else self.tolerance,
+            sure,
         )
         self.in_halves = True
-        return self._largest(tapped, expected, self.tolerance)
+        return self._largest(tapped, outputs, self.tolerance, sure)
 
-    def _reference(self, batch: Tensor, purified: Array | None) -> Outputs:
+    def notes(self) -> list[str]:
+        """What a reader of the report should know of the comparison."""
+        notes = []
+        if self.in_halves:
+            notes.append("the classifier rounds its input: purifier and classifier were compared one after the other")
+        if self._unsure:
+            notes.append(
+                f"{self._unsure} of the images compared score within rounding of the threshold; whether they are "
+                "refused was not compared"
+            )
+        if len(self._seen) == 1:
+            case, other = ("refused", "accepted") if self._seen == {True} else ("accepted", "refused")
+            notes.append(f"all images compared were {case}; no {other} one was run")
+        return notes
+
+    def _sure(self, score: Array | None) -> Array | slice:
+        """Which images' refusal can be compared: their score is not within the tolerance of the threshold."""
+        threshold = self.candidate.threshold
+        if score is None or threshold is None:
+            return slice(None)
+        scale = max(float(np.abs(score[np.isfinite(score)]).max(initial=0.0)), abs(threshold))
+        sure: Array = ~(np.abs(score - threshold) <= self.tolerance * scale)  # NaN is refused for certain
+        self._unsure += int((~sure).sum())
+        self._seen |= {bool(refused) for refused in ~(score[sure] <= threshold)}
+        return sure
+
+    def _reference(self, batch: Tensor, noise: Tensor | None, purified: Array | None) -> Expected:
         try:
-            return self.candidate.reference(batch, purified)
-        except ExportError:
+            return self.candidate.reference(batch, noise, purified)
+        except PurifierError:
             raise
         except Exception as error:  # a classifier's own failure, of any kind
             raise ExportError(
@@ -124,9 +168,11 @@ class Verifier:
                 self.path,
             ) from error
 
-    def _run(self, session: onnxruntime.InferenceSession, batch: Tensor) -> dict[str, Array]:
-        name = self.candidate.input
-        feed = {**other_inputs(session, name, len(batch), self.path), name: batch.numpy()}
+    def _run(self, session: onnxruntime.InferenceSession, batch: Tensor, noise: Tensor | None) -> dict[str, Array]:
+        given = {self.candidate.input: batch.numpy()}
+        if noise is not None:
+            given[NOISE] = noise.numpy()
+        feed = {**other_inputs(session, given, len(batch), self.path), **given}
         try:
             values = session.run(None, feed)
         except Exception as error:  # ONNX Runtime raises kinds without a common base
@@ -136,8 +182,14 @@ class Verifier:
             ) from error
         return {output.name: value for output, value in zip(session.get_outputs(), values, strict=True)}
 
-    def _largest(self, found: Outputs, expected: Outputs, tolerance: float) -> float:
-        return max(_compare(value, expected[name], self.path, name, tolerance) for name, value in found.items())
+    def _largest(self, found: Outputs, expected: Outputs, tolerance: float, sure: Array | slice) -> float:
+        errors = []
+        for name, value in found.items():
+            by_refusal, wanted = name in (REFUSED, self.candidate.replaced), expected[name]
+            if by_refusal and value.shape == wanted.shape:
+                value, wanted = value[sure], wanted[sure]
+            errors.append(_compare(value, wanted, self.path, name, tolerance, strange=by_refusal or name == SCORE))
+        return max(errors)
 
 
 def _with_output(file: Path, name: str) -> ModelProto:
@@ -153,11 +205,13 @@ def open_quietly(model: Path | ModelProto) -> onnxruntime.InferenceSession:
     return open_session(model, providers=[CPU], options=options)
 
 
-def other_inputs(session: onnxruntime.InferenceSession, image: str, count: int, path: Path) -> dict[str, Array]:
-    """Zeros for the inputs that take no images; a free first size is the batch, other free sizes are 1."""
+def other_inputs(
+    session: onnxruntime.InferenceSession, given: Collection[str], count: int, path: Path
+) -> dict[str, Array]:
+    """Zeros for the inputs that are not given; a free first size is the batch, other free sizes are 1."""
     feed: dict[str, Array] = {}
     for value in session.get_inputs():
-        if value.name != image:
+        if value.name not in given:
             if value.type not in NUMPY_TYPES:
                 raise ExportError(
                     f"{path}: cannot fill in the classifier's input {value.name!r} of {value.type} to check the file; "
@@ -171,8 +225,11 @@ def other_inputs(session: onnxruntime.InferenceSession, image: str, count: int, 
     return feed
 
 
-def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float) -> float:
-    """The largest difference, relative to the output's scale where that is above 1."""
+def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float, *, strange: bool) -> float:
+    """The largest difference, relative to the output's scale where that is above 1.
+
+    NaN and infinity are errors, unless ``strange``: then they must be the same in both.
+    """
     got, wanted = np.asarray(found), np.asarray(expected)
     where = f"batch {len(wanted) if wanted.ndim else 0}, output {name!r}"
     if got.shape != wanted.shape:
@@ -185,6 +242,11 @@ def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float)
         # Below a few roundings of the output's own type (float16) nothing can be told.
         tolerance = max(tolerance, 8 * float(np.finfo(wanted.dtype).eps))
     got, wanted = got.astype(np.float64), wanted.astype(np.float64)
+    if strange:
+        odd = ~(np.isfinite(wanted) & np.isfinite(got))
+        if not np.array_equal(got[odd], wanted[odd], equal_nan=True):
+            raise ExportError(f"{path}: {where}: NaN or infinity in other places than the guard's", path)
+        got, wanted = np.where(odd, 0.0, got), np.where(odd, 0.0, wanted)
     scale = max(1.0, float(np.abs(wanted).max()))
     error = float(np.abs(got - wanted).max()) / scale
     if not error <= tolerance:  # NaN too

@@ -9,6 +9,7 @@ from importlib import import_module as _import_module
 from .audit import audit as audit
 from .checkpoint import load as load
 from .checkpoint import save as save
+from .detector import calibrate as calibrate
 from .errors import PurifierError as PurifierError
 from .exporting import export as export
 from .guard import GuardedModule as GuardedModule

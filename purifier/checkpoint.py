@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from importlib.resources import files
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from .atomic import atomic_path
+from .atomic import atomic_path, atomic_write
 from .errors import CheckpointError, ConfigError
 from .interfaces import Purifier, purifiers
 from .specs import build, split_spec
@@ -25,6 +26,8 @@ FORMAT = 1
 KINDS = {"format": int, "plugin": str, "config": dict}
 KEY = "purifier"
 DEMO_PURIFIER = "fashion-vae.safetensors"
+KEPT = ("recipe", "seed", "data", "metrics", "calibration")
+"""Facts of its making that a purifier keeps when it is saved again."""
 
 
 def load(spec: str | Path) -> Purifier:
@@ -43,13 +46,22 @@ def load(spec: str | Path) -> Purifier:
     text = str(spec)
     if text == "demo":
         return load(Path(str(files("purifier.assets") / DEMO_PURIFIER)))
-    if isinstance(spec, Path) or text.endswith(".safetensors") or Path(text).is_file():
-        return _load_file(Path(spec))
+    path = checkpoint_path(spec)
+    if path is not None:
+        return _load_file(path)
     name, options = split_spec(text)
     cls, what = purifiers.get(name), f"purifier {name!r}"
     config: object = build(cls.Config, options, what=what)
     _rehearse(cls, config, what)
     return _make(cls, config, what).eval()
+
+
+def checkpoint_path(spec: str | Path) -> Path | None:
+    """The file that a PURIFIER spec names, whether it exists or not; None for ``demo`` and plugins' names."""
+    if isinstance(spec, Path):
+        return spec
+    named = spec.endswith(".safetensors") and not re.match(r"[\w-]+:[\w-]+=", spec)
+    return Path(spec) if spec != "demo" and (named or Path(spec).is_file()) else None
 
 
 def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
@@ -58,12 +70,12 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
     Parameters
     ----------
     metadata
-        JSON-able facts of its making: ``recipe``, ``seed``, ``data``, ``metrics``. What a loaded purifier brought
-        along is kept unless given anew.
+        JSON-able facts of its making: ``recipe``, ``seed``, ``data``, ``metrics``, ``calibration``. What a loaded
+        purifier brought along is kept unless given anew.
     """
     if not isinstance(purifier, Purifier):
         raise ConfigError(f"save: expected a purifier, got {type(purifier).__name__}; of a guard, save its .purifier")
-    kept = {key: value for key, value in purifier.provenance.items() if key in ("recipe", "seed", "data", "metrics")}
+    kept = {key: value for key, value in purifier.provenance.items() if key in KEPT}
     name = purifiers.name_of(type(purifier))
     description = {
         **kept,
@@ -75,6 +87,29 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
     }
     write_tensors(purifier.state_dict(), path, {KEY: description})
     return Path(path)
+
+
+def annotate(path: Path, out: Path, **facts: Any) -> Path:
+    """Write a checkpoint again, atomically, with facts added to its metadata; all else stays byte for byte.
+
+    Raises
+    ------
+    CheckpointError
+        ``path`` is no purifier checkpoint.
+    """
+    try:
+        content = path.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:end])
+        description = json.loads(header["__metadata__"][KEY])
+        header["__metadata__"][KEY] = json.dumps({**description, **facts}, sort_keys=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a purifier checkpoint ({error}); load it first", path
+        ) from error
+    written = json.dumps(header).encode()
+    written += b" " * (-len(written) % 8)  # the tensors stay aligned
+    return atomic_write(out, len(written).to_bytes(8, "little") + written + content[end:])
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, Any]) -> None:
@@ -96,12 +131,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     try:
         with path.open("rb") as opened:
-            head = opened.read(2)
+            head = opened.read(9)
     except FileNotFoundError as error:
         raise CheckpointError(f"no file {path}; give the path of an existing file", path) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; give a file that you may read", path) from error
-    if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    # A header's length, with which safetensors begins, can look like a pickle; the header behind it cannot.
+    if not head.endswith(b"{") and head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise CheckpointError(
             f"{path} is a pickle, which can run code when read; expected safetensors: "
             "convert it where you trust it with safetensors.torch.save_file(state_dict, ...)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tokenize
 import zipfile
@@ -10,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from .data_specs import check_within, read_split, unknown_data
 from .errors import DataError, SpecError
 from .named_data import CLASSES, load_arrays
 
@@ -24,13 +25,15 @@ DEMO_IMAGES = "demo-images.npz"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _BROKEN_ARRAY = (ValueError, EOFError, MemoryError, RuntimeError, SyntaxError, tokenize.TokenError)
 _BROKEN_ZIP = (*_BROKEN_ARRAY, OSError, zipfile.BadZipFile, zlib.error)
-FORMS = "NAME[:train|test][:count] with NAME of " + ", ".join(CLASSES) + "; folder:DIR; npz:FILE; demo[:count]"
 
 
 class ImageFiles:
-    """Image files of one size, decoded when asked for: ``files[positions]`` is uint8, (n, C, H, W)."""
+    """Image files of one size, decoded when asked for: ``files[positions]`` is uint8, (n, C, H, W).
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    All are converted to ``mode``; unless that is given, to grey if all are grey and to colour otherwise.
+    """
+
+    def __init__(self, paths: Sequence[Path], mode: Literal["L", "RGB"] | None = None) -> None:
         self.paths = tuple(paths)
         heads = [_head(path) for path in self.paths]
         for path, (size, _) in zip(self.paths, heads, strict=True):
@@ -40,7 +43,7 @@ class ImageFiles:
                     f"{_by(size)} (width x height); resize them",
                     path,
                 )
-        self.mode = "L" if all(mode == "L" for _, mode in heads) else "RGB"
+        self.mode = mode or ("L" if all(stored == "L" for _, stored in heads) else "RGB")
         (width, height) = heads[0][0]
         self.shape = (len(self.paths), 1 if self.mode == "L" else 3, height, width)
 
@@ -112,9 +115,10 @@ def load_data(spec: str, *, root: str | Path | None = None) -> ImageData:
     Parameters
     ----------
     spec
-        ``NAME[:split][:count]`` for fashion-mnist, mnist and cifar10 (split ``test`` unless given, the first
-        ``count`` images); ``folder:DIR`` with a folder of images for each class; ``npz:FILE`` with arrays
-        ``images`` and ``labels``; ``demo[:count]``, the shipped images.
+        ``NAME[:split][:which]`` for fashion-mnist, mnist and cifar10 (split ``test`` unless given); ``folder:DIR``
+        with a folder of images for each class; ``npz:FILE`` with arrays ``images`` and ``labels``;
+        ``demo[:which]``, the shipped images. ``which`` is a count, the first so many, or ``start-stop`` as in
+        a Python slice: ``fashion-mnist:train:50000-60000`` is the last sixth of the training images.
     root
         Where named sets are looked for first, and downloaded to.
 
@@ -139,37 +143,13 @@ def _load(spec: str, root: str | Path | None) -> ImageData:
             raise SpecError(f"no path in DATA {spec!r}: expected folder:DIR or npz:FILE", spec)
         return _load_folder(spec, Path(rest)) if kind == "folder" else _load_npz(spec, Path(rest))
     if kind == "demo":
-        _, count = _split_and_count(spec, rest, splits=())
-        return _load_npz(spec, Path(str(files("purifier.assets") / DEMO_IMAGES)), CLASSES["fashion-mnist"], count)
+        _, wanted = read_split(spec, rest, splits=())
+        return _load_npz(spec, Path(str(files("purifier.assets") / DEMO_IMAGES)), CLASSES["fashion-mnist"], wanted)
     if kind not in CLASSES:
-        raise SpecError(_unknown(spec, kind), spec)
-    split, count = _split_and_count(spec, rest, splits=("train", "test"))
+        raise unknown_data(spec, kind)
+    split, wanted = read_split(spec, rest, splits=("train", "test"))
     images, labels = load_arrays(kind, train=split == "train", root=root)
-    return _from_arrays(spec, images, labels, CLASSES[kind], count)
-
-
-def _unknown(spec: str, kind: str) -> str:
-    path = Path(spec)
-    if spec and (path.is_dir() or path.suffix == ".npz"):
-        return f"DATA {spec!r} is a path: write {'folder' if path.is_dir() else 'npz'}:{spec}"
-    close = difflib.get_close_matches(kind.lower().replace("_", "-"), (*CLASSES, "folder", "npz", "demo"), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"no data set {kind!r}{hint} DATA is one of: {FORMS}"
-
-
-def _split_and_count(spec: str, rest: str, *, splits: tuple[str, ...]) -> tuple[str, int | None]:
-    parts = rest.split(":") if rest else []
-    split = parts.pop(0) if parts and parts[0] in splits else "test"
-    if not parts:
-        return split, None
-    try:
-        (text,) = parts
-        count = int(text)
-    except ValueError:
-        raise SpecError(f"cannot read DATA {spec!r}: expected {FORMS}", spec) from None
-    if count < 1:
-        raise SpecError(f"DATA {spec!r}: expected a count of at least 1, got {count}", spec)
-    return split, count
+    return _from_arrays(spec, images, labels, CLASSES[kind], wanted)
 
 
 def _from_arrays(
@@ -177,17 +157,17 @@ def _from_arrays(
     images: NDArray[np.generic],
     labels: NDArray[np.generic],
     classes: Sequence[str],
-    count: int | None,
+    wanted: range | None,
 ) -> ImageData:
     images = _channels_first(spec, images)
-    if count is not None and count > len(images):
-        raise SpecError(f"DATA {spec!r}: asked for {count} images, there are {len(images)}", spec)
+    if wanted is not None:
+        check_within(spec, wanted, len(images))
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise DataError(f"{spec}: expected images of uint8, or floats in [0, 1], got {images.dtype}", spec)
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{spec}: expected labels (N,) of integers, got {labels.dtype}", spec)
-    if labels.shape == images.shape[:1]:  # if not, the constructor says so
-        images, labels = images[:count], labels[:count]
+    if wanted is not None and labels.shape == images.shape[:1]:  # if not, the constructor says so
+        images, labels = images[wanted.start : wanted.stop], labels[wanted.start : wanted.stop]
     kind = np.uint8 if images.dtype == np.uint8 else np.float32
     with np.errstate(over="ignore"):  # beyond float32 they become infinite, and the range is refused
         images = np.array(images, dtype=kind, order="C")
@@ -232,7 +212,7 @@ def _checked_images(images: Tensor, name: str) -> Tensor:
     return images.float()
 
 
-def _load_npz(spec: str, path: Path, classes: Sequence[str] = (), count: int | None = None) -> ImageData:
+def _load_npz(spec: str, path: Path, classes: Sequence[str] = (), wanted: range | None = None) -> ImageData:
     if not path.is_file():
         raise DataError(f"no file {path}; expected an .npz file with arrays 'images' and 'labels'", path)
     try:
@@ -252,7 +232,7 @@ def _load_npz(spec: str, path: Path, classes: Sequence[str] = (), count: int | N
     missing = [key for key in ("images", "labels") if key not in arrays]
     if missing:
         raise DataError(f"{path} has no array {missing[0]!r}; expected 'images' and 'labels'", path)
-    return _from_arrays(spec, arrays["images"], arrays["labels"], classes, count)
+    return _from_arrays(spec, arrays["images"], arrays["labels"], classes, wanted)
 
 
 def _load_folder(spec: str, folder: Path) -> ImageData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class PurifierError(Exception):
@@ -33,6 +34,17 @@ class AuditError(PurifierError):
 
 class GradientError(AuditError):
     """A gradient was asked for along a route that has none."""
+
+
+class RefusedError(PurifierError):
+    """Images were refused: their purifier scores them as too unusual.
+
+    ``refused`` is bool (N,), ``score`` floats (N,): tensors from a module, arrays from a session.
+    """
+
+    def __init__(self, message: str, refused: Any = None, score: Any = None) -> None:
+        super().__init__(message, refused, score)
+        self.refused, self.score = refused, score
 
 
 class SpecError(PurifierError):

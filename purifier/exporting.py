@@ -23,7 +23,8 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
     format
         The name of an exporter, as `purifier list` shows it.
     **options
-        The exporter's own. Of ``onnx``: ``image_shape`` (C, H, W), ``opset``, ``batches``, ``tolerance``.
+        The exporter's own. Of ``onnx``: ``image_shape`` (C, H, W), ``opset``, ``batches``, ``tolerance``,
+        ``noise`` (``mean``, or ``input`` for a random purifier's noise as a second input ``purifier_noise``).
 
     Returns
     -------

@@ -16,6 +16,7 @@ from .classifier import PixelClassifier, load_classifier, pixel_classifier
 from .errors import ConfigError, PixelError, PluginError
 from .interfaces import Purifier, dtype_of
 from .pixels import Preprocessing, check_range, check_scale, check_shape, read_preprocessing
+from .refusal import OnReject, check_exportable, refusal_of
 from .seeding import SampleGenerator
 from .session import GuardedSession as GuardedSession
 
@@ -25,7 +26,8 @@ class GuardedModule(nn.Module):
 
     ``forward`` has the classifier's own signature and return value. The image is purified, whether it comes by
     position or by keyword; every other argument is handed on as it came. The purifier stays in evaluation mode.
-    With ``score=True`` the result is ``(output, purifier_score)``, the score (N,).
+    With ``score=True`` the result is ``(output, score)``, the score (N,); with ``on_reject="flag"`` it is
+    ``(output, refused)``, refused bool (N,); with both, ``(output, score, refused)``.
     """
 
     def __init__(
@@ -36,10 +38,13 @@ class GuardedModule(nn.Module):
         preprocessing: Preprocessing,
         input: int | str = 0,
         score: bool = False,
+        on_reject: OnReject = "ignore",
+        abstain: int | None = None,
         seed: int | None = None,
         check: bool = True,
     ) -> None:
         super().__init__()
+        self.refusal = refusal_of(purifier, on_reject, abstain)
         self.classifier, self.purifier = classifier, purifier.eval()
         self.preprocessing, self.score, self.seed, self.check = preprocessing, score, seed, check
         self.position, self.input = _find_input(classifier, input)
@@ -62,15 +67,50 @@ class GuardedModule(nn.Module):
         return pixel_classifier(self.classifier, self.preprocessing, 0 if self.position == 0 else self.input)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        image = self._image(args, kwargs)
-        purified, pixels = self._purify(image)
+        if torch.compiler.is_exporting():
+            check_exportable(self.refusal)
+        pixels = self.pixels(args, kwargs)
+        output, score, refused = self.answer(args, kwargs, pixels, self._draw(pixels))
+        extras = (score,) if self.score else ()
+        if self.refusal.on_reject == "flag":
+            extras = (*extras, refused)
+        return (output, *extras) if extras else output
+
+    def answer(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Tensor, noise: Tensor | None
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
+        """The classifier's output, the scores (N,) and which images are refused, bool (N,), for given noise.
+
+        Parameters
+        ----------
+        args, kwargs
+            The classifier's arguments.
+        pixels
+            What :meth:`pixels` makes of them.
+        noise
+            The purifier's ``draw()``; None for its mean.
+
+        Returns
+        -------
+        tuple
+            Scores and refusal are None unless the guard needs them.
+        """
+        purified, score = self._purify(pixels, noise)
+        images = self.preprocessing.to_classifier(purified).to(self._image(args, kwargs).dtype)
         if self.input in kwargs:
-            kwargs = {**kwargs, self.input: purified}
+            kwargs = {**kwargs, self.input: images}
         else:
             assert self.position is not None
-            args = (*args[: self.position], purified, *args[self.position + 1 :])
+            args = (*args[: self.position], images, *args[self.position + 1 :])
+        refused = None
+        if score is not None and self.refusal.threshold is not None:
+            refused = self.refusal.of(score)
+            self.refusal.check(score, refused)
         output = self.classifier(*args, **kwargs)
-        return (output, self.purifier.score(pixels)) if self.score else output
+        if self.refusal.replaces:
+            assert refused is not None
+            output = self.refusal.replace(output, refused, self.purifier, pixels)
+        return output, score, refused
 
     def _image(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         found = kwargs.get(self.input)
@@ -81,7 +121,15 @@ class GuardedModule(nn.Module):
             raise PixelError(f"{self.input}: expected the image as a tensor, got {got}; say which argument with input=")
         return found
 
-    def _purify(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The image among the classifier's arguments as the purifier takes it, (N, C, H, W) in [0, 1].
+
+        Raises
+        ------
+        PixelError
+            It is no image, or has an impossible shape, type or range.
+        """
+        image = self._image(args, kwargs)
         wanted = self.preprocessing.dtype
         if (wanted == "uint8") != (image.dtype == torch.uint8) or not (
             image.dtype == torch.uint8 or image.dtype.is_floating_point
@@ -93,14 +141,21 @@ class GuardedModule(nn.Module):
         if self.check and not torch.compiler.is_exporting():
             check_scale(image, self.preprocessing, name=self.input)
             check_range(raw, name=self.input)
-        pixels = raw.clamp(0, 1).to(dtype_of(self.purifier))
-        purified = self.purifier.purify(pixels, self._draw(pixels))
+        return raw.clamp(0, 1).to(dtype_of(self.purifier))
+
+    def _purify(self, pixels: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        name, score = type(self.purifier).__name__, None
+        if self.score or self.refusal.active:
+            purified, score = self.purifier.purify_and_score(pixels, noise)
+            if score.shape != pixels.shape[:1]:
+                raise PluginError(f"the purifier must give scores ({len(pixels)},), it gave {tuple(score.shape)}", name)
+        else:
+            purified = self.purifier.purify(pixels, noise)
         if purified.shape != pixels.shape:
             raise PluginError(
-                f"the purifier must give images {tuple(pixels.shape)}, it gave {tuple(purified.shape)}",
-                type(self.purifier).__name__,
+                f"the purifier must give images {tuple(pixels.shape)}, it gave {tuple(purified.shape)}", name
             )
-        return self.preprocessing.to_classifier(purified).to(image.dtype), pixels
+        return purified, score
 
     def _draw(self, pixels: Tensor) -> Tensor | None:
         if torch.compiler.is_exporting():
@@ -133,6 +188,8 @@ def guard(
     preprocessing: Any = None,
     input: int | str | None = None,
     score: bool = False,
+    on_reject: OnReject = "ignore",
+    abstain: int | None = None,
     **options: Any,
 ) -> Guard:
     """Put a purifier in front of a classifier.
@@ -152,7 +209,16 @@ def guard(
         The image's position among the arguments, or its parameter name; the first if not given.
     score
         Also return how unusual each image is: ``(output, score)`` from a module, and a last output
-        ``purifier_score`` from a session.
+        ``purifier_score`` from a session (and ``purifier_refused``, if the purifier is calibrated).
+    on_reject
+        What to do with images that score above the purifier's threshold, or NaN; ``purifier calibrate`` finds the
+        threshold. ``ignore``: nothing. ``flag``: also return which they are, bool (N,): ``(output, refused)`` or
+        ``(output, score, refused)``, and a last output ``purifier_refused`` from a session. ``abstain``: their logits
+        become NaN, or certain of one class. ``raise``: a :class:`~purifier.errors.RefusedError` for the batch.
+        ``reclassify``: their logits become the log-probabilities of the purifier's own classifier. Of an ONNX
+        classifier with several outputs, ``logits`` or else the first floats (N, K) are replaced, and nothing else.
+    abstain
+        With ``on_reject="abstain"``: the class, whose logit becomes 0 and all others -inf.
     **options
         Of a module: ``seed`` (fixes the noise of a random purifier; by default it follows torch's global
         generator) and ``check=False`` (skips the range check, which waits for a GPU). Of a session: ``providers``,
@@ -184,7 +250,16 @@ def guard(
     loaded = purifier if isinstance(purifier, Purifier) else load(purifier)
     if isinstance(chosen, ModelProto):
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
-        return GuardedSession(chosen, loaded, preprocessing=wanted, input=input, score=score, **options)
+        return GuardedSession(
+            chosen,
+            loaded,
+            preprocessing=wanted,
+            input=input,
+            score=score,
+            on_reject=on_reject,
+            abstain=abstain,
+            **options,
+        )
     if not isinstance(purifier, Purifier):
         weight = next(chosen.parameters(), None)
         loaded = loaded if weight is None else loaded.to(weight.device)
@@ -194,6 +269,8 @@ def guard(
         preprocessing=read_preprocessing(preprocessing),
         input=0 if input is None else input,
         score=score,
+        on_reject=on_reject,
+        abstain=abstain,
         **options,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .registry import Registry
 from .seeding import SampleGenerator
 
 if TYPE_CHECKING:
+    from .data import ImageData
     from .guard import Guard
     from .target import Target
     from .threat import Threat
@@ -32,6 +33,8 @@ class Purifier(nn.Module, ABC):
     """
     gradient: ClassVar[Literal["exact", "surrogate"]]
     """``exact``: autograd through purify is the truth. ``surrogate``: it is not, use :meth:`surrogate`."""
+    uses_labels: bool = False
+    """Whether :meth:`loss` also takes ``labels=``, (N,) int64."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -40,11 +43,7 @@ class Purifier(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        name, declared = cls.__name__, getattr(cls, "gradient", None)
-        if declared not in ("exact", "surrogate") or not hasattr(cls, "Config"):
-            raise PluginError(f"{name} must declare Config and gradient = 'exact' or 'surrogate'", name)
-        if declared == "surrogate" and cls.surrogate is Purifier.surrogate:
-            raise PluginError(f"{name} declares gradient = 'surrogate' and must write surrogate()", name)
+        _check_declared(cls)
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
         """All the randomness of one purification (in training mode: of one loss), (N, ...), or None."""
@@ -62,12 +61,43 @@ class Purifier(nn.Module, ABC):
         """How unusual each image is, (N,), higher = more: here the mean squared change made by purify."""
         return (self.purify(pixels) - pixels).square().flatten(1).mean(1)
 
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both at once; to be overridden where they share work."""
+        return self.purify(pixels, noise), self.score(pixels)
+
     def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
         """Named scalar terms, batch means, that training adds up; ``target`` is what to reconstruct."""
         raise ConfigError(f"{type(self).__name__} has nothing to train; use it as it is")
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.purify(pixels, noise)
+
+
+def _check_declared(cls: type[Purifier]) -> None:
+    name, declared = cls.__name__, getattr(cls, "gradient", None)
+    if declared not in ("exact", "surrogate") or not hasattr(cls, "Config"):
+        raise PluginError(f"{name} must declare Config and gradient = 'exact' or 'surrogate'", name)
+    if declared == "surrogate" and cls.surrogate is Purifier.surrogate:
+        raise PluginError(f"{name} declares gradient = 'surrogate' and must write surrogate()", name)
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A purifier whose training has stages; training asks for these two where they are."""
+
+    def begin_epoch(self, epoch: int, epochs: int, data: ImageData) -> None:
+        """Called before each epoch, from 1, in training mode; torch's global generator follows the run's seed."""
+
+    def figures(self) -> dict[str, float]:
+        """What the log says of the purifier after an epoch."""
+
+
+@runtime_checkable
+class Classifying(Protocol):
+    """A purifier with a classifier of its own, for images that a guard refuses."""
+
+    def classify(self, pixels: Tensor) -> Tensor:
+        """Log-probabilities of the classes, (N, K), for pixels (N, C, H, W)."""
 
 
 class Attack(ABC):

@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,35 +15,63 @@ from contextlib import contextmanager, redirect_stderr
 import onnx_ir as ir
 import torch
 from onnx import ModelProto
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass, InlinePass
 from torch import Tensor, nn
 
 from .errors import ConfigError, PluginError
-from .interfaces import Purifier, dtype_of
+from .interfaces import Classifying, Purifier, dtype_of
 from .onnx_file import MAX_ELEMENTS
+from .onnx_stable import TRANSLATIONS
 from .pixels import Preprocessing
+from .refusal import Refusal
+from .seeding import SampleGenerator
 
 OPSET = 18
 IR_VERSION = 10
 """What ONNX Runtime of the last years reads; onnx's own default is newer than ONNX Runtime 1.31 accepts."""
-SCORE = "purifier_score"
-PURIFIED = "purified"
+SCORE, REFUSED, CLASSES = "purifier_score", "purifier_refused", "purifier_classes"
+NOISE, PURIFIED = "purifier_noise", "purified"
 _EXPORTING = threading.Lock()
 """Warning filters, standard error and loggers are the whole process's: two exports must not put back each other's."""
 
 
 class PurifierFront(nn.Module):
-    """A classifier's images -> the same images purified, in the same format, and their scores if asked."""
+    """A classifier's images -> the same images purified, in the same format, and what else the guard needs.
 
-    def __init__(self, purifier: Purifier, preprocessing: Preprocessing, score: bool) -> None:
+    Its results are named by ``outputs``, in order: ``purified``; ``purifier_score``, float32 (N,);
+    ``purifier_refused``, bool (N,); ``purifier_classes``, log-probabilities (N, K) for images to be reclassified.
+    """
+
+    def __init__(
+        self, purifier: Purifier, preprocessing: Preprocessing, score: bool = False, refusal: Refusal | None = None
+    ) -> None:
         super().__init__()
-        self.purifier, self.preprocessing, self.score = purifier, preprocessing, score
+        self.purifier, self.preprocessing, self.refusal = purifier, preprocessing, refusal or Refusal()
+        asked = {
+            PURIFIED: True,
+            SCORE: score or self.refusal.on_reject == "raise",
+            REFUSED: self.refusal.active or (score and self.refusal.threshold is not None),
+            CLASSES: self.refusal.on_reject == "reclassify",
+        }
+        self.outputs = tuple(name for name, wanted in asked.items() if wanted)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        pixels = self.preprocessing.to_pixels(image).clamp(0, 1)
-        pixels = pixels.to(dtype_of(self.purifier))
-        purified = self.preprocessing.to_classifier(self.purifier.purify(pixels, None))
-        return (purified, self.purifier.score(pixels).float()) if self.score else (purified,)
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        pixels = self.pixels(image)
+        noise = None if noise is None else noise.to(pixels.dtype)
+        if len(self.outputs) == 1:
+            return (self.preprocessing.to_classifier(self.purifier.purify(pixels, noise)),)
+        purified, score = self.purifier.purify_and_score(pixels, noise)
+        made = {PURIFIED: self.preprocessing.to_classifier(purified), SCORE: score.float()}
+        if REFUSED in self.outputs:
+            made[REFUSED] = self.refusal.of(score)
+        if CLASSES in self.outputs:
+            assert isinstance(self.purifier, Classifying)
+            made[CLASSES] = self.purifier.classify(pixels).float()
+        return tuple(made[name] for name in self.outputs)
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """A classifier's images as the purifier takes them."""
+        return self.preprocessing.to_pixels(image).clamp(0, 1).to(dtype_of(self.purifier))
 
 
 def purifier_graph(
@@ -51,12 +80,15 @@ def purifier_graph(
     *,
     image_shape: tuple[int | None, ...],
     score: bool = False,
+    refusal: Refusal | None = None,
+    noise: bool = False,
     opset: int = OPSET,
 ) -> ModelProto:
     """A purifier between a classifier's images and the classifier, as an ONNX model with a free batch size.
 
-    Its input ``image`` and output ``purified`` are in the classifier's format; ``purifier_score`` (N,) comes
-    last if ``score``. A random purifier gives its mean (no noise).
+    Its input ``image`` and output ``purified`` are in the classifier's format; its further outputs are those of
+    :class:`PurifierFront`. A random purifier gives its mean, or with ``noise`` takes ``purifier_noise``, the float32
+    (N, ...) of its ``draw()``.
 
     Parameters
     ----------
@@ -67,21 +99,52 @@ def purifier_graph(
     Raises
     ------
     ConfigError
-        The purifier is made for images of another shape, or the number of channels is not known.
+        The purifier is made for images of another shape, the number of channels is not known, or noise is wanted of
+        a purifier that draws none.
     PluginError
         torch cannot export the purifier.
     """
     example, free = example_images(purifier, preprocessing, image_shape)
-    front = PurifierFront(purifier, preprocessing, score)
-    names = (PURIFIED, SCORE) if score else (PURIFIED,)
+    front = PurifierFront(purifier, preprocessing, score, refusal)
+    examples, places, names = [example], [free], ["image"]
+    if noise:
+        drawn = noise_for(purifier, front.pixels(example))
+        examples.append(drawn)
+        names.append(NOISE)
+        # Where the images' size is free, so may be the noise's.
+        places.append((0,) if len(free) == 1 else tuple(range(drawn.ndim)))
     try:
-        return export_module(front, example, free=free, input="image", outputs=names, opset=opset)
+        return export_module(front, examples, free=places, inputs=names, outputs=front.outputs, opset=opset)
     except torch.onnx.OnnxExporterError as error:
         raise PluginError(
             f"{type(purifier).__name__} cannot be exported to ONNX: {cause_of(error)}; its purify and score must be "
             "made of operators that torch.onnx.export knows",
             type(purifier).__name__,
         ) from error
+
+
+def noise_for(purifier: Purifier, pixels: Tensor, seed: int = 0) -> Tensor:
+    """One draw of a purifier in evaluation mode for pixels (N, C, H, W), as a graph takes it: float32 (N, ...).
+
+    Raises
+    ------
+    ConfigError
+        It draws nothing, or no floats.
+    """
+    drawn = draw_of(purifier, pixels, seed)
+    if drawn is None:
+        raise ConfigError(
+            f"noise='input': {type(purifier).__name__} draws nothing, its result is always the same; leave noise out"
+        )
+    if not drawn.is_floating_point():
+        raise ConfigError(f"noise='input': {type(purifier).__name__} draws {drawn.dtype}; only floats can be an input")
+    return drawn.float()
+
+
+def draw_of(purifier: Purifier, pixels: Tensor, seed: int = 0) -> Tensor | None:
+    """One draw of a purifier in evaluation mode, (N, ...), or None; each image has a stream of its own."""
+    quiet = copy.deepcopy(purifier).cpu().eval()
+    return quiet.draw(pixels.cpu(), SampleGenerator(seed, range(len(pixels))))
 
 
 def example_images(
@@ -129,36 +192,66 @@ def example_images(
 
 def export_module(
     module: nn.Module,
-    example: Tensor,
+    examples: Sequence[Tensor],
     *,
-    free: Sequence[int],
-    input: str,
+    free: Sequence[Sequence[int]],
+    inputs: Sequence[str],
     outputs: Sequence[str],
     opset: int = OPSET,
 ) -> ModelProto:
-    """``torch.onnx.export`` of a module with one input into one self-contained model without source paths.
+    """``torch.onnx.export`` of a module into one self-contained model without source paths.
 
-    A copy in evaluation mode on the CPU is exported; the module is not touched.
+    A copy in evaluation mode on the CPU is exported; the module is not touched. The first dimension of the inputs, if
+    free, is called ``batch``.
+
+    Parameters
+    ----------
+    examples
+        An example of each input.
+    free
+        Of each input the dimensions that may have other sizes; torch fixes those that the module does not leave open,
+        but for the first.
     """
-    sizes = dict.fromkeys(free, torch.export.Dim.DYNAMIC)
+    dim = torch.export.Dim
+    sizes = tuple(
+        {place: dim.AUTO if place and number else dim.DYNAMIC for place in places} for number, places in enumerate(free)
+    )
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             copy.deepcopy(module).cpu().eval(),
-            (example,),
+            tuple(examples),
             dynamo=True,
             opset_version=opset,
-            dynamic_shapes=(sizes,),
-            input_names=[input],
+            dynamic_shapes=sizes,
+            input_names=list(inputs),
             output_names=list(outputs),
             external_data=False,
             verbose=False,
+            custom_translation_table=TRANSLATIONS,
         )
     assert program is not None
     model = program.model
     InlinePass()(model)
+    # Unrolled steps have the same weights each. The hashing variant of the pass fails on transposed ones.
+    DeduplicateInitializersPass(size_limit=MAX_ELEMENTS)(model)
     model.metadata_props.clear()
     model.ir_version = IR_VERSION
+    _name_batch(model)
     return ir.to_proto(without_sources(model))
+
+
+def _name_batch(model: ir.Model) -> None:
+    """Call the inputs' free first dimension ``batch``, wherever torch's own symbol for it (``s40``) stands."""
+    firsts = [value.shape[0] for value in model.graph.inputs if value.shape]
+    symbols = {first.value for first in firsts if isinstance(first, ir.SymbolicDim) and first.value}
+    if not symbols:
+        return
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, sorted(symbols))) + r")\b")
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+            for place, size in enumerate(value.shape or ()):
+                if isinstance(size, ir.SymbolicDim) and size.value and value.shape is not None:
+                    value.shape[place] = ir.SymbolicDim(pattern.sub("batch", size.value))
 
 
 def without_sources(model: ir.Model) -> ir.Model:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import onnx
@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx import ModelProto, NodeProto, version_converter
 from onnx.inliner import inline_local_functions
 
+from .detector import calibration_of
 from .errors import ClassifierError, PluginError, PurifierError
 from .interfaces import Purifier, purifiers
 from .onnx_file import ImageInput as ImageInput
@@ -21,51 +22,77 @@ from .onnx_file import all_graphs
 from .onnx_file import image_input as image_input
 from .onnx_file import infer_preprocessing as infer_preprocessing
 from .onnx_file import load_onnx as load_onnx
-from .onnx_front import IR_VERSION, PURIFIED, SCORE, cause_of, without_sources
+from .onnx_front import CLASSES, IR_VERSION, NOISE, PURIFIED, REFUSED, cause_of, without_sources
 from .onnx_front import OPSET as OPSET
 from .onnx_front import purifier_graph as purifier_graph
+from .onnx_refusal import replace_logits
+from .refusal import Refusal
 
 METADATA_FORMAT = 1
 
 
-def graft(front: ModelProto, classifier: ModelProto, input_name: str, *, score: bool) -> ModelProto:
+def graft(
+    front: ModelProto,
+    classifier: ModelProto,
+    input_name: str,
+    *,
+    shown: Sequence[str] = (),
+    refusal: Refusal | None = None,
+) -> ModelProto:
     """The classifier with ``front`` between its input ``input_name`` and everything that reads it.
 
-    Inputs and outputs keep their names, types, shapes and order; ``purifier_score`` is added as the last
-    output if ``score``. An output that *is* the input, under its name, still gives what was fed: one name
-    cannot carry two values. The classifier given is not changed.
+    Inputs and outputs keep their names, types, shapes and order. The front's outputs named in ``shown`` are added as
+    the last outputs, and its second input, if it has one, as the last input. An output that *is* the input, under its
+    name, still gives what was fed: one name cannot carry two values. The logits of refused images are replaced if
+    ``refusal`` says so. The classifier given is not changed.
 
     Raises
     ------
     ClassifierError
-        The classifier cannot be brought to the purifier's opset, has a value ``purifier_score`` already, or is
-        malformed.
+        The classifier cannot be brought to the purifier's opset, has a value of one of the new names already, is
+        malformed, or has no logits that could be replaced.
+    ConfigError
+        Its classes are not those that ``refusal`` needs.
     """
     with _readable(classifier):
-        return _grafted(front, classifier, input_name, score=score)
+        return _grafted(front, classifier, input_name, tuple(shown), refusal or Refusal())
 
 
-def _grafted(front: ModelProto, classifier: ModelProto, input_name: str, *, score: bool) -> ModelProto:
+def _grafted(
+    front: ModelProto, classifier: ModelProto, input_name: str, shown: tuple[str, ...], refusal: Refusal
+) -> ModelProto:
     classifier = raise_opset(classifier, opset_of(front))
     names = _names(classifier)
-    if score and SCORE in names:
-        raise ClassifierError(
-            f"the classifier has a value called {SCORE!r} already; guard it with score=False",
-            classifier.graph.name,
-        )
+    for name in (*shown, *(value.name for value in front.graph.input[1:])):
+        if name in names:
+            raise ClassifierError(
+                f"the classifier has a value called {name!r} already; rename it, or guard it without "
+                f"{'noise as an input' if name == NOISE else 'score=True and refusal'}",
+                classifier.graph.name,
+            )
     # onnx_ir renames a stored tensor in the model it was read from, which is the caller's.
     guarded, piece = ir.from_proto(classifier), ir.from_proto(_copied(front))
     graph = guarded.graph
     image = next(value for value in graph.inputs if value.name == input_name)
-    entry, purified = piece.graph.inputs[0], piece.graph.outputs[0]
-    scores = list(piece.graph.outputs)[1:]
-    _prefix(piece.graph, _free_prefix(names))
+    batch = image.shape[0] if image.shape is not None else None
+    entry, *others = piece.graph.inputs
+    made = {value.name: value for value in piece.graph.outputs}
+    prefix = _free_prefix(names)
+    sizes_of_classes = made[CLASSES].shape if CLASSES in made else None
+    _prefix(piece.graph, prefix)
+    if CLASSES in made:
+        made[CLASSES].shape = sizes_of_classes
 
     # onnx_ir counts the uses inside bodies of If, Loop and Scan too, whatever their own names are.
     for node, place in image.uses():
-        node.replace_input_with(place, purified)
+        node.replace_input_with(place, made[PURIFIED])
     piece.graph.outputs.clear()
     entry.replace_all_uses_with(image)
+    for value in others:
+        sizes = [size if isinstance(size, int) else None for size in value.shape or ()]
+        given = ir.Value(name=NOISE, shape=ir.Shape([batch, *sizes[1:]]), type=ir.TensorType(ir.DataType.FLOAT))
+        value.replace_all_uses_with(given)
+        graph.inputs.append(given)
     nodes, first = list(piece.graph), next(iter(graph), None)
     for value in list(piece.graph.initializers.values()):
         del piece.graph.initializers[value.name or ""]
@@ -75,9 +102,13 @@ def _grafted(front: ModelProto, classifier: ModelProto, input_name: str, *, scor
         graph.extend(nodes)
     else:
         graph.insert_before(first, nodes)
-    for value in scores if score else ():
-        value.name, value.type = SCORE, ir.TensorType(ir.DataType.FLOAT)
-        value.shape = ir.Shape([image.shape[0] if image.shape is not None else None])
+    if refusal.replaces:
+        replace_logits(graph, made[REFUSED], made.get(CLASSES), refusal, prefix)
+    for name in shown:
+        value = made[name]
+        value.name = name
+        value.type = ir.TensorType(ir.DataType.BOOL if name == REFUSED else ir.DataType.FLOAT)
+        value.shape = ir.Shape([batch])
         graph.outputs.append(value)
     graph.sort()  # ONNX wants it, ONNX Runtime does not mind: some tools write classifiers out of order
     return ir.to_proto(without_sources(guarded))
@@ -131,21 +162,27 @@ def opset_of(model: ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=OPSET)
 
 
-def purifier_metadata(purifier: Purifier) -> dict[str, str]:
-    """What a guarded file says of its purifier: its plugin, configuration and checkpoint."""
+def purifier_metadata(purifier: Purifier, refusal: Refusal | None = None, noise: bool = False) -> dict[str, str]:
+    """What a guarded file says of its purifier: its plugin, configuration, checkpoint, calibration and noise."""
     config = json.dumps(dataclasses.asdict(purifier.config), sort_keys=True, separators=(",", ":"))
     try:
         plugin = purifiers.name_of(type(purifier))
     except PluginError:  # a class of the caller's own, never registered, has no name but this
         plugin = type(purifier).__qualname__
+    refusal, calibration = refusal or Refusal(), calibration_of(purifier)
     entries = {
-        "format": str(METADATA_FORMAT),
+        "format": METADATA_FORMAT,
         "version": importlib.metadata.version("adversarial-purifier"),
         "plugin": plugin,
         "config": config,
         "config_hash": hashlib.sha256(config.encode()).hexdigest(),
         "checkpoint": purifier.provenance.get("file"),
         "checkpoint_sha256": purifier.provenance.get("sha256"),
+        "threshold": None if calibration is None else calibration.threshold,
+        "fpr": None if calibration is None else calibration.fpr,
+        "on_reject": refusal.on_reject if refusal.active else None,
+        "abstain": refusal.abstain,
+        "noise": "the purifier's draw()" if noise else None,
     }
     return {f"purifier.{key}": str(value) for key, value in entries.items() if value is not None}
 

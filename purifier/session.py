@@ -16,19 +16,11 @@ from onnx import ModelProto
 from .classifier import PixelClassifier, pixel_classifier
 from .errors import ConfigError, PixelError
 from .interfaces import Purifier
-from .onnx_graph import (
-    OPSET,
-    ImageInput,
-    add_metadata,
-    graft,
-    image_input,
-    infer_preprocessing,
-    load_onnx,
-    opset_of,
-    purifier_graph,
-    purifier_metadata,
-)
+from .onnx_front import REFUSED, SCORE
+from .onnx_graph import ImageInput, image_input, infer_preprocessing, load_onnx
+from .onnx_guard import guarded_graph
 from .pixels import DTYPES, Preprocessing, check_range
+from .refusal import OnReject, refusal_of
 from .runtime import Provider, check_provider, refusals_explained, session_arguments
 
 
@@ -49,7 +41,11 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     input
         The image input's position or name; by default the only one that can be an image.
     score
-        Add how unusual each image is, ``purifier_score`` (N,), as the last output.
+        Add how unusual each image is, ``purifier_score`` (N,), as the last output; and after it, if the purifier is
+        calibrated, ``purifier_refused``, bool (N,).
+    on_reject, abstain
+        What to do with refused images, as for :func:`purifier.guard`. ``flag`` adds ``purifier_refused`` as the last
+        output; ``raise`` is done by :meth:`run` alone.
     providers, sess_options
         As for ``onnxruntime.InferenceSession``; a provider asked for and not had is an error. By default CUDA
         if it loads, else the CPU.
@@ -76,6 +72,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         preprocessing: Preprocessing | None = None,
         input: int | str | None = None,
         score: bool = False,
+        on_reject: OnReject = "ignore",
+        abstain: int | None = None,
         providers: Sequence[Provider] | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
     ) -> None:
@@ -85,10 +83,10 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.input = self.image.name
         self.purifier, self.score = copy.deepcopy(purifier), score
         self.preprocessing = _fitted(preprocessing, self.image)
-        opset = max(OPSET, opset_of(self.classifier))
-        front = purifier_graph(purifier, self.preprocessing, image_shape=self.image.shape, score=score, opset=opset)
-        self.model = graft(front, self.classifier, self.input, score=score)
-        add_metadata(self.model, purifier_metadata(purifier))
+        self.refusal = refusal_of(purifier, on_reject, abstain)
+        self.model = guarded_graph(
+            self.classifier, self.image, purifier, self.preprocessing, score=score, refusal=self.refusal
+        )
         source = "guarded classifier" if isinstance(classifier, ModelProto) else f"guarded {classifier}"
         arguments = session_arguments(providers, sess_options)
         with refusals_explained(source):
@@ -111,12 +109,27 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         ------
         PixelError
             The image input has an impossible shape, type or range.
+        RefusedError
+            Images are refused, and the guard was made with ``on_reject="raise"``.
         """
         if isinstance(input_feed, Mapping) and self.input in input_feed:
             images = input_feed[self.input]
             if not isinstance(images, onnxruntime.OrtValue):
                 input_feed = {**input_feed, self.input: self._checked(images)}
-        return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
+        if self.refusal.on_reject != "raise":
+            return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
+        names = list(output_names) if output_names else [output.name for output in self.get_outputs()]
+        values: list[Any] = super().run([*names, SCORE, REFUSED], input_feed, run_options)
+        refused, score = values.pop(), values.pop()
+        if refused.any():
+            raise self.refusal.error(refused, score)
+        return values
+
+    def get_outputs(self) -> list[Any]:
+        """As ``onnxruntime.InferenceSession.get_outputs``: what :meth:`run` gives if no outputs are named."""
+        outputs: list[Any] = super().get_outputs()
+        hidden = (SCORE, REFUSED) if self.refusal.on_reject == "raise" and not self.score else ()
+        return [output for output in outputs if output.name not in hidden]
 
     def _checked(self, images: Any) -> np.ndarray[Any, Any]:
         try:

@@ -17,14 +17,17 @@ from .seeding import SampleGenerator
 Route = Literal["exact", "bpda", "oblivious", "none"]
 Loss = Callable[[Tensor], Tensor]
 """Logits (N, K) -> one loss for each image, (N,), which the attack wants to grow."""
+ScoredLoss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (N, K) and scores (N,) -> one loss for each image, (N,), which the attack wants to grow."""
 
 
 @dataclass
 class Spent:
-    """How many images an attack asked logits for, and how many it asked gradients for."""
+    """How many images an attack asked logits for, how many gradients, and how many of the purifier's scores."""
 
     queries: int = 0
     gradients: int = 0
+    scores: int = 0
 
 
 class Target(nn.Module):
@@ -80,16 +83,20 @@ class Target(nn.Module):
         return self.route != "oblivious" and is_random(self.purifier, pixels)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        self.spent.queries += len(pixels)
-        if self.route == "none":
-            with torch.no_grad():
-                return self.classifier(self._purify(pixels))  # type: ignore[no-any-return]
-        return self.classifier(pixels if self.route == "oblivious" else self._purify(pixels))  # type: ignore[no-any-return]
+        return self._ask(pixels, scored=False)[0]
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits (N, K) without gradients, means over ``eot`` draws."""
         with torch.no_grad():
             return torch.stack([self(pixels) for _ in range(self.eot)]).mean(0)
+
+    def logits_with_score(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) and the purifier's scores (N,) without gradients, means over ``eot`` draws.
+
+        On the route ``oblivious`` the attacker knows of no detector: scores are 0.
+        """
+        with torch.no_grad():
+            return _means([self._ask(pixels, scored=True) for _ in range(self.eot)])
 
     def gradient(self, pixels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """The loss's gradient with respect to ``pixels``, same shape, and the logits (N, K).
@@ -101,15 +108,38 @@ class Target(nn.Module):
         GradientError
             The route has no gradients, or the purifier or classifier cuts them off.
         """
+        gradient, logits, _ = self._differentiate(pixels, lambda logits, score: loss(logits), scored=False)
+        return gradient, logits
+
+    def gradient_with_score(self, pixels: Tensor, loss: ScoredLoss) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of a loss of logits and score, as ``pixels``; the logits (N, K); the scores (N,).
+
+        All are means over ``eot`` draws. The score is the purifier's own, differentiated by autograd on ``exact`` and
+        ``bpda`` alike: a surrogate stands in for ``purify`` only. On the route ``oblivious`` the attacker knows of no
+        detector: the loss gets scores of 0 without gradient.
+
+        Raises
+        ------
+        GradientError
+            The route has no gradients, or purifier, score or classifier cut them off.
+        """
+        return self._differentiate(pixels, loss, scored=True)
+
+    def _differentiate(self, pixels: Tensor, loss: ScoredLoss, *, scored: bool) -> tuple[Tensor, Tensor, Tensor]:
         if self.route == "none":
             raise GradientError("the route none gives logits only; use exact, bpda or oblivious for gradients")
         check_differentiable(self.classifier, self.route)
-        gradients, all_logits = torch.zeros_like(pixels), []
+        gradients, answers = torch.zeros_like(pixels), []
         for _ in range(self.eot):
             leaf = pixels.detach().clone().requires_grad_()
             with torch.enable_grad():
-                logits = self(leaf)
-                total = loss(logits).sum()
+                logits, score = self._ask(leaf, scored=scored)
+                total = loss(logits, score).sum()
+            if scored and self.route != "oblivious" and not score.requires_grad:
+                raise GradientError(
+                    f"{type(self.purifier).__name__}.score() gives no gradient (detach, no_grad); make it "
+                    "differentiable, or attack the classifier alone"
+                )
             if total.requires_grad:
                 (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
             else:
@@ -120,17 +150,36 @@ class Target(nn.Module):
                     "off (detach, no_grad); declare gradient = 'surrogate' and use the route bpda"
                 )
             gradients += gradient / self.eot
-            all_logits.append(logits.detach())
+            answers.append((logits.detach(), score.detach()))
         self.spent.gradients += len(pixels) * self.eot
-        return gradients, torch.stack(all_logits).mean(0)
+        return gradients, *_means(answers)
 
-    def _purify(self, pixels: Tensor) -> Tensor:
+    def _ask(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
+        """One draw's logits (N, K) and scores (N,); scores are 0 unless asked for and known on this route."""
+        self.spent.queries += len(pixels)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.route != "none"):
+            if self.route == "oblivious":
+                return self.classifier(pixels), pixels.new_zeros(len(pixels))
+            purified, score = self._purify(pixels, scored=scored)
+            return self.classifier(purified), score
+
+    def _purify(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
         noise = self.purifier.draw(pixels, self.generator)
         if noise is not None and len(noise) != len(pixels):
             raise AuditError(f"the target was made for {len(noise)} images, got {len(pixels)}; narrow it with select()")
+        if scored:
+            self.spent.scores += len(pixels)
         if self.route == "bpda":
-            return _Bpda.apply(pixels, noise, self.purifier)  # type: ignore[no-any-return]
-        return self.purifier.purify(pixels, noise)
+            purified = _Bpda.apply(pixels, noise, self.purifier)
+            return purified, self.purifier.score(pixels) if scored else pixels.new_zeros(len(pixels))
+        if scored:
+            return self.purifier.purify_and_score(pixels, noise)
+        return self.purifier.purify(pixels, noise), pixels.new_zeros(len(pixels))
+
+
+def _means(answers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    logits, scores = zip(*answers, strict=True)
+    return torch.stack(logits).mean(0), torch.stack(scores).mean(0)
 
 
 def is_random(purifier: Purifier, pixels: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""FGSM, randomised FGSM and PGD: against known optima, against foolbox, and what every attack must keep."""
+"""FGSM, randomised FGSM and PGD: against known optima, against foolbox; and what every attack must keep."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ ATTACKS = [
     "pgd:steps=5",
     "pgd:steps=5,restarts=2,loss=margin",
     "pgd:steps=5,random_start=false",
+    "joint:steps=10",
 ]
 THREATS = [Threat("linf", 0.06), Threat("l2", 1.2)]
 
@@ -131,6 +132,7 @@ def two_classes() -> tuple[TwoClasses, Tensor, Tensor, Tensor]:
         ("pgd", 0.95),
         ("pgd:steps=20,step_size=0.5,restarts=2,loss=margin", 0.999),
         ("pgd:steps=5,random_start=false", 0.999),
+        ("joint:steps=20", 0.95),
     ],
 )
 @pytest.mark.parametrize("norm", ["linf", "l2"])

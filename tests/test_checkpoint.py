@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import purifier
+from purifier.checkpoint import read_tensors
 from purifier.classifier import load_classifier
 from purifier.errors import CheckpointError, ConfigError, OutputError, PluginError, SpecError
 
@@ -191,3 +192,12 @@ def test_a_plugin_that_cannot_be_built_without_memory_is_loaded_all_the_same(tmp
 def test_specs_that_are_none() -> None:
     with pytest.raises(SpecError, match="expected NAME:key=value"):
         purifier.load("vae:1x28x28")
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x4B50])
+def test_a_header_as_long_as_a_pickle_begins(tmp_path: Path, length: int) -> None:
+    """The first two bytes, the header's length, are those of a pickle or a zip file."""
+    path = tmp_path / "a.safetensors"
+    header = b'{"__metadata__":{"purifier":"3"}}'.ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header)
+    assert read_tensors(path) == ({}, {"purifier": 3})

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ import pytest
 
 import purifier
 from purifier.data import load_data
+from purifier.registry import Entry
 
 # The package's own attribute of this name is the command.
 demo = importlib.import_module("purifier.cli.demo")
@@ -30,7 +32,7 @@ def test_version(command) -> None:
 def test_no_command_shows_help(command) -> None:
     code, out, err = command()
     assert code == 2
-    for name in ("demo", "list", "train", "audit", "report", "export", "doctor"):
+    for name in ("demo", "list", "train", "calibrate", "audit", "report", "purify", "export", "doctor"):
         assert re.search(rf"^\W*{name} +[A-Z]", out + err, flags=re.MULTILINE), name
 
 
@@ -39,6 +41,28 @@ def test_list_shows_every_plugin(command) -> None:
     assert code == 0
     for name in (*purifier.purifiers, *purifier.attacks, *purifier.exporters):
         assert name in out
+
+
+def test_list_has_a_line_a_plugin_under_its_distribution(command) -> None:
+    purifier.attacks.register("failing", Failing)
+    try:
+        _, out, _ = command("list")
+    finally:
+        purifier.attacks.unregister("failing")
+    lines = out.splitlines()
+    owner = f"adversarial-purifier {version('adversarial-purifier')}"
+    assert max(map(len, lines)) <= 80
+    assert lines.index(owner) < lines.index("register()")
+    assert lines[lines.index("register()") + 1 :] == [f"  attack    failing    {__name__}:Failing"]
+    assert "  purifier  bit-depth  purifier.plugins.purifiers.baselines:BitDepth" in lines
+
+
+def test_list_tells_of_a_clash(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = [Entry("pgd", "a:A", "one", "1"), Entry("pgd", "b:B", "two", "2")]
+    monkeypatch.setattr(purifier.attacks, "entries", lambda: twice)
+    _, out, _ = command("list")
+    assert out.count("clash: two distributions, neither loads") == 2
+    assert "two 2\n  attack    pgd        b:B  clash" in out
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,17 @@ def test_weights_and_preprocessing_reach_the_classifier(command, folder):
     assert len(counted) == 3
 
 
+def test_the_joint_attack_runs_within_several_budgets(command, folder):
+    code, shown, complaint = command(*arguments(attack="joint:steps=3", eps="8/255"), "--eps", "0.1")
+    assert code == 0, complaint
+    report = json.loads((folder / "found" / "report.json").read_text())
+    assert report["schema_version"] == 2 and report["calibration"] is None
+    exact = [row for row in report["rows"] if row["route"] == "exact" and row["model"] == "guarded"]
+    assert len(exact) == 2 and all(row["scores_per_image"] > 3 for row in exact)
+    for part in ("detection, linf 0.03137", "detection, linf 0.1", "here: joint:steps=3", "not calibrated"):
+        assert part in " ".join(shown.split())
+
+
 def test_a_report_is_printed_again(command, folder):
     _, audited, _ = command(*arguments())
     code, shown, _ = command("report", "found")
@@ -150,6 +161,7 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
         ({"eps": "8"}, "at most 1 for linf (pixels are in [0, 1]), got 8.0; try 8/255"),
         ({"norm": "l7"}, "l7"),
         ({"route": "back"}, "error: route must be one of exact, bpda, oblivious, none, got 'back'"),
+        ({"attack": "joint:confidence=no"}, "option 'confidence' expected float, got 'no'"),
         ({"attack": "pgd:steps=0"}, "error: attack 'pgd': steps and restarts must be at least 1"),
         ({"out": "cli_audit_model.py"}, "error: cannot write cli_audit_model.py"),
         ({"out": "cli_audit_model.py/deep/er"}, "error: cannot write cli_audit_model.py/deep/er"),

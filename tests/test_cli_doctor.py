@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import importlib
+import platform
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 
+import onnxruntime
 import pytest
 
 from purifier.cli.doctor import findings, missing
 from purifier.runtime import CPU, CUDA, working_providers
 
+# The package's own attribute of this name is the command.
+doctor = importlib.import_module("purifier.cli.doctor")
 Command = Callable[..., tuple[int, str, str]]
 WHEEL = {"onnxruntime-gpu": "1.31.1"}
 
@@ -20,6 +26,29 @@ def test_the_doctor_shows_versions_and_providers(command: Command) -> None:
     assert version("adversarial-purifier") in shown
     assert CPU in shown
     assert "ready: " in shown
+
+
+def unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA is built in and does not load, and both wheels are there: the two longest warnings."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(doctor, "working_providers", lambda: [CPU])
+    monkeypatch.setattr(doctor, "installed_wheels", lambda: {**WHEEL, "onnxruntime": "1.31.1"})
+
+
+def test_a_terminal_of_80_columns_is_enough_and_words_stay_whole(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unhealthy(monkeypatch)
+    monkeypatch.setattr(platform, "platform", lambda: "Linux-6.1.0-amd64-x86_64-with-glibc2.36")
+    _, piped, _ = command("doctor")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    _, shown, _ = command("doctor")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert max(map(len, shown.splitlines())) <= 80 < max(map(len, piped.splitlines()))
+    assert shown.split() == piped.split()
+    command_line = "  pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    assert command_line in shown.splitlines() and command_line in piped.splitlines()
 
 
 def test_what_is_required_and_had_is_no_failure(command: Command) -> None:

@@ -76,3 +76,36 @@ def test_bad_input_to_the_command_ends_in_exit_code_2(
     assert errors.startswith("error: ")
     assert message in errors
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_refusal_and_noise_on_the_command_line(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    source, known, path = tmp_path / "classifier.onnx", tmp_path / "blur.safetensors", tmp_path / "guarded.onnx"
+    onnx.save(linear(), source)
+    blur = purifier.load("blur")
+    blur.provenance = {
+        "calibration": {"fpr": 0.1, "threshold": 0.05, "data": "x", "count": 9, "quantiles": [0.0] * 101}
+    }
+    purifier.save(blur, known)
+    given = ("export", "--classifier", source, "--purifier", known, "--out", path, "--image-shape", "3x8x8")
+    assert command(*given, "--on-reject", "abstain", "--abstain", "4")[0] == 0
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    images = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    images[1] *= 0.1
+    (logits,) = session.run(None, {"images": images.numpy()})
+    assert logits[0].tolist() == [float("-inf")] * 4 + [0.0]
+    assert np.isfinite(logits[1]).all()
+    for options, message in (
+        (["--on-reject", "panic"], "on_reject must be one of ignore"),
+        (["--abstain", "1"], "abstain goes with on_reject='abstain'"),
+        (["--noise", "input"], "Blur draws nothing"),
+    ):
+        code, _, errors = command(*given, *options)
+        assert code == 2
+        assert message in errors
+    vae = "vae:image_shape=3x8x8,channels=4,latent=3,sample=true"
+    given = (*given[:4], vae, *given[5:])
+    code, shown, _ = command(*given, "--noise", "input")
+    assert code == 0
+    assert "takes its draw() as the input purifier_noise" in shown
+    second = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[1]
+    assert (second.name, second.shape) == ("purifier_noise", ["N", 3])

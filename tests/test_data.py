@@ -87,6 +87,44 @@ def test_count_below_one(count: str) -> None:
         load_data(f"fashion-mnist:test:{count}")
 
 
+@pytest.mark.parametrize(
+    ("spec", "whole", "places"),
+    [
+        ("fashion-mnist:train:59998-60000", "fashion-mnist:train", [59998, 59999]),
+        ("fashion-mnist:9-11", "fashion-mnist:test", [9, 10]),
+        ("demo:299-300", "demo", [299]),
+        ("demo:0-3", "demo", [0, 1, 2]),
+    ],
+)
+def test_a_range_is_pythons(spec: str, whole: str, places: list[int]) -> None:
+    part, everything = load_data(spec), load_data(whole)
+    assert (part.name, len(part), part.classes) == (spec, len(places), everything.classes)
+    for got, expected in zip(part.batch(range(len(places))), everything.batch(places), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("demo:5-3", "expected start-stop with 0 <= start < stop, such as 0-100, got 5-3"),
+        ("fashion-mnist:test:7-7", "0 <= start < stop, such as 0-100, got 7-7; the first image is 0"),
+        ("demo:-2-3", "0 <= start < stop, such as 0-100, got -2-3"),
+        ("demo:-3--1", "got -3--1"),
+        ("demo:299-301", "asked for images 299-301, there are 300"),
+        ("demo:0-301", "asked for 301 images, there are 300"),
+        ("fashion-mnist:10000-10001", "asked for images 10000-10001, there are 10000"),
+        ("demo:3-", "cannot read DATA 'demo:3-'"),
+        ("demo:1-2-3", "cannot read DATA"),
+        ("demo:a-b", "demo[:count|:start-stop]"),
+        (f"demo:0-{5000 * '9'}", "cannot read DATA"),
+    ],
+)
+def test_ranges_refused(spec: str, says: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(says)) as caught:
+        load_data(spec)
+    assert caught.value.spec == spec
+
+
 @pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_fashion_mnist_in_root(alone: Path, place: str, suffix: str) -> None:

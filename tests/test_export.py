@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import purifier
-import purifier.session
+import purifier.onnx_guard
 from onnx_models import FLOAT, WEIGHT, model_of
 from purifier.errors import ExportError
 from purifier.exporting import export
@@ -52,7 +52,7 @@ class Answer:
 def one_export_a_graph():
     """Exporting a purifier takes seconds, and many tests here guard an ONNX classifier with the same one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(purifier.session, "purifier_graph", functools.cache(purifier.session.purifier_graph))
+        patch.setattr(purifier.onnx_guard, "purifier_graph", functools.cache(purifier.onnx_guard.purifier_graph))
         yield
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 import purifier
 from purifier.onnx_front import PurifierFront, export_module
 from purifier.pixels import Preprocessing
+from purifier.refusal import refusal_of
+from scoring import Classes, calibrated
 
 EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
@@ -33,7 +37,7 @@ class Branches(nn.Module):
 
 
 def export(module: nn.Module) -> onnx.ModelProto:
-    return export_module(module, torch.rand(2, 3, 4, 5), free=[0], input="image", outputs=["twice"])
+    return export_module(module, [torch.rand(2, 3, 4, 5)], free=[[0]], inputs=["image"], outputs=["twice"])
 
 
 def process() -> tuple[object, ...]:
@@ -79,3 +83,53 @@ def test_a_half_precision_purifier_without_parameters_takes_images_of_any_type()
     purified, scores = front(image)
     assert (purified.dtype, scores.dtype) == (torch.float32, torch.float32)
     torch.testing.assert_close(purified, purifier.load("blur").purify(image), atol=2e-3, rtol=0)
+
+
+class Steps(nn.Module):
+    """One layer used several times with weights that are copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+        self.again = copy.deepcopy(self.layer)
+        self.register_buffer("turned", torch.rand(3, 5, 4).mT)
+
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return self.again(self.layer(image)) + noise + self.turned, image.flatten(1).repeat(1, 2)
+
+
+def test_equal_weights_are_stored_once_and_the_batch_is_called_so() -> None:
+    image, noise = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    model = export_module(
+        Steps(), [image, noise], free=[[0], [0]], inputs=["image", "noise"], outputs=["moved", "flat"]
+    )
+    weights = [entry for entry in model.graph.initializer if list(entry.dims) == [3, 3, 3, 3]]
+    assert len(weights) == 1
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    names = {size.dim_param for value in values for size in value.type.tensor_type.shape.dim}
+    assert names == {"", "batch"}
+    assert [value.type.tensor_type.shape.dim[0].dim_param for value in model.graph.input] == ["batch", "batch"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for count in (1, 7):
+        image, noise = torch.rand(count, 3, 4, 5), torch.rand(count, 3, 4, 5)
+        found = session.run(None, {"image": image.numpy(), "noise": noise.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found[0]), Steps()(image, noise)[0])
+
+
+def test_the_front_gives_what_the_guard_needs_and_no_more() -> None:
+    image = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    known = calibrated(Classes())
+    wanted = {
+        ("ignore", False): ("purified",),
+        ("ignore", True): ("purified", "purifier_score", "purifier_refused"),
+        ("flag", False): ("purified", "purifier_refused"),
+        ("raise", False): ("purified", "purifier_score", "purifier_refused"),
+        ("reclassify", False): ("purified", "purifier_refused", "purifier_classes"),
+    }
+    for (on_reject, score), names in wanted.items():
+        front = PurifierFront(known, Preprocessing(), score, refusal_of(known, on_reject, None))
+        assert front.outputs == names
+        assert len(front(image)) == len(names)
+    uncalibrated = PurifierFront(Classes(), Preprocessing(), True, refusal_of(Classes(), "ignore", None))
+    assert uncalibrated.outputs == ("purified", "purifier_score")

@@ -34,7 +34,7 @@ def front(preprocessing: Preprocessing, shape: tuple[int | None, ...], score: bo
 def guarded(model: ModelProto, *, score: bool = False) -> ModelProto:
     image = image_input(model)
     piece = front(infer_preprocessing(image), image.shape, score, max(18, opset_of(model)))
-    return graft(piece, model, image.name, score=score)
+    return graft(piece, model, image.name, shown=["purifier_score"] if score else [])
 
 
 def run(model: ModelProto, **feed: np.ndarray) -> list[np.ndarray]:
@@ -267,7 +267,7 @@ def test_no_trace_of_the_exporting_machine_is_left() -> None:
 
 
 def test_score_cannot_be_added_twice() -> None:
-    with pytest.raises(ClassifierError, match="'purifier_score' already; guard it with score=False"):
+    with pytest.raises(ClassifierError, match="'purifier_score' already; rename it, or guard it without score=True"):
         guarded(guarded(linear(), score=True), score=True)
 
 

@@ -37,7 +37,7 @@ def test_a_malformed_graph_is_an_error(change: str) -> None:
         outputs=[("purified", FLOAT, ["N", 3, 8, 8])],
     )
     with pytest.raises(ClassifierError, match=r"cannot be read as a graph: .+; see what onnx.checker"):
-        graft(front, malformed(change), "images", score=False)
+        graft(front, malformed(change), "images")
 
 
 def test_giant_images_are_refused_before_they_are_made() -> None:

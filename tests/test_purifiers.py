@@ -33,6 +33,15 @@ SMALL = f"vae:{GRAY},channels=4,latent=8"
         ("vae:image_shape=3x32x32,channels=8,depth=3,latent=16", (3, 32, 32)),
         ("vae:image_shape=3x224x224,channels=4,depth=5,latent=8", (3, 224, 224)),
         ("vae:image_shape=3x224x224,channels=4,depth=3,latent=4,spatial=true", (3, 224, 224)),
+        (f"{SMALL},score=reconstruction", (1, 28, 28)),
+        (f"{SMALL},score=prior", (1, 28, 28)),
+        (f"gm{SMALL}", (1, 28, 28)),
+        (f"gm{SMALL},components=3,strength=5,sample=true,labelled=true,score=prior", (1, 28, 28)),
+        ("gmvae:image_shape=3x32x32,channels=8,depth=3,latent=7,strength=0,components=1", (3, 32, 32)),
+        ("latent:base=demo", (1, 28, 28)),
+        ("latent:base=demo,preset=defense-gan,steps=5,restarts=3", (1, 28, 28)),
+        ("latent:base=demo,start=bank,bank=20,restarts=2,steps=3,beta=0.1", (1, 28, 28)),
+        ("latent:base=vae:image_shape=3x32x32,steps=2,truncate=2,loop=true", (3, 32, 32)),
     ],
 )
 def test_conformance(spec: str, shape: tuple[int, int, int], tmp_path: Path) -> None:

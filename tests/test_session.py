@@ -12,7 +12,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import purifier
-import purifier.session
+import purifier.onnx_guard
 from purifier.errors import ClassifierError, ConfigError, PixelError, PluginError
 from purifier.interfaces import Purifier
 from purifier.pixels import Preprocessing
@@ -27,8 +27,8 @@ KERNEL = np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32)
 def one_export_a_graph():
     """Exporting takes seconds, and many tests here guard with the same purifier."""
     with pytest.MonkeyPatch.context() as patch:
-        export = functools.cache(purifier.session.purifier_graph)
-        patch.setattr(purifier.session, "purifier_graph", export)
+        export = functools.cache(purifier.onnx_guard.purifier_graph)
+        patch.setattr(purifier.onnx_guard, "purifier_graph", export)
         yield
 
 

@@ -1,12 +1,15 @@
-"""Intervals against SciPy's and at the edges."""
+"""Intervals against SciPy's and at the edges; areas against scikit-learn's and simulations."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
 
 from purifier.audit import wilson
-from purifier.audit.statistics import rate
+from purifier.audit.statistics import Z95, rate, roc_area
 
 
 @pytest.mark.parametrize(("correct", "count"), [(1, 2), (0, 10), (10, 10), (3, 7), (846, 1000), (9999, 10000)])
@@ -28,3 +31,38 @@ def test_the_edges_are_exact_and_inside():
 def test_a_rate_may_come_from_shares():
     half = rate(2.5, 5)
     assert half.accuracy == 0.5 and half.correct == 2.5 and half.interval == wilson(2.5, 5)
+
+
+@pytest.mark.parametrize("levels", [3, 20, 10_000])
+def test_the_area_is_scikit_learns_with_ties_and_without(levels):
+    numbers = np.random.default_rng(levels)
+    positives, negatives = numbers.integers(levels // 4, levels, 37), numbers.integers(0, levels, 90)
+    truth = [1] * 37 + [0] * 90
+    found = roc_area(torch.from_numpy(positives).float(), torch.from_numpy(negatives).float())
+    assert found.value == pytest.approx(roc_auc_score(truth, [*positives, *negatives]), abs=1e-12)
+    assert found.interval[0] < found.value < found.interval[1]
+
+
+def test_infinite_scores_rank_above_all_and_tie_with_each_other():
+    scores = torch.tensor([float("inf"), 1.0])
+    assert roc_area(scores, torch.tensor([0.0, float("inf")])).value == (0.75 + 0.5) / 2
+
+
+def test_the_areas_error_is_that_of_exponential_scores():
+    """For exponential scores Hanley & McNeil's two equations are exact."""
+    numbers = np.random.default_rng(0)
+    times, counts = 3000, (30, 60)
+    positives, negatives = numbers.exponential(4, (times, counts[0])), numbers.exponential(1, (times, counts[1]))
+    areas = (positives[:, :, None] > negatives[:, None, :]).mean((1, 2))
+    assert areas.mean() == pytest.approx(0.8, abs=0.005)
+    ranks = torch.arange(60) * 10.0
+    found = roc_area(torch.tensor([475.0] * 30), ranks)
+    assert found.value == 0.8
+    assert (found.interval[1] - found.value) / Z95 == pytest.approx(areas.std(), rel=0.05)
+
+
+def test_an_areas_interval_is_never_empty_and_stays_inside():
+    few, many = torch.arange(3.0), torch.arange(50.0)
+    assert roc_area(few + 100, many).value == 1 and roc_area(few + 100, many).interval == wilson(3, 3)
+    assert roc_area(few - 100, many).value == 0 and roc_area(few - 100, many).interval == wilson(0, 3)
+    assert roc_area(few + 47, many).interval[1] <= 1

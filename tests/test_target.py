@@ -57,6 +57,31 @@ class Detached(Square):
         return pixels.detach().square()
 
 
+class Scoring(Square):
+    """One pass gives both; alone, its score counts how often it is asked."""
+
+    def __init__(self, config: NoConfig) -> None:
+        super().__init__(config)
+        self.alone = 0
+
+    def score(self, pixels: Tensor) -> Tensor:
+        self.alone += 1
+        return pixels.pow(3).sum((1, 2, 3))
+
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.purify(pixels), pixels.pow(3).sum((1, 2, 3))
+
+
+class NoisyScoring(Noisy):
+    def score(self, pixels: Tensor) -> Tensor:
+        return pixels.pow(3).sum((1, 2, 3))
+
+
+class Deaf(Square):
+    def score(self, pixels: Tensor) -> Tensor:
+        return pixels.detach().sum((1, 2, 3))
+
+
 class Blind(PixelClassifier):
     """A classifier without gradients."""
 
@@ -104,6 +129,75 @@ def test_bpda_shows_the_purifier_itself_bit_for_bit(classifier):
     rounded = Rounded(NoConfig())
     with torch.no_grad():
         assert torch.equal(target(classifier, Rounded, "bpda")(PIXELS), classifier(rounded.purify(PIXELS)))
+
+
+def both(logits: Tensor, score: Tensor) -> Tensor:
+    return logits[:, 0] - 0.5 * score
+
+
+def test_the_scores_gradient_is_the_purifiers_own_on_exact_and_bpda(classifier):
+    own = weight(classifier).expand_as(PIXELS)
+    for route, through, alone in (("exact", 2 * PIXELS, 0), ("bpda", torch.tensor(3.0), 1)):
+        asked = target(classifier, Scoring, route)
+        gradient, logits, score = asked.gradient_with_score(PIXELS, both)
+        torch.testing.assert_close(gradient, own * through - 1.5 * PIXELS.square())
+        torch.testing.assert_close(logits, classifier(PIXELS.square()).detach())
+        torch.testing.assert_close(score, PIXELS.pow(3).sum((1, 2, 3)))
+        assert asked.purifier.alone == alone
+        assert not logits.requires_grad and not score.requires_grad
+        assert (asked.spent.queries, asked.spent.gradients, asked.spent.scores) == (5, 5, 5)
+
+
+@pytest.mark.parametrize("spec", ["vae:image_shape=1x8x8,channels=4,latent=6", "blur"])
+def test_its_gradient_is_that_of_finite_differences(spec):
+    torch.manual_seed(1)
+    filter_ = purifier.load(spec).double()
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double().eval()
+    doubles = TorchPixelClassifier(linear, Preprocessing(dtype="float64"))
+    seen = Target(doubles, filter_, "exact", SampleGenerator(0, range(3)))
+    generator = torch.Generator().manual_seed(0)
+    pixels = 0.1 + 0.8 * torch.rand(3, 1, 8, 8, generator=generator, dtype=torch.float64)
+    gradient, _, _ = seen.gradient_with_score(pixels, both)
+    direction = torch.randn(pixels.shape, generator=generator, dtype=torch.float64)
+    there, back = (both(*seen.logits_with_score(pixels + way * 1e-6 * direction)) for way in (1, -1))
+    torch.testing.assert_close((gradient * direction).sum((1, 2, 3)), (there - back) / 2e-6, rtol=1e-3, atol=1e-5)
+
+
+def test_who_does_not_know_the_purifier_knows_no_score(classifier):
+    asked = target(classifier, Scoring, "oblivious")
+    gradient, logits, score = asked.gradient_with_score(PIXELS, both)
+    torch.testing.assert_close(gradient, weight(classifier).expand_as(PIXELS))
+    torch.testing.assert_close(logits, classifier(PIXELS).detach())
+    assert not score.any() and not asked.logits_with_score(PIXELS)[1].any()
+    assert (asked.spent.queries, asked.spent.gradients, asked.spent.scores) == (10, 5, 0)
+
+
+def test_a_gradient_of_the_logits_alone_asks_for_no_score(classifier):
+    asked = target(classifier, Scoring, "exact")
+    gradient, _ = asked.gradient(PIXELS, first_logit)
+    scored, _, _ = asked.gradient_with_score(PIXELS, lambda logits, score: logits[:, 0])
+    assert torch.equal(gradient, scored) and (asked.spent.scores, asked.spent.gradients) == (5, 10)
+
+
+def test_eot_averages_the_joint_gradient_too(classifier):
+    averaged = target(classifier, NoisyScoring, "exact", eot=3)
+    gradient, logits, score = averaged.gradient_with_score(PIXELS, both)
+    singly = target(classifier, NoisyScoring, "exact")
+    parts = [singly.gradient_with_score(PIXELS, both) for _ in range(3)]
+    for found, nth in ((gradient, 0), (logits, 1), (score, 2)):
+        torch.testing.assert_close(found, torch.stack([part[nth] for part in parts]).mean(0))
+    assert (averaged.spent.queries, averaged.spent.gradients, averaged.spent.scores) == (15, 15, 15)
+    torch.testing.assert_close(target(classifier, NoisyScoring, "exact", eot=3).logits_with_score(PIXELS)[0], logits)
+
+
+def test_a_score_without_gradient_and_a_route_without_one_are_refused(classifier):
+    for route in ("exact", "bpda"):
+        with pytest.raises(GradientError, match=r"Deaf.score\(\) gives no gradient \(detach, no_grad\); make it"):
+            target(classifier, Deaf, route).gradient_with_score(PIXELS, both)
+    queries = target(classifier, Scoring, "none")
+    with pytest.raises(GradientError, match="route none gives logits only"):
+        queries.gradient_with_score(PIXELS, both)
+    torch.testing.assert_close(queries.logits_with_score(PIXELS)[1], PIXELS.pow(3).sum((1, 2, 3)))
 
 
 def test_its_autograd_follows_the_route_for_attacks_of_other_libraries(classifier):

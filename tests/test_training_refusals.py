@@ -28,6 +28,20 @@ def too_late(now: Progress) -> None:
     [
         ({"plugin": "vea"}, PluginError, "did you mean 'vae'"),
         ({"plugin": "identity"}, TrainingError, "'identity' has nothing to train"),
+        ({"plugin": "latent"}, ConfigError, "purifier 'latent' needs the option 'base'"),
+        ({"plugin": "latent", "config": {"base": "demo"}}, ConfigError, r"base is for images \(1, 28, 28\), got image"),
+        ({"plugin": "gmvae", "config": {"components": 9}}, TrainingError, "9 components need at least as many images"),
+        ({"plugin": "gmvae", "config": {"spatial": True}}, ConfigError, "leave spatial out, or take vae"),
+        (
+            {"plugin": "gmvae", "config": {"labelled": True}},
+            TrainingError,
+            "10 components need at least as many images",
+        ),
+        (
+            {"plugin": "gmvae", "config": {"labelled": True, "components": 2}},
+            TrainingError,
+            "at least 2 images of each class, got 0 of class 1",
+        ),
         ({"recipe": "magic"}, ConfigError, "no recipe 'magic'; the recipes are: elbo"),
         ({"recipe": "elbo:eps=0.1"}, ConfigError, "recipe 'elbo' has no option 'eps'"),
         ({"recipe": ""}, SpecError, "no plugin name"),
@@ -163,3 +177,10 @@ def test_a_log_that_is_no_text_does_not_stop_a_resume(tmp_path: Path, stopped: P
     train("vae", IMAGES, tmp_path / "p.safetensors", epochs=2, resume=True, **OPTIONS)
     lines = (tmp_path / "p.log.jsonl").read_text().splitlines()
     assert [json.loads(line).get("epoch") for line in lines] == [None, 1, 2]
+
+
+def test_a_purifier_found_by_descent_has_nothing_to_train(tmp_path: Path) -> None:
+    data = ImageData("gray", torch.full((8, 1, 28, 28), 0.5), torch.zeros(8, dtype=torch.int64))
+    with pytest.raises(TrainingError, match="'latent' has nothing to train; use it as it is"):
+        train("latent", data, tmp_path / "p.safetensors", config={"base": "demo"}, progress=too_late)
+    assert list(tmp_path.iterdir()) == []

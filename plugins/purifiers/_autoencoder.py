@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 WIDEST = 256
+
+Pullback: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Encoder(nn.Module):
@@ -66,6 +71,45 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         return self.layers(latent)  # type: ignore[no-any-return]
+
+    def with_pullback(self, latent: Tensor) -> tuple[Tensor, Pullback]:
+        """The logits, and the map from a gradient with respect to them to the one with respect to ``latent``.
+
+        Written out, layer by layer, so that it can be exported and differentiated again like any other computation.
+        """
+        pullbacks = []
+        for layer in self.layers:
+            latent, pullback = _with_pullback(layer, latent)
+            pullbacks.append(pullback)
+
+        def pull(gradient: Tensor) -> Tensor:
+            for pullback in reversed(pullbacks):
+                gradient = pullback(gradient)
+            return gradient
+
+        return latent, pull
+
+
+def _with_pullback(layer: nn.Module, given: Tensor) -> tuple[Tensor, Pullback]:
+    """A layer's output and its vector-Jacobian product."""
+    match layer:
+        case nn.SiLU():
+            gate = torch.sigmoid(given)
+            slope = gate * (1 + given * (1 - gate))
+            return given * gate, lambda gradient: gradient * slope
+        case nn.Linear():
+            return layer(given), lambda gradient: gradient @ layer.weight
+        case nn.Unflatten():
+            return layer(given), lambda gradient: gradient.flatten(1)
+        case nn.ConvTranspose2d():
+            return layer(given), lambda gradient: F.conv2d(
+                gradient, layer.weight, stride=layer.stride, padding=layer.padding
+            )
+        case nn.Conv2d(padding=(int(), int()) as padding):
+            return layer(given), lambda gradient: F.conv_transpose2d(
+                gradient, layer.weight, stride=layer.stride, padding=padding
+            )
+    raise TypeError(f"no vector-Jacobian product is written for {layer}")
 
 
 def layer_widths(channels: int, depth: int) -> list[int]:

@@ -1,11 +1,13 @@
 """Audits: attacks x threats x routes over data, judged on the guard, into a report."""
 
+from .detection import Detection as Detection
 from .plan import read_attack as read_attack
 from .report import AuditReport as AuditReport
 from .report import Row as Row
 from .report import WorstCase as WorstCase
 from .report import check_writable as check_writable
 from .runner import audit as audit
+from .statistics import Area as Area
 from .statistics import Rate as Rate
 from .statistics import wilson as wilson
 from .table import print_report as print_report

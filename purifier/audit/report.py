@@ -13,9 +13,10 @@ from typing import Any, Literal
 from ..atomic import atomic_write, unwritable
 from ..errors import FileError, PurifierError
 from ..threat import Threat
-from .statistics import Rate
+from .detection import Detection, read_detection
+from .statistics import Rate, read_rate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "report.json"
 WHITE_BOX = ("exact", "bpda")
 """The routes that see the purifier and follow gradients; no other figure may be called white-box."""
@@ -44,8 +45,12 @@ class Row:
     queries_per_image: float
     """Images shown to the target, those shown for a gradient included."""
     gradients_per_image: float
+    scores_per_image: float
+    """Scores of the guard's purifier the attack asked for: above 0 where it aimed at the detector too."""
     seconds: float
     error: str | None = None
+    detection: Detection | None = None
+    """None for the undefended classifier, and after an error."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class AuditReport:
     eot: int
     device: str
     worst_case: Sequence[WorstCase]
+    calibration: Mapping[str, Any] | None
+    """The threshold's ``fpr``, ``threshold``, ``data`` and ``count``; None if the purifier is not calibrated."""
     rows: Sequence[Row]
     command: Sequence[str] | None = None
     """The command line that repeats it, if it came from one."""
@@ -133,11 +140,14 @@ class AuditReport:
         try:
             if not found["rows"] or not {"plugin", "surrogate", "file"} <= set(found["purifier"]):
                 raise ValueError("no rows, or no purifier")
+            _check_calibration(found["calibration"])
+            if any((row.get("detection") or {}).get("held") and not found["calibration"] for row in found["rows"]):
+                raise ValueError("images refused without a calibration")
             return cls(
                 **{
                     **found,
                     "threats": [Threat(**threat) for threat in found["threats"]],
-                    "rows": [Row(**_nested(row)) for row in found["rows"]],
+                    "rows": [_row(row) for row in found["rows"]],
                     "worst_case": [WorstCase(**_nested(case)) for case in found["worst_case"]],
                 }
             )
@@ -171,13 +181,17 @@ def _nested(entry: dict[str, Any]) -> dict[str, Any]:
     return {
         **entry,
         "threat": entry["threat"] and Threat(**entry["threat"]),
-        "result": None if rates["count"] is None else _rate(rates),
-        "worst_of_n": worst and _rate(worst),
+        "result": None if rates["count"] is None else read_rate(rates),
+        "worst_of_n": worst and read_rate(worst),
     }
 
 
-def _rate(values: Mapping[str, Any]) -> Rate:
-    low, high = values["interval"]
-    if not 0 <= low <= values["accuracy"] <= high <= 1:
-        raise ValueError(f"accuracy {values['accuracy']} with interval {values['interval']}")
-    return Rate(values["accuracy"], values["correct"], values["count"], (low, high))
+def _row(entry: dict[str, Any]) -> Row:
+    detection = entry["detection"]
+    return Row(**{**_nested(entry), "detection": detection and read_detection(detection)})
+
+
+def _check_calibration(found: Mapping[str, Any] | None) -> None:
+    kinds = {"fpr": float, "threshold": float, "data": str, "count": int}
+    if found is not None and {name: type(value) for name, value in found.items()} != kinds:
+        raise ValueError(f"calibration {found}")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..classifier import PixelClassifier
 from ..data import ImageData, load_data
+from ..detector import calibration_of
 from ..errors import AuditError, ConfigError, PluginError, PurifierError
 from ..guard import Guard, GuardedModule, GuardedSession
 from ..interfaces import Attack, Purifier, purifiers
@@ -53,6 +54,8 @@ def audit(
     Every adversarial image is projected into the threat by the core and judged again on the guard, with fresh
     noise if the purifier is random. An image is right under an attack only if it is right when clean too.
     Neither classifier nor purifier is changed: they run in evaluation mode, and their flags are put back.
+    Every image judged on the guard is scored too: how well that tells fooled images from clean ones, and what the
+    threshold refuses if the purifier is calibrated, stands in each row's ``detection``.
 
     Parameters
     ----------
@@ -85,7 +88,7 @@ def audit(
 
     Raises
     ------
-    ConfigError, SpecError, DataError, OutputError
+    ConfigError, SpecError, DataError, OutputError, CheckpointError
         The audit cannot be carried out as asked; found before any attack runs.
     GradientError
         A gradient attack on a classifier that has no gradients, or along a route that does not exist.
@@ -106,6 +109,7 @@ def audit(
         raise ConfigError(f"attacks: expected a list of ATTACK specs, got {attacks!r}; write [{attacks!r}]")
     classifier = guard.pixel_classifier()
     purifier = _AsItRuns(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
+    calibration = calibration_of(guard.purifier)
     jobs = plan(classifier, purifier, attacks, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with at_rest(classifier, purifier, device=device) as used:
@@ -131,7 +135,10 @@ def audit(
         eot=trial.eot,
         device=str(used),
         worst_case=worst_cases(rows, "exact" if purifier.gradient == "exact" else "bpda"),
-        rows=rows_of(rows),
+        calibration=None
+        if calibration is None
+        else {name: getattr(calibration, name) for name in ("fpr", "threshold", "data", "count")},
+        rows=rows_of(rows, None if calibration is None else calibration.threshold),
     )
     if out is not None:
         report.save(out)
@@ -161,6 +168,12 @@ class _AsItRuns(Purifier):
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.inner.purify(pixels)
 
+    def score(self, pixels: Tensor) -> Tensor:
+        return self.inner.score(pixels)
+
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inner.purify_and_score(pixels)
+
 
 @torch.no_grad()
 def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device) -> bool:
@@ -170,7 +183,7 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
     check_pixels(pixels, name=data.name, shape=getattr(purifier.config, "image_shape", None))
     given, who = pixels.clone(), f"{type(purifier).__name__} and {classifier.describe()}"
     try:
-        purified = purifier.purify(given, purifier.draw(given, SampleGenerator(0, indices)))
+        purified, score = purifier.purify_and_score(given, purifier.draw(given, SampleGenerator(0, indices)))
         logits = classifier(purified)
     except PurifierError:
         raise
@@ -183,6 +196,11 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
         raise AuditError(
             f"{type(purifier).__name__} must give images {tuple(pixels.shape)} and leave its input alone, it gave "
             f"{tuple(purified.shape)}; purifier.testing.check_purifier tells more"
+        )
+    if score.shape != (len(pixels),):
+        raise AuditError(
+            f"{type(purifier).__name__} must score images {tuple(pixels.shape)} with ({len(pixels)},) numbers, it gave "
+            f"{tuple(score.shape)}; purifier.testing.check_purifier tells more"
         )
     if logits.isnan().any():
         raise AuditError(f"{who} give NaN for an image of {data.name}; check their weights")

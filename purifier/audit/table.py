@@ -1,4 +1,4 @@
-"""The report as rich tables: the worst case on top, then every attack and route of each threat."""
+"""The report as rich tables: the worst case on top, every attack and route of each threat, then detection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..threat import Threat
-from .report import AuditReport, Row, WorstCase
+from .detection import Detection
+from .report import WHITE_BOX, AuditReport, Row, WorstCase
 from .statistics import Rate
 
 
@@ -18,7 +19,8 @@ def print_report(report: AuditReport, console: Console) -> None:
     origin = f" ({purifier['file']})" if purifier["file"] else ""
     console.print(
         f"[bold]{escape(report.classifier)}[/bold] behind [bold]{escape(purifier['plugin'] + origin)}[/bold] "
-        f"on {report.data['count']} images of {escape(report.data['name'])}"
+        f"on {report.data['count']} images of {escape(report.data['name'])}",
+        emoji=False,  # else the :train: of a DATA spec becomes a picture
     )
     if report.worst_case:
         console.print(_worst_table(report))
@@ -30,6 +32,7 @@ def print_report(report: AuditReport, console: Console) -> None:
             f"The purifier is random: figures are means over {report.judgements} judgements with fresh noise "
             f"(in brackets: right in all), gradients means over {report.eot} draws."
         )
+    _print_detection(report, console)
     if not report.complete:
         console.print("[bold red]incomplete[/bold red]: an attack errored, so the worst case is an upper bound only")
 
@@ -63,12 +66,66 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Table:
     return table
 
 
+def _print_detection(report: AuditReport, console: Console) -> None:
+    tested = [(row, row.detection) for row in report.rows if row.detection is not None]
+    attacked = [(row, found) for row, found in tested if row.threat is not None]
+    for threat in report.threats if attacked else []:
+        rows = [(row, found) for row, found in attacked if row.threat == threat]
+        console.print(_detection_table(report, threat, rows))
+    if attacked:
+        console.print(
+            "detection: the purifier's score of fooled images (right when clean, wrong under the attack) against that "
+            "of clean ones; an AUC of 0.5 tells nothing"
+        )
+        aimed = [row for row, _ in attacked if row.route in WHITE_BOX and row.scores_per_image > 0]
+        exact = [row for row in aimed if row.route == "exact"]
+        names = escape(", ".join(dict.fromkeys(row.attack for row in exact or aimed)))
+        here = f"here: {names}" if exact else f"here along bpda only: {names}" if aimed else ""
+        console.print(
+            "A detector is judged by a joint attack on it and the classifier along the exact route; "
+            + (here or "none here (add joint): these attacks did not aim at it")
+        )
+    if report.calibration is None:
+        if attacked:
+            console.print("threshold: not calibrated, nothing is refused; `purifier calibrate` makes one")
+        return
+    given = report.calibration
+    wrongly = next((found.refused for row, found in tested if row.threat is None), None)
+    console.print(
+        f"threshold: calibrated to refuse {100 * given['fpr']:.4g}% of clean images on {given['count']} images of "
+        f"{escape(given['data'])}; here it refuses {_rate(wrongly, None) if wrongly else '-'} of the clean images",
+        emoji=False,
+    )
+
+
+def _detection_table(report: AuditReport, threat: Threat, rows: list[tuple[Row, Detection]]) -> Table:
+    table = _plain_table(f"detection, {_threat(threat)}", ("attack", "route"))  # a row has two lines anyway
+    table.add_column("fooled", justify="right")
+    table.add_column("AUC", justify="right", min_width=14)
+    if report.calibration:
+        table.add_column(f"refused at\n{100 * report.calibration['fpr']:.4g}% FPR", justify="right", min_width=12)
+        table.add_column("right or\nrefused", justify="right", min_width=12)
+    for row, found in rows:
+        area = found.auc
+        cells = [f"{area.value:.3f}\n[{area.interval[0]:.3f}, {area.interval[1]:.3f}]" if area else "-"]
+        for share in (found.refused, found.held) if report.calibration else ():
+            # The interval on a line of its own, so that six columns fit in 80 characters.
+            cells.append(_rate(share, None).replace(" [", "\n[") if share else "-")
+        table.add_row(escape(row.attack), _route(row, report), str(found.fooled), *cells)
+    return table
+
+
 def _table(title: str, names: tuple[str, str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for name in names:
-        table.add_column(name, overflow="fold", no_wrap=name in ("threat", "route"))
+    table = _plain_table(title, names, whole=("threat", "route"))
     for name in ("undefended", "guarded"):
         table.add_column(name, justify="right", overflow="fold", min_width=18)
+    return table
+
+
+def _plain_table(title: str, names: tuple[str, str], whole: tuple[str, ...] = ()) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold", no_wrap=name in whole)
     return table
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..target import Route, Spent
 from ..threat import Threat
+from .detection import Seen, detect
 from .plan import Job
 from .report import WHITE_BOX, Model, Row, WorstCase
 from .statistics import Rate, rate
@@ -25,6 +26,7 @@ class Tally:
         self.seconds = 0.0
         self._spent = Spent()
         self._shares: list[Tensor] = []
+        self._scores: list[Tensor] = []
         self._judgements = 1
 
     @property
@@ -37,15 +39,23 @@ class Tally:
         """The share of judgements in which each image was right, (N,) float64."""
         return torch.cat(self._shares)
 
-    def add(self, right: Tensor) -> None:
-        """Take the judgements (J, n) of the next n images."""
+    @property
+    def seen(self) -> Seen | None:
+        """Shares and scores; None for the undefended classifier, which has no score."""
+        return Seen(self.shares, torch.cat(self._scores)) if self._scores else None
+
+    def add(self, right: Tensor, score: Tensor | None) -> None:
+        """Take the judgements (J, n) of the next n images, and a guard's scores (n,)."""
         self._judgements = len(right)
         self._shares.append(right.double().mean(0).cpu())
+        if score is not None:
+            self._scores.append(score.float().cpu())
 
     def cost(self, spent: Spent, seconds: float) -> None:
         """Take what the crafting of the next images cost."""
         self._spent.queries += spent.queries
         self._spent.gradients += spent.gradients
+        self._spent.scores += spent.scores
         self.seconds += seconds
 
     @contextmanager
@@ -55,9 +65,13 @@ class Tally:
         yield
         self.seconds += time.perf_counter() - began
 
-    def row(self, clean: Tensor) -> Row:
-        """The finished figure; ``clean`` (N,) are the shares of the same model on clean images."""
-        result, worst_of_n = (None, None) if self.error else self.rates(torch.minimum(clean, self.shares))
+    def row(self, clean: Tally, threshold: float | None) -> Row:
+        """The finished figure; ``clean`` is the same model on clean images."""
+        count = len(clean.shares)
+        result, worst_of_n = (None, None) if self.error else self.rates(torch.minimum(clean.shares, self.shares))
+        detection = None
+        if clean.seen is not None and not self.error:
+            detection = detect(clean.seen, None if self is clean else self.seen, threshold)
         return Row(
             model=self.model,
             attack=self.job.named.spec if self.job else "none",
@@ -66,10 +80,12 @@ class Tally:
             threat=self.threat,
             result=result,
             worst_of_n=worst_of_n,
-            queries_per_image=self._spent.queries / len(clean),
-            gradients_per_image=self._spent.gradients / len(clean),
+            queries_per_image=self._spent.queries / count,
+            gradients_per_image=self._spent.gradients / count,
+            scores_per_image=self._spent.scores / count,
             seconds=round(self.seconds, 3),
             error=self.error,
+            detection=detection,
         )
 
     def rates(self, shares: Tensor) -> tuple[Rate, Rate | None]:
@@ -79,10 +95,10 @@ class Tally:
         return rate(min(shares.sum().item(), len(shares)), len(shares)), worst_of_n
 
 
-def rows_of(tallies: Sequence[Tally]) -> list[Row]:
-    """All figures, clean images first."""
+def rows_of(tallies: Sequence[Tally], threshold: float | None) -> list[Row]:
+    """All figures, clean images first; ``threshold`` is the calibrated one, or None."""
     clean = _clean(tallies)
-    return [tally.row(clean[tally.model].shares) for tally in tallies]
+    return [tally.row(clean[tally.model], threshold) for tally in tallies]
 
 
 def worst_cases(tallies: Sequence[Tally], strongest: Route) -> list[WorstCase]:

@@ -53,7 +53,7 @@ class Trial:
             check_pixels(pixels, name=data.name)
             for tally, judge in ((clean[0], self._judge_alone), (clean[1], self._judge_guard)):
                 with tally.timed():
-                    tally.add(judge(pixels, labels, indices, "none"))
+                    tally.add(*judge(pixels, labels, indices, "none"))
             done += 1
             for job, alone, guarded in pairs:
                 if progress is not None:
@@ -89,7 +89,7 @@ class Trial:
             if one is not None:
                 one.cost(spent, crafting)
                 with one.timed():
-                    one.add(judge(found, labels, indices, str(job)))
+                    one.add(*judge(found, labels, indices, str(job)))
 
     def _craft(self, job: Job, pixels: Tensor, labels: Tensor, indices: Sequence[int], spent: Spent) -> Tensor:
         """The attack's images, (N, C, H, W), projected into the threat."""
@@ -107,21 +107,26 @@ class Trial:
         return job.threat.project(found, pixels)
 
     @torch.no_grad()
-    def _judge_alone(self, pixels: Tensor, labels: Tensor, indices: Sequence[int], what: str) -> Tensor:
-        """Whether the classifier alone is right, (1, N)."""
-        return _right(self.classifier(pixels), labels).unsqueeze(0)  # its preprocessing rounds uint8
+    def _judge_alone(self, pixels: Tensor, labels: Tensor, indices: Sequence[int], what: str) -> tuple[Tensor, None]:
+        """Whether the classifier alone is right, (1, N); it has no score."""
+        return _right(self.classifier(pixels), labels).unsqueeze(0), None  # its preprocessing rounds uint8
 
     @torch.no_grad()
-    def _judge_guard(self, pixels: Tensor, labels: Tensor, indices: Sequence[int], what: str) -> Tensor:
-        """Whether the guard is right in each judgement, (judgements, N), with noise no attack has seen."""
+    def _judge_guard(self, pixels: Tensor, labels: Tensor, indices: Sequence[int], what: str) -> tuple[Tensor, Tensor]:
+        """Whether the guard is right in each judgement, (judgements, N), with noise no attack has seen; scores (N,)."""
         if self.classifier.preprocessing.dtype == "uint8":
             pixels = (pixels * 255).round() / 255  # a guard of bytes is given bytes
-        rights = []
+        rights, score = [], None
         for judgement in range(self.judgements):
             generator = SampleGenerator(mix_seed(self.seed, "judge", what, judgement), indices)
             noise = self.purifier.draw(pixels, generator)
-            rights.append(_right(self.classifier(self.purifier.purify(pixels, noise)), labels))
-        return torch.stack(rights)
+            if score is None:  # it depends on the image alone, so one judgement is enough
+                purified, score = self.purifier.purify_and_score(pixels, noise)
+            else:
+                purified = self.purifier.purify(pixels, noise)
+            rights.append(_right(self.classifier(purified), labels))
+        assert score is not None
+        return torch.stack(rights), score
 
 
 def _tallies(job: Job, transfers: bool) -> tuple[Tally | None, Tally | None]:

@@ -9,14 +9,16 @@ from importlib.metadata import version as version_of
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from ..errors import PurifierError
 from .audit import audit
+from .calibrate import calibrate
+from .console import plain_console
 from .demo import demo
 from .doctor import doctor
 from .export import export
 from .list import list_plugins
+from .purify import purify
 from .report import report
 from .train import train
 
@@ -48,8 +50,10 @@ for _name, _command in (
     ("demo", demo),
     ("list", list_plugins),
     ("train", train),
+    ("calibrate", calibrate),
     ("audit", audit),
     ("report", report),
+    ("purify", purify),
     ("export", export),
     ("doctor", doctor),
 ):
@@ -83,5 +87,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _complain(message: str) -> NoReturn:
     """One line on standard error, and exit code 2."""
     line = " ".join(f"error: {message}".split())
-    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+    plain_console(stderr=True, soft_wrap=True).print(line, markup=False)
     sys.exit(2)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..audit import audit as run
 from ..audit import check_writable, print_report
@@ -16,6 +15,7 @@ from ..classifier import load_classifier
 from ..errors import ConfigError
 from ..guard import guard
 from ..threat import Norm
+from .console import plain_console
 from .options import INPUT, PREPROCESSING, read_input_option, read_preprocessing_option
 from .progress import audit_progress
 
@@ -62,7 +62,7 @@ def audit(
         preprocessing=read_preprocessing_option(preprocessing),
         input=read_input_option(input),
     )
-    console = Console(highlight=False)
+    console = plain_console()
     with audit_progress(console) as show:
         report = run(
             guarded,

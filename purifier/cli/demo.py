@@ -9,7 +9,6 @@ from typing import Annotated
 import onnxruntime
 import torch
 import typer
-from rich.console import Console
 
 from ..audit import audit, check_writable, print_report, read_attack
 from ..classifier import load_classifier
@@ -20,6 +19,7 @@ from ..guard import guard
 from ..strips import stages, write_strip
 from ..threat import Threat
 from .audit import INCONCLUSIVE
+from .console import plain_console
 from .progress import audit_progress
 
 ATTACK = "pgd"
@@ -32,7 +32,7 @@ def demo(
 ) -> None:
     """Guard, audit and export a shipped Fashion-MNIST classifier with a shipped purifier, on shipped test images."""
     began = time.perf_counter()
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     check_writable(out)
     threat, data = Threat("linf", eps), load_data("demo")
     classifier = load_classifier("demo")

@@ -9,11 +9,10 @@ from typing import Annotated
 import onnxruntime
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..errors import ConfigError
 from ..runtime import CPU, CUDA, installed_wheels, working_providers
+from .console import plain_console
 
 
 def doctor(
@@ -29,7 +28,8 @@ def doctor(
     """Show versions and the devices that really work, and say what to do about those that do not."""
     if require is not None and require != "cuda" and not require.endswith("ExecutionProvider"):
         raise ConfigError(f"--require: expected cuda or a provider such as {CUDA}, got {require!r}")
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
+    console.soft_wrap = not console.is_terminal  # what is piped keeps its lines, for grep
     available, working, wheels = (
         onnxruntime.get_available_providers(),
         working_providers(),
@@ -37,13 +37,11 @@ def doctor(
     )
     torch_cuda = torch.cuda.is_available()
 
-    table = Table("", "", show_header=False)
-    for name, version in versions().items():
-        table.add_row(name, version)
-    table.add_row("torch on CUDA", torch.cuda.get_device_name() if torch_cuda else "no")
-    for provider in available:
-        table.add_row(f"ONNX Runtime {provider}", "loads" if provider in working else "does not load")
-    console.print(table)
+    facts = {**versions(), "torch on CUDA": torch.cuda.get_device_name() if torch_cuda else "no"}
+    facts |= {provider: "loads" if provider in working else "does not load" for provider in available}
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        console.print(f"{name:<{width}}  {fact}", markup=False)
 
     for advice in findings(
         wheels=wheels,
@@ -80,19 +78,19 @@ def findings(
     torch_cuda: bool,
     torch_build: str | None,
 ) -> list[str]:
-    """What is wrong with an installation, and what to do, one sentence each."""
+    """What is wrong with an installation, and what to do, one sentence each; a command has its own line."""
     found = []
     if len(wheels) > 1:
         found.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-            "run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+            "run\n  pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
         )
     if CUDA in available and CUDA not in working:
         if torch_cuda:
             found.append(
                 f"{CUDA} is built in but does not load, though torch uses CUDA {torch_build}: onnxruntime-gpu needs "
                 "the same CUDA major version and cuDNN 9 (CUDA 13 since onnxruntime-gpu 1.27); sessions run on the "
-                "CPU. Run: pip install --upgrade onnxruntime-gpu torch"
+                "CPU; run\n  pip install --upgrade onnxruntime-gpu torch"
             )
         else:
             found.append(
@@ -102,11 +100,11 @@ def findings(
             )
     if torch_cuda and CUDA not in available:
         found.append(
-            "torch uses CUDA, but this ONNX Runtime is a build without it; sessions run on the CPU. "
-            "Run: pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+            "torch uses CUDA, but this ONNX Runtime is a build without it; sessions run on the CPU; "
+            "run\n  pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
         )
     if CPU not in working:
-        found.append("ONNX Runtime cannot even run on the CPU: run pip install --force-reinstall onnxruntime-gpu")
+        found.append("ONNX Runtime cannot even run on the CPU; run\n  pip install --force-reinstall onnxruntime-gpu")
     return found
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ..classifier import load_classifier
 from ..exporting import export as export_guard
 from ..guard import guard
+from ..refusal import OnReject
+from .console import plain_console
 from .options import (
     IMAGE_SHAPE,
     INPUT,
@@ -36,7 +37,18 @@ def export(
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
-    score: Annotated[bool, typer.Option("--score", help="Add the output purifier_score.")] = False,
+    score: Annotated[
+        bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_refused.")
+    ] = False,
+    on_reject: Annotated[
+        str, typer.Option(help="What becomes of refused images: ignore, flag, abstain or reclassify.")
+    ] = "ignore",
+    abstain: Annotated[
+        int | None, typer.Option(help="With --on-reject abstain: the class to answer; without it NaN.", metavar="CLASS")
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="Of a random purifier: mean, or input (a second input).", metavar="mean|input")
+    ] = None,
     format: Annotated[str, typer.Option(help="The exporter to use, see `purifier list`.")] = "onnx",
 ) -> None:
     """Write a purifier and a classifier to one file, and prove that it does what the two do."""
@@ -47,11 +59,14 @@ def export(
         preprocessing=wanted,
         input=read_input_option(input),
         score=score,
+        on_reject=cast(OnReject, on_reject),
+        abstain=abstain,
     )
-    options = {} if shape is None else {"image_shape": shape}
+    given = {"image_shape": shape, "noise": noise}
+    options = {name: value for name, value in given.items() if value is not None}
     report = export_guard(guarded, out, format=format, **options)
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     console.print(f"{report.path}  {report.size / 1e6:.2f} MB, {report.format}, opset {report.opset}", markup=False)
     table = Table("batch", "largest relative error")
     for batch, error in report.max_error.items():

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
-
 from ..interfaces import attacks, exporters, purifiers
+from .console import plain_console
 
 
 def list_plugins() -> None:
-    """List the installed purifiers, attacks and exporters."""
-    table = Table("kind", "name", "from", "class")
+    """List the installed purifiers, attacks and exporters, under the distribution that each comes from."""
+    owned: dict[str, list[tuple[str, str, str]]] = {}
     for kind, registry in (("purifier", purifiers), ("attack", attacks), ("exporter", exporters)):
         entries = registry.entries()
         names = [entry.name for entry in entries]
         for entry in entries:
-            clash = " [red](clash: two distributions, neither loads)[/]" if names.count(entry.name) > 1 else ""
+            clash = "  clash: two distributions, neither loads" if names.count(entry.name) > 1 else ""
             owner = f"{entry.distribution} {entry.version}".strip()
-            table.add_row(kind, entry.name + clash, owner, entry.value)
-    Console().print(table)
+            owned.setdefault(owner, []).append((kind, entry.name, entry.value + clash))
+    width = max((len(name) for rows in owned.values() for _, name, _ in rows), default=0)
+    console = plain_console(soft_wrap=True)  # a line a plugin, for grep too
+    for owner, rows in owned.items():
+        console.print(owner, markup=False)
+        for kind, name, value in rows:
+            console.print(f"  {kind:<8}  {name:<{width}}  {value}", markup=False)

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..audit import AuditReport, print_report
+from .console import plain_console
 
 
 def report(path: Annotated[Path, typer.Argument(help="report.json, or the folder that holds it.")]) -> None:
     """Print the tables of an audit's report.json."""
     found = AuditReport.load(path)
-    console = Console(highlight=False)
+    console = plain_console()
     print_report(found, console)
     if found.command:
         console.print(f"made by {shlex.join(found.command)}", markup=False, soft_wrap=True)

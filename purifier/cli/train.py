@@ -15,6 +15,7 @@ from ..specs import split_spec
 from ..training import Progress
 from ..training import train as run
 from ..training.state import log_path
+from .console import plain_console
 
 
 def train(
@@ -45,7 +46,7 @@ def train(
         )
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
     images = load_data(data, root=root)
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     with _bar(console) as bar:
         task = bar.add_task("", total=None, visible=False, loss="", speed="")
 

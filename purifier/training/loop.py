@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint
-from ..atomic import atomic_path
 from ..data import ImageData, load_data
-from ..errors import ConfigError, OutputError, TrainingError
-from ..interfaces import Purifier, purifiers
+from ..errors import ConfigError, TrainingError
+from ..interfaces import Purifier, Scheduled, purifiers
 from ..seeding import SampleGenerator, mix_seed
 from ..specs import build
+from .checks import check_numbers, check_out, device_of
 from .recipes import Recipe, build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
 
@@ -104,11 +102,11 @@ def train(
     """
     out = Path(out)
     state, log = state_path(out), log_path(out)
-    _check_numbers(epochs, batch_size, lr, seed, save_every)
-    _check_out(out)
+    check_numbers(epochs, batch_size, lr, seed, save_every)
+    check_out(out)
     if not resume:
         check_replaceable(state)
-    place = _device(device)
+    place = device_of(device)
     chosen = build_recipe(recipe)
     images = load_data(data, root=root) if isinstance(data, str) else data
     if not isinstance(images, ImageData):
@@ -145,7 +143,12 @@ def train(
             write_state(state, purifier, optimizer, settings, entry)
             done = epoch
     assert entry is not None  # epochs is 1 or more
-    metrics = {**entry["terms"], "epochs": epochs, "images_per_second": entry["images_per_second"]}
+    metrics = {
+        **entry["terms"],
+        **entry.get("figures", {}),
+        "epochs": epochs,
+        "images_per_second": entry["images_per_second"],
+    }
     checkpoint.save(purifier, out, recipe=recipe, seed=seed, data=images.name, metrics=metrics)
     trained = checkpoint.load(out)
     state.unlink(missing_ok=True)
@@ -179,6 +182,8 @@ def _train_epoch(
     # still the same after a resume, and the caller's own stream is left alone.
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(mix_seed(seed, "layers", epoch))
+        if isinstance(purifier, Scheduled):
+            purifier.begin_epoch(epoch, epochs, data)
         for step, indices in enumerate(batches, 1):
             pixels, labels = (part.to(place) for part in data.batch(indices))
             generator = SampleGenerator(mix_seed(seed, "noise", epoch), indices)
@@ -215,6 +220,7 @@ def _train_epoch(
         "step": epoch * len(batches),
         "loss": float(means.sum()),
         "terms": dict(zip(names, means.tolist(), strict=True)),
+        "figures": purifier.figures() if isinstance(purifier, Scheduled) else {},
         "images_per_second": round(len(data) / seconds, 1),
         "seconds": round(seconds, 3),
     }
@@ -257,39 +263,3 @@ def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int
     if not any(weight.requires_grad for weight in purifier.parameters()):
         raise TrainingError(f"purifier {plugin!r} has nothing to train; use it as it is")
     return purifier
-
-
-class _Rehearsed(Exception):
-    """Ends a write before it replaces anything."""
-
-
-def _check_out(out: Path) -> None:
-    """Rehearse the writes to come: before the work, not after it. Nothing is left of them."""
-    if out.suffix != ".safetensors":
-        raise OutputError(f"cannot write {out}: expected a name ending in .safetensors", out)
-    if out.name.endswith(".train.safetensors"):
-        raise OutputError(f"cannot write {out}: .train.safetensors is for training states; give another name", out)
-    for path in (out, state_path(out), log_path(out)):
-        with suppress(_Rehearsed), atomic_path(path):
-            raise _Rehearsed
-
-
-def _check_numbers(epochs: int, batch_size: int, lr: float, seed: int, save_every: int) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("save_every", save_every)):
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"{name}: expected a whole number, 1 or more, got {value!r}")
-    if type(seed) is not int:
-        raise ConfigError(f"seed: expected a whole number, got {seed!r}")
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not (lr > 0 and math.isfinite(lr)):
-        raise ConfigError(f"lr: expected a positive number, got {lr!r}")
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if not isinstance(name, str | torch.device):
-        raise ConfigError(f"device: expected a name such as 'cpu', got {name!r}")
-    try:
-        place = torch.device(name)
-        torch.zeros(1, device=place).item()  # a meta tensor is made, but holds no number
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch asserts that it was built with CUDA
-        raise ConfigError(f"device {str(name)!r} cannot be used ({error}); use 'cpu'") from error
-    return place

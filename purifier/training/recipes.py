@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,15 @@ class Elbo(Recipe):
     """The purifier's own loss on clean images: it learns to give them back."""
 
     def step(self, purifier: Purifier, pixels: Tensor, labels: Tensor, generator: SampleGenerator) -> dict[str, Tensor]:
-        return purifier.loss(pixels, pixels, purifier.draw(pixels, generator))
+        return loss_of(purifier, pixels, pixels, purifier.draw(pixels, generator), labels)
+
+
+def loss_of(
+    purifier: Purifier, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor
+) -> dict[str, Tensor]:
+    """``purifier.loss``, with the labels for one that uses them."""
+    extra: dict[str, Any] = {"labels": labels} if purifier.uses_labels else {}
+    return purifier.loss(pixels, target, noise, **extra)
 
 
 RECIPES: dict[str, type[Recipe]] = {"elbo": Elbo}

@@ -123,7 +123,7 @@ def comparable(report: AuditReport) -> list:
     return [replace(row, seconds=0.0) for row in report.rows]
 
 
-def printed(report: AuditReport) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def printed(report: AuditReport, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
     print_report(report, console)
     return console.file.getvalue()

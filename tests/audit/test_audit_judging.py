@@ -55,7 +55,8 @@ def test_the_judges_noise_is_not_the_attackers(classifier, data):
 
     class Spy(Noisy):
         def purify(self, pixels, noise=None):
-            seen.append(noise[0, 0, 0, 0].item())
+            if noise is not None:  # the score has none
+                seen.append(noise[0, 0, 0, 0].item())
             return super().purify(pixels, noise)
 
     audit(guard(classifier, Spy(NoConfig())), data, eps=0.1, attacks=("pgd:steps=2",), judgements=3, routes=("exact",))

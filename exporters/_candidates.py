@@ -1,0 +1,248 @@
+"""What an exporter writes and what it must reproduce, made from a guard."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from purifier.errors import ExportError, PurifierError
+from purifier.guard import GuardedModule
+from purifier.onnx_file import MAX_BYTES
+from purifier.onnx_front import (
+    NOISE,
+    PURIFIED,
+    REFUSED,
+    SCORE,
+    PurifierFront,
+    cause_of,
+    example_images,
+    export_module,
+    noise_for,
+)
+from purifier.onnx_graph import purified_name, raise_opset
+from purifier.onnx_guard import guarded_graph, shown_outputs
+from purifier.onnx_refusal import replaced_output
+from purifier.pixels import Preprocessing
+from purifier.session import GuardedSession
+
+from ._verify import SIZE_ADVICE, Candidate, Expected, open_quietly, other_inputs
+
+Shape: TypeAlias = tuple[int, int, int] | None
+Answer: TypeAlias = tuple[Any, Tensor | None, Tensor | None]
+"""A classifier's output, the scores (N,) and which images are refused, bool (N,)."""
+
+
+class FlatGuard(nn.Module):
+    """A guard from one image tensor, and the purifier's noise, to a tuple of tensors: what an ONNX graph is."""
+
+    def __init__(self, guard: GuardedModule) -> None:
+        super().__init__()
+        self.guard = guard
+
+    def answer(self, image: Tensor, noise: Tensor | None = None) -> Answer:
+        guard = self.guard
+        args, kwargs = ((image,), {}) if guard.position == 0 else ((), {guard.input: image})
+        pixels = guard.pixels(args, kwargs)
+        return guard.answer(args, kwargs, pixels, None if noise is None else noise.to(pixels.dtype))
+
+    def named(self, answer: Answer) -> dict[str, Tensor]:
+        """The graph's outputs: every tensor in a classifier's output, then what the guard adds."""
+        output, score, refused = answer
+        extras = {SCORE: score, REFUSED: refused}
+        shown = shown_outputs(self.guard.score, self.guard.refusal)
+        pairs = list(_flatten(output, ""))
+        if not pairs:
+            raise TypeError("it returns no tensor")
+        pairs += [(name, value) for name in shown if (value := extras[name]) is not None]
+        named = dict(pairs)
+        if len(named) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TypeError(f"two of its outputs would be called {twice!r}; rename one of them")
+        return named
+
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        return tuple(self.named(self.answer(image, noise)).values())
+
+
+def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, noise: bool) -> Candidate:
+    """A torch guard, to be compared with itself."""
+    if shape is None:
+        raise ExportError(
+            f"{path}: neither the purifier nor the torch classifier fixes the images' shape; give image_shape=(C, H, "
+            "W), on the command line --image-shape 3x32x32",
+            path,
+        )
+    # Quantised modules keep other things than tensors there.
+    tensors = [value for value in guard.state_dict().values() if isinstance(value, Tensor)]
+    weight = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if weight > MAX_BYTES:
+        raise too_large(path, weight)
+    kind = type(guard.classifier).__name__
+    with _explained(path, f"{kind} and its purifier cannot be copied to the CPU"):
+        flat = FlatGuard(copy.deepcopy(guard).cpu().eval())
+    front = PurifierFront(flat.guard.purifier, guard.preprocessing)
+    scored = guard.score or guard.refusal.active
+    images = _images(front, _in_layout(shape, guard.preprocessing), mixed=scored)
+    examples = [images(2)]
+    inputs = [guard.input if guard.input.isidentifier() else "images"]
+    if noise:
+        examples.append(noise_for(front.purifier, front.pixels(examples[0])))
+        inputs.append(NOISE)
+    trial = f"{kind} fails on its image alone, random {tuple(examples[0].shape)}"
+    with _explained(path, trial, f"; {SIZE_ADVICE}"), torch.no_grad():
+        answer = flat.answer(*examples)
+    with _explained(path, f"torch cannot export {kind}"):
+        names = list(flat.named(answer))
+        for name in inputs:
+            if name in names:
+                raise TypeError(f"the input and an output are both called {name!r}")
+        free = [(0,)] * len(inputs)
+        model = export_module(flat, examples, free=free, inputs=inputs, outputs=names, opset=opset)
+
+    @torch.no_grad()
+    def reference(batch: Tensor, given: Tensor | None, purified: object) -> Expected:
+        answer = flat.answer(batch, given)
+        return Expected({name: value.numpy() for name, value in flat.named(answer).items()}, _array(answer[1]))
+
+    return Candidate(
+        model,
+        inputs[0],
+        images,
+        reference,
+        noise=_noise(front) if noise else None,
+        threshold=guard.refusal.threshold if scored else None,
+        replaced="logits" if guard.refusal.replaces else None,
+    )
+
+
+def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, noise: bool) -> Candidate:
+    """A guarded session, to be compared with the purifier in torch followed by the original classifier."""
+    quiet = copy.deepcopy(guard.purifier).cpu()
+    scored = guard.score or guard.refusal.active
+    front = PurifierFront(quiet, guard.preprocessing, scored, guard.refusal).eval()
+    original = open_quietly(guard.classifier)
+    given = _in_layout(shape or (None, None, None), guard.preprocessing)
+    declared = tuple(size or wish for size, wish in zip(guard.image.shape, given, strict=True))
+    tap, shown = purified_name(guard.classifier), shown_outputs(guard.score, guard.refusal)
+    replaced = replaced_output(guard.classifier) if guard.refusal.replaces else None
+
+    @torch.no_grad()
+    def reference(batch: Tensor, noise: Tensor | None, given: Any) -> Expected:
+        made = dict(zip(front.outputs, front(batch, noise), strict=True))
+        images = made[PURIFIED].numpy() if given is None else given
+        feed = {**other_inputs(original, (guard.input,), len(batch), path), guard.input: images}
+        names = [output.name for output in original.get_outputs()]
+        found = dict(zip(names, original.run(None, feed), strict=True))
+        # The one output the guard cannot purify: the fed image itself, under its own name.
+        found.update({guard.input: batch.numpy()} if guard.input in found else {})
+        if replaced is not None:
+            logits = torch.from_numpy(found[replaced])
+            pixels = front.pixels(batch)
+            found[replaced] = guard.refusal.replace(logits, made[REFUSED], quiet, pixels).numpy()
+        found.update({name: made[name].numpy() for name in shown})
+        found.update({} if given is None else {tap: made[PURIFIED].numpy()})
+        return Expected(found, _array(made.get(SCORE)))
+
+    model = guard.model
+    if noise:
+        model = guarded_graph(
+            guard.classifier,
+            guard.image,
+            guard.purifier,
+            guard.preprocessing,
+            score=guard.score,
+            refusal=guard.refusal,
+            noise=True,
+        )
+    return Candidate(
+        raise_opset(model, opset),
+        guard.input,
+        _images(front, declared, mixed=scored),
+        reference,
+        tap,
+        noise=_noise(front) if noise else None,
+        threshold=guard.refusal.threshold if scored else None,
+        replaced=replaced,
+    )
+
+
+def _images(front: PurifierFront, shape: tuple[int | None, ...], *, mixed: bool) -> Callable[[int], Tensor]:
+    """Batch size -> random images; if ``mixed``, every second one as usual to the purifier as can be had here."""
+
+    @torch.no_grad()
+    def make(count: int) -> Tensor:
+        images, _ = example_images(front.purifier, front.preprocessing, shape, count=count)
+        if not mixed or count < 2:
+            return images
+        pixels = front.pixels(images)
+        rest = pixels[1::2]
+        # No real images are at hand: dark, grey or light ones, whichever the purifier finds the most usual.
+        kinds = torch.stack([0.1 * rest, 0.45 + 0.1 * rest, 0.9 + 0.1 * rest])
+        pixels[1::2] = kinds[front.purifier.score(kinds[:, 0]).nan_to_num(torch.inf).argmin()]
+        pixels[1] = 0  # where decoders are certain, and logarithms overflow
+        return front.preprocessing.to_classifier(pixels.float())
+
+    return make
+
+
+def _noise(front: PurifierFront) -> Callable[[Tensor], Tensor]:
+    """Images -> a draw of the purifier for them."""
+    return lambda batch: noise_for(front.purifier, front.pixels(batch), seed=len(batch))
+
+
+def _in_layout(shape: tuple[int | None, ...], preprocessing: Preprocessing) -> tuple[int | None, ...]:
+    """(C, H, W) as the classifier has it, behind a free batch size."""
+    channels, height, width = shape
+    inner = (height, width, channels) if preprocessing.layout == "NHWC" else (channels, height, width)
+    return (None, *inner)
+
+
+def _array(values: Tensor | None) -> Any:
+    return None if values is None else values.float().numpy()
+
+
+def too_large(path: Path, size: int) -> ExportError:
+    """The error for a guard that does not fit into one file."""
+    return ExportError(
+        f"{path}: the guard has {size / 1e9:.1f} GB, one ONNX file holds {MAX_BYTES / 1e9:.1f} GB; "
+        "halve its weights first (half precision)",
+        path,
+    )
+
+
+@contextmanager
+def _explained(path: Path, failure: str, advice: str = "") -> Iterator[None]:
+    """A classifier is anybody's code, which can raise anything."""
+    try:
+        yield
+    except PurifierError:
+        raise
+    except Exception as error:
+        raise ExportError(f"{path}: {failure}: {cause_of(error)}{advice}", path) from error
+
+
+def _flatten(output: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a classifier's output, under the name of its place."""
+    if isinstance(output, Tensor):
+        yield name or "logits", output
+        return
+    if output is None:
+        return
+    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping | type):
+        output = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if isinstance(output, Mapping):
+        parts = [(str(key), value) for key, value in output.items()]
+    elif isinstance(output, tuple | list):
+        parts = [(str(place) if name else f"output_{place}", value) for place, value in enumerate(output)]
+    else:
+        raise TypeError(f"its output holds a {type(output).__name__}; expected tensors")
+    for key, value in parts:
+        yield from _flatten(value, f"{name}_{key}" if name else key)

@@ -1,0 +1,142 @@
+"""An attack on classifier and detector at once (Carlini & Wagner 2017; Bryniarski et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from purifier.errors import ConfigError
+from purifier.interfaces import Attack
+from purifier.seeding import SampleGenerator
+from purifier.target import Target
+from purifier.threat import Norm, Threat, norm_of, scale_like
+
+from ._losses import check_loss, loss_of, margin
+from ._steps import random_start, steepest
+
+MORE, LESS = 1.15, 0.95
+"""How the classifier's weight follows an image: up below the wished margin, down above it."""
+
+
+@dataclass(frozen=True)
+class Joint(Attack):
+    """Misclassified images of the lowest score: what a detector has to be judged by.
+
+    Until an image is misclassified, steps climb the classifier's loss. From then on they follow a weighted sum of the
+    two gradients, each scaled to length 1 in the dual norm: downhill for the score, uphill for the loss (the combined
+    loss of Carlini & Wagner 2017, "Adversarial Examples Are Not Easily Detected"). The loss's weight follows each image
+    in the place of a search: up while its margin is below ``confidence``, down otherwise. On a VAE that left lower
+    scores than steps that serve one aim at a time, or one orthogonally to the other (Bryniarski et al. 2021, "Evading
+    Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent"). Steps shrink along a cosine
+    to 0. An image comes back as its misclassified iterate of lowest score, or else as the one of highest margin.
+
+    Under a random target only the last iterate of each start is a candidate, ranked on fresh draws. On the route
+    ``oblivious`` the attacker knows of no detector, and only the loss is climbed.
+
+    Parameters
+    ----------
+    steps
+        Steps of each start, at least 1; each costs a gradient, and a second one once an image is misclassified.
+    step_size
+        Mean length of a step as a share of eps; the first is twice as long, none longer than eps. By default
+        ``10 / steps`` and at most 1.
+    restarts
+        How many random starts an image gets.
+    loss
+        What grows: ``ce`` or ``margin``.
+    confidence
+        How far the best wrong logit is kept above the right one; more is safer where the judge's answers vary.
+    """
+
+    needs: ClassVar[Literal["gradient"]] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+
+    steps: int = 100
+    step_size: float | None = None
+    restarts: int = 1
+    loss: str = "ce"
+    confidence: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_loss("joint", self.loss)
+        if self.steps < 1 or self.restarts < 1:
+            raise ConfigError(
+                f"attack 'joint': steps and restarts must be at least 1, got {self.steps} and {self.restarts}"
+            )
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
+            raise ConfigError(f"attack 'joint': step_size is a share of eps and must be positive, got {self.step_size}")
+        if not 0 <= self.confidence < math.inf:
+            raise ConfigError(f"attack 'joint': confidence must be a finite number >= 0, got {self.confidence}")
+
+    def perturb(
+        self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
+    ) -> Tensor:
+        best = _Quietest(target, pixels, labels)
+        if not best.random:
+            best.note(pixels, *target.logits_with_score(pixels))
+        for _ in range(self.restarts):
+            here = random_start(pixels, threat, generator)
+            here = self._descend(best, target, here, pixels, labels, threat)
+            best.note(here, *target.logits_with_score(here))
+        return best.pixels
+
+    def _descend(
+        self, best: _Quietest, target: Target, here: Tensor, pixels: Tensor, labels: Tensor, threat: Threat
+    ) -> Tensor:
+        """The last iterate from a start ``here``, (N, C, H, W)."""
+        weight = here.new_ones(len(here))
+        crossed = torch.zeros_like(labels, dtype=torch.bool)
+        climbed = loss_of(self.loss, labels)
+        mean = min(1.0, 10 / self.steps) if self.step_size is None else self.step_size
+        for step in range(self.steps):
+            direction, logits, score = target.gradient_with_score(here, lambda logits, score: climbed(logits))
+            if not best.random:
+                best.note(here, logits, score)
+            at = crossed.nonzero().squeeze(1)
+            if len(at):
+                quieter, _, _ = target.select(at).gradient_with_score(here[at], lambda logits, score: -score)
+                louder = _unit(direction[at], threat.norm) * scale_like(weight[at], quieter)
+                direction[at] = _unit(quieter, threat.norm) + louder
+            wrongness = margin(logits, labels)
+            weight = torch.where(crossed, weight * torch.where(wrongness < self.confidence, MORE, LESS), weight)
+            if target.route != "oblivious":
+                crossed |= wrongness > 0
+            length = threat.eps * min(1.0, mean * (1 + math.cos(math.pi * step / self.steps)))
+            here = threat.project(here + length * steepest(direction, threat.norm), pixels)
+        return here
+
+
+class _Quietest:
+    """The best candidate so far for each of N: misclassified before all, then of the lowest score.
+
+    Among images still right, and on the route ``oblivious``, which knows no score, it is the one of highest margin.
+    """
+
+    def __init__(self, target: Target, pixels: Tensor, labels: Tensor) -> None:
+        self.pixels = pixels.clone()
+        self.random = target.random(pixels)
+        self._labels, self._scored = labels, target.route != "oblivious"
+        self._fooled = torch.zeros_like(labels, dtype=torch.bool)
+        self._value = pixels.new_full((len(pixels),), -torch.inf, dtype=torch.float32)
+
+    def note(self, pixels: Tensor, logits: Tensor, score: Tensor) -> None:
+        """Take over what is better of candidates (N, C, H, W) with their logits (N, K) and scores (N,)."""
+        fooled = logits.argmax(1) != self._labels
+        wrongness = margin(logits, self._labels)
+        # A NaN score is refused: no better than the highest.
+        quiet = torch.where(score.isnan(), -torch.inf, -score.float())
+        value = torch.where(fooled, quiet, wrongness) if self._scored else wrongness
+        better = (fooled & ~self._fooled) | ((fooled == self._fooled) & (value > self._value))
+        self.pixels[better] = pixels[better].detach()
+        self._value = torch.where(better, value, self._value)
+        self._fooled |= fooled
+
+
+def _unit(gradient: Tensor, norm: Norm) -> Tensor:
+    """Each image's gradient (N, C, H, W) at length 1 in the dual of ``norm``; 0 where it is 0."""
+    length = gradient.flatten(1).abs().sum(1) if norm == "linf" else norm_of(gradient, "l2")
+    return gradient / scale_like(length.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)

@@ -1,0 +1,140 @@
+"""Gradient descent on the energy of a latent: plain operators only, so that it can be exported and differentiated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ._variational import Variational
+
+BETA1, BETA2, EPSILON = 0.8, 0.99, 1e-2
+"""Adam's constants (Kingma & Ba 2015, algorithm 1), the decays for a dozen steps, epsilon for the gradient of a sum.
+
+At the usual epsilon of 1e-8 a latent that changes nothing is driven by the rounding of its gradient, and no two
+runtimes find the same image.
+"""
+
+State = tuple[Tensor, Tensor, Tensor]
+"""The latent and two accumulators of its shape: velocity and nothing, or Adam's two moments."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a latent is looked for.
+
+    Parameters
+    ----------
+    start
+        ``encoder``: the mean of q(z|x), and for further restarts prior draws. ``random``: prior draws. ``bank``:
+        the nearest of ``bank`` decoded prior draws.
+    restarts
+        Descents an image; the one that ends with the lowest energy is kept.
+    steps
+        Steps of each descent.
+    optimizer, momentum
+        Gradient descent with ``momentum`` (Polyak), or ``adam``.
+    lr
+        Step size; a tenth of it for the last fifth of the steps. With ``momentum`` for the energy divided by the
+        number of values in an image, as if the squared error were a mean.
+    beta
+        Weight of -log p(z) beside the squared error.
+    """
+
+    start: Literal["encoder", "random", "bank"]
+    restarts: int
+    steps: int
+    optimizer: Literal["momentum", "adam"]
+    lr: float
+    momentum: float
+    beta: float
+
+
+class Descent:
+    """Minimises ``E(z) = |G(z) - x|^2 - beta log p(z)`` over z, G the decoder of ``model``."""
+
+    def __init__(self, model: Variational, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.rates = _rates(settings, math.prod(model.config.image_shape))
+
+    def begin(self, latent: Tensor) -> State:
+        """The state before the first step."""
+        return latent, torch.zeros_like(latent), torch.zeros_like(latent)
+
+    def run(self, pixels: Tensor, state: State, steps: range) -> State:
+        """The state after some of the steps; pixels (N, C, H, W), its tensors (N, *latent_shape).
+
+        Where gradients are wanted each step is computed again on the way back, so that what is kept of it is its
+        state alone, and not the decoder's activations.
+        """
+        wanted = torch.is_grad_enabled() and (pixels.requires_grad or state[0].requires_grad)
+        for index in steps:
+            if wanted and not torch.compiler.is_exporting():
+                state = checkpoint(
+                    self._step, pixels, *state, self.rates[index], use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                state = self._step(pixels, *state, self.rates[index])
+        return state
+
+    def loop(self, pixels: Tensor, state: State) -> State:
+        """All steps as one loop of the graph, for export."""
+        rates = torch.tensor(self.rates, dtype=pixels.dtype, device=pixels.device)
+
+        def unfinished(done: Tensor, *_: Tensor) -> Tensor:
+            return done < len(self.rates)
+
+        def body(done: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+            latent, first, second = state
+            return (done + 1, *self._step(pixels, latent, first, second, rates.index_select(0, done.reshape(1))))
+
+        # The loop wants carried tensors that are contiguous and views of no others.
+        carried = (torch.zeros((), dtype=torch.int64, device=pixels.device), *(part.clone() for part in state))
+        _, latent, first, second = torch._higher_order_ops.while_loop(unfinished, body, carried)  # type: ignore[no-untyped-call]
+        return latent, first, second
+
+    def energy(self, pixels: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """G(z) (N, C, H, W), and E(z) (N,)."""
+        image = torch.sigmoid(self.model.decoder(latent))
+        energy = (image - pixels).square().flatten(1).sum(1)
+        beta = self.settings.beta
+        return image, energy - beta * self.model.log_prior(latent) if beta else energy
+
+    def gradient(self, pixels: Tensor, latent: Tensor) -> Tensor:
+        """dE/dz, (N, *latent_shape), by the chain rule written out."""
+        logits, pull = self.model.decoder.with_pullback(latent)
+        image = torch.sigmoid(logits)
+        gradient = pull(2 * (image - pixels) * image * (1 - image))
+        beta = self.settings.beta
+        return gradient - beta * self.model.prior_gradient(latent) if beta else gradient
+
+    def _step(self, pixels: Tensor, latent: Tensor, first: Tensor, second: Tensor, rate: float | Tensor) -> State:
+        gradient = self.gradient(pixels, latent)
+        if self.settings.optimizer == "momentum":
+            first = self.settings.momentum * first + gradient
+            return latent - rate * first, first, second
+        first = BETA1 * first + (1 - BETA1) * gradient
+        second = BETA2 * second + (1 - BETA2) * gradient.square()
+        # The root of 0 has no slope.
+        return latent - rate * first / torch.sqrt(second + EPSILON**2), first, second
+
+
+def _rates(settings: Settings, values: int) -> Sequence[float]:
+    """Each step's rate for images of so many values.
+
+    Adam's holds its bias correction (Kingma & Ba 2015, the end of section 2).
+    """
+    rates = []
+    for index in range(settings.steps):
+        rate = settings.lr * (1.0 if index < 0.8 * settings.steps else 0.1)
+        if settings.optimizer == "adam":
+            rate *= math.sqrt(1 - BETA2 ** (index + 1)) / (1 - BETA1 ** (index + 1))
+        else:
+            rate /= values
+        rates.append(rate)
+    return rates

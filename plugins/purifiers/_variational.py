@@ -1,0 +1,179 @@
+"""What ``vae`` and ``gmvae`` share: encoder, decoder, the ELBO, and how unusual an image is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from purifier.errors import ConfigError
+from purifier.interfaces import Purifier
+from purifier.pixels import check_shape
+from purifier.seeding import SampleGenerator
+
+from ._autoencoder import Decoder, Encoder, layer_widths
+
+DEEPEST, LONGEST_SIDE, MOST_WEIGHTS = 16, 65_536, 10**9
+"""Beyond these an option is a slip, to be told before memory is asked for."""
+
+
+@dataclass(frozen=True)
+class VariationalConfig:
+    """Shape and size of a variational autoencoder.
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W) of the images; H and W must be multiples of ``2**depth``.
+    channels
+        Width of the first layer, doubled at each halving up to 256.
+    depth
+        How often the image is halved: 2 for 28x28 and 32x32, 4 or 5 for 224x224.
+    latent
+        Size of the latent vector; with ``spatial``, channels of the latent map.
+    spatial
+        A latent map of H / 2**depth x W / 2**depth in the place of one vector: for large images.
+    sample
+        Purify with z ~ q(z|x) in the place of the mean of q(z|x); needs noise.
+    score
+        What makes an image unusual: ``elbo``, the negative ELBO in nats; ``reconstruction``, the mean squared
+        change made by purifying; ``prior``, -log p(z) in nats at the mean of q(z|x).
+    """
+
+    image_shape: tuple[int, int, int]
+    channels: int = 32
+    depth: int = 2
+    latent: int = 64
+    spatial: bool = False
+    sample: bool = False
+    score: Literal["elbo", "reconstruction", "prior"] = "elbo"
+
+    def __post_init__(self) -> None:
+        if min(self.image_shape) < 1 or min(self.channels, self.depth, self.latent) < 1:
+            raise ConfigError(f"image_shape, channels, depth and latent must be positive, got {self}")
+        height, width = self.image_shape[1:]
+        if self.depth > DEEPEST or max(height, width) > LONGEST_SIDE:
+            raise ConfigError(
+                f"expected a depth of at most {DEEPEST} and images of at most {LONGEST_SIDE} a side, got depth "
+                f"{self.depth} and {height}x{width}"
+            )
+        if height % 2**self.depth or width % 2**self.depth:
+            raise ConfigError(
+                f"images of {height}x{width} cannot be halved {self.depth} times; lower depth, or resize the "
+                f"images to multiples of {2**self.depth}"
+            )
+        if self._weights() > MOST_WEIGHTS:
+            raise ConfigError(
+                f"these options make {self._weights():.3g} weights, expected at most {MOST_WEIGHTS:.0e}; "
+                "lower channels or latent, raise depth, or set spatial=true"
+            )
+
+    def _weights(self) -> int:
+        """Weights of encoder and decoder, biases left out."""
+        colours, height, width = self.image_shape
+        widths = layer_widths(self.channels, self.depth)
+        pixels = 1 if self.spatial else (height >> self.depth) * (width >> self.depth)
+        convolutions = 9 * colours * widths[0] + 16 * sum(inner * outer for inner, outer in pairwise(widths))
+        return 2 * convolutions + 3 * self.latent * widths[-1] * pixels
+
+
+class Variational(Purifier):
+    """Encodes to q(z|x) = N(mean, diag(variance)), moves z toward the prior, decodes.
+
+    The decoder's likelihood is Bernoulli for each value in [0, 1] (Kingma & Welling 2014, appendix C.1). A plugin
+    adds its prior.
+    """
+
+    Config = VariationalConfig
+    gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
+    config: VariationalConfig
+
+    def __init__(self, config: VariationalConfig) -> None:
+        super().__init__(config)
+        size = (config.image_shape, config.channels, config.depth, config.latent, config.spatial)
+        self.encoder, self.decoder = Encoder(*size), Decoder(*size)
+
+    @abstractmethod
+    def log_prior(self, latent: Tensor) -> Tensor:
+        """log p(z) in nats, (N,), for z (N, *latent_shape)."""
+
+    @abstractmethod
+    def prior_gradient(self, latent: Tensor) -> Tensor:
+        """The gradient of :meth:`log_prior`, (N, *latent_shape), of plain operators: it is exported."""
+
+    @abstractmethod
+    def sample_prior(self, normal: Tensor, uniform: Tensor) -> Tensor:
+        """Draws from p(z), (N, *latent_shape), made of standard normal (N, *latent_shape) and uniform (N,) numbers."""
+
+    @abstractmethod
+    def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """KL(q(z|x) || p(z)) in nats or an upper bound of it in closed form, (N,)."""
+
+    def settle(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """The latent to decode, given one from q(z|x) and the spread of q."""
+        return mean
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(latent,), or (latent, h, w) if spatial."""
+        config = self.config
+        height, width = (side >> config.depth for side in config.image_shape[1:])
+        return (config.latent, height, width) if config.spatial else (config.latent,)
+
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
+        """Standard normal noise (N, *latent_shape) when training or if ``sample``; else None."""
+        if not (self.training or self.config.sample):
+            return None
+        return generator.normal(self.latent_shape, pixels)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x), each (N, *latent_shape)."""
+        check_shape(pixels, name="pixels", shape=self.config.image_shape)
+        mean, log_variance = self.encoder(pixels)
+        return mean, log_variance
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Decode z = mean + std * noise (equation 10, L = 1), settled; without noise, the mean of q(z|x)."""
+        mean, log_variance = self.encode(pixels)
+        latent = reparameterised(mean, log_variance, noise)
+        return torch.sigmoid(self.decoder(self.settle(latent, log_variance)))
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """What ``config.score`` says, (N,), without noise."""
+        return self.purify_and_score(pixels)[1]
+
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both from one pass; with noise the score, which has none, takes a second decoding."""
+        mean, log_variance = self.encode(pixels)
+        logits = self.decoder(self.settle(mean, log_variance))
+        purified = torch.sigmoid(logits)
+        if self.config.score == "prior":
+            score = -self.log_prior(mean)
+        elif self.config.score == "reconstruction":
+            score = (purified - pixels).square().flatten(1).mean(1)
+        else:
+            score = bernoulli_nats(logits, pixels) + self.kl(mean, log_variance)
+        if noise is not None:
+            latent = self.settle(reparameterised(mean, log_variance, noise), log_variance)
+            purified = torch.sigmoid(self.decoder(latent))
+        return purified, score
+
+
+def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor | None) -> Tensor:
+    """z = mean + std * noise; the mean without noise."""
+    return mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
+
+
+def bernoulli_nats(logits: Tensor, target: Tensor) -> Tensor:
+    """-log p(target | z) in nats, (N,), for logits and target (N, C, H, W)."""
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).sum(1)
+
+
+def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, diag(exp(log_variance))) || N(0, I)) in nats, (N,): Kingma & Welling 2014, appendix B."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)

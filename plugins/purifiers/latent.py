@@ -1,0 +1,229 @@
+"""Purifier ``latent``: the image of the latent nearest to x, found by gradient descent through a decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from purifier.checkpoint import load
+from purifier.errors import ConfigError
+from purifier.interfaces import Purifier, purifiers
+from purifier.pixels import check_shape
+from purifier.seeding import SampleGenerator
+
+from ._descent import Descent, Settings
+from ._variational import Variational
+
+PRESETS = {
+    "defense-gan": Settings(
+        start="random", restarts=10, steps=200, optimizer="momentum", lr=10.0, momentum=0.7, beta=0.0
+    ),
+    "fast": Settings(start="encoder", restarts=1, steps=12, optimizer="adam", lr=0.3, momentum=0.0, beta=0.0),
+}
+MOST_STEPS, MOST_BANK = 10_000, 100_000
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """Whose decoder, and how the latent is looked for.
+
+    Parameters
+    ----------
+    base
+        PURIFIER spec of a vae or gmvae: ``file.safetensors`` or ``demo``. Its weights become part of this purifier,
+        which keeps its plugin and options here in the file's place.
+    image_shape
+        (C, H, W) of the images; the base's.
+    preset
+        ``fast``: from the encoder's mean, few steps. ``defense-gan``: 10 random starts, 200 steps (Samangouei et al.
+        2018, section 4). The fields below replace single settings of it; see :class:`Settings`.
+    bank
+        How many decoded prior draws ``start=bank`` looks through (Schott et al. 2019, section 3).
+    truncate
+        How many of the last steps the surrogate differentiates.
+    loop
+        In an exported graph, write the steps as one ONNX Loop in the place of a copy for each: a smaller file.
+    """
+
+    base: str
+    image_shape: tuple[int, int, int] | None = None
+    preset: Literal["fast", "defense-gan"] = "fast"
+    start: Literal["encoder", "random", "bank"] | None = None
+    restarts: int | None = None
+    steps: int | None = None
+    optimizer: Literal["momentum", "adam"] | None = None
+    lr: float | None = None
+    momentum: float | None = None
+    beta: float | None = None
+    bank: int = 1000
+    truncate: int = 1
+    loop: bool = False
+
+    def __post_init__(self) -> None:
+        used = self.settings
+        if not 1 <= used.steps <= MOST_STEPS or not 1 <= used.restarts <= MOST_STEPS:
+            raise ConfigError(f"latent: steps and restarts must be from 1 to {MOST_STEPS}, got {used}")
+        if not (0 < used.lr < math.inf and 0 <= used.momentum < 1 and 0 <= used.beta < math.inf):
+            raise ConfigError(f"latent: expected lr > 0, momentum in [0, 1) and beta >= 0, got {used}")
+        if not 1 <= self.bank <= MOST_BANK or (used.start == "bank" and used.restarts > self.bank):
+            raise ConfigError(
+                f"latent: bank must be from 1 to {MOST_BANK} and at least restarts ({used.restarts}), got {self.bank}"
+            )
+        if not 0 <= self.truncate <= used.steps:
+            raise ConfigError(f"latent: truncate must be from 0 to steps ({used.steps}), got {self.truncate}")
+
+    @property
+    def settings(self) -> Settings:
+        """The preset with what was given in its place."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        return dataclasses.replace(
+            PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None}
+        )
+
+
+class Latent(Purifier):
+    """Gives G(z*) with z* = argmin_z |G(z) - x|^2 - beta log p(z), G and p of a vae or gmvae.
+
+    Random starts come from :meth:`draw`; without noise they are the same few prior draws for every image. The exact
+    gradient is that of the unrolled descent; the surrogate takes all but the last ``truncate`` steps for a shift that
+    does not depend on the image (truncated backpropagation, Shaban et al. 2019).
+    """
+
+    Config = LatentConfig
+    gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
+    config: LatentConfig
+    starts: Tensor
+    bank_images: Tensor
+
+    def __init__(self, config: LatentConfig) -> None:
+        base = load(config.base)
+        if not isinstance(base, Variational):
+            raise ConfigError(
+                f"latent: base must have a decoder, as vae and gmvae do; {config.base!r} is a {type(base).__name__}"
+            )
+        shape = base.config.image_shape
+        if config.image_shape not in (None, shape):
+            raise ConfigError(f"latent: its base is for images {shape}, got image_shape {config.image_shape}")
+        super().__init__(dataclasses.replace(config, base=_spec_of(base), image_shape=shape))
+        self.provenance = {key: base.provenance[key] for key in ("file", "sha256") if key in base.provenance}
+        self.base, self.settings = base.requires_grad_(False), config.settings
+        self.descent = Descent(base, self.settings)
+        starts = self._prior_draws(config.bank if self.settings.start == "bank" else self._random_starts)
+        self.register_buffer("starts", starts)
+        self.register_buffer("bank_images", self._decoded(starts) if self.settings.start == "bank" else None)
+
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
+        """Prior draws (N, random starts, *latent_shape); None where no start is random."""
+        count = self._random_starts
+        if count == 0:
+            return None
+        shape = self.base.latent_shape
+        normal, uniform = generator.normal((count, *shape), pixels), generator.uniform((count,), pixels)
+        with torch.no_grad():
+            return self.base.sample_prior(normal.flatten(0, 1), uniform.flatten()).reshape(-1, count, *shape)
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """G(z*), (N, C, H, W)."""
+        return self._descend(pixels, noise)[0]
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """The energy |G(z*) - x|^2 - beta log p(z*), (N,), without noise."""
+        return self._descend(pixels, None)[1]
+
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both of one descent; with noise, of two."""
+        image, energy = self._descend(pixels, noise)
+        return image, energy if noise is None else self.score(pixels)
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """G(z*) with the gradient of the start and the last ``truncate`` steps alone."""
+        first = self.settings.steps - self.config.truncate
+        start = self._start(pixels, noise)
+        with torch.no_grad():
+            latent, *moments = self.descent.run(pixels, self.descent.begin(start), range(first))
+        state = (start + (latent - start).detach(), moments[0], moments[1])
+        latent = self.descent.run(pixels, state, range(first, self.settings.steps))[0]
+        return self._decoded(latent)
+
+    @property
+    def _random_starts(self) -> int:
+        settings = self.settings
+        return {"random": settings.restarts, "encoder": settings.restarts - 1, "bank": 0}[settings.start]
+
+    def _descend(self, pixels: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The image and energy of the best restart."""
+        if self.settings.restarts == 1 or (torch.is_grad_enabled() and pixels.requires_grad):
+            return self._energy(pixels, self._start(pixels, noise))
+        images, energies = self._all_restarts(pixels, self._starts(pixels, noise))
+        best = energies.argmin(1)
+        return _pick(images, best), _pick(energies, best)
+
+    def _start(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
+        """The start of the best restart, (N, *latent_shape). Which one it is has no gradient, so only it needs one."""
+        starts = self._starts(pixels, noise)
+        if self.settings.restarts == 1:
+            return starts[:, 0]
+        with torch.no_grad():
+            _, energies = self._all_restarts(pixels, starts)
+        return _pick(starts, energies.argmin(1))
+
+    def _starts(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
+        """(N, restarts, *latent_shape)."""
+        check_shape(pixels, name="pixels", shape=self.config.image_shape)
+        if self.settings.start == "bank":
+            return self.starts[self._nearest(pixels)]
+        if noise is None:
+            noise = self.starts.expand(len(pixels), *self.starts.shape)
+        if self.settings.start == "random":
+            return noise
+        return torch.cat([self.base.encode(pixels)[0].unsqueeze(1), noise], 1)
+
+    def _nearest(self, pixels: Tensor) -> Tensor:
+        """Which of the bank's images are nearest, (N, restarts)."""
+        bank = self.bank_images.flatten(1)
+        distances = bank.square().sum(1) - 2 * pixels.flatten(1) @ bank.mT
+        return distances.topk(self.settings.restarts, dim=1, largest=False).indices
+
+    def _all_restarts(self, pixels: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, restarts, C, H, W) and energies (N, restarts) at the end of each descent."""
+        count = self.settings.restarts
+        repeated = pixels.unsqueeze(1).expand(-1, count, -1, -1, -1).flatten(0, 1)
+        images, energies = self._energy(repeated, starts.flatten(0, 1))
+        return images.reshape(-1, count, *pixels.shape[1:]), energies.reshape(-1, count)
+
+    def _energy(self, pixels: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """The image and energy at the end of one descent an image."""
+        state = self.descent.begin(start)
+        if self.config.loop and torch.compiler.is_exporting():
+            latent = self.descent.loop(pixels, state)[0]
+        else:
+            latent = self.descent.run(pixels, state, range(self.settings.steps))[0]
+        return self.descent.energy(pixels, latent)
+
+    @torch.no_grad()
+    def _prior_draws(self, count: int) -> Tensor:
+        """The same (count, *latent_shape) draws from p(z) each time."""
+        like = next(self.base.parameters())
+        generator = SampleGenerator(0, range(count))
+        return self.base.sample_prior(generator.normal(self.base.latent_shape, like), generator.uniform((), like))
+
+    def _decoded(self, latent: Tensor) -> Tensor:
+        return torch.sigmoid(self.base.decoder(latent))
+
+
+def _pick(values: Tensor, best: Tensor) -> Tensor:
+    """``values[n, best[n]]``, (N, ...), for values (N, R, ...)."""
+    places = best.reshape(-1, *[1] * (values.ndim - 1)).expand(-1, 1, *values.shape[2:])
+    return values.gather(1, places).squeeze(1)
+
+
+def _spec_of(base: Variational) -> str:
+    """The PURIFIER spec that builds such a purifier, without its weights."""
+    fields = dataclasses.asdict(base.config).items()
+    options = (f"{name}={'x'.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in fields)
+    return f"{purifiers.name_of(type(base))}:{','.join(options)}"

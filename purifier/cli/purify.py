@@ -1,0 +1,52 @@
+"""``purifier purify``: a picture of what a purifier makes of a few images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.cells import cell_len, set_cell_size
+
+from ..atomic import atomic_path
+from ..checkpoint import load
+from ..detector import calibration_of
+from ..errors import ConfigError
+from ..strips import draw_purifications, purify_images, read_images
+from .console import plain_console
+
+
+def purify(
+    purifier: Annotated[
+        str, typer.Argument(help="file.safetensors, NAME, NAME:key=value,... or demo.", metavar="PURIFIER")
+    ],
+    images: Annotated[
+        list[str], typer.Argument(help="Image files, and DATA specs such as fashion-mnist:test:8.", metavar="IMAGES")
+    ],
+    out: Annotated[Path, typer.Option(help="The picture to write, a .png file.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the data sets known by name.")] = None,
+) -> None:
+    """Draw each image clean, purified, and their difference, with the score that tells how unusual it is."""
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out: expected a file ending in .png, got {out}")
+    loaded = load(purifier)
+    calibration = calibration_of(loaded)
+    named = read_images(images, shape=getattr(loaded.config, "image_shape", None), root=root)
+    with atomic_path(out) as temporary:  # opened before the work, so that a bad place is told at once
+        found = purify_images(loaded, named)
+        temporary.write_bytes(draw_purifications(found))
+
+    console = plain_console(soft_wrap=True)
+    width = max(cell_len(one.name) for one in found)
+    for one in found:
+        verdict = "" if one.refused is None else "  refused" if one.refused else "  not refused"
+        console.print(f"{set_cell_size(one.name, width)}  {one.score:<10.4g}{verdict}".rstrip(), markup=False)
+    if calibration is None:
+        console.print("not calibrated: to know what to refuse, run `purifier calibrate CKPT --data SPEC --fpr 0.05`")
+    else:
+        console.print(
+            f"refused: score above {calibration.threshold:.4g}, calibrated on {calibration.data} to a "
+            f"false-positive rate of {calibration.fpr:g}",
+            markup=False,
+        )
+    console.print(f"picture {out}", markup=False)

@@ -1,0 +1,51 @@
+"""What training is asked for, checked before any work."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from ..atomic import atomic_path
+from ..errors import ConfigError, OutputError
+from .state import log_path, state_path
+
+
+class _Rehearsed(Exception):
+    """Ends a write before it replaces anything."""
+
+
+def check_out(out: Path) -> None:
+    """Rehearse the writes to come: before the work, not after it. Nothing is left of them."""
+    if out.suffix != ".safetensors":
+        raise OutputError(f"cannot write {out}: expected a name ending in .safetensors", out)
+    if out.name.endswith(".train.safetensors"):
+        raise OutputError(f"cannot write {out}: .train.safetensors is for training states; give another name", out)
+    for path in (out, state_path(out), log_path(out)):
+        with suppress(_Rehearsed), atomic_path(path):
+            raise _Rehearsed
+
+
+def check_numbers(epochs: int, batch_size: int, lr: float, seed: int, save_every: int) -> None:
+    """Refuse impossible numbers."""
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("save_every", save_every)):
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{name}: expected a whole number, 1 or more, got {value!r}")
+    if type(seed) is not int:
+        raise ConfigError(f"seed: expected a whole number, got {seed!r}")
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not (lr > 0 and math.isfinite(lr)):
+        raise ConfigError(f"lr: expected a positive number, got {lr!r}")
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of that name, if tensors can be made there."""
+    if not isinstance(name, str | torch.device):
+        raise ConfigError(f"device: expected a name such as 'cpu', got {name!r}")
+    try:
+        place = torch.device(name)
+        torch.zeros(1, device=place).item()  # a meta tensor is made, but holds no number
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch asserts that it was built with CUDA
+        raise ConfigError(f"device {str(name)!r} cannot be used ({error}); use 'cpu'") from error
+    return place
