@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from .atomic import atomic_path, atomic_write
+from .atomic import atomic_path
 from .errors import CheckpointError, ConfigError
 from .interfaces import Purifier, purifiers
 from .specs import build, split_spec
@@ -89,27 +89,12 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
     return Path(path)
 
 
-def annotate(path: Path, out: Path, **facts: Any) -> Path:
-    """Write a checkpoint again, atomically, with facts added to its metadata; all else stays byte for byte.
-
-    Raises
-    ------
-    CheckpointError
-        ``path`` is no purifier checkpoint.
-    """
-    try:
-        content = path.read_bytes()
-        end = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:end])
-        description = json.loads(header["__metadata__"][KEY])
-        header["__metadata__"][KEY] = json.dumps({**description, **facts}, sort_keys=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a purifier checkpoint ({error}); load it first", path
-        ) from error
-    written = json.dumps(header).encode()
-    written += b" " * (-len(written) % 8)  # the tensors stay aligned
-    return atomic_write(out, len(written).to_bytes(8, "little") + written + content[end:])
+def annotate(path: Path, out: Path, **facts: Any) -> None:
+    """Write a checkpoint again, atomically, with facts added to what it says of its making."""
+    tensors, metadata = read_tensors(path)
+    if not isinstance(metadata.get(KEY), dict):
+        raise _foreign(path)
+    write_tensors(tensors, out, {**metadata, KEY: {**metadata[KEY], **facts}})
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, Any]) -> None:
@@ -165,10 +150,7 @@ def _load_file(path: Path) -> Purifier:
     tensors, metadata = read_tensors(path)
     description = metadata.get(KEY)
     if not isinstance(description, dict) or not KINDS.keys() <= description.keys():
-        raise CheckpointError(
-            f"{path} is not a purifier checkpoint: its metadata names no plugin; make one with `purifier train`",
-            path,
-        )
+        raise _foreign(path)
     for key, kind in KINDS.items():
         if not isinstance(description[key], kind):
             raise CheckpointError(
@@ -204,6 +186,12 @@ def _load_file(path: Path) -> Purifier:
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     return purifier.eval()
+
+
+def _foreign(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a purifier checkpoint: its metadata names no plugin; make one with `purifier train`", path
+    )
 
 
 def _rehearse(cls: type[Purifier], config: Any, what: str) -> Purifier | None:

@@ -59,11 +59,13 @@ class Purifier(nn.Module, ABC):
 
     def score(self, pixels: Tensor) -> Tensor:
         """How unusual each image is, (N,), higher = more: here the mean squared change made by purify."""
-        return (self.purify(pixels) - pixels).square().flatten(1).mean(1)
+        return _change(self.purify(pixels), pixels)
 
     def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Both at once; to be overridden where they share work."""
-        return self.purify(pixels, noise), self.score(pixels)
+        purified = self.purify(pixels, noise)
+        shared = noise is None and type(self).score is Purifier.score
+        return purified, _change(purified, pixels) if shared else self.score(pixels)
 
     def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
         """Named scalar terms, batch means, that training adds up; ``target`` is what to reconstruct."""
@@ -71,6 +73,10 @@ class Purifier(nn.Module, ABC):
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.purify(pixels, noise)
+
+
+def _change(purified: Tensor, pixels: Tensor) -> Tensor:
+    return (purified - pixels).square().flatten(1).mean(1)
 
 
 def _check_declared(cls: type[Purifier]) -> None:

@@ -15,13 +15,17 @@ from contextlib import contextmanager, redirect_stderr
 import onnx_ir as ir
 import torch
 from onnx import ModelProto
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass, InlinePass
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    DeduplicateInitializersPass,
+    InlinePass,
+    RemoveUnusedNodesPass,
+)
 from torch import Tensor, nn
 
 from .errors import ConfigError, PluginError
 from .interfaces import Classifying, Purifier, dtype_of
 from .onnx_file import MAX_ELEMENTS
-from .onnx_stable import TRANSLATIONS
 from .pixels import Preprocessing
 from .refusal import Refusal
 from .seeding import SampleGenerator
@@ -227,13 +231,13 @@ def export_module(
             output_names=list(outputs),
             external_data=False,
             verbose=False,
-            custom_translation_table=TRANSLATIONS,
         )
     assert program is not None
     model = program.model
     InlinePass()(model)
     # Unrolled steps have the same weights each. The hashing variant of the pass fails on transposed ones.
     DeduplicateInitializersPass(size_limit=MAX_ELEMENTS)(model)
+    RemoveUnusedNodesPass()(model)
     model.metadata_props.clear()
     model.ir_version = IR_VERSION
     _name_batch(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -108,50 +108,55 @@ class Target(nn.Module):
         GradientError
             The route has no gradients, or the purifier or classifier cuts them off.
         """
-        gradient, logits, _ = self._differentiate(pixels, lambda logits, score: loss(logits), scored=False)
+        (gradient,), logits, _ = self._differentiate(pixels, [lambda logits, score: loss(logits)], scored=False)
         return gradient, logits
 
-    def gradient_with_score(self, pixels: Tensor, loss: ScoredLoss) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradient of a loss of logits and score, as ``pixels``; the logits (N, K); the scores (N,).
+    def gradients_with_score(self, pixels: Tensor, *losses: ScoredLoss) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The gradients of losses of logits and score, each as ``pixels``; the logits (N, K); the scores (N,).
 
-        All are means over ``eot`` draws. The score is the purifier's own, differentiated by autograd on ``exact`` and
-        ``bpda`` alike: a surrogate stands in for ``purify`` only. On the route ``oblivious`` the attacker knows of no
-        detector: the loss gets scores of 0 without gradient.
+        All are means over ``eot`` draws and of one pass forward. The score is the purifier's own, differentiated by
+        autograd on ``exact`` and ``bpda`` alike: a surrogate stands in for ``purify`` only. On the route ``oblivious``
+        the attacker knows of no detector: the losses get scores of 0, whose gradient is 0.
 
         Raises
         ------
         GradientError
             The route has no gradients, or purifier, score or classifier cut them off.
         """
-        return self._differentiate(pixels, loss, scored=True)
+        return self._differentiate(pixels, losses, scored=True)
 
-    def _differentiate(self, pixels: Tensor, loss: ScoredLoss, *, scored: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _differentiate(
+        self, pixels: Tensor, losses: Sequence[ScoredLoss], *, scored: bool
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
         if self.route == "none":
             raise GradientError("the route none gives logits only; use exact, bpda or oblivious for gradients")
         check_differentiable(self.classifier, self.route)
-        gradients, answers = torch.zeros_like(pixels), []
+        gradients, answers = [torch.zeros_like(pixels) for _ in losses], []
         for _ in range(self.eot):
             leaf = pixels.detach().clone().requires_grad_()
             with torch.enable_grad():
                 logits, score = self._ask(leaf, scored=scored)
-                total = loss(logits, score).sum()
+                totals = [loss(logits, score).sum() for loss in losses]
             if scored and self.route != "oblivious" and not score.requires_grad:
                 raise GradientError(
                     f"{type(self.purifier).__name__}.score() gives no gradient (detach, no_grad); make it "
                     "differentiable, or attack the classifier alone"
                 )
-            if total.requires_grad:
-                (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
-            else:
+            for place, total in enumerate(totals):
                 gradient = None
-            if gradient is None:
-                raise GradientError(
-                    f"no gradient arrives along the route {self.route!r}: the purifier or classifier cuts it "
-                    "off (detach, no_grad); declare gradient = 'surrogate' and use the route bpda"
-                )
-            gradients += gradient / self.eot
+                if total.requires_grad:
+                    kept = place < len(totals) - 1
+                    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True, retain_graph=kept)
+                    self.spent.gradients += len(pixels)
+                elif scored and self.route == "oblivious":
+                    gradient = torch.zeros_like(pixels)
+                if gradient is None:
+                    raise GradientError(
+                        f"no gradient arrives along the route {self.route!r}: the purifier or classifier cuts it "
+                        "off (detach, no_grad); declare gradient = 'surrogate' and use the route bpda"
+                    )
+                gradients[place] += gradient / self.eot
             answers.append((logits.detach(), score.detach()))
-        self.spent.gradients += len(pixels) * self.eot
         return gradients, *_means(answers)
 
     def _ask(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
@@ -169,12 +174,14 @@ class Target(nn.Module):
             raise AuditError(f"the target was made for {len(noise)} images, got {len(pixels)}; narrow it with select()")
         if scored:
             self.spent.scores += len(pixels)
-        if self.route == "bpda":
-            purified = _Bpda.apply(pixels, noise, self.purifier)
-            return purified, self.purifier.score(pixels) if scored else pixels.new_zeros(len(pixels))
         if scored:
-            return self.purifier.purify_and_score(pixels, noise)
-        return self.purifier.purify(pixels, noise), pixels.new_zeros(len(pixels))
+            purified, score = self.purifier.purify_and_score(pixels, noise)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.route != "bpda"):
+                purified, score = self.purifier.purify(pixels, noise), pixels.new_zeros(len(pixels))
+        if self.route == "bpda":
+            purified = _Bpda.apply(pixels, noise, purified.detach(), self.purifier)
+        return purified, score
 
 
 def _means(answers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -213,19 +220,19 @@ def check_differentiable(classifier: PixelClassifier, route: Route) -> None:
 
 
 class _Bpda(torch.autograd.Function):
-    """Forward: purify. Backward: the vector-Jacobian product of the surrogate.
+    """Forward: what purify gave. Backward: the vector-Jacobian product of the surrogate.
 
     Not ``s + (p - s).detach()``, whose float32 forward value differs from p.
     """
 
     @staticmethod
-    def forward(ctx: Any, pixels: Tensor, noise: Tensor | None, purifier: Purifier) -> Tensor:
+    def forward(ctx: Any, pixels: Tensor, noise: Tensor | None, purified: Tensor, purifier: Purifier) -> Tensor:
         ctx.save_for_backward(pixels, noise)
         ctx.purifier = purifier
-        return purifier.purify(pixels, noise).clone()
+        return purified.clone()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
         pixels, noise = ctx.saved_tensors
         with torch.enable_grad():
             leaf = pixels.detach().requires_grad_()
@@ -233,4 +240,4 @@ class _Bpda(torch.autograd.Function):
         if not stand_in.requires_grad:
             raise GradientError(f"{type(ctx.purifier).__name__}.surrogate() gives no gradient; make it differentiable")
         (gradient,) = torch.autograd.grad(stand_in, leaf, upstream[0])
-        return gradient, None, None
+        return gradient, None, None, None

@@ -100,7 +100,7 @@ def test_annotate_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
     for content in (b"", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0{}"):
         path = tmp_path / "foreign.safetensors"
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="cannot be read as a purifier checkpoint"):
+        with pytest.raises(CheckpointError, match="not safetensors|is not a purifier checkpoint"):
             annotate(path, path, calibration={})
         assert path.read_bytes() == content
 

@@ -243,8 +243,9 @@ def test_the_gradient_through_several_restarts_is_that_of_the_best(latent: Any, 
     torch.testing.assert_close(gradient_of(found, leaf), gradient_of(best, leaf))
 
 
-@pytest.mark.parametrize("truncate", [0, 1, 2, 4])
-@pytest.mark.parametrize("start", ["encoder", "random"])
+@pytest.mark.parametrize(
+    ("start", "truncate"), [*(("encoder", last) for last in (0, 1, 2, 4)), *(("random", last) for last in (1, 4))]
+)
 def test_the_surrogate_differentiates_the_last_steps(latent: Any, start: str, truncate: int, pixels: Tensor) -> None:
     made, leaf = latent("gmvae", f"steps=4,beta=0.2,start={start},truncate={truncate}"), pixels.double()
     leaf.requires_grad_()
@@ -252,9 +253,6 @@ def test_the_surrogate_differentiates_the_last_steps(latent: Any, start: str, tr
     found, expected = made.surrogate(leaf), unrolled(made, leaf, begun, first=4 - truncate)
     torch.testing.assert_close(found, made.purify(leaf))
     torch.testing.assert_close(found, expected)
-    if not expected.requires_grad or (start == "random" and truncate == 0):
-        assert not found.requires_grad
-        return
     torch.testing.assert_close(gradient_of(found, leaf), gradient_of(expected, leaf))
     if truncate == 4:
         torch.testing.assert_close(gradient_of(made.surrogate(leaf), leaf), gradient_of(made.purify(leaf), leaf))

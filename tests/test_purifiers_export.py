@@ -105,3 +105,13 @@ def test_latent_unrolled_and_as_a_loop(folder: Path, tmp_path: Path, base: str, 
     assert (found[False][0], found[True][0]) == (0, 1)
     assert found[True][1] < 0.75 * found[False][1]
     assert found[True][2] < found[False][2]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
+def test_steps_are_traced_as_one_loop(folder: Path, optimizer: str) -> None:
+    """What torch traces, without the seconds that a translation to ONNX takes."""
+    made = purifier.load(f"latent:base={folder}/gmvae.safetensors,steps=4,beta=0.1,optimizer={optimizer},loop=true")
+    with torch.no_grad():
+        program = torch.export.export(made, (pixels(3),))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert called.count("while_loop") == 1 and "aten.sigmoid.default" in called

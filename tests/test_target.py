@@ -137,13 +137,13 @@ def both(logits: Tensor, score: Tensor) -> Tensor:
 
 def test_the_scores_gradient_is_the_purifiers_own_on_exact_and_bpda(classifier):
     own = weight(classifier).expand_as(PIXELS)
-    for route, through, alone in (("exact", 2 * PIXELS, 0), ("bpda", torch.tensor(3.0), 1)):
+    for route, through in (("exact", 2 * PIXELS), ("bpda", torch.tensor(3.0))):
         asked = target(classifier, Scoring, route)
-        gradient, logits, score = asked.gradient_with_score(PIXELS, both)
+        (gradient,), logits, score = asked.gradients_with_score(PIXELS, both)
         torch.testing.assert_close(gradient, own * through - 1.5 * PIXELS.square())
         torch.testing.assert_close(logits, classifier(PIXELS.square()).detach())
         torch.testing.assert_close(score, PIXELS.pow(3).sum((1, 2, 3)))
-        assert asked.purifier.alone == alone
+        assert asked.purifier.alone == 0  # image and score come of one pass
         assert not logits.requires_grad and not score.requires_grad
         assert (asked.spent.queries, asked.spent.gradients, asked.spent.scores) == (5, 5, 5)
 
@@ -157,7 +157,7 @@ def test_its_gradient_is_that_of_finite_differences(spec):
     seen = Target(doubles, filter_, "exact", SampleGenerator(0, range(3)))
     generator = torch.Generator().manual_seed(0)
     pixels = 0.1 + 0.8 * torch.rand(3, 1, 8, 8, generator=generator, dtype=torch.float64)
-    gradient, _, _ = seen.gradient_with_score(pixels, both)
+    (gradient,), _, _ = seen.gradients_with_score(pixels, both)
     direction = torch.randn(pixels.shape, generator=generator, dtype=torch.float64)
     there, back = (both(*seen.logits_with_score(pixels + way * 1e-6 * direction)) for way in (1, -1))
     torch.testing.assert_close((gradient * direction).sum((1, 2, 3)), (there - back) / 2e-6, rtol=1e-3, atol=1e-5)
@@ -165,7 +165,7 @@ def test_its_gradient_is_that_of_finite_differences(spec):
 
 def test_who_does_not_know_the_purifier_knows_no_score(classifier):
     asked = target(classifier, Scoring, "oblivious")
-    gradient, logits, score = asked.gradient_with_score(PIXELS, both)
+    (gradient,), logits, score = asked.gradients_with_score(PIXELS, both)
     torch.testing.assert_close(gradient, weight(classifier).expand_as(PIXELS))
     torch.testing.assert_close(logits, classifier(PIXELS).detach())
     assert not score.any() and not asked.logits_with_score(PIXELS)[1].any()
@@ -175,16 +175,17 @@ def test_who_does_not_know_the_purifier_knows_no_score(classifier):
 def test_a_gradient_of_the_logits_alone_asks_for_no_score(classifier):
     asked = target(classifier, Scoring, "exact")
     gradient, _ = asked.gradient(PIXELS, first_logit)
-    scored, _, _ = asked.gradient_with_score(PIXELS, lambda logits, score: logits[:, 0])
+    (scored,), _, _ = asked.gradients_with_score(PIXELS, lambda logits, score: logits[:, 0])
     assert torch.equal(gradient, scored) and (asked.spent.scores, asked.spent.gradients) == (5, 10)
 
 
 def test_eot_averages_the_joint_gradient_too(classifier):
     averaged = target(classifier, NoisyScoring, "exact", eot=3)
-    gradient, logits, score = averaged.gradient_with_score(PIXELS, both)
+    gradients, logits, score = averaged.gradients_with_score(PIXELS, both)
     singly = target(classifier, NoisyScoring, "exact")
-    parts = [singly.gradient_with_score(PIXELS, both) for _ in range(3)]
-    for found, nth in ((gradient, 0), (logits, 1), (score, 2)):
+    parts = [singly.gradients_with_score(PIXELS, both) for _ in range(3)]
+    torch.testing.assert_close(gradients[0], torch.stack([part[0][0] for part in parts]).mean(0))
+    for found, nth in ((logits, 1), (score, 2)):
         torch.testing.assert_close(found, torch.stack([part[nth] for part in parts]).mean(0))
     assert (averaged.spent.queries, averaged.spent.gradients, averaged.spent.scores) == (15, 15, 15)
     torch.testing.assert_close(target(classifier, NoisyScoring, "exact", eot=3).logits_with_score(PIXELS)[0], logits)
@@ -193,10 +194,10 @@ def test_eot_averages_the_joint_gradient_too(classifier):
 def test_a_score_without_gradient_and_a_route_without_one_are_refused(classifier):
     for route in ("exact", "bpda"):
         with pytest.raises(GradientError, match=r"Deaf.score\(\) gives no gradient \(detach, no_grad\); make it"):
-            target(classifier, Deaf, route).gradient_with_score(PIXELS, both)
+            target(classifier, Deaf, route).gradients_with_score(PIXELS, both)
     queries = target(classifier, Scoring, "none")
     with pytest.raises(GradientError, match="route none gives logits only"):
-        queries.gradient_with_score(PIXELS, both)
+        queries.gradients_with_score(PIXELS, both)
     torch.testing.assert_close(queries.logits_with_score(PIXELS)[1], PIXELS.pow(3).sum((1, 2, 3)))
 
 

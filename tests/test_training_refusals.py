@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from purifier import checkpoint
+from purifier.checkpoint import read_tensors
 from purifier.data import ImageData
 from purifier.errors import ConfigError, OutputError, PluginError, SpecError, TrainingError
 from purifier.training import Progress, train
@@ -184,3 +185,11 @@ def test_a_purifier_found_by_descent_has_nothing_to_train(tmp_path: Path) -> Non
     with pytest.raises(TrainingError, match="'latent' has nothing to train; use it as it is"):
         train("latent", data, tmp_path / "p.safetensors", config={"base": "demo"}, progress=too_late)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_optimizer_that_overflows_is_told_before_it_is_kept(tmp_path: Path) -> None:
+    """Loss and weights are still finite when Adam's mean of squared gradients no longer is."""
+    with pytest.raises(TrainingError, match="squared gradients became infinite in epoch"):
+        train("vae", "demo:64", tmp_path / "p.safetensors", config={"channels": 4, "latent": 4}, lr=1500.0, epochs=5)
+    for state in tmp_path.glob("*.train.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in read_tensors(state)[0].values())

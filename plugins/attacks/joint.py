@@ -29,10 +29,10 @@ class Joint(Attack):
     Until an image is misclassified, steps climb the classifier's loss. From then on they follow a weighted sum of the
     two gradients, each scaled to length 1 in the dual norm: downhill for the score, uphill for the loss (the combined
     loss of Carlini & Wagner 2017, "Adversarial Examples Are Not Easily Detected"). The loss's weight follows each image
-    in the place of a search: up while its margin is below ``confidence``, down otherwise. On a VAE that left lower
-    scores than steps that serve one aim at a time, or one orthogonally to the other (Bryniarski et al. 2021, "Evading
-    Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent"). Steps shrink along a cosine
-    to 0. An image comes back as its misclassified iterate of lowest score, or else as the one of highest margin.
+    in the place of a search: up while its margin is below ``confidence``, down otherwise. Bryniarski et al. 2021
+    ("Evading Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent") serve one aim at a
+    time. Steps shrink along a cosine to 0. An image comes back as its misclassified iterate of lowest score, or else
+    as the one of highest margin.
 
     Under a random target only the last iterate of each start is a candidate, ranked on fresh draws. On the route
     ``oblivious`` the attacker knows of no detector, and only the loss is climbed.
@@ -40,7 +40,7 @@ class Joint(Attack):
     Parameters
     ----------
     steps
-        Steps of each start, at least 1; each costs a gradient, and a second one once an image is misclassified.
+        Steps of each start, at least 1; each costs two gradients of one pass.
     step_size
         Mean length of a step as a share of eps; the first is twice as long, none longer than eps. By default
         ``10 / steps`` and at most 1.
@@ -93,14 +93,14 @@ class Joint(Attack):
         climbed = loss_of(self.loss, labels)
         mean = min(1.0, 10 / self.steps) if self.step_size is None else self.step_size
         for step in range(self.steps):
-            direction, logits, score = target.gradient_with_score(here, lambda logits, score: climbed(logits))
+            (climb, quieter), logits, score = target.gradients_with_score(
+                here, lambda logits, score: climbed(logits), lambda logits, score: -score
+            )
             if not best.random:
                 best.note(here, logits, score)
-            at = crossed.nonzero().squeeze(1)
-            if len(at):
-                quieter, _, _ = target.select(at).gradient_with_score(here[at], lambda logits, score: -score)
-                louder = _unit(direction[at], threat.norm) * scale_like(weight[at], quieter)
-                direction[at] = _unit(quieter, threat.norm) + louder
+            climb = _unit(climb, threat.norm)
+            both = _unit(quieter, threat.norm) + climb * scale_like(weight, climb)
+            direction = torch.where(scale_like(crossed, climb), both, climb)
             wrongness = margin(logits, labels)
             weight = torch.where(crossed, weight * torch.where(wrongness < self.confidence, MORE, LESS), weight)
             if target.route != "oblivious":

@@ -14,10 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from ._variational import Variational
 
 BETA1, BETA2, EPSILON = 0.8, 0.99, 1e-2
-"""Adam's constants (Kingma & Ba 2015, algorithm 1), the decays for a dozen steps, epsilon for the gradient of a sum.
+"""Adam's constants (Kingma & Ba 2015), the decays for a dozen steps, epsilon for the gradient of a sum.
 
-At the usual epsilon of 1e-8 a latent that changes nothing is driven by the rounding of its gradient, and no two
-runtimes find the same image.
+The bias correction is in the rates (the end of their section 2) and epsilon under the root, whose slope at 0 would be
+infinite. At the usual epsilon of 1e-8 a latent that changes nothing is driven by the rounding of its gradient, and
+no two runtimes find the same image.
 """
 
 State = tuple[Tensor, Tensor, Tensor]
@@ -91,9 +92,10 @@ class Descent:
 
         def body(done: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
             latent, first, second = state
-            return (done + 1, *self._step(pixels, latent, first, second, rates.index_select(0, done.reshape(1))))
+            after = self._step(pixels, latent, first, second, rates.index_select(0, done.reshape(1)))
+            return (done + 1, *(part.clone() for part in after))
 
-        # The loop wants carried tensors that are contiguous and views of no others.
+        # The loop wants carried tensors that are contiguous and no views of others, nor handed on as they came.
         carried = (torch.zeros((), dtype=torch.int64, device=pixels.device), *(part.clone() for part in state))
         _, latent, first, second = torch._higher_order_ops.while_loop(unfinished, body, carried)  # type: ignore[no-untyped-call]
         return latent, first, second

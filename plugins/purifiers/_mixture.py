@@ -125,7 +125,7 @@ class Mixture(nn.Module):
         Raises
         ------
         TrainingError
-            The points are too few or lie in fewer dimensions than they have.
+            The points are fewer than the components, or not finite.
         """
         from sklearn.exceptions import ConvergenceWarning  # a second to import, which only training should pay
         from sklearn.mixture import GaussianMixture

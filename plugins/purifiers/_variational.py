@@ -41,8 +41,10 @@ class VariationalConfig:
     sample
         Purify with z ~ q(z|x) in the place of the mean of q(z|x); needs noise.
     score
-        What makes an image unusual: ``elbo``, the negative ELBO in nats; ``reconstruction``, the mean squared
-        change made by purifying; ``prior``, -log p(z) in nats at the mean of q(z|x).
+        What makes an image unusual: ``elbo``, the two terms of the negative ELBO in nats, -log p(x|z) at the latent
+        that is decoded to purify, in the place of its mean over q(z|x), and the KL divergence (for a mixture an
+        upper bound of it in closed form); ``reconstruction``, the mean squared change made by purifying; ``prior``,
+        -log p(z) in nats at the mean of q(z|x).
     """
 
     image_shape: tuple[int, int, int]
@@ -171,7 +173,8 @@ def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor | None) ->
 
 def bernoulli_nats(logits: Tensor, target: Tensor) -> Tensor:
     """-log p(target | z) in nats, (N,), for logits and target (N, C, H, W)."""
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).sum(1)
+    # Not F.binary_cross_entropy_with_logits: its translation to ONNX is infinite where a pixel is certain.
+    return (F.softplus(logits) - logits * target).flatten(1).sum(1)
 
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -76,8 +76,10 @@ class GmvaeConfig(VariationalConfig):
 class Gmvae(Variational):
     """Encodes to q(z|x), takes the mean of the product of q and the mixture, decodes.
 
-    Trained in three stages: the prior is N(0, I); expectation-maximisation fits the mixture to the latents; then
-    both learn together, the KL divergence (by one sample, equation 2 of Kingma & Welling 2014) growing to its weight.
+    With ``sample`` the product is that of the prior and q moved to the sample.
+
+    Trained in three stages: the prior is N(0, I); expectation-maximisation fits the mixture to the latents; then both
+    learn together, the KL divergence (by one sample, equation 2 of Kingma & Welling 2014) growing to its weight.
     """
 
     Config = GmvaeConfig
@@ -177,13 +179,14 @@ class Gmvae(Variational):
 
     def _check_data(self, data: ImageData) -> None:
         components = self.config.components
-        if components > len(data):
+        if components > min(len(data), FIT_IMAGES):
             raise TrainingError(
-                f"gmvae: {components} components need at least as many images, got {len(data)}; lower components"
+                f"gmvae: {components} components need at least as many images, got {min(len(data), FIT_IMAGES)} to "
+                "fit; lower components"
             )
         if not self.config.labelled:
             return
-        counts = torch.bincount(data.labels, minlength=components)
+        counts = torch.bincount(data.labels[_chosen(data)], minlength=components)
         if len(counts) > components:
             raise TrainingError(
                 f"gmvae: labelled=true needs a component for each class, the labels go up to {len(counts) - 1}, "
@@ -192,14 +195,15 @@ class Gmvae(Variational):
         rarest = int(counts.argmin())
         if counts[rarest] < 2:
             raise TrainingError(
-                f"gmvae: labelled=true needs at least 2 images of each class, got {counts[rarest]} of class {rarest}; "
-                "give more images, or set components to the number of classes"
+                f"gmvae: labelled=true needs at least 2 images of each class, got {counts[rarest]} of class {rarest} "
+                f"among the {min(len(data), FIT_IMAGES)} it is fitted to; give more images, or set "
+                "components to the number of classes"
             )
 
     @torch.no_grad()
     def _fit(self, data: ImageData) -> None:
-        """Fit the mixture to draws of q(z|x), of images spread evenly over the data."""
-        chosen = torch.linspace(0, len(data) - 1, min(FIT_IMAGES, len(data))).long().tolist()
+        """Fit the mixture to draws of q(z|x)."""
+        chosen = _chosen(data).tolist()
         place = self.prior.means.device
         latents, labels = [], []
         for start in range(0, len(chosen), 500):
@@ -211,3 +215,8 @@ class Gmvae(Variational):
             self.prior.fit_classes(torch.cat(latents), torch.cat(labels))
         else:
             self.prior.fit(torch.cat(latents), seed=int(torch.randint(2**31, ())))
+
+
+def _chosen(data: ImageData) -> Tensor:
+    """Positions of the images that the mixture is fitted to, spread evenly over the data."""
+    return torch.linspace(0, len(data) - 1, min(FIT_IMAGES, len(data))).long()

@@ -25,7 +25,7 @@ PRESETS = {
     ),
     "fast": Settings(start="encoder", restarts=1, steps=12, optimizer="adam", lr=0.3, momentum=0.0, beta=0.0),
 }
-MOST_STEPS, MOST_BANK = 10_000, 100_000
+MOST_STEPS, MOST_BANK, MOST_BANK_VALUES = 10_000, 100_000, 2 * 10**8
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class LatentConfig:
         ``fast``: from the encoder's mean, few steps. ``defense-gan``: 10 random starts, 200 steps (Samangouei et al.
         2018, section 4). The fields below replace single settings of it; see :class:`Settings`.
     bank
-        How many decoded prior draws ``start=bank`` looks through (Schott et al. 2019, section 3).
+        How many decoded prior draws ``start=bank`` looks through (Schott et al. 2019, section 3); 1000 unless given.
     truncate
-        How many of the last steps the surrogate differentiates.
+        How many of the last steps the surrogate differentiates, beside an encoder's start.
     loop
         In an exported graph, write the steps as one ONNX Loop in the place of a copy for each: a smaller file.
     """
@@ -60,7 +60,7 @@ class LatentConfig:
     lr: float | None = None
     momentum: float | None = None
     beta: float | None = None
-    bank: int = 1000
+    bank: int | None = None
     truncate: int = 1
     loop: bool = False
 
@@ -70,12 +70,20 @@ class LatentConfig:
             raise ConfigError(f"latent: steps and restarts must be from 1 to {MOST_STEPS}, got {used}")
         if not (0 < used.lr < math.inf and 0 <= used.momentum < 1 and 0 <= used.beta < math.inf):
             raise ConfigError(f"latent: expected lr > 0, momentum in [0, 1) and beta >= 0, got {used}")
-        if not 1 <= self.bank <= MOST_BANK or (used.start == "bank" and used.restarts > self.bank):
-            raise ConfigError(
-                f"latent: bank must be from 1 to {MOST_BANK} and at least restarts ({used.restarts}), got {self.bank}"
-            )
-        if not 0 <= self.truncate <= used.steps:
-            raise ConfigError(f"latent: truncate must be from 0 to steps ({used.steps}), got {self.truncate}")
+        if self.bank is not None and used.start != "bank":
+            raise ConfigError(f"latent: bank is for start=bank, these descents start at {used.start!r}; leave bank out")
+        if used.start == "bank" and not used.restarts <= self.banked <= MOST_BANK:
+            raise ConfigError(f"latent: bank must be from restarts ({used.restarts}) to {MOST_BANK}, got {self.banked}")
+        if self.momentum is not None and used.optimizer == "adam":
+            raise ConfigError("latent: momentum is for optimizer=momentum, this is adam; leave momentum out")
+        fewest = 0 if used.start == "encoder" else 1  # without the encoder, only steps carry a gradient
+        if not fewest <= self.truncate <= used.steps:
+            raise ConfigError(f"latent: truncate must be from {fewest} to steps ({used.steps}), got {self.truncate}")
+
+    @property
+    def banked(self) -> int:
+        """How many draws the bank holds."""
+        return 1000 if self.bank is None else self.bank
 
     @property
     def settings(self) -> Settings:
@@ -109,13 +117,20 @@ class Latent(Purifier):
         shape = base.config.image_shape
         if config.image_shape not in (None, shape):
             raise ConfigError(f"latent: its base is for images {shape}, got image_shape {config.image_shape}")
+        if config.settings.start == "bank" and config.banked * math.prod(shape) > MOST_BANK_VALUES:
+            raise ConfigError(
+                f"latent: a bank of {config.banked} images {shape} is too large, it may hold "
+                f"{MOST_BANK_VALUES:.0e} values; lower bank"
+            )
         super().__init__(dataclasses.replace(config, base=_spec_of(base), image_shape=shape))
         self.provenance = {key: base.provenance[key] for key in ("file", "sha256") if key in base.provenance}
         self.base, self.settings = base.requires_grad_(False), config.settings
         self.descent = Descent(base, self.settings)
-        starts = self._prior_draws(config.bank if self.settings.start == "bank" else self._random_starts)
+        banked = self.settings.start == "bank"
+        starts = self._prior_draws(config.banked if banked else self._random_starts)
         self.register_buffer("starts", starts)
-        self.register_buffer("bank_images", self._decoded(starts) if self.settings.start == "bank" else None)
+        decoded = [self._decoded(part) for part in torch.split(starts, 500)] if banked else []
+        self.register_buffer("bank_images", torch.cat(decoded) if banked else None)
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
         """Prior draws (N, random starts, *latent_shape); None where no start is random."""
@@ -146,7 +161,7 @@ class Latent(Purifier):
         start = self._start(pixels, noise)
         with torch.no_grad():
             latent, *moments = self.descent.run(pixels, self.descent.begin(start), range(first))
-        state = (start + (latent - start).detach(), moments[0], moments[1])
+        state = (latent.detach() + (start - start.detach()), moments[0], moments[1])
         latent = self.descent.run(pixels, state, range(first, self.settings.steps))[0]
         return self._decoded(latent)
 
@@ -160,7 +175,7 @@ class Latent(Purifier):
         if self.settings.restarts == 1 or (torch.is_grad_enabled() and pixels.requires_grad):
             return self._energy(pixels, self._start(pixels, noise))
         images, energies = self._all_restarts(pixels, self._starts(pixels, noise))
-        best = energies.argmin(1)
+        best = _lowest(energies)
         return _pick(images, best), _pick(energies, best)
 
     def _start(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
@@ -170,7 +185,7 @@ class Latent(Purifier):
             return starts[:, 0]
         with torch.no_grad():
             _, energies = self._all_restarts(pixels, starts)
-        return _pick(starts, energies.argmin(1))
+        return _pick(starts, _lowest(energies))
 
     def _starts(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
         """(N, restarts, *latent_shape)."""
@@ -214,6 +229,11 @@ class Latent(Purifier):
 
     def _decoded(self, latent: Tensor) -> Tensor:
         return torch.sigmoid(self.base.decoder(latent))
+
+
+def _lowest(energies: Tensor) -> Tensor:
+    """The position of the lowest energy, (N,), for energies (N, R); NaN is none."""
+    return torch.where(energies.isnan(), torch.inf, energies).argmin(1)
 
 
 def _pick(values: Tensor, best: Tensor) -> Tensor:

@@ -212,6 +212,9 @@ def _train_epoch(
     for name, value in purifier.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise _NotFinite(f"weights {name!r} became NaN or infinite in epoch {epoch}")
+    for moments in optimizer.state.values():
+        if not all(value.isfinite().all() for value in moments.values()):
+            raise _NotFinite(f"a mean of squared gradients became infinite in epoch {epoch}")
     seconds = time.perf_counter() - start
     sizes = torch.tensor([len(indices) for indices in batches], dtype=torch.float64)
     means = (torch.stack(rows).cpu().double() * sizes[:, None]).sum(0) / len(data)
