@@ -11,6 +11,7 @@ from .checkpoint import load as load
 from .checkpoint import save as save
 from .detector import calibrate as calibrate
 from .errors import PurifierError as PurifierError
+from .errors import RefusedError as RefusedError
 from .exporting import export as export
 from .guard import GuardedModule as GuardedModule
 from .guard import GuardedSession as GuardedSession

@@ -108,7 +108,10 @@ def calibrate(
         The purifier's scores are not (N,) finite numbers.
     """
     if not isinstance(purifier, Purifier):
-        raise ConfigError(f"calibrate: expected a purifier, got {type(purifier).__name__}; of a guard, its .purifier")
+        raise ConfigError(
+            f"calibrate: expected a purifier, got {type(purifier).__name__}; of a spec, "
+            "purifier.load(spec); of a guard, its .purifier"
+        )
     if not _is_number(fpr) or not 0 < fpr < 1:
         raise ConfigError(f"fpr: expected a share above 0 and below 1, such as 0.05, got {fpr!r}")
     if type(batch_size) is not int or batch_size < 1:
@@ -167,8 +170,8 @@ def threshold_of(purifier: Purifier) -> float:
     found = calibration_of(purifier)
     if found is None:
         raise ConfigError(
-            f"{type(purifier).__name__} has no threshold: it is not calibrated; run `purifier calibrate CKPT --data "
-            "SPEC --fpr 0.05`, or purifier.calibrate(it, data, fpr=0.05)"
+            f"{type(purifier).__name__} has no threshold: it is not calibrated; run `purifier calibrate PURIFIER "
+            "--data SPEC --fpr 0.05 --out calibrated.safetensors`, or purifier.calibrate(it, data, fpr=0.05)"
         )
     return found.threshold
 

@@ -146,7 +146,18 @@ def refusal_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Refusal:
             f"on_reject='reclassify': {type(purifier).__name__} has no classifier of its own (classify); use "
             "on_reject='abstain' or 'flag'"
         )
+    if on_reject == "reclassify":
+        _try_classify(purifier)
     return Refusal(on_reject, abstain, threshold_of(purifier))
+
+
+@torch.no_grad()
+def _try_classify(purifier: Purifier) -> None:
+    """Let a purifier that cannot classify say so now, and not at the first refused image."""
+    assert isinstance(purifier, Classifying)
+    shape, weight = getattr(purifier.config, "image_shape", None), next(purifier.parameters(), None)
+    if shape is not None and weight is not None:
+        purifier.classify(weight.new_zeros(1, *shape))
 
 
 def check_exportable(refusal: Refusal) -> None:

@@ -153,6 +153,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         fits = images.ndim == 4 and all(
             size is None or size == got for size, got in zip(wanted, images.shape, strict=True)
         )
+        if not fits and images.shape[1:] == tuple(wanted[1:]):
+            raise PixelError(f"{self.input}: the classifier takes {wanted[0]} images a call, got {images.shape[0]}")
         if not fits:
             letters = [letter if size is None else str(size) for letter, size in zip(layout, wanted, strict=True)]
             raise PixelError(

@@ -107,6 +107,8 @@ def _convert_union(value: object, options: tuple[Any, ...]) -> object:
 def _describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in get_args(hint) if option is not type(None))
     if get_origin(hint) is tuple:
         return "numbers such as 1x28x28"
     return hint.__name__ if isinstance(hint, type) else str(hint)

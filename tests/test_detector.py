@@ -165,7 +165,7 @@ def test_the_fewest_images_that_an_error_names_are_enough() -> None:
 def test_a_threshold_asked_before_calibration() -> None:
     assert calibration_of(Bright()) is None
     with pytest.raises(
-        ConfigError, match="Bright has no threshold: .* `purifier calibrate CKPT --data SPEC --fpr 0.05`"
+        ConfigError, match="Bright has no threshold: .* `purifier calibrate PURIFIER --data SPEC --fpr 0.05 --out"
     ):
         threshold_of(Bright())
 
