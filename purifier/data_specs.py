@@ -38,6 +38,8 @@ def read_split(spec: str, rest: str, *, splits: tuple[str, ...]) -> tuple[str, r
         return split, None
     try:
         (text,) = parts
+        if not re.fullmatch(r"-?\d+(--?\d+)?", text, re.ASCII):
+            raise ValueError(text)
         bounds = re.fullmatch(r"(-?\d+)-(-?\d+)", text)
         start, stop = map(int, bounds.groups()) if bounds else (0, int(text))
     except ValueError:

@@ -50,6 +50,7 @@ def replace_logits(graph: ir.Graph, refused: ir.Value, classes: ir.Value | None,
         cast = ir.node("Cast", [classes], {"to": kind}, name=f"{prefix}refusal/cast")
         nodes.append(cast)
         row = cast.outputs[0]
+        row.type = ir.TensorType(ir.DataType(kind))
     elif refusal.abstain is not None and known is None:
         raise ClassifierError(
             f"the classifier does not declare how many classes its output {logits.name!r} has, which abstain="

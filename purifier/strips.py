@@ -197,6 +197,8 @@ def purify_images(purifier: Purifier, images: Sequence[tuple[str, Tensor]]) -> l
                 f"{tuple(purified.shape)} and {tuple(score.shape)}",
                 name,
             )
+        if not (purified.isfinite().all() and score.isfinite().all()):
+            raise PluginError(f"{name} must give finite images and scores, it gave NaN or infinity", name)
         over = [None] * len(names) if calibration is None else refused(score, calibration.threshold).tolist()
         found += map(Purification, names, pixels, purified.float(), score.tolist(), over)
     return found

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import purifier
+from purifier.checkpoint import read_tensors, write_tensors
 from purifier.data import ImageData, load_data
 from purifier.errors import CheckpointError, ConfigError, PixelError
 from purifier.interfaces import Purifier
@@ -233,7 +234,7 @@ def test_bases_that_are_no_base(latent: Callable[[str], Purifier], tmp_path: Pat
     with pytest.raises(CheckpointError, match="truncated, damaged or not safetensors"):
         purifier.load(f"latent:base={tmp_path / 'damaged.safetensors'}")
     nested = purifier.save(latent("steps=2"), tmp_path / "latent.safetensors")
-    with pytest.raises(ConfigError, match="base must have a decoder, .* is a Latent"):
+    with pytest.raises(CheckpointError, match="base must be a vae or gmvae, not another latent"):
         purifier.load(f"latent:base={nested}")
     with pytest.raises(ConfigError, match=r"its base is for images \(1, 28, 28\), got image_shape \(3, 32, 32\)"):
         latent("image_shape=3x32x32")
@@ -245,12 +246,12 @@ def test_bases_that_are_no_base(latent: Callable[[str], Purifier], tmp_path: Pat
     ("options", "message"),
     [
         ("preset=slow", "one of fast, defense-gan"),
-        ("steps=0", "steps and restarts must be from 1 to 10000"),
-        ("restarts=0", "steps and restarts must be from 1 to 10000"),
-        ("steps=10001", "steps and restarts must be from 1 to 10000"),
-        ("lr=0", r"expected lr > 0, momentum in \[0, 1\) and beta >= 0"),
-        ("lr=inf", "expected lr > 0"),
-        ("lr=nan", "expected lr > 0"),
+        ("steps=0", "steps must be from 1 to 10000 and restarts to 1000"),
+        ("restarts=0", "steps must be from 1 to 10000 and restarts to 1000"),
+        ("steps=10001", "steps must be from 1 to 10000 and restarts to 1000"),
+        ("lr=0", r"expected lr above 0 and at most 10000, momentum in \[0, 1\) and beta >= 0"),
+        ("lr=inf", "expected lr above 0"),
+        ("lr=nan", "expected lr above 0"),
         ("momentum=1", r"momentum in \[0, 1\)"),
         ("beta=-1", "beta >= 0"),
         ("beta=nan", "beta >= 0"),
@@ -280,3 +281,19 @@ def test_images_of_another_size_than_its_base_was_trained_on(latent: Callable[[s
 def test_it_has_nothing_to_train(latent: Callable[[str], Purifier], pixels: Tensor) -> None:
     with pytest.raises(ConfigError, match="nothing to train"):
         latent("steps=1").loss(pixels, pixels, None)
+
+
+def test_a_file_that_names_itself_as_its_base(folder: Path, tmp_path: Path) -> None:
+    path = purifier.save(purifier.load(f"latent:base={folder}/vae.safetensors"), tmp_path / "own.safetensors")
+    tensors, metadata = read_tensors(path)
+    metadata["purifier"]["config"] |= {"base": str(path), "image_shape": None}
+    write_tensors(tensors, path, metadata)
+    with pytest.raises(CheckpointError, match="base must be a vae or gmvae, not another latent"):
+        purifier.load(path)
+
+
+def test_random_starts_in_half_precision(folder: Path, pixels: Tensor) -> None:
+    made = purifier.load(f"latent:base={folder}/gmvae.safetensors,start=random,restarts=2,steps=2")
+    noise = made.draw(pixels, SampleGenerator(0, range(12)))
+    halved = made.half().draw(pixels.half(), SampleGenerator(0, range(12)))
+    torch.testing.assert_close(halved.float(), noise, atol=0.02, rtol=0.01)

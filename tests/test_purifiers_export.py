@@ -115,3 +115,11 @@ def test_steps_are_traced_as_one_loop(folder: Path, optimizer: str) -> None:
         program = torch.export.export(made, (pixels(3),))
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert called.count("while_loop") == 1 and "aten.sigmoid.default" in called
+
+
+@pytest.mark.parametrize("start", ["encoder", "random", "bank"])
+def test_the_batch_stays_free(folder: Path, start: str) -> None:
+    made = purifier.load(f"latent:base={folder}/gmvae.safetensors,steps=2,start={start},restarts=2")
+    with torch.no_grad():
+        program = torch.export.export(made, (pixels(3),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        torch.testing.assert_close(program.module()(pixels(5)), made(pixels(5)))

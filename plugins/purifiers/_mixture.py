@@ -115,8 +115,10 @@ class Mixture(nn.Module):
         """Draws (N, D) of p(z), made of standard normal (N, D) and uniform (N,) numbers."""
         shares = self.log_pi.exp().cumsum(0)[:-1].contiguous()
         chosen = torch.bucketize(uniform, shares)
-        spread: Tensor = torch.linalg.solve_triangular(self.whitening[chosen], normal.unsqueeze(2), upper=False)
-        return self.means[chosen] + spread.squeeze(2)
+        # In float32 at the least: LAPACK knows no halves.
+        factors, wide = self.whitening[chosen], torch.promote_types(normal.dtype, torch.float32)
+        spread: Tensor = torch.linalg.solve_triangular(factors.to(wide), normal.to(wide).unsqueeze(2), upper=False)
+        return self.means[chosen] + spread.squeeze(2).to(normal.dtype)
 
     @torch.no_grad()
     def fit(self, z: Tensor, seed: int) -> None:

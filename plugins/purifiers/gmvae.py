@@ -20,6 +20,8 @@ from ._variational import (
     reparameterised,
 )
 
+STRONGEST = 1e4
+"""Beyond it float32 cannot tell the prior's means from each other's pull."""
 LARGEST = 2**22
 """Most numbers in the covariances: they are multiplied out for every image."""
 FIT_IMAGES = 10_000
@@ -63,8 +65,8 @@ class GmvaeConfig(VariationalConfig):
                 f"gmvae: expected 1 or more components and components * latent**2 <= {LARGEST}, got "
                 f"{self.components} and latent {self.latent}; lower one of them"
             )
-        if not (0 <= self.strength < math.inf):
-            raise ConfigError(f"gmvae: strength must be a number of 0 or more, got {self.strength}")
+        if not 0 <= self.strength <= STRONGEST:
+            raise ConfigError(f"gmvae: strength must be from 0 to {STRONGEST:g}, got {self.strength:.3g}")
         if not 0 < self.floor < 1:
             raise ConfigError(f"gmvae: floor must be in (0, 1), got {self.floor}")
         if not (0 <= self.pretrain <= 1 and 0 <= self.warmup <= 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,7 +26,9 @@ PRESETS = {
     ),
     "fast": Settings(start="encoder", restarts=1, steps=12, optimizer="adam", lr=0.3, momentum=0.0, beta=0.0),
 }
-MOST_STEPS, MOST_BANK, MOST_BANK_VALUES = 10_000, 100_000, 2 * 10**8
+MOST_STEPS, MOST_RESTARTS, FASTEST = 10_000, 1000, 1e4
+MOST_BANK, MOST_BANK_VALUES = 100_000, 2 * 10**8
+_loading = ContextVar("loading", default=False)
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,14 @@ class LatentConfig:
 
     def __post_init__(self) -> None:
         used = self.settings
-        if not 1 <= used.steps <= MOST_STEPS or not 1 <= used.restarts <= MOST_STEPS:
-            raise ConfigError(f"latent: steps and restarts must be from 1 to {MOST_STEPS}, got {used}")
-        if not (0 < used.lr < math.inf and 0 <= used.momentum < 1 and 0 <= used.beta < math.inf):
-            raise ConfigError(f"latent: expected lr > 0, momentum in [0, 1) and beta >= 0, got {used}")
+        if not 1 <= used.steps <= MOST_STEPS or not 1 <= used.restarts <= MOST_RESTARTS:
+            raise ConfigError(
+                f"latent: steps must be from 1 to {MOST_STEPS} and restarts to {MOST_RESTARTS}, got {used}"
+            )
+        if not (0 < used.lr <= FASTEST and 0 <= used.momentum < 1 and 0 <= used.beta < math.inf):
+            raise ConfigError(
+                f"latent: expected lr above 0 and at most {FASTEST:g}, momentum in [0, 1) and beta >= 0, got {used}"
+            )
         if self.bank is not None and used.start != "bank":
             raise ConfigError(f"latent: bank is for start=bank, these descents start at {used.start!r}; leave bank out")
         if used.start == "bank" and not used.restarts <= self.banked <= MOST_BANK:
@@ -109,7 +116,7 @@ class Latent(Purifier):
     bank_images: Tensor
 
     def __init__(self, config: LatentConfig) -> None:
-        base = load(config.base)
+        base = _load_base(config.base)
         if not isinstance(base, Variational):
             raise ConfigError(
                 f"latent: base must have a decoder, as vae and gmvae do; {config.base!r} is a {type(base).__name__}"
@@ -193,7 +200,7 @@ class Latent(Purifier):
         if self.settings.start == "bank":
             return self.starts[self._nearest(pixels)]
         if noise is None:
-            noise = self.starts.expand(len(pixels), *self.starts.shape)
+            noise = self.starts.expand(pixels.shape[0], *self.starts.shape)  # len() would fix an exported batch
         if self.settings.start == "random":
             return noise
         return torch.cat([self.base.encode(pixels)[0].unsqueeze(1), noise], 1)
@@ -229,6 +236,17 @@ class Latent(Purifier):
 
     def _decoded(self, latent: Tensor) -> Tensor:
         return torch.sigmoid(self.base.decoder(latent))
+
+
+def _load_base(spec: str) -> Purifier:
+    """A base, which is no latent itself: a file that names itself as its base would be loaded for ever."""
+    if _loading.get():
+        raise ConfigError("latent: base must be a vae or gmvae, not another latent")
+    token = _loading.set(True)
+    try:
+        return load(spec)
+    finally:
+        _loading.reset(token)
 
 
 def _lowest(energies: Tensor) -> Tensor:
