@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,15 +17,9 @@ from purifier.interfaces import Classifying, Purifier, Scheduled
 from purifier.seeding import SampleGenerator
 from purifier.training import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = "image_shape=1x28x28,channels=4,latent=6"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,16 +18,9 @@ from purifier.interfaces import Purifier, purifiers
 from purifier.plugins.purifiers.gmvae import Gmvae, GmvaeConfig
 from purifier.training import Progress, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"channels": 2, "latent": 4, "components": 3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order only, and no waiting for a busy core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,20 +19,14 @@ from purifier.plugins.purifiers._autoencoder import _with_pullback
 from purifier.plugins.purifiers._descent import BETA1, BETA2, EPSILON, Descent, Settings
 from purifier.plugins.purifiers._variational import Variational
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BASES = {
     "vae": "vae:image_shape=1x28x28,channels=4,latent=6",
     "gmvae": "gmvae:image_shape=1x28x28,channels=4,latent=6,components=3",
     "spatial": "vae:image_shape=1x28x28,channels=4,latent=2,spatial=true",
     "deep": "vae:image_shape=1x28x28,channels=3,latent=6,depth=1",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def base_of(kind: str) -> Variational:

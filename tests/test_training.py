@@ -24,6 +24,8 @@ from purifier.interfaces import Purifier, purifiers
 from purifier.seeding import SampleGenerator
 from purifier.training import Progress, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"channels": 2, "latent": 4}
 
 
@@ -78,15 +80,6 @@ class Poisoned(Noisy):
 
     def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
         return {"root": (self.purify(pixels, noise) * 0).sum().sqrt()}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order only, and no waiting for a busy core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
