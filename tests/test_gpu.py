@@ -58,9 +58,29 @@ def test_an_exported_guard_runs_on_cuda(guarded, images, tmp_path: Path) -> None
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-2, rtol=1e-2)
 
 
-def test_training_on_the_gpu(fashion, tmp_path: Path) -> None:
+@pytest.mark.parametrize("plugin", ["vae", "gmvae"])
+def test_training_on_the_gpu(fashion, plugin: str, tmp_path: Path) -> None:
     config = {"channels": 4, "latent": 8}
     trained = purifier.training.train(
-        "vae", fashion, tmp_path / "vae.safetensors", config=config, epochs=1, batch_size=500, device="cuda"
+        plugin, fashion, tmp_path / "p.safetensors", config=config, epochs=2, batch_size=500, device="cuda"
     )
     assert trained.provenance["metrics"]["reconstruction"] < 500
+
+
+@pytest.mark.parametrize("options", ["", ",start=random,restarts=2,beta=0.1", ",start=bank,bank=50"])
+def test_latent_optimisation_finds_the_same_image_on_both(images, options: str) -> None:
+    latent, pixels = purifier.load(f"latent:base=demo,steps=5{options}"), images[0]
+    noise = latent.draw(pixels, purifier.seeding.SampleGenerator(0, range(64)))
+    here, score = latent.purify_and_score(pixels, noise)
+    there, its_score = latent.cuda().purify_and_score(pixels.cuda(), None if noise is None else noise.cuda())
+    torch.testing.assert_close(there.cpu(), here, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(its_score.cpu(), score, atol=1e-1, rtol=1e-2)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_gradient_steps_run_on_cuda_in_onnxruntime(images, loop: bool, tmp_path: Path) -> None:
+    guarded = purifier.guard(load_classifier("demo"), f"latent:base=demo,steps=3,loop={loop}")
+    session = open_session(purifier.export(guarded, tmp_path / "guarded.onnx").path, providers=[CUDA])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images[0].numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), guarded(images[0]), atol=1e-2, rtol=1e-2)

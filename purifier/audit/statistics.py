@@ -60,6 +60,7 @@ def roc_area(positives: Tensor, negatives: Tensor) -> Area:
 
     The 95% interval takes the standard error of Hanley & McNeil (1982, equations 1 and 2) and is cut to [0, 1]. That
     error is 0 where the two kinds do not overlap; there it is Wilson's interval over the smaller kind, which is wider.
+    It takes all scores for independent, an attacked image's and those of the same image clean among them too.
     """
     count, others = len(positives), len(negatives)
     assert count and others
