@@ -27,10 +27,7 @@ class Purifier(nn.Module, ABC):
     """Maps pixels to pixels: float32, (N, C, H, W), in [0, 1]. An author writes :meth:`purify`."""
 
     Config: ClassVar[type]
-    """Frozen dataclass, JSON-able: all it takes to rebuild the purifier.
-
-    A field ``image_shape`` (C, H, W) fixes the images' size.
-    """
+    """Frozen dataclass, JSON-able: all to rebuild it. A field ``image_shape`` (C, H, W) fixes the images' size."""
     gradient: ClassVar[Literal["exact", "surrogate"]]
     """``exact``: autograd through purify is the truth. ``surrogate``: it is not, use :meth:`surrogate`."""
     uses_labels: bool = False
