@@ -30,6 +30,8 @@ class Purifier(nn.Module, ABC):
     """Frozen dataclass, JSON-able: all to rebuild it. A field ``image_shape`` (C, H, W) fixes the images' size."""
     gradient: ClassVar[Literal["exact", "surrogate"]]
     """``exact``: autograd through purify is the truth. ``surrogate``: it is not, use :meth:`surrogate`."""
+    surrogate_purifies: ClassVar[bool] = False
+    """Whether :meth:`surrogate` gives what purify gives, so that one pass serves BPDA's two ways."""
     uses_labels: bool = False
     """Whether :meth:`loss` also takes ``labels=``, (N,) int64."""
 

@@ -174,6 +174,8 @@ class Target(nn.Module):
             raise AuditError(f"the target was made for {len(noise)} images, got {len(pixels)}; narrow it with select()")
         if scored:
             self.spent.scores += len(pixels)
+        if self.route == "bpda" and self.purifier.surrogate_purifies and not scored:
+            return self.purifier.surrogate(pixels, noise), pixels.new_zeros(len(pixels))
         if scored:
             purified, score = self.purifier.purify_and_score(pixels, noise)
         else:

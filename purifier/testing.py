@@ -50,6 +50,10 @@ def check_purifier(
         "an image's result must not depend on its batch",
         "another result alone",
     )
+    if purifier.surrogate_purifies:
+        _check(
+            _close(purifier.surrogate(pixels, noise), purified), "surrogate must purify as declared", "another result"
+        )
     score = purifier.score(pixels)
     _check(score.shape == (5,) and bool(score.isfinite().all()), "score must be (N,) and finite", score)
     redrawn = purifier.draw(pixels, SampleGenerator(0, range(5)))
@@ -118,11 +122,10 @@ def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> Non
 def check_exporter(exporter: Exporter, guard: Guard, path: Path, **options: Any) -> None:
     """Check that an exporter writes a true report and, where it cannot write, raises an error and leaves nothing.
 
-    If ``path`` ends in ``.onnx``, the file is also run in plain onnxruntime on the CPU, on random images in batches of
-    1, 2 and 7 (or in the classifier's own, if that is fixed): its first output (of a module's: ``logits``, if there
-    is one) must be the guard's to 0.001 of its scale, 0.01 for images of less than 32 bits. A random purifier is held
-    to its mean, or with ``noise="input"`` to a draw. The guard must take its image alone; ``options`` go to the
-    exporter.
+    If ``path`` ends in ``.onnx``, it is also run in plain onnxruntime on the CPU, on random images in batches of 1, 2
+    and 7 (or in the classifier's own, if that is fixed): its first output (of a module's: ``logits``, if there is one)
+    must be the guard's to 0.001 of its scale, 0.01 for images of less than 32 bits. A random purifier is held to its
+    mean, or with ``noise="input"`` to a draw. The guard must take its image alone; ``options`` go to the exporter.
     """
     report = exporter.export(guard, path, **options)
     _check(path.is_file(), "export must write the file it was given", "no file")

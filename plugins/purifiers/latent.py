@@ -111,6 +111,7 @@ class Latent(Purifier):
 
     Config = LatentConfig
     gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
+    surrogate_purifies = True
     config: LatentConfig
     starts: Tensor
     bank_images: Tensor
