@@ -225,7 +225,7 @@ def _explained(path: Path, failure: str, advice: str = "") -> Iterator[None]:
         yield
     except PurifierError:
         raise
-    except Exception as error:
+    except Exception as error:  # a classifier's own code
         raise ExportError(f"{path}: {failure}: {cause_of(error)}{advice}", path) from error
 
 

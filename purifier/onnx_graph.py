@@ -200,7 +200,7 @@ def _readable(model: ModelProto) -> Iterator[None]:
         yield
     except PurifierError:
         raise
-    except Exception as error:
+    except Exception as error:  # the tools share no base
         raise ClassifierError(
             f"the classifier cannot be read as a graph: {cause_of(error)}; see what onnx.checker.check_model says of "
             "it, and export it again",

@@ -65,7 +65,7 @@ class Refusal:
                 f"else, got {kind}; use on_reject='flag'"
             )
         if self.on_reject == "reclassify":
-            row = self._reclassified(logits, which, purifier, pixels)
+            row = self._reclassified(logits, purifier, pixels)
         else:
             row = torch.tensor([self.row(logits.shape[1])], dtype=logits.dtype, device=logits.device)
         return torch.where(which[:, None], row, logits)
@@ -102,24 +102,15 @@ class Refusal:
             score,
         )
 
-    def _reclassified(self, logits: Tensor, which: Tensor, purifier: Purifier, pixels: Tensor) -> Tensor:
+    def _reclassified(self, logits: Tensor, purifier: Purifier, pixels: Tensor) -> Tensor:
         assert isinstance(purifier, Classifying)
-        chosen: Tensor | slice = slice(None)
-        if not torch.compiler.is_exporting():
-            # A graph cannot leave images out. The first is always asked for, so that a misfit shows at once.
-            chosen = which.clone()
-            chosen[:1] = True
-        found = purifier.classify(pixels[chosen])
+        found = purifier.classify(pixels)
         if found.ndim != 2:
             raise PluginError(
                 f"classify must give log-probabilities (N, K), it gave {tuple(found.shape)}", type(purifier).__name__
             )
         self.check_classes(found.shape[1], logits.shape[1])
-        if isinstance(chosen, slice):
-            return found.to(logits.dtype)
-        rows = torch.zeros_like(logits)
-        rows[chosen] = found.to(logits.dtype)
-        return rows
+        return found.to(logits.dtype)
 
 
 def refusal_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Refusal:
@@ -141,11 +132,6 @@ def refusal_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Refusal:
     if on_reject == "ignore":
         found = calibration_of(purifier)
         return Refusal(threshold=None if found is None else found.threshold)
-    if on_reject == "reclassify" and not isinstance(purifier, Classifying):
-        raise ConfigError(
-            f"on_reject='reclassify': {type(purifier).__name__} has no classifier of its own (classify); use "
-            "on_reject='abstain' or 'flag'"
-        )
     if on_reject == "reclassify":
         _try_classify(purifier)
     return Refusal(on_reject, abstain, threshold_of(purifier))
@@ -154,7 +140,11 @@ def refusal_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Refusal:
 @torch.no_grad()
 def _try_classify(purifier: Purifier) -> None:
     """Let a purifier that cannot classify say so now, and not at the first refused image."""
-    assert isinstance(purifier, Classifying)
+    if not isinstance(purifier, Classifying):
+        raise ConfigError(
+            f"on_reject='reclassify': {type(purifier).__name__} has no classifier of its own (classify); use "
+            "on_reject='abstain' or 'flag'"
+        )
     shape, weight = getattr(purifier.config, "image_shape", None), next(purifier.parameters(), None)
     if shape is not None and weight is not None:
         purifier.classify(weight.new_zeros(1, *shape))

@@ -17,8 +17,8 @@ BETA1, BETA2, EPSILON = 0.8, 0.99, 1e-2
 """Adam's constants (Kingma & Ba 2015), the decays for a dozen steps, epsilon for the gradient of a sum.
 
 The bias correction is in the rates (the end of their section 2) and epsilon under the root, whose slope at 0 would be
-infinite. At the usual epsilon of 1e-8 a latent that changes nothing is driven by the rounding of its gradient, and
-no two runtimes find the same image.
+infinite. At the usual epsilon of 1e-8 a latent that changes nothing is driven by the rounding of its gradient, which
+differs between runtimes.
 """
 
 State = tuple[Tensor, Tensor, Tensor]
@@ -97,7 +97,8 @@ class Descent:
 
         # The loop wants carried tensors that are contiguous and no views of others, nor handed on as they came.
         carried = (torch.zeros((), dtype=torch.int64, device=pixels.device), *(part.clone() for part in state))
-        _, latent, first, second = torch._higher_order_ops.while_loop(unfinished, body, carried)  # type: ignore[no-untyped-call]
+        while_loop = torch._higher_order_ops.while_loop
+        _, latent, first, second = while_loop(unfinished, body, carried)  # type: ignore[no-untyped-call]  # torch's own
         return latent, first, second
 
     def energy(self, pixels: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:

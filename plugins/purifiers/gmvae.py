@@ -21,11 +21,11 @@ from ._variational import (
 )
 
 STRONGEST = 1e4
-"""Beyond it float32 cannot tell the prior's means from each other's pull."""
+"""Far beyond it the rounding of float32 shows in the latent."""
 LARGEST = 2**22
 """Most numbers in the covariances: they are multiplied out for every image."""
 FIT_IMAGES = 10_000
-"""Latents that expectation-maximisation sees; more change little and cost time."""
+"""Most latents that expectation-maximisation sees: its time grows with them."""
 
 
 @dataclass(frozen=True)
