@@ -105,18 +105,32 @@ class Classifying(Protocol):
         """Log-probabilities of the classes, (N, K), for pixels (N, C, H, W)."""
 
 
+@runtime_checkable
+class LatentSpace(Protocol):
+    """A purifier with a latent space, which can be attacked there; both differentiable, without noise."""
+
+    def latent_of(self, pixels: Tensor) -> Tensor:
+        """What the encoder makes of pixels (N, C, H, W): latents (N, ...)."""
+
+    def decoded(self, latent: Tensor) -> Tensor:
+        """The pixels (N, C, H, W) in [0, 1] that a latent (N, ...) is purified to."""
+
+
+NEEDS = ("gradient", "latent", "scores", "labels")
+
+
 class Attack(ABC):
     """Looks for adversarial images; usually a frozen dataclass whose fields are its options."""
 
-    needs: ClassVar[Literal["gradient", "scores", "labels"]]
-    """What it asks of a target: gradients, logits only, or predicted labels only."""
+    needs: ClassVar[Literal["gradient", "latent", "scores", "labels"]]
+    """What it asks of a target: gradients, the purifier's latent space too, logits only, or predicted labels only."""
     norms: ClassVar[tuple[str, ...]]
-    """The norms it can work in, of ``linf`` and ``l2``."""
+    """The norms it can work in, of ``linf``, ``l2`` and ``l1``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if getattr(cls, "needs", None) not in ("gradient", "scores", "labels"):
-            raise PluginError(f"{cls.__name__} must declare needs = 'gradient', 'scores' or 'labels'", cls.__name__)
+        if getattr(cls, "needs", None) not in NEEDS:
+            raise PluginError(f"{cls.__name__} must declare needs, one of {', '.join(NEEDS)}", cls.__name__)
         if not isinstance(getattr(cls, "norms", None), tuple):
             raise PluginError(f"{cls.__name__} must declare norms, a tuple such as ('linf',)", cls.__name__)
 

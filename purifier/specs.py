@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 from collections.abc import Mapping
@@ -12,12 +13,17 @@ from .errors import ConfigError, SpecError
 T = TypeVar("T")
 
 
-def split_spec(spec: str) -> tuple[str, dict[str, str]]:
-    """``"pgd:steps=40,restarts=2"`` -> ``("pgd", {"steps": "40", "restarts": "2"})``."""
+def split_spec(spec: str, *, first: str | None = None) -> tuple[str, dict[str, str]]:
+    """``"pgd:steps=40,restarts=2"`` -> ``("pgd", {"steps": "40", "restarts": "2"})``.
+
+    With ``first="name"`` a first part without ``=`` is that option: ``foolbox:LinfPGD,steps=40``.
+    """
     name, colon, rest = spec.partition(":")
     options: dict[str, str] = {}
-    for part in rest.split(",") if colon else ():
+    for place, part in enumerate(rest.split(",") if colon else ()):
         key, equals, value = part.partition("=")
+        if first and place == 0 and part.strip() and not equals:
+            key, equals, value = first, "=", part
         key = key.strip().replace("-", "_")
         if not key or not equals:
             raise SpecError(f"cannot read {part!r} in {spec!r}: expected NAME:key=value,key=value", spec)
@@ -32,6 +38,9 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
     """Make a dataclass from options; text and JSON values are converted to the fields' types.
 
+    A field ``options``, a mapping, takes what is no field of its own: text that reads as a number or as true or false
+    becomes one.
+
     Raises
     ------
     ConfigError
@@ -40,7 +49,10 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     unknown = sorted(set(options) - set(fields))
-    if unknown:
+    if "options" in fields and unknown:
+        extra = {name: _guess(options[name]) for name in unknown}
+        options = {**{name: options[name] for name in fields if name in options}, "options": extra}
+    elif unknown:
         raise ConfigError(f"{what} has no option {unknown[0]!r}; its options are: {', '.join(fields) or 'none'}")
     missing = [
         name
@@ -52,7 +64,7 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
     values = {}
     for name, value in options.items():
         try:
-            values[name] = _convert(value, hints[name])
+            values[name] = value if name == "options" else _convert(value, hints[name])
         except (ValueError, OverflowError):
             raise ConfigError(f"{what}: option {name!r} expected {_describe(hints[name])}, got {value!r}") from None
     try:
@@ -90,6 +102,15 @@ def _convert(value: object, hint: Any) -> object:
     if hint is int and isinstance(value, float):
         raise ValueError
     return hint(value)
+
+
+def _guess(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return {"true": True, "false": False, "none": None}.get(value.lower(), value)
 
 
 def _convert_union(value: object, options: tuple[Any, ...]) -> object:

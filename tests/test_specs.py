@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
@@ -19,6 +20,12 @@ class Options:
     start: bool = True
     loss: Literal["ce", "margin"] = "ce"
     mean: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Open:
+    name: str
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 def test_a_spec_is_split() -> None:
@@ -63,3 +70,14 @@ def test_text_and_json_values_are_converted() -> None:
 def test_wrong_values_say_what_was_expected(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(Options, options, what="t")
+
+
+def test_a_bare_first_part_is_the_option_asked_for():
+    assert split_spec("foolbox:LinfPGD,steps=40", first="name") == ("foolbox", {"name": "LinfPGD", "steps": "40"})
+    with pytest.raises(SpecError):
+        split_spec("foolbox:steps=40,LinfPGD", first="name")
+
+
+def test_a_field_named_options_takes_what_is_no_field_of_its_own():
+    built = build(Open, {"name": "x", "steps": "40", "size": "0.5", "start": "false", "how": "best"}, what="adapter")
+    assert built == Open("x", {"steps": 40, "size": 0.5, "start": False, "how": "best"})

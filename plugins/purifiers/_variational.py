@@ -139,11 +139,19 @@ class Variational(Purifier):
         mean, log_variance = self.encoder(pixels)
         return mean, log_variance
 
+    def latent_of(self, pixels: Tensor) -> Tensor:
+        """The mean of q(z|x), settled: (N, *latent_shape)."""
+        return self.settle(*self.encode(pixels))
+
+    def decoded(self, latent: Tensor) -> Tensor:
+        """The image of a latent (N, *latent_shape): (N, C, H, W) in [0, 1]."""
+        return torch.sigmoid(self.decoder(latent))
+
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Decode z = mean + std * noise (equation 10, L = 1), settled; without noise, the mean of q(z|x)."""
         mean, log_variance = self.encode(pixels)
         latent = reparameterised(mean, log_variance, noise)
-        return torch.sigmoid(self.decoder(self.settle(latent, log_variance)))
+        return self.decoded(self.settle(latent, log_variance))
 
     def score(self, pixels: Tensor) -> Tensor:
         """What ``config.score`` says, (N,), without noise."""
@@ -162,7 +170,7 @@ class Variational(Purifier):
             score = bernoulli_nats(logits, pixels) + self.kl(mean, log_variance)
         if noise is not None:
             latent = self.settle(reparameterised(mean, log_variance, noise), log_variance)
-            purified = torch.sigmoid(self.decoder(latent))
+            purified = self.decoded(latent)
         return purified, score
 
 

@@ -137,7 +137,7 @@ class Latent(Purifier):
         banked = self.settings.start == "bank"
         starts = self._prior_draws(config.banked if banked else self._random_starts)
         self.register_buffer("starts", starts)
-        decoded = [self._decoded(part) for part in torch.split(starts, 500)] if banked else []
+        decoded = [self.base.decoded(part) for part in torch.split(starts, 500)] if banked else []
         self.register_buffer("bank_images", torch.cat(decoded) if banked else None)
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
@@ -149,6 +149,14 @@ class Latent(Purifier):
         normal, uniform = generator.normal((count, *shape), pixels), generator.uniform((count,), pixels)
         with torch.no_grad():
             return self.base.sample_prior(normal.flatten(0, 1), uniform.flatten()).reshape(-1, count, *shape)
+
+    def latent_of(self, pixels: Tensor) -> Tensor:
+        """The base's latent (N, *latent_shape), where a descent from the encoder begins."""
+        return self.base.latent_of(pixels)
+
+    def decoded(self, latent: Tensor) -> Tensor:
+        """G(z), (N, C, H, W) in [0, 1], for z (N, *latent_shape)."""
+        return self.base.decoded(latent)
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """G(z*), (N, C, H, W)."""
@@ -171,7 +179,7 @@ class Latent(Purifier):
             latent, *moments = self.descent.run(pixels, self.descent.begin(start), range(first))
         state = (latent.detach() + (start - start.detach()), moments[0], moments[1])
         latent = self.descent.run(pixels, state, range(first, self.settings.steps))[0]
-        return self._decoded(latent)
+        return self.base.decoded(latent)
 
     @property
     def _random_starts(self) -> int:
@@ -234,9 +242,6 @@ class Latent(Purifier):
         like = next(self.base.parameters())
         generator = SampleGenerator(0, range(count))
         return self.base.sample_prior(generator.normal(self.base.latent_shape, like), generator.uniform((), like))
-
-    def _decoded(self, latent: Tensor) -> Tensor:
-        return torch.sigmoid(self.base.decoder(latent))
 
 
 def _load_base(spec: str) -> Purifier:

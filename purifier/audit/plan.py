@@ -51,7 +51,7 @@ def read_attack(given: str | Attack) -> NamedAttack:
         raise ConfigError(f"attacks: expected ATTACK specs or attacks, got {type(given).__name__}")
     if isinstance(given, Attack):
         return NamedAttack(_spec_of(given), given)
-    name, options = split_spec(given)
+    name, options = split_spec(given, first="name")
     cls = attacks.get(name)
     if dataclasses.is_dataclass(cls):
         return NamedAttack(given, build(cls, options, what=f"attack {name!r}"))

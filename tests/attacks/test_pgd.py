@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from torch import Tensor, nn
+from attack_stage import NoConfig, Noisy, Same, TwoClasses, check_what_every_attack_keeps, dual_norm, run, two_classes
+from torch import Tensor
 
-import purifier
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.classifier import TorchPixelClassifier
-from purifier.data import load_data
 from purifier.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
 from purifier.target import Target
@@ -29,96 +26,6 @@ ATTACKS = [
     "joint:steps=10",
 ]
 THREATS = [Threat("linf", 0.06), Threat("l2", 1.2)]
-
-
-@dataclass(frozen=True)
-class NoConfig:
-    pass
-
-
-class Same(purifier.Purifier):
-    Config, gradient = NoConfig, "exact"
-
-    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        return pixels
-
-
-class Noisy(Same):
-    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor:
-        return generator.normal(pixels.shape[1:], pixels)
-
-    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        return pixels if noise is None else (pixels + 0.1 * noise).clamp(0, 1)
-
-
-def run(
-    spec: str,
-    module: nn.Module,
-    pixels: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    *,
-    filter_: type[purifier.Purifier] = Same,
-    seed: int = 0,
-    batch: int = 64,
-) -> Tensor:
-    classifier = TorchPixelClassifier(module, Preprocessing())
-    found = []
-    for start in range(0, len(pixels), batch):
-        indices = range(start, min(start + batch, len(pixels)))
-        target = Target(classifier, filter_(NoConfig()), "exact", SampleGenerator(seed + 1, indices))
-        rows = slice(indices.start, indices.stop)
-        found.append(
-            read_attack(spec).attack.perturb(target, pixels[rows], labels[rows], threat, SampleGenerator(seed, indices))
-        )
-    return torch.cat(found)
-
-
-@pytest.fixture(scope="module")
-def net() -> nn.Module:
-    """A small convolutional classifier, trained for a moment on real images."""
-    pixels, labels = load_data("fashion-mnist:train:3000").batch(range(3000))
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 8, 5, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 5, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(256, 10),
-    )
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for _ in range(4):
-        for part in torch.arange(3000).split(20):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(pixels[part]), labels[part]).backward()
-            optimizer.step()
-    return net.eval().requires_grad_(False)
-
-
-class TwoClasses(nn.Module):
-    """A linear classifier of two classes: the smallest change that flips an image is known."""
-
-    def __init__(self, weight: Tensor, bias: float) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
-
-    def score(self, pixels: Tensor) -> Tensor:
-        return (pixels * self.weight).flatten(1).sum(1) + self.bias
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        score = self.score(pixels)
-        return torch.stack([-score, score], 1)
-
-
-def two_classes() -> tuple[TwoClasses, Tensor, Tensor, Tensor]:
-    """The classifier, 400 images away from the box's walls, their labels and margins."""
-    generator = torch.Generator().manual_seed(3)
-    weight = torch.randn(1, 1, 8, 8, generator=generator)
-    pixels = 0.4 + 0.2 * torch.rand(400, 1, 8, 8, generator=generator)
-    linear = TwoClasses(weight, -0.5 * weight.sum().item())
-    score = linear.score(pixels)
-    return linear, pixels, (score > 0).long(), score.abs()
 
 
 @pytest.mark.parametrize(
@@ -138,8 +45,7 @@ def two_classes() -> tuple[TwoClasses, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_on_a_linear_classifier_exactly_the_images_within_eps_flip(spec, share, norm):
     linear, pixels, labels, margin = two_classes()
-    # |w.x + b| / ||w||_q with the dual norm q (Moosavi-Dezfooli et al. 2016, section 2).
-    distance = margin / (linear.weight.abs().sum() if norm == "linf" else linear.weight.norm())
+    distance = margin / dual_norm(linear.weight, norm)
     eps = distance.median().item()
     found = run(spec, linear, pixels, labels, Threat(norm, eps), batch=400)
     flipped = linear(found).argmax(1) != labels
@@ -167,17 +73,8 @@ def test_on_real_images_the_box_is_part_of_the_optimum(spec, images):
 @pytest.mark.parametrize("spec", ATTACKS)
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_what_every_attack_keeps(spec, threat, net, images):
-    pixels, labels = images
-    before = pixels.clone(), labels.clone()
-    found = run(spec, net, pixels, labels, threat)
-    assert torch.equal(pixels, before[0]) and torch.equal(labels, before[1])
-    assert found.min() >= 0 and found.max() <= 1
-    assert (threat.distance(found, pixels) <= threat.eps + 1e-6).all()
-    assert torch.equal(found, run(spec, net, pixels, labels, threat))
-    clean, attacked = ((net(one).argmax(1) == labels).sum() for one in (pixels, found))
-    assert attacked < clean - 10
-    nothing = Threat(threat.norm, 0)
-    assert torch.equal(run(spec, net, pixels, labels, nothing), pixels)
+    check_what_every_attack_keeps(spec, threat, net, images)
+    assert (threat.distance(run(spec, net, *images, threat), images[0]) <= threat.eps + 1e-6).all()
 
 
 @pytest.mark.parametrize("spec", ATTACKS)
