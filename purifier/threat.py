@@ -38,13 +38,13 @@ class Threat:
     def project(self, perturbed: Tensor, pixels: Tensor) -> Tensor:
         """A point of the threat around ``pixels`` near ``perturbed``; both (N, C, H, W).
 
-        For ``linf`` the nearest; for ``l2`` and ``l1`` the nearest of the ball, then that of the box: inside both.
+        For ``linf`` and ``l1`` the nearest; for ``l2`` the nearest of the ball, then that of the box: inside both.
         """
         if self.norm == "linf":
             return torch.clamp(perturbed, pixels - self.eps, pixels + self.eps).clamp(0, 1)
-        delta = perturbed - pixels
         if self.norm == "l1":
-            return (pixels + _onto_l1_ball(delta, self.eps)).clamp(0, 1)
+            return _onto_l1_ball_and_box(perturbed, pixels, self.eps)
+        delta = perturbed - pixels
         norms = norm_of(delta, "l2").clamp_min(1e-12)
         return (pixels + delta * scale_like((self.eps / norms).clamp_max(1), delta)).clamp(0, 1)
 
@@ -67,12 +67,35 @@ def scale_like(values: Tensor, images: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (images.ndim - 1))
 
 
-def _onto_l1_ball(delta: Tensor, eps: float) -> Tensor:
-    """The nearest point of the ball for each of (N, ...): Duchi et al. 2008, figure 1, by sorting."""
-    sizes = delta.flatten(1).abs()
-    falling = sizes.sort(1, descending=True).values
-    ranks = torch.arange(1, sizes.shape[1] + 1, device=delta.device, dtype=delta.dtype)
-    thresholds = (falling.cumsum(1) - eps) / ranks
-    kept = (falling > thresholds).sum(1, keepdim=True).clamp_min(1)
-    shrink = thresholds.gather(1, kept - 1).clamp_min(0)  # 0 inside the ball
-    return (delta.flatten(1).sign() * (sizes - shrink).clamp_min(0)).view_as(delta)
+def _onto_l1_ball_and_box(perturbed: Tensor, pixels: Tensor, eps: float) -> Tensor:
+    """The nearest point of ball and box at once: Croce & Hein 2021, "Mind the box", proposition 2.1.
+
+    Each coordinate of the change, in size ``a`` and with ``room`` up to the box's wall, becomes
+    ``clamp(a - shrink, 0, room)`` with one ``shrink`` an image: 0, or what brings their sum down to eps. The sum falls
+    with ``shrink`` piece by piece linearly, so Newton's method ends on the root; a bracket around it keeps every step
+    in place, and a sort of all bends, the paper's way, takes ten times as long.
+    """
+    delta = (perturbed - pixels).flatten(1)
+    start, sizes = pixels.flatten(1), delta.abs()
+    room = torch.where(delta > 0, 1 - start, start)
+    low, high = sizes.new_zeros(len(sizes), 1), sizes.amax(1, keepdim=True)
+    shrink, kept = low, torch.minimum(sizes, room)
+    surplus = kept.sum(1, keepdim=True) - eps
+    outside = surplus > 0
+    rounding = torch.finfo(sizes.dtype).eps
+    for step in range(60):
+        free = ((kept > 0) & (kept < room)).sum(1, keepdim=True)
+        unsettled = outside & (surplus.abs() > rounding * (4 * eps + free * shrink))
+        if not unsettled.any():
+            break
+        low, high = torch.where(surplus > 0, shrink, low), torch.where(surplus > 0, high, shrink)
+        newton = shrink + surplus / free
+        # The bracket is halved in the end, so that no shape of the sum makes for a long way.
+        lost = (newton <= low) | (newton >= high) | (free == 0) | (step > 20)
+        shrink = torch.where(unsettled, torch.where(lost, (low + high) / 2, newton), shrink)
+        kept = torch.minimum((sizes - shrink).clamp_min(0), room)
+        surplus = kept.sum(1, keepdim=True) - eps
+    # A hair inside, so that rounding leads to no point outside.
+    kept = kept * (eps * (1 - 1e-6) / kept.sum(1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)).clamp_max(1)
+    nearest = (start + delta.sign() * kept).clamp(0, 1)
+    return torch.where(outside, nearest, perturbed.flatten(1).clamp(0, 1)).view_as(pixels)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from purifier.errors import ConfigError
-from purifier.target import Loss
+from purifier.target import Target
+
+FLAT = 1e-12
+"""The least that a difference of logits divides by."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy; its gradient vanishes in float32 where the classifier is very sure."""
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -23,15 +28,99 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - logits.float().gather(1, right).squeeze(1)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "margin": margin}
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, equation 6): the margin over the first to the third logit.
+
+    Adding to all logits or scaling them changes nothing, so a very sure classifier hides no gradient. Of two classes
+    nothing but the sign of their difference is so invariant; with fewer than three logits above -inf it is the margin.
+    """
+    top = _largest(logits, 3)
+    spread = torch.where(top[:, 2] > -torch.inf, top[:, 0] - top[:, 2], 1)
+    return margin(logits, labels) / spread.clamp_min(FLAT)
 
 
-def loss_of(name: str, labels: Tensor) -> Loss:
-    """The named loss of logits (N, K) for these labels (N,)."""
-    return lambda logits: LOSSES[name](logits, labels)
+def targeted_ce(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of the class to reach, ``targets`` (N,); ``labels`` do not matter."""
+    return -functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """The ratio towards one class (Croce & Hein 2020, equation 7): target's minus right logit, over a spread.
+
+    The spread is the first logit less the mean of third and fourth. With three logits above -inf it is the first less
+    the mean of second and third, as against the third alone the loss towards the least class would be constant. With
+    two there is no spread, as in :func:`dlr`.
+    """
+    gap = logits.float().gather(1, torch.stack([targets, labels], 1))
+    first, second, third, fourth = _largest(logits, 4).unbind(1)
+    low = torch.where(fourth > -torch.inf, (third + fourth) / 2, (second + third) / 2)
+    spread = torch.where(third > -torch.inf, first - low, 1)
+    return (gap[:, 0] - gap[:, 1]) / spread.clamp_min(FLAT)
+
+
+def likeliest_wrong(logits: Tensor, labels: Tensor) -> Tensor:
+    """The class of the largest logit but the label's, (N,)."""
+    return logits.detach().float().scatter(1, labels.unsqueeze(1), -torch.inf).argmax(1)
+
+
+def targeted(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of the wrong class that is likeliest here; :func:`loss_of` holds one class for a whole attack.
+
+    Its gradient does not vanish where the classifier is very sure of the label.
+    """
+    return targeted_ce(logits, labels, likeliest_wrong(logits, labels))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "dlr": dlr,
+    "margin": margin,
+    "targeted": targeted,
+}
+"""A logit of -inf is a class that is never chosen. A NaN gives a NaN, which no attack takes for better."""
+
+
+@dataclass(frozen=True)
+class NamedLoss:
+    """A loss for N images, of their logits (N, K): (N,). ``targets`` (N,) are what ``targeted`` aims at."""
+
+    name: str
+    labels: Tensor
+    targets: Tensor | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.targets is not None:
+            return targeted_ce(logits, self.labels, self.targets)
+        return LOSSES[self.name](logits, self.labels)
+
+    def select(self, keep: Tensor) -> NamedLoss:
+        """The loss for some of the images: ``keep`` is a (N,) mask or positions."""
+        targets = None if self.targets is None else self.targets[keep]
+        return replace(self, labels=self.labels[keep], targets=targets)
+
+
+def loss_of(name: str, labels: Tensor, first_logits: Tensor | None = None) -> NamedLoss:
+    """The named loss for these labels (N,).
+
+    ``targeted`` aims at the likeliest wrong class of ``first_logits`` (N, K) as long as the loss lives; without them
+    at that of the very logits it is given.
+    """
+    fixed = name == "targeted" and first_logits is not None
+    return NamedLoss(name, labels, likeliest_wrong(first_logits, labels) if fixed else None)  # type: ignore[arg-type]
+
+
+def loss_from(name: str, target: Target, pixels: Tensor, labels: Tensor) -> NamedLoss:
+    """The named loss of an attack that starts at ``pixels`` (N, C, H, W); asks for logits if it is ``targeted``."""
+    return loss_of(name, labels, target.logits(pixels) if name == "targeted" else None)
 
 
 def check_loss(attack: str, name: str) -> None:
     """Raise :class:`ConfigError` unless ``name`` is a key of :data:`LOSSES`."""
     if name not in LOSSES:
         raise ConfigError(f"attack {attack!r}: loss must be one of {', '.join(LOSSES)}, got {name!r}")
+
+
+def _largest(logits: Tensor, count: int) -> Tensor:
+    """The largest logits in falling order, (N, count); -inf where there are fewer classes."""
+    top = logits.float().topk(min(count, logits.shape[1]), dim=1).values
+    return functional.pad(top, (0, count - top.shape[1]), value=-torch.inf)

@@ -13,24 +13,25 @@ from purifier.seeding import SampleGenerator
 from purifier.target import Target
 from purifier.threat import Threat
 
-from ._losses import check_loss, loss_of
-from ._steps import steepest
+from ._losses import check_loss, loss_from
+from ._steps import full_step, random_direction
 
 
 @dataclass(frozen=True)
 class Fgsm(Attack):
     """One step of length eps along the steepest direction (Goodfellow et al. 2014, section 4).
 
-    ``linf`` steps along the gradient's sign, ``l2`` along the gradient itself.
+    ``linf`` steps along the gradient's sign, ``l2`` along the gradient itself; ``l1`` moves the values of the largest
+    gradients to the box's walls until eps is spent.
 
     Parameters
     ----------
     loss
-        What grows: ``ce`` or ``margin``.
+        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     loss: str = "ce"
 
@@ -40,8 +41,8 @@ class Fgsm(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
-        gradient, _ = target.gradient(pixels, loss_of(self.loss, labels))
-        return threat.project(pixels + threat.eps * steepest(gradient, threat.norm), pixels)
+        gradient, _ = target.gradient(pixels, loss_from(self.loss, target, pixels, labels))
+        return threat.project(full_step(gradient, pixels, threat.norm, threat.eps), pixels)
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ class RandomFgsm(Attack):
     alpha
         The random step's share of eps, in [0, 1).
     loss
-        What grows: ``ce`` or ``margin``.
+        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     alpha: float = 0.5
     loss: str = "ce"
@@ -70,8 +71,7 @@ class RandomFgsm(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
-        jump = self.alpha * threat.eps * steepest(generator.normal(pixels.shape[1:], pixels), threat.norm)
+        jump = self.alpha * threat.eps * random_direction(pixels, threat.norm, generator)
         start = threat.project(pixels + jump, pixels)
-        gradient, _ = target.gradient(start, loss_of(self.loss, labels))
-        step = (1 - self.alpha) * threat.eps * steepest(gradient, threat.norm)
-        return threat.project(start + step, pixels)
+        gradient, _ = target.gradient(start, loss_from(self.loss, target, pixels, labels))
+        return threat.project(full_step(gradient, start, threat.norm, (1 - self.alpha) * threat.eps), pixels)

@@ -13,10 +13,10 @@ from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
 from purifier.target import Target
-from purifier.threat import Norm, Threat, norm_of, scale_like
+from purifier.threat import Norm, Threat, scale_like
 
-from ._losses import check_loss, loss_of, margin
-from ._steps import random_start, steepest
+from ._losses import NamedLoss, check_loss, loss_from, margin
+from ._steps import check_steps, random_start, steepest, unit
 
 MORE, LESS = 1.15, 0.95
 """How the classifier's weight follows an image: up below the wished margin, down above it."""
@@ -47,7 +47,7 @@ class Joint(Attack):
     restarts
         How many random starts an image gets.
     loss
-        What grows: ``ce`` or ``margin``.
+        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     confidence
         How far the best wrong logit is kept above the right one; more is safer where the judge's answers vary.
     """
@@ -63,12 +63,7 @@ class Joint(Attack):
 
     def __post_init__(self) -> None:
         check_loss("joint", self.loss)
-        if self.steps < 1 or self.restarts < 1:
-            raise ConfigError(
-                f"attack 'joint': steps and restarts must be at least 1, got {self.steps} and {self.restarts}"
-            )
-        if self.step_size is not None and not 0 < self.step_size < math.inf:
-            raise ConfigError(f"attack 'joint': step_size is a share of eps and must be positive, got {self.step_size}")
+        check_steps("joint", self.steps, self.step_size, self.restarts)
         if not 0 <= self.confidence < math.inf:
             raise ConfigError(f"attack 'joint': confidence must be a finite number >= 0, got {self.confidence}")
 
@@ -78,19 +73,20 @@ class Joint(Attack):
         best = _Quietest(target, pixels, labels)
         if not best.random:
             best.note(pixels, *target.logits_with_score(pixels))
+        climbed = loss_from(self.loss, target, pixels, labels)
         for _ in range(self.restarts):
             here = random_start(pixels, threat, generator)
-            here = self._descend(best, target, here, pixels, labels, threat)
+            here = self._descend(best, target, climbed, here, pixels, threat)
             best.note(here, *target.logits_with_score(here))
         return best.pixels
 
     def _descend(
-        self, best: _Quietest, target: Target, here: Tensor, pixels: Tensor, labels: Tensor, threat: Threat
+        self, best: _Quietest, target: Target, climbed: NamedLoss, here: Tensor, pixels: Tensor, threat: Threat
     ) -> Tensor:
         """The last iterate from a start ``here``, (N, C, H, W)."""
+        dual: Norm = "l1" if threat.norm == "linf" else "l2"
         weight = here.new_ones(len(here))
-        crossed = torch.zeros_like(labels, dtype=torch.bool)
-        climbed = loss_of(self.loss, labels)
+        crossed = torch.zeros_like(climbed.labels, dtype=torch.bool)
         mean = min(1.0, 10 / self.steps) if self.step_size is None else self.step_size
         for step in range(self.steps):
             (climb, quieter), logits, score = target.gradients_with_score(
@@ -98,10 +94,10 @@ class Joint(Attack):
             )
             if not best.random:
                 best.note(here, logits, score)
-            climb = _unit(climb, threat.norm)
-            both = _unit(quieter, threat.norm) + climb * scale_like(weight, climb)
+            climb = unit(climb, dual)
+            both = unit(quieter, dual) + climb * scale_like(weight, climb)
             direction = torch.where(scale_like(crossed, climb), both, climb)
-            wrongness = margin(logits, labels)
+            wrongness = margin(logits, climbed.labels)
             weight = torch.where(crossed, weight * torch.where(wrongness < self.confidence, MORE, LESS), weight)
             if target.route != "oblivious":
                 crossed |= wrongness > 0
@@ -134,9 +130,3 @@ class _Quietest:
         self.pixels[better] = pixels[better].detach()
         self._value = torch.where(better, value, self._value)
         self._fooled |= fooled
-
-
-def _unit(gradient: Tensor, norm: Norm) -> Tensor:
-    """Each image's gradient (N, C, H, W) at length 1 in the dual of ``norm``; 0 where it is 0."""
-    length = gradient.flatten(1).abs().sum(1) if norm == "linf" else norm_of(gradient, "l2")
-    return gradient / scale_like(length.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)

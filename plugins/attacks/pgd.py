@@ -1,4 +1,4 @@
-"""Projected gradient descent (Madry et al. 2018)."""
+"""Projected gradient descent (Madry et al. 2018) and the basic iterative method (Kurakin et al. 2017)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from purifier.seeding import SampleGenerator
 from purifier.target import Target
 from purifier.threat import Threat
 
-from ._losses import check_loss, loss_of
-from ._steps import Best, random_start, steepest
+from ._losses import check_loss
+from ._steps import MOVED, Best, check_steps, climb
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Pgd(Attack):
 
     Every iterate is a candidate. An image leaves as soon as the model that will judge it misclassifies it; one that
     never is comes back as the iterate of highest loss. On the route ``oblivious`` no image leaves early, and a random
-    target makes the last iterate of each start the only candidate.
+    target makes the last iterate of each start the only candidate. In ``l1`` this is the sparse descent of Tramer &
+    Boneh 2019, section 4.
 
     Parameters
     ----------
@@ -36,60 +37,69 @@ class Pgd(Attack):
     restarts
         How many random starts an image gets.
     loss
-        What grows: ``ce`` or ``margin``.
+        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+    moved
+        The share of an image's values that an ``l1`` step moves, in (0, 1]. The other norms move all.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     steps: int = 40
     step_size: float | None = None
     random_start: bool = True
     restarts: int = 1
     loss: str = "ce"
+    moved: float = MOVED
 
     def __post_init__(self) -> None:
         check_loss("pgd", self.loss)
-        if self.steps < 1 or self.restarts < 1:
-            raise ConfigError(
-                f"attack 'pgd': steps and restarts must be at least 1, got {self.steps} and {self.restarts}"
-            )
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise ConfigError(f"attack 'pgd': step_size is a share of eps and must be positive, got {self.step_size}")
+        check_steps("pgd", self.steps, self.step_size, self.restarts)
         if self.restarts > 1 and not self.random_start:
             raise ConfigError("attack 'pgd': restarts without random_start all do the same; set random_start=true")
+        if not 0 < self.moved <= 1:
+            raise ConfigError(f"attack 'pgd': moved is a share of the values and must be in (0, 1], got {self.moved}")
 
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
         best = Best(target, pixels, labels, self.loss)
-        if not best.random:
-            best.note(best.todo(), pixels, target.logits(pixels))
+        share = min(1.0, 2.5 / self.steps) if self.step_size is None else self.step_size
+        starts = generator if self.random_start else None
         for _ in range(self.restarts):
-            self._climb(best, target, pixels, labels, threat, generator)
+            climb(best, target, pixels, threat, starts, steps=self.steps, length=share * threat.eps, moved=self.moved)
         return best.pixels
 
-    def _climb(
-        self,
-        best: Best,
-        target: Target,
-        pixels: Tensor,
-        labels: Tensor,
-        threat: Threat,
-        generator: SampleGenerator,
-    ) -> None:
-        at = best.todo()
-        here = pixels[at]
-        if self.random_start:
-            here = random_start(here, threat, generator.select(at))
-        length = threat.eps * (min(1.0, 2.5 / self.steps) if self.step_size is None else self.step_size)
-        for _ in range(self.steps):
-            if not len(at):
-                return
-            gradient, logits = target.select(at).gradient(here, loss_of(self.loss, labels[at]))
-            stays = best.note(at, here, logits)
-            moved = here + length * steepest(gradient, threat.norm)
-            here = threat.project(moved, pixels[at])[stays]
-            at = at[stays]
-        if len(at):
-            best.note(at, here, target.select(at).logits(here), last=True)
+
+@dataclass(frozen=True)
+class Bim(Attack):
+    """FGSM in small steps from the image itself, each projected (Kurakin et al. 2017, section 2.2).
+
+    Candidates are those of ``pgd``.
+
+    Parameters
+    ----------
+    steps
+        Gradient steps, at least 1.
+    step_size
+        Length of a step as a share of eps; by default ``2.5 / steps`` and at most 1.
+    loss
+        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+    """
+
+    needs: ClassVar[Literal["gradient"]] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+
+    steps: int = 10
+    step_size: float | None = None
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        check_loss("bim", self.loss)
+        check_steps("bim", self.steps, self.step_size)
+
+    def perturb(
+        self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
+    ) -> Tensor:
+        again = Pgd(steps=self.steps, step_size=self.step_size, random_start=False, loss=self.loss)
+        return again.perturb(target, pixels, labels, threat, generator)

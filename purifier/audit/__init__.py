@@ -1,10 +1,13 @@
 """Audits: attacks x threats x routes over data, judged on the guard, into a report."""
 
 from .detection import Detection as Detection
+from .flags import FLAGS as FLAGS
 from .plan import read_attack as read_attack
 from .report import AuditReport as AuditReport
+from .report import Flag as Flag
 from .report import Row as Row
 from .report import WorstCase as WorstCase
+from .report import check_gate as check_gate
 from .report import check_writable as check_writable
 from .runner import audit as audit
 from .statistics import Area as Area

@@ -55,7 +55,7 @@ def detect(clean: Seen, attacked: Seen | None, threshold: float | None) -> Detec
     now = clean if attacked is None else attacked
     fooled = clean.right & ~now.right
     chosen = fooled if attacked is not None else torch.ones_like(fooled)
-    area = roc_area(now.ranked[fooled], clean.ranked) if fooled.any() else None
+    area = roc_area(now.ranked, clean.ranked, fooled) if fooled.any() else None
     if threshold is None:
         return Detection(int(fooled.sum()), area, None, None)
     above = refused(now.scores, threshold)

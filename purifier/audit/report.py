@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..atomic import atomic_write, unwritable
-from ..errors import FileError, PurifierError
+from ..errors import ConfigError, FileError, PurifierError
 from ..threat import Threat
 from .detection import Detection, read_detection
 from .statistics import Rate, read_rate
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "report.json"
 WHITE_BOX = ("exact", "bpda")
 """The routes that see the purifier and follow gradients; no other figure may be called white-box."""
@@ -38,12 +38,21 @@ class Row:
     route: str | None
     """None for clean images only."""
     threat: Threat | None
+    eot: int
+    """Draws of the purifier's noise a gradient was averaged over."""
+    sequence: str | None
+    """The sequence the attack was part of, or None: then it had all images."""
+    attacked: int
+    """Images attacked; in a sequence those that the attacks before had left right."""
     result: Rate | None
-    """Images right when clean and under the attack, the mean over judgements; None after an error."""
+    """Images right when clean and under the attack, and in a sequence under those before it; the mean over judgements.
+    None after an error."""
     worst_of_n: Rate | None
     """Images right in every judgement; None where one judgement tells all."""
+    majority: Rate | None
+    """Images right in more than half of the judgements; None where one judgement tells all."""
     queries_per_image: float
-    """Images shown to the target, those shown for a gradient included."""
+    """Images shown to the target for each image attacked, those shown for a gradient included."""
     gradients_per_image: float
     scores_per_image: float
     """Scores of the guard's purifier the attack asked for: above 0 where it aimed at the detector too."""
@@ -51,6 +60,16 @@ class Row:
     error: str | None = None
     detection: Detection | None = None
     """None for the undefended classifier, and after an error."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A sign that the figures are too high to be believed."""
+
+    name: str
+    """A key of the catalogue of flags."""
+    evidence: str
+    """What was seen, in figures."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,7 @@ class WorstCase:
     """The routes taken together."""
     result: Rate
     worst_of_n: Rate | None
+    majority: Rate | None
     complete: bool
     """False if an attack errored: the figure is then an upper bound only."""
 
@@ -86,6 +106,12 @@ class AuditReport:
     judgements: int
     eot: int
     device: str
+    preset: str | None
+    """Its attacks are among the rows."""
+    left_out: Sequence[str]
+    """Why attacks of the preset did not run."""
+    flags: Sequence[Flag]
+    """Signs that the figures are too high to be believed: masked gradients, a broken set-up."""
     worst_case: Sequence[WorstCase]
     calibration: Mapping[str, Any] | None
     """The threshold's ``fpr``, ``threshold``, ``data`` and ``count``; None if the purifier is not calibrated."""
@@ -98,6 +124,25 @@ class AuditReport:
     def complete(self) -> bool:
         """Whether every attack ran to its end."""
         return all(row.error is None for row in self.rows)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether every attack ran to its end and no flag was raised."""
+        return self.complete and not self.flags
+
+    def gate(self, least: float) -> list[WorstCase]:
+        """The worst cases of the guard over all routes whose interval reaches below ``least``, a share in [0, 1].
+
+        Raises
+        ------
+        ConfigError
+            ``least`` is no share, or nothing was attacked.
+        """
+        check_gate(least)
+        cases = [case for case in self.worst_case if case.model == "guarded" and case.scope == "all"]
+        if not cases:
+            raise ConfigError("a gate needs an attack on the guard; give one, or leave the gate out")
+        return [case for case in cases if case.result.interval[0] < least]
 
     def to_json(self) -> str:
         """The report as JSON text; each rate is spread into its row."""
@@ -148,11 +193,18 @@ class AuditReport:
                     **found,
                     "threats": [Threat(**threat) for threat in found["threats"]],
                     "rows": [_row(row) for row in found["rows"]],
+                    "flags": [Flag(**flag) for flag in found["flags"]],
                     "worst_case": [WorstCase(**_nested(case)) for case in found["worst_case"]],
                 }
             )
         except (KeyError, TypeError, ValueError, AttributeError, PurifierError) as error:
             raise FileError(f"{path} is not a whole report ({error!r}); audit again to make a new one", path) from error
+
+
+def check_gate(least: float) -> None:
+    """Raise :class:`ConfigError` unless ``least`` is a share of images."""
+    if not 0 <= least <= 1:
+        raise ConfigError(f"a gate is a share of images in [0, 1], such as 0.5, got {least}")
 
 
 def check_writable(folder: str | Path) -> None:
@@ -177,12 +229,11 @@ def _flat(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _nested(entry: dict[str, Any]) -> dict[str, Any]:
     rates = {field.name: entry.pop(field.name) for field in dataclasses.fields(Rate)}
-    worst = entry["worst_of_n"]
     return {
         **entry,
         "threat": entry["threat"] and Threat(**entry["threat"]),
         "result": None if rates["count"] is None else read_rate(rates),
-        "worst_of_n": worst and read_rate(worst),
+        **{name: entry[name] and read_rate(entry[name]) for name in ("worst_of_n", "majority")},
     }
 
 

@@ -23,9 +23,12 @@ from ..guard import Guard, GuardedModule, GuardedSession
 from ..interfaces import Attack, Purifier, purifiers
 from ..pixels import check_pixels
 from ..seeding import SampleGenerator
-from ..target import is_random
+from ..target import Route, is_random
 from ..threat import Norm, Threat
-from .plan import plan
+from .flags import compare
+from .plan import plan, plan_preset
+from .presets import DEFAULT_PRESET, preset_of
+from .probes import probe
 from .report import AuditReport, check_writable
 from .rest import at_rest
 from .tally import rows_of, worst_cases
@@ -38,7 +41,8 @@ def audit(
     *,
     norm: Norm = "linf",
     eps: float | Sequence[float] = 0.1,
-    attacks: Sequence[str | Attack] = ("pgd", "fgsm"),
+    attacks: Sequence[str | Attack] | None = None,
+    preset: str | None = None,
     routes: Sequence[str] | None = None,
     batch_size: int = 250,
     seed: int = 0,
@@ -66,7 +70,10 @@ def audit(
     norm, eps
         The threats: one norm, one or several budgets in pixel units.
     attacks
-        ATTACK specs (``pgd:steps=100``) or attacks; none audits clean images only.
+        ATTACK specs (``pgd:steps=100``) or attacks, each run on all images; ``()`` for clean images only.
+    preset
+        ``quick``, ``standard`` (AutoAttack's four, Croce & Hein 2020) or ``thorough``: attacks that follow one another
+        on what is left, those that cannot work here left out. By default ``standard`` if ``attacks`` is not given.
     routes
         Of ``exact``, ``bpda``, ``oblivious``, ``none``; by default all that an attack can follow.
     batch_size
@@ -105,17 +112,26 @@ def audit(
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
+    if attacks is None:
+        attacks, preset = (), DEFAULT_PRESET if preset is None else preset
     if isinstance(attacks, str) or not isinstance(attacks, Iterable):
         raise ConfigError(f"attacks: expected a list of ATTACK specs, got {attacks!r}; write [{attacks!r}]")
+    chosen = None if preset is None else preset_of(preset)
     classifier = guard.pixel_classifier()
     purifier = _AsItRuns(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
+    strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
     calibration = calibration_of(guard.purifier)
     jobs = plan(classifier, purifier, attacks, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with at_rest(classifier, purifier, device=device) as used:
         random = _try_out(classifier, purifier, loaded, used)
         trial = Trial(classifier, purifier, used, seed, eot if random else 1, judgements if random else 1)
+        left_out: list[str] = []
+        if chosen is not None:
+            of_preset, left_out = plan_preset(classifier, purifier, chosen, threats, routes, random=random)
+            jobs = [*of_preset, *jobs]
         rows = trial.over(loaded, jobs, batch_size, routes is None or "oblivious" in routes, progress)
+        flags = [*probe(trial, loaded, threats), *compare(rows, strongest)] if jobs else []
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
@@ -134,11 +150,14 @@ def audit(
         judgements=trial.judgements,
         eot=trial.eot,
         device=str(used),
-        worst_case=worst_cases(rows, "exact" if purifier.gradient == "exact" else "bpda"),
+        preset=preset,
+        left_out=left_out,
+        flags=flags,
+        worst_case=worst_cases(rows, strongest, trial.judgements),
         calibration=None
         if calibration is None
         else {name: getattr(calibration, name) for name in ("fpr", "threshold", "data", "count")},
-        rows=rows_of(rows, None if calibration is None else calibration.threshold),
+        rows=rows_of(rows, None if calibration is None else calibration.threshold, trial.judgements, trial.eot),
     )
     if out is not None:
         report.save(out)

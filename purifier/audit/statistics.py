@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+RESAMPLES, ENOUGH = 500, 20
+"""Draws of the bootstrap, and the least number of positives it is trusted with."""
 Z95 = NormalDist().inv_cdf(0.975)
 
 
@@ -55,25 +57,60 @@ def wilson(correct: float, count: int) -> tuple[float, float]:
     )
 
 
-def roc_area(positives: Tensor, negatives: Tensor) -> Area:
-    """P(a positive's score > a negative's), ties half: the area under the ROC curve; scores (P,) and (N,), no NaN.
+def roc_area(positives: Tensor, negatives: Tensor, chosen: Tensor) -> Area:
+    """P(a positive's score > a negative's), ties half: the area under the ROC curve.
 
-    The 95% interval takes the standard error of Hanley & McNeil (1982, equations 1 and 2) and is cut to [0, 1]. That
-    error is 0 where the two kinds do not overlap; there it is Wilson's interval over the smaller kind, which is wider.
-    It takes all scores for independent, an attacked image's and those of the same image clean among them too.
+    Parameters
+    ----------
+    positives, negatives
+        Scores of the same N images attacked and clean, (N,), no NaN.
+    chosen
+        Which of the attacked images are positives, bool (N,), at least one.
+
+    The 95% interval is the percentile bootstrap's over images (Efron 1979), an attacked image drawn together with the
+    same image clean: their scores are not independent. Where positives are few, or do not overlap with the negatives,
+    resampling sees too little of the spread: there scores are taken for independent (Hanley & McNeil 1982).
     """
-    count, others = len(positives), len(negatives)
-    assert count and others
-    ordered = negatives.double().sort().values
-    scores = positives.double()
-    below, up_to = (torch.searchsorted(ordered, scores, right=right).double() for right in (False, True))
-    area = ((below + up_to) / 2).mean().item() / others
+    ordered, order = negatives.double().sort()
+    scores = positives[chosen].double()
+    places = torch.stack([torch.searchsorted(ordered, scores, right=right) for right in (False, True)])
+    area = places.double().mean().item() / len(negatives)
+    low, high = _independent(area, len(scores), len(negatives))
+    if len(scores) >= ENOUGH and 0 < area < 1:
+        return Area(area, _bootstrap(places, order, chosen))
+    return Area(area, (low, high))
+
+
+def _independent(area: float, count: int, others: int) -> tuple[float, float]:
+    """The interval of an area if all scores were independent: Hanley & McNeil 1982, equations 1 and 2, cut to [0, 1].
+
+    Their error is 0 where the two kinds do not overlap; there it is Wilson's interval over the smaller kind.
+    """
+    if area in (0, 1):
+        return wilson(area * min(count, others), min(count, others))
     both_above, both_below = area / (2 - area), 2 * area**2 / (1 + area)
     variance = area * (1 - area) + (count - 1) * (both_above - area**2) + (others - 1) * (both_below - area**2)
     half = Z95 * math.sqrt(max(0.0, variance) / (count * others))
-    if area in (0, 1):
-        return Area(area, wilson(area * min(count, others), min(count, others)))
-    return Area(area, (max(0.0, area - half), min(1.0, area + half)))
+    return max(0.0, area - half), min(1.0, area + half)
+
+
+def _bootstrap(places: Tensor, order: Tensor, chosen: Tensor) -> tuple[float, float]:
+    """The interval of an area over ``RESAMPLES`` draws of the N images.
+
+    ``places`` (2, P) say how many sorted negatives lie below each positive, and below or level with it; ``order`` (N,)
+    sorts the negatives, ``chosen`` (N,) marks the positives.
+    """
+    count = len(order)
+    generator = torch.Generator().manual_seed(0)
+    areas = []
+    for _ in range(RESAMPLES):
+        drawn = torch.randint(count, (count,), generator=generator)
+        weights = torch.bincount(drawn, minlength=count).double()
+        below = torch.cat([weights.new_zeros(1), weights[order].cumsum(0)])
+        mine = weights[chosen]
+        areas.append((mine * below[places].mean(0)).sum() / (mine.sum() * count))
+    low, high = torch.stack(areas).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return max(0.0, low), min(1.0, high)
 
 
 def read_rate(values: Mapping[str, Any]) -> Rate:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..threat import Threat
 from .detection import Detection
+from .flags import FLAGS
 from .report import WHITE_BOX, AuditReport, Row, WorstCase
 from .statistics import Rate
 
@@ -26,15 +27,27 @@ def print_report(report: AuditReport, console: Console) -> None:
         console.print(_worst_table(report))
     for threat in report.threats if report.worst_case else [None]:
         console.print(_rows_table(report, threat))
-    console.print("gradients: what the attack on the guard asked for, for each image")
+    console.print("attacked: images; gradients: what the attack on the guard asked for, for each of them")
+    if any(row.sequence for row in report.rows):
+        console.print(
+            "A row in a sequence (>) attacked what the rows above it in the sequence left right, and says what remains."
+        )
     if any(row.worst_of_n for row in report.rows):
         console.print(
             f"The purifier is random: figures are means over {report.judgements} judgements with fresh noise "
-            f"(in brackets: right in all), gradients means over {report.eot} draws."
+            f"(in brackets: right in all of them, in most of them), gradients means over {report.eot} draws."
         )
     _print_detection(report, console)
+    for reason in report.left_out:
+        console.print(f"left out: {reason}", style="dim", markup=False)
     if not report.complete:
         console.print("[bold red]incomplete[/bold red]: an attack errored, so the worst case is an upper bound only")
+    for flag in report.flags:
+        console.print(f"[bold red]flag {escape(flag.name)}[/bold red]: {escape(flag.evidence)}")
+        kind = FLAGS[flag.name]
+        console.print(f"  why: {escape(kind.why)}\n  what to do: {escape(kind.what_to_do)}")
+    if report.flags:
+        console.print("[bold red]inconclusive[/bold red]: robustness is at most what stands here, and may be far less")
 
 
 def _worst_table(report: AuditReport) -> Table:
@@ -51,18 +64,23 @@ def _worst_table(report: AuditReport) -> Table:
 
 def _rows_table(report: AuditReport, threat: Threat | None) -> Table:
     table = _table(_threat(threat) if threat else "clean", ("attack", "route"))
+    table.add_column("attacked", justify="right")
     table.add_column("gradients", justify="right")
     rows = [row for row in report.rows if row.threat in (None, threat)]
-    alone = {row.attack: row for row in rows if row.model == "undefended"}
-    for row in rows:
-        if row.model == "guarded":
-            table.add_row(
-                escape(row.attack),
-                _route(row, report),
-                _figure(alone[row.attack]),
-                _figure(row),
-                f"{row.gradients_per_image:.1f}",
-            )
+    alone = {(row.attack, row.eot): row for row in rows if row.model == "undefended"}
+    sweeps = len({row.eot for row in rows}) > 1
+    guarded = [row for row in rows if row.model == "guarded"]
+    for row in sorted(guarded, key=lambda row: row.sequence == "oblivious"):
+        own = alone.get((row.attack, row.eot))
+        name = f"{'> ' if row.sequence else ''}{row.attack}{f' (eot {row.eot})' if sweeps and row.threat else ''}"
+        table.add_row(
+            escape(name),
+            _route(row, report),
+            _figure(own) if own else "-",
+            _figure(row),
+            str(row.attacked) if row.threat else "-",
+            f"{row.gradients_per_image:.1f}",
+        )
     return table
 
 
@@ -93,7 +111,7 @@ def _print_detection(report: AuditReport, console: Console) -> None:
     wrongly = next((found.refused for row, found in tested if row.threat is None), None)
     console.print(
         f"threshold: calibrated to refuse {100 * given['fpr']:.4g}% of clean images on {given['count']} images of "
-        f"{escape(given['data'])}; here it refuses {_rate(wrongly, None) if wrongly else '-'} of the clean images",
+        f"{escape(given['data'])}; here it refuses {_rate(wrongly) if wrongly else '-'} of the clean images",
         emoji=False,
     )
 
@@ -110,7 +128,7 @@ def _detection_table(report: AuditReport, threat: Threat, rows: list[tuple[Row, 
         cells = [f"{area.value:.3f}\n[{area.interval[0]:.3f}, {area.interval[1]:.3f}]" if area else "-"]
         for share in (found.refused, found.held) if report.calibration else ():
             # The interval on a line of its own, so that six columns fit in 80 characters.
-            cells.append(_rate(share, None).replace(" [", "\n[") if share else "-")
+            cells.append(_rate(share).replace(" [", "\n[") if share else "-")
         table.add_row(escape(row.attack), _route(row, report), str(found.fooled), *cells)
     return table
 
@@ -141,16 +159,16 @@ def _route(row: Row, report: AuditReport) -> str:
 def _worst(case: WorstCase | None) -> str:
     if case is None:
         return "-"
-    return _rate(case.result, case.worst_of_n) + ("" if case.complete else " incomplete")
+    return _rate(case.result, case.worst_of_n, case.majority) + ("" if case.complete else " incomplete")
 
 
 def _figure(row: Row) -> str:
     if row.result is None:
         return f"[red]error: {escape(row.error or '')}[/red]"
-    return _rate(row.result, row.worst_of_n)
+    return _rate(row.result, row.worst_of_n, row.majority)
 
 
-def _rate(result: Rate, worst_of_n: Rate | None) -> str:
+def _rate(result: Rate, worst_of_n: Rate | None = None, majority: Rate | None = None) -> str:
     low, high = result.interval
-    always = f"\n({worst_of_n.accuracy:.1%})" if worst_of_n else ""
-    return f"{result.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]{always}"
+    of_several = f"\n({worst_of_n.accuracy:.1%}, {majority.accuracy:.1%})" if worst_of_n and majority else ""
+    return f"{result.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]{of_several}"

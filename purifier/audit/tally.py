@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,17 +18,37 @@ from .report import WHITE_BOX, Model, Row, WorstCase
 from .statistics import Rate, rate
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What the judge said of n images."""
+
+    shares: Tensor
+    """The share of judgements in which each was right, (n,) float64, on the CPU."""
+    scores: Tensor | None
+    """The purifier's scores, (n,) float32, on the CPU; None from the undefended classifier, which has none."""
+
+    def worse_of(self, at: Tensor, other: Judged) -> Judged:
+        """These images, those at positions ``at`` (m,) replaced by ``other``'s m wherever it was right less often."""
+        worse = other.shares < self.shares[at]
+        shares = self.shares.clone()
+        shares[at[worse]] = other.shares[worse]
+        if self.scores is None or other.scores is None:
+            return Judged(shares, None)
+        scores = self.scores.clone()
+        scores[at[worse]] = other.scores[worse]
+        return Judged(shares, scores)
+
+
 class Tally:
     """One figure in the making: how often each image was judged right."""
 
     def __init__(self, model: Model, job: Job | None = None, route: Route | None = None) -> None:
         self.model, self.job, self.route = model, job, route
         self.error: str | None = None
+        self.attacked = 0
         self.seconds = 0.0
         self._spent = Spent()
-        self._shares: list[Tensor] = []
-        self._scores: list[Tensor] = []
-        self._judgements = 1
+        self._parts: list[Judged] = []
 
     @property
     def threat(self) -> Threat | None:
@@ -37,22 +58,21 @@ class Tally:
     @property
     def shares(self) -> Tensor:
         """The share of judgements in which each image was right, (N,) float64."""
-        return torch.cat(self._shares)
+        return torch.cat([part.shares for part in self._parts])
 
     @property
     def seen(self) -> Seen | None:
         """Shares and scores; None for the undefended classifier, which has no score."""
-        return Seen(self.shares, torch.cat(self._scores)) if self._scores else None
+        scores = [part.scores for part in self._parts if part.scores is not None]
+        return Seen(self.shares, torch.cat(scores)) if scores else None
 
-    def add(self, right: Tensor, score: Tensor | None) -> None:
-        """Take the judgements (J, n) of the next n images, and a guard's scores (n,)."""
-        self._judgements = len(right)
-        self._shares.append(right.double().mean(0).cpu())
-        if score is not None:
-            self._scores.append(score.float().cpu())
+    def add(self, judged: Judged) -> None:
+        """Take what the judge said of the next images."""
+        self._parts.append(judged)
 
-    def cost(self, spent: Spent, seconds: float) -> None:
+    def cost(self, attacked: int, spent: Spent, seconds: float) -> None:
         """Take what the crafting of the next images cost."""
+        self.attacked += attacked
         self._spent.queries += spent.queries
         self._spent.gradients += spent.gradients
         self._spent.scores += spent.scores
@@ -65,43 +85,59 @@ class Tally:
         yield
         self.seconds += time.perf_counter() - began
 
-    def row(self, clean: Tally, threshold: float | None) -> Row:
+    def row(self, clean: Tally, threshold: float | None, judgements: int, eot: int) -> Row:
         """The finished figure; ``clean`` is the same model on clean images."""
-        count = len(clean.shares)
-        result, worst_of_n = (None, None) if self.error else self.rates(torch.minimum(clean.shares, self.shares))
+        figures = Figures(None, None, None)
         detection = None
-        if clean.seen is not None and not self.error:
-            detection = detect(clean.seen, None if self is clean else self.seen, threshold)
+        if not self.error:
+            figures = figures_of(torch.minimum(clean.shares, self.shares), _times(self.model, judgements))
+            if clean.seen is not None:
+                detection = detect(clean.seen, None if self is clean else self.seen, threshold)
+        each = max(1, self.attacked)
         return Row(
             model=self.model,
             attack=self.job.named.spec if self.job else "none",
             options=self.job.named.options if self.job else {},
             route=self.route,
             threat=self.threat,
-            result=result,
-            worst_of_n=worst_of_n,
-            queries_per_image=self._spent.queries / count,
-            gradients_per_image=self._spent.gradients / count,
-            scores_per_image=self._spent.scores / count,
+            eot=eot if self.job is None or self.job.eot is None else self.job.eot,
+            sequence=self.job.sequence if self.job else None,
+            attacked=self.attacked,
+            **vars(figures),
+            queries_per_image=self._spent.queries / each,
+            gradients_per_image=self._spent.gradients / each,
+            scores_per_image=self._spent.scores / each,
             seconds=round(self.seconds, 3),
             error=self.error,
             detection=detection,
         )
 
-    def rates(self, shares: Tensor) -> tuple[Rate, Rate | None]:
-        """The mean over judgements, and right in all of them if there were several."""
-        always = int((shares == 1).sum())
-        worst_of_n = rate(always, len(shares)) if self._judgements > 1 else None
-        return rate(min(shares.sum().item(), len(shares)), len(shares)), worst_of_n
+
+@dataclass(frozen=True)
+class Figures:
+    """What judgements come to: their mean, right in all of them, right in most of them."""
+
+    result: Rate | None
+    worst_of_n: Rate | None
+    majority: Rate | None
 
 
-def rows_of(tallies: Sequence[Tally], threshold: float | None) -> list[Row]:
+def figures_of(shares: Tensor, judgements: int) -> Figures:
+    """The figures of shares (N,); the last two are None where one judgement tells all."""
+    count = len(shares)
+    result = rate(min(shares.sum().item(), count), count)
+    if judgements == 1:
+        return Figures(result, None, None)
+    return Figures(result, rate(int((shares == 1).sum()), count), rate(int((shares > 0.5).sum()), count))
+
+
+def rows_of(tallies: Sequence[Tally], threshold: float | None, judgements: int, eot: int) -> list[Row]:
     """All figures, clean images first; ``threshold`` is the calibrated one, or None."""
     clean = _clean(tallies)
-    return [tally.row(clean[tally.model], threshold) for tally in tallies]
+    return [tally.row(clean[tally.model], threshold, judgements, eot) for tally in tallies]
 
 
-def worst_cases(tallies: Sequence[Tally], strongest: Route) -> list[WorstCase]:
+def worst_cases(tallies: Sequence[Tally], strongest: Route, judgements: int) -> list[WorstCase]:
     """For each threat and model, over all routes run and white-box: right when clean and under every attack.
 
     ``strongest`` is the route that sees most of this purifier; without it nothing is called white-box.
@@ -124,9 +160,15 @@ def worst_cases(tallies: Sequence[Tally], strongest: Route) -> list[WorstCase]:
                     shares = shares if tally.error else torch.minimum(shares, tally.shares)
                 routes = [str(route) for route in dict.fromkeys(tally.route for tally in members)]
                 complete = all(tally.error is None for tally in members)
-                cases.append(WorstCase(model, threat, scope, routes, *base.rates(shares), complete))
+                figures = figures_of(shares, _times(model, judgements))
+                cases.append(WorstCase(model, threat, scope, routes, complete=complete, **vars(figures)))
     return cases
 
 
 def _clean(tallies: Sequence[Tally]) -> dict[Model, Tally]:
     return {tally.model: tally for tally in tallies if tally.job is None}
+
+
+def _times(model: Model, judgements: int) -> int:
+    """How often a model is judged: the classifier alone has no noise."""
+    return judgements if model == "guarded" else 1

@@ -16,11 +16,33 @@ from ..interfaces import Purifier
 from ..pixels import check_pixels
 from ..seeding import SampleGenerator, mix_seed
 from ..target import Route, Spent, Target
+from ..threat import Threat
 from .plan import Job
-from .tally import Tally
+from .report import Model
+from .tally import Judged, Tally
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what comes next."""
+
+
+Standing = dict[Model, Judged]
+"""A batch as the attacks of a sequence have left it, for each model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Images (N, C, H, W), labels (N,), and the images' positions in their data set."""
+
+    pixels: Tensor
+    labels: Tensor
+    indices: Sequence[int]
+
+    def select(self, at: Tensor) -> Batch:
+        """The images at positions ``at``, (n,)."""
+        if len(at) == len(self.indices):
+            return self
+        on_device = at.to(self.pixels.device)
+        return Batch(self.pixels[on_device], self.labels[on_device], [self.indices[i] for i in at.tolist()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,58 +65,65 @@ class Trial:
         progress: Progress | None,
     ) -> list[Tally]:
         """Every figure, over all batches; ``transfers`` judges the oblivious images on the guard too."""
-        clean = Tally("undefended"), Tally("guarded")
-        pairs = [(job, *_tallies(job, transfers)) for job in jobs]
+        clean: dict[Model, Tally] = {"undefended": Tally("undefended"), "guarded": Tally("guarded")}
+        plans = [(job, _tallies(job, transfers)) for job in jobs]
         starts = range(0, len(data), batch_size)
         done, total = 0, len(starts) * (1 + len(jobs))
         for start in starts:
             indices = range(start, min(start + batch_size, len(data)))
             pixels, labels = (part.to(self.device) for part in data.batch(indices))
             check_pixels(pixels, name=data.name)
-            for tally, judge in ((clean[0], self._judge_alone), (clean[1], self._judge_guard)):
+            batch = Batch(pixels, labels, indices)
+            unharmed: Standing = {}
+            for model, tally in clean.items():
                 with tally.timed():
-                    tally.add(*judge(pixels, labels, indices, "none"))
+                    unharmed[model] = self.judge(model, batch, "none")
+                tally.add(unharmed[model])
+            sequences: dict[tuple[str, Threat], Standing] = {}
             done += 1
-            for job, alone, guarded in pairs:
+            for job, tallies in plans:
                 if progress is not None:
                     progress(done, total, str(job))
-                self._attack(job, alone, guarded, pixels, labels, indices)
+                standing = None
+                if job.sequence is not None:
+                    standing = sequences.setdefault((job.sequence, job.threat), dict(unharmed))
+                self._attack(job, tallies, batch, standing)
                 done += 1
         if progress is not None:
             progress(done, total, "done")
-        attacked = [tally for _, *both in pairs for tally in both if tally is not None]
-        return [*clean, *attacked]
+        return [*clean.values(), *(tally for _, tallies in plans for tally in tallies)]
 
-    def _attack(
-        self,
-        job: Job,
-        alone: Tally | None,
-        guarded: Tally | None,
-        pixels: Tensor,
-        labels: Tensor,
-        indices: Sequence[int],
-    ) -> None:
-        tallies = [tally for tally in (alone, guarded) if tally is not None]
+    def _attack(self, job: Job, tallies: Sequence[Tally], batch: Batch, standing: Standing | None) -> None:
+        """Attack the images of a batch, or those still ``standing`` in a sequence, which is brought up to date."""
         if any(tally.error for tally in tallies):
             return
-        spent, began = Spent(), time.perf_counter()
-        try:
-            found = self._craft(job, pixels, labels, indices, spent)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a third party's attack can fail in any way; others go on
-            for tally in tallies:
-                tally.error = f"{type(error).__name__}: {error}"
-            return
+        at = torch.arange(len(batch.indices))
+        if standing is not None:
+            at = standing[tallies[0].model].shares.nonzero().squeeze(1)
+        tried, spent, began = batch.select(at), Spent(), time.perf_counter()
+        found = tried.pixels
+        if len(at):
+            try:
+                found = self.craft(job, tried, spent)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a third party's attack can fail in any way; others go on
+                for tally in tallies:
+                    tally.error = f"{type(error).__name__}: {error}"
+                return
         crafting = time.perf_counter() - began
-        for one, judge in ((alone, self._judge_alone), (guarded, self._judge_guard)):
-            if one is not None:
-                one.cost(spent, crafting)
-                with one.timed():
-                    one.add(*judge(found, labels, indices, str(job)))
+        for tally in tallies:
+            tally.cost(len(at), spent, crafting)
+            with tally.timed():
+                judged = self.judge(tally.model, dataclasses.replace(tried, pixels=found), str(job))
+            if standing is not None:
+                judged = standing[tally.model] = standing[tally.model].worse_of(at, judged)
+            tally.add(judged)
 
-    def _craft(self, job: Job, pixels: Tensor, labels: Tensor, indices: Sequence[int], spent: Spent) -> Tensor:
+    def craft(self, job: Job, batch: Batch, spent: Spent) -> Tensor:
         """The attack's images, (N, C, H, W), projected into the threat."""
-        streams = [SampleGenerator(mix_seed(self.seed, kind, str(job)), indices) for kind in ("target", "attack")]
-        target = Target(self.classifier, self.purifier, job.route, streams[0], eot=self.eot)
+        pixels, labels = batch.pixels, batch.labels
+        streams = [SampleGenerator(mix_seed(self.seed, kind, str(job)), batch.indices) for kind in ("target", "attack")]
+        eot = self.eot if job.eot is None else job.eot
+        target = Target(self.classifier, self.purifier, job.route, streams[0], eot=eot)
         target.spent = spent
         with torch.enable_grad():
             found = job.named.attack.perturb(target, pixels.clone(), labels.clone(), job.threat, streams[1])
@@ -107,18 +136,19 @@ class Trial:
         return job.threat.project(found, pixels)
 
     @torch.no_grad()
-    def _judge_alone(self, pixels: Tensor, labels: Tensor, indices: Sequence[int], what: str) -> tuple[Tensor, None]:
-        """Whether the classifier alone is right, (1, N); it has no score."""
-        return _right(self.classifier(pixels), labels).unsqueeze(0), None  # its preprocessing rounds uint8
-
-    @torch.no_grad()
-    def _judge_guard(self, pixels: Tensor, labels: Tensor, indices: Sequence[int], what: str) -> tuple[Tensor, Tensor]:
-        """Whether the guard is right in each judgement, (judgements, N), with noise no attack has seen; scores (N,)."""
+    def judge(self, model: Model, batch: Batch, what: str) -> Judged:
+        """How often each image is right, with noise no attack has seen; its score, if the model is guarded."""
+        pixels, labels = batch.pixels, batch.labels
+        if not len(labels):
+            return Judged(torch.zeros(0, dtype=torch.float64), None if model == "undefended" else torch.zeros(0))
+        if model == "undefended":
+            right = _right(self.classifier(pixels), labels)  # its preprocessing rounds uint8
+            return Judged(right.double().cpu(), None)
         if self.classifier.preprocessing.dtype == "uint8":
             pixels = (pixels * 255).round() / 255  # a guard of bytes is given bytes
         rights, score = [], None
         for judgement in range(self.judgements):
-            generator = SampleGenerator(mix_seed(self.seed, "judge", what, judgement), indices)
+            generator = SampleGenerator(mix_seed(self.seed, "judge", what, judgement), batch.indices)
             noise = self.purifier.draw(pixels, generator)
             if score is None:  # it depends on the image alone, so one judgement is enough
                 purified, score = self.purifier.purify_and_score(pixels, noise)
@@ -126,16 +156,17 @@ class Trial:
                 purified = self.purifier.purify(pixels, noise)
             rights.append(_right(self.classifier(purified), labels))
         assert score is not None
-        return torch.stack(rights), score
+        return Judged(torch.stack(rights).double().mean(0).cpu(), score.float().cpu())
 
 
-def _tallies(job: Job, transfers: bool) -> tuple[Tally | None, Tally | None]:
-    """The rows a job fills: the classifier's own and the guard's."""
+def _tallies(job: Job, transfers: bool) -> list[Tally]:
+    """The rows a job fills: that of the model it attacks, then those its images are tried on too."""
     if job.route != "oblivious":
-        return None, Tally("guarded", job, job.route)
+        return [Tally("guarded", job, job.route)]
     # Nothing stands before the undefended classifier, so there these images are the white-box attack.
     own: Route = "exact" if job.named.attack.needs == "gradient" else "none"
-    return Tally("undefended", job, own), Tally("guarded", job, "oblivious") if transfers else None
+    alone = Tally("undefended", job, own)
+    return [alone, Tally("guarded", job, "oblivious")] if transfers else [alone]
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:

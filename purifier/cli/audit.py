@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..audit import audit as run
-from ..audit import check_writable, print_report
+from ..audit import check_gate, check_writable, print_report
 from ..classifier import load_classifier
 from ..errors import ConfigError
 from ..guard import guard
@@ -20,7 +20,7 @@ from .options import INPUT, PREPROCESSING, read_input_option, read_preprocessing
 from .progress import audit_progress
 
 CLEAN_ONLY = "none"
-INCONCLUSIVE = 3
+FAILED, INCONCLUSIVE = 1, 3
 
 
 def audit(
@@ -37,7 +37,11 @@ def audit(
     ] = None,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="ATTACK spec; may be repeated; none: clean images only (default pgd and fgsm)."),
+        typer.Option(help="ATTACK spec, run on all images; may be repeated; none: clean images only."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="quick, standard or thorough (default: standard if no attack is given)."),
     ] = None,
     route: Annotated[
         list[str] | None,
@@ -50,11 +54,19 @@ def audit(
     eot: Annotated[int, typer.Option(help="Noise draws a gradient is averaged over.")] = 1,
     judgements: Annotated[int, typer.Option(help="How often a random purifier judges each image.")] = 5,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda.")] = "cpu",
+    fail_under: Annotated[
+        float | None,
+        typer.Option(help="Fail if the worst case's 95% interval reaches below this share of images, such as 0.5."),
+    ] = None,
 ) -> None:
     """Attack a guarded classifier, print what survives and write report.json."""
     budgets = eps or ["0.1"]
-    specs = attack or ["pgd", "fgsm"]
+    specs = [] if attack == [CLEAN_ONLY] else attack
     check_writable(out)
+    if fail_under is not None:
+        check_gate(fail_under)
+        if attack == [CLEAN_ONLY] and preset is None:
+            raise ConfigError("--fail-under needs an attack on the guard; give one, or leave the gate out")
     threats = [read_eps(text) for text in budgets]
     guarded = guard(
         load_classifier(classifier, weights=weights),
@@ -69,7 +81,8 @@ def audit(
             data,
             norm=norm,
             eps=threats,
-            attacks=() if specs == [CLEAN_ONLY] else specs,
+            attacks=specs,
+            preset=preset,
             routes=route or None,
             batch_size=batch_size,
             seed=seed,
@@ -87,7 +100,8 @@ def audit(
         "root": [root],
         "norm": [norm],
         "eps": budgets,
-        "attack": specs,
+        "attack": attack or [],
+        "preset": [preset],
         "route": route or [],
         "preprocessing": [preprocessing],
         "input": [input],
@@ -96,6 +110,7 @@ def audit(
         "eot": [eot],
         "judgements": [judgements],
         "device": [device],
+        "fail-under": [fail_under],
         "out": [out],
     }
     command = ["purifier", "audit"]
@@ -106,7 +121,13 @@ def audit(
     path = report.save(out)
     print_report(report, console)
     console.print(f"report {path}", markup=False, soft_wrap=True)
-    if not report.complete:
+    missed = [] if fail_under is None else report.gate(fail_under)
+    for case in missed:
+        low = case.result.interval[0]
+        console.print(f"gate failed, {case.threat}: expected at least {fail_under:.1%}, got {low:.1%} (lower bound)")
+    if missed:  # though flags be raised: robustness is no higher than what was found
+        raise typer.Exit(FAILED)
+    if not report.conclusive:
         raise typer.Exit(INCONCLUSIVE)
 
 

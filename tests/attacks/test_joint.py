@@ -215,7 +215,7 @@ def test_a_score_without_gradient_is_refused():
         run("joint", filter_=Deaf)
 
 
-@pytest.mark.parametrize("spec", ["joint:steps=20", "joint:steps=10,restarts=2,loss=ce,step_size=0.2"])
+@pytest.mark.parametrize("spec", ["joint:steps=20", "joint:steps=10,restarts=2,loss=dlr,step_size=0.2"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_conformance_kit(spec, norm):
     check_attack(read_attack(spec).attack, norm=norm, eps=0.1)
@@ -228,7 +228,7 @@ def test_the_conformance_kit(spec, norm):
         ("restarts=0", "got 100 and 0"),
         ("step_size=-1", "attack 'joint': step_size is a share of eps and must be positive, got -1"),
         ("confidence=-0.5", "attack 'joint': confidence must be a finite number >= 0, got -0.5"),
-        ("loss=hinge", "attack 'joint': loss must be one of ce, margin, got 'hinge'"),
+        ("loss=hinge", "attack 'joint': loss must be one of ce, dlr, margin, targeted, got 'hinge'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, said):

@@ -1,10 +1,13 @@
-"""FGSM, randomised FGSM and PGD: against known optima, against foolbox; and what every attack must keep."""
+"""FGSM, randomised FGSM, BIM and PGD: known optima, other libraries, and what every attack must keep."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 import torch
 from attack_stage import NoConfig, Noisy, Same, TwoClasses, check_what_every_attack_keeps, dual_norm, run, two_classes
+from peer_stage import Idle, equal_share, foolbox_finds, ignore_deprecations, torchattacks
 from torch import Tensor
 
 from purifier import Threat
@@ -23,9 +26,11 @@ ATTACKS = [
     "pgd:steps=5",
     "pgd:steps=5,restarts=2,loss=margin",
     "pgd:steps=5,random_start=false",
+    "bim:steps=5",
     "joint:steps=10",
 ]
 THREATS = [Threat("linf", 0.06), Threat("l2", 1.2)]
+SPARSE = ["fgsm", "rfgsm", "pgd:steps=8", "pgd:steps=8,moved=0.2,random_start=false,loss=dlr"]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,7 @@ THREATS = [Threat("linf", 0.06), Threat("l2", 1.2)]
         ("pgd", 0.95),
         ("pgd:steps=20,step_size=0.5,restarts=2,loss=margin", 0.999),
         ("pgd:steps=5,random_start=false", 0.999),
+        ("bim", 0.999),
         ("joint:steps=20", 0.95),
     ],
 )
@@ -52,6 +58,21 @@ def test_on_a_linear_classifier_exactly_the_images_within_eps_flip(spec, share, 
     assert flipped[distance < eps * share].all()
     assert not flipped[distance > eps * 1.001].any()
     assert 100 < flipped.sum() < 250
+
+
+@pytest.mark.parametrize("spec", ["fgsm", "rfgsm:alpha=0", "pgd:moved=0.01", "pgd"])
+def test_in_l1_a_linear_classifier_flips_as_far_as_the_moved_values_reach(spec):
+    linear, pixels, labels, margin = two_classes()
+    distance = margin / dual_norm(linear.weight, "l1")
+    eps = distance.median().item()
+    assert eps < 0.4  # no box in the way
+    flipped = linear(run(spec, linear, pixels, labels, Threat("l1", eps), batch=400)).argmax(1) != labels
+    falling = linear.weight.abs().flatten().sort(descending=True).values
+    # Equal steps in some values grow a linear loss by the mean of their weights, in the first alone by the largest.
+    reach = falling[: 2 if spec == "pgd" else 1].mean() / falling[0]
+    assert flipped[distance < eps * reach * 0.97].all()
+    assert not flipped[distance > eps * 1.001].any()
+    assert flipped.sum() > 50
 
 
 @pytest.mark.parametrize("spec", ["fgsm", "pgd:steps=10"])
@@ -77,20 +98,30 @@ def test_what_every_attack_keeps(spec, threat, net, images):
     assert (threat.distance(run(spec, net, *images, threat), images[0]) <= threat.eps + 1e-6).all()
 
 
-@pytest.mark.parametrize("spec", ATTACKS)
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("spec", "fools"), list(zip(SPARSE, (0, -1, 15, 10), strict=True)))
+def test_in_l1_the_budget_holds_and_the_steps_fool(spec, fools, net, images):
+    pixels, labels = images
+    found = run(spec, net, pixels, labels, Threat("l1", 6))
+    assert found.min() >= 0 and found.max() <= 1
+    # In float64: rounding in a float32 sum over an image is more than what is looked for.
+    assert ((found.double() - pixels.double()).abs().flatten(1).sum(1) <= 6 + 1e-6).all()
+    clean, attacked = ((net(one).argmax(1) == labels).sum() for one in (pixels, found))
+    assert attacked < clean - fools
+
+
+@pytest.mark.parametrize(("spec", "norm"), [*product(ATTACKS, ("linf", "l2")), *product(SPARSE, ("l1",))])
 def test_the_conformance_kit(spec, norm):
     check_attack(read_attack(spec).attack, norm=norm, eps=0.1)
 
 
-@pytest.mark.parametrize("spec", ATTACKS)
+@pytest.mark.parametrize(
+    ("spec", "threat"), [*product(ATTACKS, (Threat("linf", 0.05),)), *product(SPARSE, (Threat("l1", 6),))]
+)
 @pytest.mark.parametrize("filter_", [Same, Noisy])
-def test_an_images_result_does_not_depend_on_its_batch(spec, filter_, net, images):
-    pixels, labels = (part[:21] for part in images)
-    whole, sevens, ones = (
-        run(spec, net, pixels, labels, Threat("linf", 0.05), filter_=filter_, batch=batch) for batch in (21, 7, 1)
-    )
-    for other in (sevens, ones):
+def test_an_images_result_does_not_depend_on_its_batch(spec, threat, filter_, net, images):
+    pixels, labels = (part[:10] for part in images)
+    whole, fours, ones = (run(spec, net, pixels, labels, threat, filter_=filter_, batch=size) for size in (10, 4, 1))
+    for other in (fours, ones):
         same = ((whole - other).abs() < 1e-5).double().mean()
         assert same >= 0.999
 
@@ -101,42 +132,60 @@ def test_the_seed_names_the_random_start(spec, net, images):
     assert not torch.equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:foolbox", "ignore::DeprecationWarning:eagerpy")
+EPS = {"linf": 0.05, "l2": 0.7}
+PEERS = [
+    # attack, options of ours, foolbox's name and torchattacks', by norm
+    ("fgsm", "", {"linf": "LinfFastGradientAttack", "l2": "L2FastGradientAttack"}, {"linf": "FGSM"}),
+    ("bim", "", {"linf": "LinfBasicIterativeAttack", "l2": "L2BasicIterativeAttack"}, {"linf": "BIM"}),
+    ("pgd", ",random_start=false", {"linf": "LinfPGD", "l2": "L2PGD"}, {"linf": "PGD", "l2": "PGDL2"}),
+]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_fgsm_is_foolboxs(norm, net, images):
-    import foolbox
+@pytest.mark.parametrize(("name", "options", "foolboxs", "torchattackss"), PEERS, ids=[peer[0] for peer in PEERS])
+class TestWithoutARandomStart:
+    """No image leaves under a random target, and our last iterate is theirs."""
 
-    attack = (foolbox.attacks.LinfFastGradientAttack if norm == "linf" else foolbox.attacks.L2FastGradientAttack)()
-    eps = 0.05 if norm == "linf" else 0.7
-    theirs = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), *images, epsilons=eps)[1]
-    ours = run("fgsm", net, *images, Threat(norm, eps))
-    assert ((ours - theirs).abs() < 1e-5).double().mean() >= 0.999
+    pytestmark = ignore_deprecations
+
+    def test_it_is_foolboxs(self, name, options, foolboxs, torchattackss, norm, net, images):
+        eps, steps = EPS[norm], 10
+        taken = {} if name == "fgsm" else {"steps": steps, "abs_stepsize": 0.1 * eps, "random_start": False}
+        theirs = foolbox_finds(foolboxs[norm], net, images, eps, **taken)
+        spec = name if name == "fgsm" else f"{name}:steps={steps},step_size=0.1{options}"
+        assert equal_share(run(spec, net, *images, Threat(norm, eps), filter_=Idle), theirs) >= 0.999
+
+    def test_it_is_torchattackss(self, name, options, foolboxs, torchattackss, norm, net, images):
+        if norm not in torchattackss:
+            pytest.skip(f"torchattacks has no {name} in {norm}")
+        eps, steps = EPS[norm], 10
+        taken = {} if name == "fgsm" else {"steps": steps, "alpha": 0.1 * eps}
+        taken |= {"random_start": False} if name == "pgd" else {}
+        theirs = getattr(torchattacks(), torchattackss[norm])(net, eps=eps, **taken)(*images)
+        spec = name if name == "fgsm" else f"{name}:steps={steps},step_size=0.1{options}"
+        assert equal_share(run(spec, net, *images, Threat(norm, eps), filter_=Idle), theirs) >= 0.999
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+class TestWhoLeavesAtTheFirstSuccess:
+    pytestmark = ignore_deprecations
+
+    def test_fools_whatever_foolbox_fools(self, norm, net, images):
+        options = {"steps": 10, "abs_stepsize": 0.1 * EPS[norm], "random_start": False}
+        theirs = foolbox_finds("LinfPGD" if norm == "linf" else "L2PGD", net, images, EPS[norm], **options)
+        ours = run("pgd:steps=10,step_size=0.1,random_start=false", net, *images, Threat(norm, EPS[norm]))
+        fooled = net(theirs).argmax(1) != images[1]
+        assert fooled.sum() > 25
+        assert (net(ours).argmax(1) != images[1])[fooled].all()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:foolbox", "ignore::DeprecationWarning:eagerpy")
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_pgd_is_foolboxs(norm, net, images):
-    import foolbox
-
-    kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
-    model = foolbox.PyTorchModel(net, bounds=(0, 1))
+def test_in_l1_no_fewer_images_fall_than_to_foolboxs_sparse_descent(net, images):
     pixels, labels = images
-
-    def both(eps: float) -> tuple[Tensor, Tensor]:
-        theirs = kind(steps=10, abs_stepsize=0.1 * eps, random_start=False)(model, pixels, labels, epsilons=eps)[1]
-        ours = run("pgd:steps=10,step_size=0.1,random_start=false", net, pixels, labels, Threat(norm, eps))
-        return ours, theirs
-
-    # In a budget too small to fool anything our strongest iterate is their last one.
-    ours, theirs = both(0.002 if norm == "linf" else 0.03)
-    standing = net(theirs).argmax(1) == labels
-    assert standing.sum() > 30
-    assert ((ours - theirs)[standing].abs() < 1e-5).double().mean() >= 0.999
-    # In a larger one ours leaves each image at the first success and so fools whatever theirs does.
-    ours, theirs = both(0.05 if norm == "linf" else 0.8)
-    fooled = net(theirs).argmax(1) != labels
-    assert fooled.sum() > 25
-    assert (net(ours).argmax(1) != labels)[fooled].all()
+    theirs = foolbox_finds("SparseL1DescentAttack", net, images, 6.0, steps=20)
+    ours = run("pgd:steps=20,step_size=0.2,moved=0.01,random_start=false", net, pixels, labels, Threat("l1", 6))
+    standing = [(net(found).argmax(1) == labels).sum() for found in (ours, theirs, pixels)]
+    assert standing[0] <= standing[1] < standing[2] - 10
 
 
 def test_pgd_beats_fgsm_and_more_restarts_never_hurt(net, images):

@@ -20,7 +20,7 @@ def test_a_report_is_saved_and_loaded_as_it_was(report, classifier, data, tmp_pa
     commanded = replace(report, command=["purifier", "audit"])
     assert AuditReport.load(commanded.save(tmp_path)) == commanded
     raw = json.loads((tmp_path / "report.json").read_text())
-    assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 2
+    assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 3
     assert raw["data"] == {"name": f"fashion-mnist:test:{COUNT}", "count": COUNT}
     assert raw["preprocessing"]["layout"] == "NCHW"
     known = {"plugin": "blur", "config": {"sigma": 1.0}, "surrogate": "identity"}
@@ -43,10 +43,10 @@ def test_a_report_names_the_checkpoint(classifier, data, tmp_path):
     [
         (None, "cannot read .*report.json: No such file"),
         ("{", "report.json is not JSON"),
-        ("[]", "expected a report of schema version 2, got None"),
-        ('{"schema_version": 99}', "expected a report of schema version 2, got 99"),
-        ('{"schema_version": 1}', "expected a report of schema version 2, got 1"),
-        ('{"schema_version": 2, "rows": 3}', "is not a whole report"),
+        ("[]", "expected a report of schema version 3, got None"),
+        ('{"schema_version": 99}', "expected a report of schema version 3, got 99"),
+        ('{"schema_version": 1}', "expected a report of schema version 3, got 1"),
+        ('{"schema_version": 3, "rows": 3}', "is not a whole report"),
     ],
 )
 def test_a_file_that_is_no_report_is_refused(content, said, tmp_path):

@@ -1,0 +1,108 @@
+"""The search that C&W and EAD share: descents of distance plus weighted margin, the weight bisected per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from purifier.errors import ConfigError
+from purifier.target import Target
+from purifier.threat import scale_like
+
+from ._losses import margin
+from ._minimal import Nearest
+
+FIRST_WEIGHT, GROWTH = 1e-3, 10.0
+"""The margin's first weight, and how it grows as long as nothing is found (Carlini & Wagner 2017)."""
+CHECKS, PROGRESS = 10, 0.9999
+"""A descent ends for an image whose objective did not fall below this share in a tenth of the steps."""
+
+
+class Descent(Protocol):
+    """M images on their way down an objective: their distance, less what ``move`` is pushed by."""
+
+    point: Tensor
+    """Where the next gradient is asked for, (M, C, H, W) in [0, 1]."""
+
+    def cost(self) -> Tensor:
+        """The distance's part of the objective at ``point``, (M,)."""
+
+    def move(self, push: Tensor) -> None:
+        """One step down, with ``push`` as ``point`` the gradient of what shall grow."""
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with some of the images: ``keep`` is a (M,) mask."""
+
+
+@dataclass(frozen=True)
+class Hinge:
+    """The margin of logits (M, K), (M,), but no more than ``confidence``: nothing is gained beyond."""
+
+    labels: Tensor
+    confidence: float
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return (margin(logits, self.labels) - self.confidence).clamp_max(0)
+
+    def select(self, keep: Tensor) -> Hinge:
+        return Hinge(self.labels[keep], self.confidence)
+
+
+@dataclass(frozen=True)
+class WeightSearch:
+    """How often the margin's weight is changed, and how long each descent goes on."""
+
+    searches: int
+    steps: int
+    confidence: float
+
+    def run(self, best: Nearest, target: Target, clean: Tensor, labels: Tensor, start: Callable[..., Descent]) -> None:
+        """Note what descents from ``start(clean)`` find for images ``clean`` (N, C, H, W)."""
+        low = clean.new_zeros(len(clean))
+        high, weight = torch.full_like(low, torch.inf), torch.full_like(low, FIRST_WEIGHT)
+        for _ in range(self.searches):
+            at = best.todo()
+            if not len(at):
+                return
+            found = self._descend(best, target, at, start(clean[at]), Hinge(labels[at], self.confidence), weight[at])
+            high[at] = torch.where(found, weight[at], high[at])
+            low[at] = torch.where(found, low[at], weight[at])
+            weight = torch.where(high.isfinite(), (low + high) / 2, weight * GROWTH)
+
+    def _descend(self, best: Nearest, target: Target, at: Tensor, path: Descent, loss: Hinge, weight: Tensor) -> Tensor:
+        """Whether each of the images at positions ``at`` (M,) was misclassified on the way, (M,)."""
+        found, last = torch.zeros_like(at, dtype=torch.bool), path.point
+        live, chosen = torch.arange(len(at), device=at.device), target.select(at)
+        before = torch.full_like(weight, torch.inf)
+        for step in range(1, self.steps + 1):
+            gradient, logits = chosen.gradient(path.point, loss)
+            fooled, stays = best.note(at[live], path.point, logits)
+            found[live] |= fooled
+            # A random target's objective also rises by chance.
+            if step % max(1, self.steps // CHECKS) == 0 and not best.random:
+                objective = path.cost() - weight * loss(logits)
+                stays = stays & (objective < PROGRESS * before)
+                before = objective
+            path.move(scale_like(weight, gradient) * gradient)
+            last = last.index_copy(0, live, path.point)
+            if not stays.all():
+                live, weight, before = live[stays], weight[stays], before[stays]
+                path.select(stays)
+                chosen, loss = chosen.select(stays), loss.select(stays)
+            if not len(live):
+                break
+        best.settle(target, at, last)
+        return found
+
+
+def check_search(attack: str, search: WeightSearch) -> None:
+    """Raise :class:`ConfigError` where a search makes no sense."""
+    for name, value in (("searches", search.searches), ("steps", search.steps)):
+        if value < 1:
+            raise ConfigError(f"attack {attack!r}: {name} must be at least 1, got {value}")
+    if not 0 <= search.confidence < float("inf"):
+        raise ConfigError(f"attack {attack!r}: confidence must be a finite number >= 0, got {search.confidence}")

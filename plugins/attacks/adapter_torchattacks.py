@@ -1,0 +1,85 @@
+"""Attacks of torchattacks (Kim 2020) against a target: ``torchattacks:PGD,steps=10``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from purifier.threat import Threat
+
+from ._adapter import ALL, Adapter, Shown, parameters_of, rescaled
+
+NORMS: dict[str, tuple[str, ...]] = {
+    "APGD": ("linf", "l2"),
+    "APGDT": ("linf", "l2"),
+    "AutoAttack": ("linf", "l2"),
+    "CW": ("l2",),
+    "DeepFool": ("l2",),
+    "EADEN": ("l2", "l1"),
+    "EADL1": ("l1",),
+    "FAB": ("linf", "l2"),
+    "GN": ALL,
+    "JSMA": (),
+    "OnePixel": (),
+    "PGDL2": ("l2",),
+    "PGDRSL2": ("l2",),
+    "Pixle": (),
+    "SparseFool": (),
+    "Square": ("linf", "l2"),
+}
+"""The "Distance Measure" of the library's documentation, where it is not linf alone; none for counts of pixels.
+
+FAB names l1 there too, and breaks down in it (3.5.1).
+"""
+QUERIES = {"GN": "labels", "SPSA": "scores", "Square": "scores"}
+"""Attacks that follow no gradient."""
+OTHERS = ("LGV", "MultiAttack", "VANILA")
+"""They train or combine models and attacks, or change nothing."""
+NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+@dataclass(frozen=True)
+class TorchattacksAttack(Adapter):
+    """An attack of torchattacks 3.5, by its name there, on the device of the images.
+
+    The attack gets the threat's eps and, if it can work in several, its norm. ``alpha``, a step in pixel units, keeps
+    the library's ratio to eps unless it is given.
+
+    Parameters
+    ----------
+    name
+        The class, such as ``PGD`` or ``PGDL2``.
+    options
+        What its constructor takes.
+
+    Raises
+    ------
+    ConfigError
+        torchattacks is not installed, or has no such attack or option.
+    """
+
+    library: ClassVar[str] = "torchattacks"
+    install: ClassVar[str] = (
+        "pip install --no-deps torchattacks && pip install requests tqdm scipy "
+        "(with its dependencies it would take requests back to 2.25)"
+    )
+
+    def __post_init__(self) -> None:
+        torchattacks = self._import("torchattacks")
+        self._check_name(set(torchattacks.__all__) - {*OTHERS})
+        self._check_options(parameters_of(getattr(torchattacks, self.name)).keys() - {"model"})
+        self._settle(norms=NORMS.get(self.name, ("linf",)), needs=QUERIES.get(self.name, "gradient"))
+
+    def _run(self, model: Shown, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+        kind = getattr(self._import("torchattacks"), self.name)
+        taken = parameters_of(kind)
+        settings: dict[str, object] = {"norm": NAMES[threat.norm], "seed": seed}
+        if "n_classes" in taken:
+            settings["n_classes"] = model.classes(pixels)
+        settings |= rescaled(taken, "alpha", threat.eps)
+        settings |= {"eps": threat.eps, "max_epsilon": threat.eps}
+        known = {key: value for key, value in settings.items() if key in taken}
+        found: Tensor = kind(model, **{**known, **self.options})(pixels, labels)
+        return found

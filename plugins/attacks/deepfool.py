@@ -1,0 +1,95 @@
+"""DeepFool (Moosavi-Dezfooli et al. 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from purifier.errors import ConfigError
+from purifier.interfaces import Attack
+from purifier.seeding import SampleGenerator
+from purifier.target import Target
+from purifier.threat import Norm, Threat, norm_of, scale_like
+
+from ._minimal import DUAL, Gap, Nearest
+from ._steps import steepest
+
+BEYOND = 1e-4
+"""What the authors' code adds to each step's length: without it a step that the box cuts short may never cross."""
+
+
+@dataclass(frozen=True)
+class DeepFool(Attack):
+    """Steps to the nearest of the linearised boundaries between the label and the likeliest classes.
+
+    Moosavi-Dezfooli et al. 2016, "DeepFool: a simple and accurate method to fool deep neural networks", algorithm 2,
+    for linf with the dual norm. An image's search ends where it is first misclassified, so its distance is an upper
+    bound of the smallest one. One that never is comes back as the iterate of highest margin.
+
+    Parameters
+    ----------
+    steps
+        The most steps an image gets, at least 1; each costs a gradient for every wrong class tried.
+    overshoot
+        How much farther than the linearised boundary an image is moved, as a share of the way.
+    candidates
+        How many classes are looked at, the likeliest of the image, its own among them; at least 2.
+    """
+
+    needs: ClassVar[Literal["gradient"]] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+
+    steps: int = 50
+    overshoot: float = 0.02
+    candidates: int = 10
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"attack 'deepfool': steps must be at least 1, got {self.steps}")
+        if self.candidates < 2:
+            raise ConfigError(f"attack 'deepfool': candidates must be at least 2, got {self.candidates}")
+        if not 0 <= self.overshoot < float("inf"):
+            raise ConfigError(f"attack 'deepfool': overshoot must be a finite number >= 0, got {self.overshoot}")
+
+    def perturb(
+        self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
+    ) -> Tensor:
+        best = Nearest(target, pixels, labels, threat, minimal=False)
+        logits = target.logits(pixels)
+        others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+        goals = others.topk(min(self.candidates, logits.shape[1]) - 1, dim=1).indices
+        at = best.todo()
+        here, moved = pixels.clone(), torch.zeros_like(pixels)
+        for step in range(self.steps):
+            chosen = target.select(at)
+            if step:
+                logits = chosen.logits(here[at])
+            fooled, _ = best.note(at, here[at], logits)
+            # A random target may answer otherwise next time: there an image only pauses.
+            if not best.random:
+                at, chosen = at[~fooled], chosen.select(~fooled)
+            if not len(at):
+                break
+            forward = self._forward(chosen, here[at], labels[at], goals[at], threat.norm)
+            if best.random:
+                forward = torch.where(scale_like(fooled, forward), 0, forward)
+            moved[at] += forward
+            here[at] = (pixels[at] + (1 + self.overshoot) * moved[at]).clamp(0, 1)
+        best.settle(target, best.todo(), here[best.todo()])
+        return best.pixels
+
+    def _forward(self, target: Target, here: Tensor, labels: Tensor, goals: Tensor, norm: Norm) -> Tensor:
+        """The step onto the nearest linearised boundary, as ``here``; ``goals`` (M, candidates - 1) are the classes."""
+        nearest, direction = here.new_full((len(here),), torch.inf), torch.zeros_like(here)
+        for goal in goals.unbind(1):
+            gap = Gap(goal, labels)
+            gradient, logits = target.gradient(here, gap)
+            slope = norm_of(gradient, DUAL[norm])
+            distance = torch.where(slope > 0, gap(logits).abs() / slope, torch.inf)
+            nearer = distance < nearest
+            nearest = torch.where(nearer, distance, nearest)
+            direction = torch.where(scale_like(nearer, here), gradient, direction)
+        return steepest(direction, norm) * scale_like((nearest + BEYOND).where(nearest.isfinite(), 0), here)

@@ -1,0 +1,110 @@
+"""Fast Minimum-Norm attack (Pintor et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from purifier.errors import ConfigError
+from purifier.interfaces import Attack
+from purifier.seeding import SampleGenerator
+from purifier.target import Target
+from purifier.threat import Threat, norm_of
+
+from ._losses import check_loss, loss_from
+from ._minimal import DUAL, Nearest, onto_balls
+from ._steps import steepest
+
+LAST_GAMMA, LAST_ALPHA = 0.02, 0.01
+"""What is left of ``gamma`` and ``alpha`` after the last step, as a share."""
+ZERO_AT_THE_BOUNDARY = ("margin", "dlr")
+"""Losses whose value over their slope is the distance to the boundary, to first order."""
+
+
+@dataclass(frozen=True)
+class Fmn(Attack):
+    """Steps along the gradient in a ball whose radius follows each image: smaller where it is misclassified.
+
+    Pintor et al. 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints", algorithm 1, from the
+    image itself. Until an image is first misclassified, the radius is its distance plus what the loss's linearisation
+    says is missing; for ``ce`` and ``targeted``, whose values do not say it, there is no bound before. In the paper
+    that radius can stand still where the box cuts the steps short; here it also grows. Step length and the change of
+    the radius shrink along a cosine.
+
+    An image leaves once it is misclassified within eps; those that never are come back as the nearest misclassified
+    image, however far, or else as the one of highest margin.
+
+    Parameters
+    ----------
+    steps
+        Gradient steps, at least 1.
+    alpha
+        Length of the first step in l2, in pixel units, for every norm.
+    gamma
+        How much the radius shrinks or grows at the first step, as a share, in (0, 1).
+    loss
+        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+    minimal
+        Go on for the smallest distance where one within eps is found.
+    """
+
+    needs: ClassVar[Literal["gradient"]] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+
+    steps: int = 100
+    alpha: float = 1.0
+    gamma: float = 0.05
+    loss: str = "margin"
+    minimal: bool = False
+
+    def __post_init__(self) -> None:
+        check_loss("fmn", self.loss)
+        if self.steps < 1:
+            raise ConfigError(f"attack 'fmn': steps must be at least 1, got {self.steps}")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"attack 'fmn': alpha must be a finite positive number, got {self.alpha}")
+        if not 0 < self.gamma < 1:
+            raise ConfigError(f"attack 'fmn': gamma must be in (0, 1), got {self.gamma}")
+
+    def perturb(
+        self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
+    ) -> Tensor:
+        best = Nearest(target, pixels, labels, threat, minimal=self.minimal)
+        loss = loss_from(self.loss, target, pixels, labels)
+        at, here, clean, chosen = best.todo(), pixels, pixels, target
+        linear = self.loss in ZERO_AT_THE_BOUNDARY
+        nearest = pixels.new_full((len(pixels),), torch.inf)
+        radius = torch.zeros_like(nearest) if linear else nearest
+        for step in range(self.steps):
+            gradient, logits = chosen.gradient(here, loss)
+            fooled, stays = best.note(at, here, logits)
+            size = threat.distance(here, clean)
+            # A random target can misclassify the image itself by chance, and a ball of radius 0 would never grow.
+            fooled = fooled & (size > 0)
+            nearest = torch.where(fooled, torch.minimum(nearest, size), nearest)
+            gamma = _annealed(self.gamma, LAST_GAMMA, step / self.steps)
+            wider = radius * (1 + gamma)
+            if linear:
+                slope = norm_of(gradient, DUAL[threat.norm]).clamp_min(torch.finfo(here.dtype).tiny)
+                first = torch.maximum(wider, size + loss(logits).abs() / slope)
+                wider = torch.where(nearest.isfinite(), wider, first)
+            radius = torch.where(fooled, torch.minimum(radius * (1 - gamma), nearest), wider)
+            length = _annealed(self.alpha, LAST_ALPHA, step / self.steps)
+            moved = here + length * steepest(gradient, "l2") - clean
+            here = (clean + onto_balls(moved, radius, threat.norm)).clamp(0, 1)
+            if not stays.all():
+                at, here, clean, radius, nearest = (one[stays] for one in (at, here, clean, radius, nearest))
+                chosen, loss = chosen.select(stays), loss.select(stays)
+                if not len(at):
+                    break
+        best.settle(target, at, here)
+        return best.pixels
+
+
+def _annealed(first: float, share: float, progress: float) -> float:
+    """From ``first`` to its ``share`` along a cosine, ``progress`` in [0, 1]."""
+    return first * (share + (1 - share) * (1 + math.cos(math.pi * progress)) / 2)

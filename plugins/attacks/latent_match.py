@@ -1,0 +1,137 @@
+"""Attack on a purifier's latent space: an image whose code is that of another class (Kos, Fischer & Song 2018)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from purifier.errors import ConfigError
+from purifier.interfaces import Attack, LatentSpace
+from purifier.seeding import SampleGenerator
+from purifier.target import Target, check_differentiable
+from purifier.threat import Threat
+
+from ._losses import margin
+from ._queries import answers
+from ._steps import Best, check_steps, random_start, steepest, unit
+
+
+@dataclass(frozen=True)
+class LatentMatch(Attack):
+    """Drives the encoder's answer to a latent that decodes to another class (Kos, Fischer & Song 2018, section 4.3).
+
+    First a guide: from the image's own latent steps climb the classifier's margin through the decoder, until it is
+    ``confidence``. Then steepest steps of pixels shrink the squared distance from the encoder's answer to the guide, as
+    Sabour et al. 2016 do with the features of a guide image. Each iterate is a candidate, asked of the target itself;
+    an image leaves as soon as the model that will judge it misclassifies it.
+
+    Parameters
+    ----------
+    steps
+        Steps of pixels, at least 1; each costs a query and a gradient of the encoder.
+    guide_steps
+        Most steps to the guide, at least 1; each costs a query and a gradient of decoder and classifier.
+    guide_step
+        Length of such a step, as a share of the latent's length when each of its numbers is 1; positive.
+    confidence
+        How far the guide's best wrong logit shall be above the right one, at least 0.
+    step_size
+        Length of a step of pixels as a share of eps; by default ``2.5 / steps`` and at most 1.
+    restarts
+        How many starts an image gets: the first from the image, each other from a random point of the threat.
+    """
+
+    needs: ClassVar[Literal["latent"]] = "latent"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+
+    steps: int = 100
+    guide_steps: int = 100
+    guide_step: float = 0.05
+    confidence: float = 5.0
+    step_size: float | None = None
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        check_steps("latent-match", self.steps, self.step_size, self.restarts)
+        if self.guide_steps < 1:
+            raise ConfigError(f"attack 'latent-match': guide_steps must be at least 1, got {self.guide_steps}")
+        if not 0 < self.guide_step < math.inf:
+            raise ConfigError(f"attack 'latent-match': guide_step must be a positive number, got {self.guide_step}")
+        if not 0 <= self.confidence < math.inf:
+            raise ConfigError(f"attack 'latent-match': confidence must be a finite number >= 0, got {self.confidence}")
+
+    def perturb(
+        self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
+    ) -> Tensor:
+        space = target.purifier
+        if not isinstance(space, LatentSpace):
+            raise ConfigError(
+                "attack 'latent-match' needs a purifier with a latent space (latent_of, decoded); "
+                f"{type(space).__name__} has none"
+            )
+        if target.route not in ("exact", "bpda"):
+            raise ConfigError(
+                f"attack 'latent-match' differentiates the purifier, which the route {target.route!r} does not know; "
+                "use the route exact"
+            )
+        check_differentiable(target.classifier, target.route)
+        best = Best(target, pixels, labels, "margin")
+        at = best.todo()
+        guides = self._guides(target, space, pixels[at], labels[at]) if len(at) else pixels
+        for restart in range(self.restarts):
+            left = best.todo()
+            guides, at = guides[torch.isin(at, left)] if len(left) else guides, left
+            if len(at):
+                start = random_start(pixels[at], threat, generator.select(at)) if restart else pixels[at]
+                self._match(best, target, space, at, start, pixels[at], guides, threat)
+        return best.pixels
+
+    def _guides(self, target: Target, space: LatentSpace, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Latents (N, ...) near those of ``pixels`` (N, C, H, W) that decode to another class."""
+        with torch.no_grad():
+            latent = space.latent_of(pixels)
+        length = self.guide_step * math.sqrt(latent[0].numel())
+        open_ = torch.ones_like(labels, dtype=torch.bool)
+        for _ in range(self.guide_steps):
+            rows = open_.nonzero().squeeze(1)
+            leaf = latent[rows].requires_grad_()
+            with torch.enable_grad():
+                value = margin(target.classifier(space.decoded(leaf)), labels[rows])
+                (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            target.spent.queries += len(rows)
+            target.spent.gradients += len(rows)
+            moves = value.detach() < self.confidence
+            latent[rows[moves]] += length * unit(gradient, "l2")[moves]
+            open_[rows[~moves]] = False
+            if not open_.any():
+                break
+        return latent
+
+    def _match(
+        self,
+        best: Best,
+        target: Target,
+        space: LatentSpace,
+        at: Tensor,
+        here: Tensor,
+        clean: Tensor,
+        guides: Tensor,
+        threat: Threat,
+    ) -> None:
+        """Steps from ``here`` (M, C, H, W) towards images whose latents are ``guides`` (M, ...)."""
+        length = threat.eps * (min(1.0, 2.5 / self.steps) if self.step_size is None else self.step_size)
+        for step in range(1, self.steps + 1):
+            leaf = here.detach().requires_grad_()
+            with torch.enable_grad():
+                distance = (space.latent_of(leaf) - guides).square().flatten(1).sum(1)
+                (gradient,) = torch.autograd.grad(distance.sum(), leaf)
+            target.spent.gradients += len(at)
+            here = threat.project(here - length * steepest(gradient, threat.norm), clean)
+            stays = best.note(at, here, answers(target, at, here, random=best.random), last=step == self.steps)
+            at, here, clean, guides = at[stays], here[stays], clean[stays], guides[stays]
+            if not len(at):
+                return

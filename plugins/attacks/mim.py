@@ -1,0 +1,59 @@
+"""The momentum iterative method (Dong et al. 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from purifier.errors import ConfigError
+from purifier.interfaces import Attack
+from purifier.seeding import SampleGenerator
+from purifier.target import Target
+from purifier.threat import Threat
+
+from ._losses import check_loss
+from ._steps import Best, check_steps, climb
+
+
+@dataclass(frozen=True)
+class Mim(Attack):
+    """Steps along a decaying sum of gradients, each first scaled to l1 length 1 (Dong et al. 2018, algorithm 1).
+
+    No random start. Candidates are those of ``pgd``. A gradient of 0 adds nothing to the sum, where dividing by its
+    length, as torchattacks' MIFGSM does, makes the image NaN.
+
+    Parameters
+    ----------
+    steps
+        Gradient steps, at least 1.
+    step_size
+        Length of a step as a share of eps; by default ``1 / steps``, the paper's.
+    decay
+        How much of the sum goes into the next, at least 0: the paper's mu. 0 is ``bim`` at this step size.
+    loss
+        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+    """
+
+    needs: ClassVar[Literal["gradient"]] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+
+    steps: int = 10
+    step_size: float | None = None
+    decay: float = 1.0
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        check_loss("mim", self.loss)
+        check_steps("mim", self.steps, self.step_size)
+        if not 0 <= self.decay < float("inf"):
+            raise ConfigError(f"attack 'mim': decay must be a finite number >= 0, got {self.decay}")
+
+    def perturb(
+        self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
+    ) -> Tensor:
+        best = Best(target, pixels, labels, self.loss)
+        length = threat.eps * (1 / self.steps if self.step_size is None else self.step_size)
+        climb(best, target, pixels, threat, None, steps=self.steps, length=length, decay=self.decay)
+        return best.pixels

@@ -1,0 +1,140 @@
+"""Transfer: images crafted white-box on a surrogate (Papernot et al. 2016), tried on the target by its labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from purifier.audit import read_attack
+from purifier.classifier import PixelClassifier, load_classifier, pixel_classifier
+from purifier.errors import ConfigError
+from purifier.interfaces import Attack
+from purifier.seeding import SampleGenerator
+from purifier.target import Target
+from purifier.threat import Threat
+
+from ._losses import cross_entropy
+from ._queries import everyone, fooled, votes_for
+
+
+@dataclass(frozen=True)
+class Transfer(Attack):
+    """Crafts on a surrogate without a purifier and asks the target which of the images fool it.
+
+    The crafting attacks climb to their last step, since an image just over the surrogate's edge transfers badly. An
+    image comes back as the first that fools the target, or else as the one the surrogate finds worst (cross-entropy);
+    one misclassified as it is comes back unchanged. Under a random target most of several answers decide. On the route
+    ``oblivious`` the answers are not the judge's, and the worst of those that fool comes back.
+
+    Parameters
+    ----------
+    surrogate
+        A MODEL spec: a classifier with gradients, of the same images, classes and preprocessing as the one attacked.
+        By default the very classifier attacked, without its purifier.
+    weights
+        A state dict for a ``package.module:factory``.
+    attacks
+        The crafting attacks: specs joined by ``+``. ``norms`` are those that all of them work in.
+    """
+
+    needs: ClassVar[Literal["labels"]] = "labels"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+
+    surrogate: str | None = None
+    weights: str | None = None
+    attacks: str = "fgsm+mim+pgd"
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.surrogate is None:
+            raise ConfigError("attack 'transfer': weights go with a surrogate; give surrogate=package.module:factory")
+        for one in self._crafting:
+            if one.needs != "gradient":
+                raise ConfigError(
+                    f"attack 'transfer': attacks must be gradient attacks joined by +, got {self.attacks!r}, of which "
+                    f"one needs {one.needs}"
+                )
+        common = [norm for norm in type(self).norms if all(norm in one.norms for one in self._crafting)]
+        object.__setattr__(self, "norms", tuple(common))
+
+    def perturb(
+        self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
+    ) -> Tensor:
+        if threat.norm not in self.norms:
+            raise ConfigError(
+                f"attack 'transfer': its attacks {self.attacks!r} all work in {', '.join(self.norms) or 'no norm'}, "
+                f"not in {threat.norm}; choose others"
+            )
+        votes, stops = votes_for(target, pixels), target.route != "oblivious"
+        surrogate = self._classifier(target, pixels)
+        found, at = pixels.clone(), everyone(labels)
+        value, hits = pixels.new_full((len(labels),), -torch.inf), torch.zeros_like(labels, dtype=torch.bool)
+        if stops:
+            at = at[~fooled(target, at, pixels, labels, votes=votes)]
+        for one in self._crafting:
+            if not len(at):
+                break
+            crafting = Target(surrogate, target.purifier, "oblivious", target.generator.select(at))
+            if self.surrogate is None:
+                crafting.spent = target.spent
+            crafted = one.perturb(crafting, pixels[at], labels[at], threat, generator.select(at))
+            crafted = threat.project(crafted.detach(), pixels[at])
+            hit = fooled(target, at, crafted, labels[at], votes=votes)
+            with torch.no_grad():
+                worth = cross_entropy(surrogate(crafted), labels[at])
+            better = (hit & ~hits[at]) | ((hit == hits[at]) & (worth > value[at]))
+            found[at[better]], value[at[better]] = crafted[better], worth[better]
+            hits[at[hit]] = True
+            if stops:
+                at = at[~hit]
+        return found
+
+    @cached_property
+    def _crafting(self) -> list[Attack]:
+        return [read_attack(spec.strip()).attack for spec in self.attacks.split("+")]
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        assert self.surrogate is not None
+        model = load_classifier(self.surrogate, weights=self.weights)
+        if isinstance(model, ModelProto):
+            raise ConfigError(
+                f"attack 'transfer': the surrogate must give gradients, and {self.surrogate!r} is an ONNX model, which "
+                "gives none; give a torch module (package.module:factory with weights=FILE)"
+            )
+        return model
+
+    def _classifier(self, target: Target, pixels: Tensor) -> PixelClassifier:
+        """The surrogate in pixel space, on the device of ``pixels`` (N, C, H, W), after a trial on one image."""
+        if self.surrogate is None:
+            surrogate = target.classifier
+        else:
+            surrogate = pixel_classifier(self._model.to(pixels.device), target.classifier.preprocessing)
+        if not surrogate.differentiable:
+            raise ConfigError(
+                f"attack 'transfer': the surrogate must give gradients, and {surrogate.describe()} gives none; give "
+                "surrogate=package.module:factory of a torch module that takes floats"
+            )
+        if self.surrogate is None:
+            return surrogate
+        size = "x".join(map(str, pixels.shape[1:]))
+        try:
+            with torch.no_grad():
+                classes = surrogate(pixels[:1]).shape[1]
+        except Exception as error:  # a module raises any kind for an image of the wrong size
+            raise ConfigError(
+                f"attack 'transfer': the surrogate {self.surrogate!r} must take the audited images, {size}, and fails "
+                f"on them ({str(error).splitlines()[0]}); give one made for them"
+            ) from error
+        with torch.no_grad():
+            expected = target.classifier(pixels[:1]).shape[1]
+        if classes != expected:
+            raise ConfigError(
+                f"attack 'transfer': the surrogate must have the classifier's {expected} classes, got {classes} from "
+                f"{self.surrogate!r}; give one trained on the same classes"
+            )
+        return surrogate

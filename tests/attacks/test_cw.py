@@ -1,0 +1,65 @@
+"""C&W: known distances, and as near as foolbox's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from minimal_stage import check_batches, check_budget, check_nearest, check_random, check_rules, distances
+
+from purifier import Threat
+from purifier.audit import read_attack
+from purifier.errors import ConfigError
+
+NORM = "l2"
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_on_a_linear_classifier_the_distance_is_the_smallest(classes):
+    check_nearest("cw:steps=100,minimal=true", classes, NORM, count=20)
+    check_budget("cw:steps=100", classes, NORM, count=20)
+
+
+def test_what_every_attack_keeps(net, images):
+    check_rules("cw:steps=30,searches=5", NORM, net, images)
+
+
+def test_an_images_result_does_not_depend_on_its_batch(net, images):
+    check_batches("cw:steps=10,searches=4", NORM, net, images)
+
+
+def test_random_purifier(net, images):
+    check_random("cw:steps=30,searches=5", NORM, net, images)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:foolbox", "ignore::DeprecationWarning:eagerpy")
+def test_as_near_as_foolboxs(net, images):
+    import foolbox
+
+    attack = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=60)
+    pixels, labels = images[0][:16], net(images[0][:16]).argmax(1)
+    found = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), pixels, labels, epsilons=None)[1]
+    theirs = Threat(NORM, 1).distance(found, pixels).where(net(found).argmax(1) != labels, float("inf"))
+    ours = distances("cw:steps=60,searches=6,minimal=true", NORM, net, (pixels, labels))
+    assert ours.median() <= 1.05 * theirs.median()
+
+
+def test_confidence_is_the_margin_reached(net, images):
+    pixels, labels = images[0][:8], net(images[0][:8]).argmax(1)
+    near, sure = (
+        distances(f"cw:steps=60,searches=6,minimal=true,confidence={k}", NORM, net, (pixels, labels)) for k in (0, 2)
+    )
+    assert (sure > near).all() and torch.isfinite(near).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("steps=0", "attack 'cw': steps must be at least 1, got 0"),
+        ("searches=0", "attack 'cw': searches must be at least 1, got 0"),
+        ("step_size=0", "attack 'cw': step_size must be a finite positive number, got 0"),
+        ("confidence=-1", "attack 'cw': confidence must be a finite number >= 0, got -1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        read_attack(f"cw:{options}")

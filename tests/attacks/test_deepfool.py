@@ -1,0 +1,79 @@
+"""DeepFool: known distances, and as near as foolbox's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attack_stage import NoConfig, Same
+from minimal_stage import check_batches, check_budget, check_nearest, check_random, check_rules, distances
+
+from purifier import Threat
+from purifier.audit import read_attack
+from purifier.classifier import TorchPixelClassifier
+from purifier.errors import ConfigError
+from purifier.pixels import Preprocessing
+from purifier.seeding import SampleGenerator
+from purifier.target import Target
+
+NORMS = ["linf", "l2"]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_on_a_linear_classifier_the_distance_is_the_smallest(classes, norm):
+    check_nearest("deepfool", classes, norm, within=1.05)
+    check_budget("deepfool", classes, norm, share=0.95)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_every_attack_keeps(norm, net, images):
+    check_rules("deepfool:candidates=4", norm, net, images)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_images_result_does_not_depend_on_its_batch(norm, net, images):
+    check_batches("deepfool:steps=5,candidates=3", norm, net, images)
+
+
+def test_random_purifier(net, images):
+    check_random("deepfool:steps=10,candidates=3", "l2", net, images)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:foolbox", "ignore::DeprecationWarning:eagerpy")
+@pytest.mark.parametrize("norm", NORMS)
+def test_as_near_as_foolboxs(norm, net, images):
+    import foolbox
+
+    attack = foolbox.attacks.LinfDeepFoolAttack() if norm == "linf" else foolbox.attacks.L2DeepFoolAttack()
+    pixels, labels = images[0][:24], net(images[0][:24]).argmax(1)
+    found = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), pixels, labels, epsilons=None)[1]
+    theirs = Threat(norm, 1).distance(found, pixels)
+    assert distances("deepfool", norm, net, (pixels, labels)).median() <= 1.05 * theirs.median()
+
+
+def test_more_candidates_find_a_nearer_class(net, images):
+    few = images[0][:24], net(images[0][:24]).argmax(1)
+    two, ten = (distances(f"deepfool:candidates={n}", "l2", net, few) for n in (2, 10))
+    assert ten.mean() < two.mean()
+
+
+def test_misclassified_images_are_left_as_they_are_and_cost_nothing(net, images):
+    pixels = images[0][:8]
+    labels = (net(pixels).argmax(1) + 1) % 10
+    target = Target(TorchPixelClassifier(net, Preprocessing()), Same(NoConfig()), "exact", SampleGenerator(0, range(8)))
+    attack = read_attack("deepfool").attack
+    found = attack.perturb(target, pixels, labels, Threat("l2", 1), SampleGenerator(1, range(8)))
+    assert torch.equal(found, pixels) and target.spent.gradients == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("steps=0", "attack 'deepfool': steps must be at least 1, got 0"),
+        ("candidates=1", "attack 'deepfool': candidates must be at least 2, got 1"),
+        ("overshoot=-1", "attack 'deepfool': overshoot must be a finite number >= 0, got -1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        read_attack(f"deepfool:{options}")

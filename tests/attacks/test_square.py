@@ -1,0 +1,153 @@
+"""Square: against known optima and against pyautoattack's; what it asks and does not ask; its randomness."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attack_stage import NoConfig, Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
+from torch import nn
+
+from purifier import Threat
+from purifier.audit import read_attack
+from purifier.classifier import TorchPixelClassifier
+from purifier.errors import ConfigError
+from purifier.pixels import Preprocessing
+from purifier.seeding import SampleGenerator
+from purifier.target import Target
+from purifier.testing import check_attack
+
+THREATS = [Threat("linf", 0.06), Threat("l2", 1.2)]
+
+
+def target_of(net: nn.Module, count: int, filter_: type = Same, route: str = "none", seed: int = 1) -> Target:
+    classifier = TorchPixelClassifier(net, Preprocessing())
+    return Target(classifier, filter_(NoConfig()), route, SampleGenerator(seed, range(count)))
+
+
+@pytest.mark.parametrize(("norm", "share"), [("linf", 0.85), ("l2", 0.6)])
+def test_on_a_linear_classifier_only_images_within_eps_flip_and_most_do(norm, share):
+    linear, pixels, labels, margin = (part[:60] if isinstance(part, torch.Tensor) else part for part in two_classes())
+    distance = margin / dual_norm(linear.weight, norm)
+    eps = distance.median().item()
+    found = run("square:queries=600", linear, pixels, labels, Threat(norm, eps))
+    flipped = linear(found).argmax(1) != labels
+    assert flipped[distance < eps * share].all()
+    assert not flipped[distance > eps * 1.001].any()
+    assert (distance < eps * share).sum() > 10
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_what_every_attack_keeps(threat, net, images):
+    check_what_every_attack_keeps("square:queries=40", threat, net, images)
+    check_attack(read_attack("square:queries=100").attack, norm=threat.norm)
+
+
+@pytest.mark.parametrize("filter_", [Same, Noisy])
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_an_images_result_does_not_depend_on_its_batch_or_its_order(filter_, threat, net, images):
+    pixels, labels = (part[:12] for part in images)
+    spec = "square:queries=30,restarts=2"
+    whole, fives = (run(spec, net, pixels, labels, threat, filter_=filter_, batch=batch) for batch in (12, 5))
+    assert ((whole - fives).abs() < 1e-5).double().mean() >= 0.999
+    back = torch.arange(11, -1, -1)
+    target = target_of(net, 12, filter_, "exact").select(back)
+    square = read_attack(spec).attack
+    turned = square.perturb(target, pixels[back], labels[back], threat, SampleGenerator(0, back.tolist()))
+    assert ((whole[back] - turned).abs() < 1e-5).double().mean() >= 0.999
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.6)])
+def test_as_strong_as_pyautoattacks(norm, eps, net, images):
+    square = pytest.importorskip("pyautoattack.square")
+    pixels, labels = images
+    right = net(pixels).argmax(1) == labels
+    torch.manual_seed(0)
+    peer = square.SquareAttack(net, norm=norm.replace("l", "L", 1), n_queries=300, eps=eps, seed=0)
+    peer.init_hyperparam(pixels)
+    _, theirs = peer.attack_single_run(pixels[right], labels[right])
+    ours = run("square:queries=300", net, pixels, labels, Threat(norm, eps), route="none")
+    standing, peers = (net(ours).argmax(1) == labels).sum(), (net(theirs).argmax(1) == labels[right]).sum()
+    assert standing <= peers + 2
+    assert 5 < peers < right.sum() - 10
+
+
+def test_what_the_answers_cost(net, images):
+    pixels, labels = images
+    target, square = target_of(net, 64), read_attack("square:queries=60").attack
+    wrong = (net(pixels).argmax(1) + 1) % 10
+    found = square.perturb(target, pixels, wrong, THREATS[0], SampleGenerator(0, range(64)))
+    assert torch.equal(found, pixels)
+    assert (target.spent.queries, target.spent.gradients) == (64, 0)
+    # Too small a budget to fool any of those classified right: each uses all its squares, but asks of new ones only.
+    right = net(pixels).argmax(1) == labels
+    pixels, labels = pixels[right], labels[right]
+    target = target_of(net, len(labels))
+    square.perturb(target, pixels, labels, Threat("linf", 1e-5), SampleGenerator(0, range(len(labels))))
+    assert 30 * len(labels) < target.spent.queries < 61 * len(labels)
+
+
+def test_more_restarts_and_more_queries_fool_more(net, images):
+    def standing(spec: str) -> torch.Tensor:
+        return net(run(spec, net, *images, Threat("linf", 0.04))).argmax(1) == images[1]
+
+    few = standing("square:queries=10")
+    assert not (standing("square:queries=10,restarts=4") & ~few).any()
+    assert standing("square:queries=200").sum() < few.sum() - 5
+
+
+def test_the_cross_entropy_is_climbed_too(net, images):
+    pixels, labels = images
+    found = run("square:queries=50,loss=ce", net, pixels, labels, Threat("linf", 0.05))
+    assert (net(found).argmax(1) == labels).sum() < (net(pixels).argmax(1) == labels).sum() - 10
+
+
+def test_on_the_route_oblivious_images_are_driven_past_the_edge(net, images):
+    pixels, labels = images
+    threat = Threat("linf", 0.06)
+    near, far = (run("square:queries=60", net, pixels, labels, threat, route=route) for route in ("none", "oblivious"))
+    loss = nn.CrossEntropyLoss(reduction="none")
+    fooled = net(near).argmax(1) != labels
+    assert fooled.sum() > 20
+    assert loss(net(far), labels)[fooled].mean() > 2 * loss(net(near), labels)[fooled].mean()
+
+
+def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
+    pixels, labels = images
+    threat = Threat("linf", 0.08)
+    target = target_of(net, 64, Noisy)
+    square = read_attack("square:queries=100").attack
+    found = square.perturb(target, pixels, labels, threat, SampleGenerator(0, range(64)))
+    assert target.spent.queries <= 64 * 102
+
+    def standing(shown: torch.Tensor) -> float:
+        draws = [torch.randn(shown.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+        judged = [net(Noisy(NoConfig()).purify(shown, draw)).argmax(1) == labels for draw in draws]
+        return torch.stack(judged).double().mean().item()
+
+    assert standing(found) < standing(run("noise", net, pixels, labels, threat, filter_=Noisy)) - 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 5, 9), (1, 4, 7), (2, 1, 6)])
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_small_and_oblong_images(shape, threat):
+    pixels = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(pixels[0].numel(), 3)).eval().requires_grad_(False)
+    found = run("square:queries=40", linear, pixels, linear(pixels).argmax(1), threat)
+    assert found.isfinite().all() and not torch.equal(found, pixels)
+    assert (threat.distance(found, pixels) <= threat.eps + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("square:queries=0", "attack 'square': queries and restarts must be at least 1, got 0 and 1"),
+        ("square:restarts=0", "attack 'square': queries and restarts must be at least 1, got 5000 and 0"),
+        ("square:p=0", r"attack 'square': p is a share of the image and must be in \(0, 1\], got 0"),
+        ("square:p=1.5", r"attack 'square': p is a share of the image and must be in \(0, 1\], got 1.5"),
+        ("square:loss=dlr", "attack 'square': loss must be one of margin, ce, got 'dlr'"),
+    ],
+)
+def test_impossible_options(spec, said):
+    with pytest.raises(ConfigError, match=said):
+        read_attack(spec)

@@ -1,0 +1,195 @@
+"""Negative controls: purifiers and classifiers broken on purpose, each in one way an audit must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import purifier
+from audit_stage import NoConfig
+from purifier.seeding import SampleGenerator
+
+
+class Broken(purifier.Purifier):
+    """Filters nothing, and does not hide it: the healthy one of them."""
+
+    Config, gradient = NoConfig, "exact"
+
+    def __init__(self) -> None:
+        super().__init__(NoConfig())
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels
+
+
+class Surrogate(Broken):
+    """Quantises, and has a surrogate that follows it: healthy too."""
+
+    gradient = "surrogate"
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return (pixels * 15).round() / 15
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels
+
+
+class Rounded(Broken):
+    """Its gradient, declared exact, is zero."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return (pixels * 15).round() / 15
+
+
+class Detached(Broken):
+    """Its gradient, declared exact, is cut off."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels.detach()
+
+
+class DeadSurrogate(Surrogate):
+    """Its surrogate is flat."""
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return 0 * pixels
+
+
+class RootOfZero(Broken):
+    """Filters nothing, and divides by zero in its gradient at black pixels."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels.sqrt().square()
+
+
+class Random(Broken):
+    """Adds much noise, declared."""
+
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor:
+        return generator.normal(pixels.shape[1:], pixels)
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels if noise is None else (pixels + 0.3 * noise).clamp(0, 1)
+
+
+class HiddenRandom(Broken):
+    """Adds noise that it does not declare."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return (pixels + 0.3 * torch.rand_like(pixels)).clamp(0, 1)
+
+
+class BatchMean(Broken):
+    """Takes from each image what it shares with the others of its batch."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return (pixels - 0.5 * pixels.mean(0, keepdim=True)).clamp(0, 1)
+
+
+class Neighbour(Broken):
+    """Mixes each image with the next."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return 0.8 * pixels + 0.2 * pixels.roll(1, 0)
+
+
+class Reversed(Surrogate):
+    """Its surrogate leads away from every adversarial image."""
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return -pixels
+
+
+class OnTheGrid(Surrogate):
+    """Its surrogate is right at the values of 8 bits that clean images have, and reversed off them."""
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        levels = 255 * pixels.detach()
+        clean = ((levels - levels.round()).abs() < 1e-3).flatten(1).all(1)
+        return torch.where(clean.view(-1, 1, 1, 1), pixels, -pixels)
+
+
+class Memory(Broken):
+    """Gives back, without a gradient, the nearest of the images it knows if that is further than ``reach`` in linf."""
+
+    def __init__(self, known: Tensor, reach: float) -> None:
+        super().__init__()
+        self.known, self.reach = known, reach
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        distances = (pixels.detach().unsqueeze(1) - self.known).abs().flatten(2).amax(2)
+        distance, nearest = distances.min(1)
+        near = (distance <= self.reach + 1e-6).view(-1, 1, 1, 1)
+        return torch.where(near, pixels, self.known[nearest])
+
+
+class Behind(nn.Module):
+    """A classifier with a layer before it and one after it."""
+
+    def __init__(self, classifier: nn.Module, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
+        super().__init__()
+        self.before, self.classifier, self.after = before or nn.Identity(), classifier, after or nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.after(self.classifier(self.before(images)))
+
+
+class StubbornNorm(nn.BatchNorm2d):
+    """Stays in training mode, whoever asks."""
+
+    def train(self, mode: bool = True) -> StubbornNorm:
+        return super().train(True)
+
+
+def normalised(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """A normalisation that changes Fashion-MNIST's images as a whole little: its weights are their mean and spread."""
+    nn.init.constant_(norm.weight, 0.353)
+    nn.init.constant_(norm.bias, 0.286)
+    return norm
+
+
+Make = Callable[[nn.Module, Tensor], tuple[nn.Module, purifier.Purifier]]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A broken guard, made from a healthy classifier and its images, and the flags a probe of it raises."""
+
+    name: str
+    make: Make
+    flags: frozenset[str]
+
+
+def _control(
+    name: str, flags: str, make: Callable[[nn.Module, Tensor], tuple[nn.Module, purifier.Purifier]]
+) -> Control:
+    return Control(name, make, frozenset(flags.split()))
+
+
+CONTROLS = [
+    _control("rounded, exact", "zero-gradient unbounded", lambda model, _: (model, Rounded())),
+    _control("detached", "zero-gradient", lambda model, _: (model, Detached())),
+    _control("flat surrogate", "zero-gradient noise-wins unbounded", lambda model, _: (model, DeadSurrogate())),
+    _control("root of zero", "nan-gradient", lambda model, _: (model, RootOfZero())),
+    _control("random, eot=1", "random-without-eot", lambda model, _: (model, Random())),
+    _control("batch mean", "batch-dependent", lambda model, _: (model, BatchMean())),
+    _control("neighbours mixed", "batch-dependent", lambda model, _: (model, Neighbour())),
+    _control("reversed surrogate", "noise-wins unbounded", lambda model, _: (model, Reversed())),
+    _control("right on the grid only", "one-step-wins noise-wins unbounded", lambda model, _: (model, OnTheGrid())),
+    _control("remembers its images", "no-rise unbounded", lambda model, images: (model, Memory(images, 0.1))),
+    _control("softmax", "probabilities", lambda model, _: (Behind(model, after=nn.Softmax(1)), Broken())),
+    _control(
+        "BatchNorm in training mode",
+        "batch-norm batch-dependent",
+        lambda model, _: (Behind(model, normalised(StubbornNorm(1))), Broken()),
+    ),
+    _control(
+        "BatchNorm without statistics",
+        "batch-norm batch-dependent",
+        lambda model, _: (Behind(model, normalised(nn.BatchNorm2d(1, track_running_stats=False))), Broken()),
+    ),
+]
+"""All controls that are the same each time; :class:`HiddenRandom` is not."""
