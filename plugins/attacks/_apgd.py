@@ -122,7 +122,8 @@ class MomentumAscent(Ascent):
 class SparseAscent(Ascent):
     """Steps in l1 along the largest gradients, as many as the best change has values: Croce & Hein 2021, algorithm 1.
 
-    Where that change grows sparser the steps begin anew from it at full length, elsewhere they shorten.
+    Where that change grows sparser the steps begin anew from it at full length, elsewhere they shorten. Unlike the
+    paper's they leave out values that the box stops.
     """
 
     def __init__(self, clean: Tensor, here: Tensor, threat: Threat, steps: int) -> None:
@@ -147,11 +148,12 @@ class SparseAscent(Ascent):
         self._changed, self._moved = changed, changed / SPARSER
 
     def _step(self) -> None:
-        flat = self.gradient.flatten(1).nan_to_num(0)
-        sizes = flat.abs()
-        moved = self._moved.long().clamp(1, flat.shape[1])
-        largest = sizes.topk(int(moved.max()), dim=1).values
-        signs = flat.sign() * (sizes >= largest.gather(1, moved.unsqueeze(1) - 1))
+        stopped = torch.where(self.gradient > 0, self.here >= 1, self.here <= 0)
+        flat = self.gradient.masked_fill(stopped, 0).flatten(1).nan_to_num(0)
+        moved = self._moved.long().clamp(1, flat.shape[1]).unsqueeze(1)
+        largest = flat.abs().topk(int(moved.max()), dim=1).indices
+        taken = torch.arange(largest.shape[1], device=flat.device) < moved
+        signs = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign() * taken)
         spread = signs / signs.abs().sum(1, keepdim=True).clamp_min(1)
         along = spread.view_as(self.here) * scale_like(self._length, self.here)
         self.here = self.threat.project(self.here + along, self.clean)

@@ -20,14 +20,17 @@ def votes_for(target: Target, pixels: Tensor) -> int:
     return VOTES if target.random(pixels) else 1
 
 
-def fooled(target: Target, at: Tensor, pixels: Tensor, labels: Tensor, *, votes: int) -> Tensor:
+def fooled(
+    target: Target, at: Tensor, pixels: Tensor, labels: Tensor, *, votes: int, random: bool | None = None
+) -> Tensor:
     """Whether most of ``votes`` answers for each image are wrong, (M,) booleans; uses predicted labels only.
 
     ``pixels`` (M, C, H, W) stand for the target's images at ``at`` (M,), in any number; ``labels`` (M,) are theirs.
+    A ``random`` target can be asked for a single vote too; unless said, more than one means that it is.
     """
-    wrong = torch.zeros_like(labels)
+    random, wrong = votes > 1 if random is None else random, torch.zeros_like(labels)
     for _ in range(votes):
-        wrong += answers(target, at, pixels, random=votes > 1).argmax(1) != labels
+        wrong += answers(target, at, pixels, random=random).argmax(1) != labels
     return 2 * wrong > votes
 
 

@@ -65,9 +65,6 @@ class Search:
         if not len(rows):
             return
         at, loss = self._at[rows], self._loss.select(rows)
-        if self._best.random:
-            self._logits[rows] = answers(self._target, at, self._squares.here[rows], random=True)
-            self._value[rows] = self._worth(self._logits[rows], loss)
         logits = answers(self._target, at, proposals, random=self._best.random)
         value = self._worth(logits, loss)
         better = value > self._value[rows]
@@ -102,12 +99,10 @@ class Boxes:
     refused before in the same place, at the same size and sign: a few pixels changed elsewhere since then seldom make
     it worth a second query. Such squares use up their step without a proposal.
 
-    ``clean`` (N, C, H, W) in [0, 1]; ``sizes`` (T,) int64 are the squares' sides; ``recalls``: an answer holds.
+    ``clean`` (N, C, H, W) in [0, 1]; ``sizes`` (T,) int64 are the squares' sides.
     """
 
-    def __init__(
-        self, clean: Tensor, eps: float, sizes: Tensor, generator: SampleGenerator, *, recalls: bool = True
-    ) -> None:
+    def __init__(self, clean: Tensor, eps: float, sizes: Tensor, generator: SampleGenerator) -> None:
         count, channels, self._height, self._width = clean.shape
         self._low, self._high = (clean - eps).clamp_min(0), (clean + eps).clamp_max(1)
         stripes = generator.uniform((channels, 1, self._width), clean) < 0.5
@@ -122,7 +117,7 @@ class Boxes:
         fresh = torch.cat([sizes.new_ones(1), (sizes.diff() != 0).long()]) if len(sizes) else sizes
         self._since = (fresh * torch.arange(len(sizes))).cummax(0).values.to(clean.device)
         kinds = self._height * self._width * 2**channels
-        self._recalls = recalls and kinds <= REMEMBERED
+        self._recalls = kinds <= REMEMBERED
         # Rows of the three tables above; a table is not copied whenever an image leaves.
         self._row = torch.arange(count, device=clean.device)
         self._step = torch.zeros_like(self._row)

@@ -14,8 +14,6 @@ from purifier.threat import Norm, Threat, norm_of, scale_like
 
 from ._losses import loss_of
 
-FOOLED = 1e4
-"""More than any loss: what sets misclassified images above the others where one number has to rank both."""
 MOVED = 0.02
 """The share of an image's values that an l1 step moves: of 0.01 (Tramer & Boneh 2019) and 0.05 either can be far better
 than the other on 28x28 images, this is close to the better one."""

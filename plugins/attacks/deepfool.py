@@ -17,8 +17,8 @@ from purifier.threat import Norm, Threat, norm_of, scale_like
 from ._minimal import DUAL, Gap, Nearest
 from ._steps import steepest
 
-BEYOND = 1e-4
-"""What the authors' code adds to each step's length: without it a step that the box cuts short may never cross."""
+BEYOND = 1e-5
+"""Added to each step's length, as in the authors' code: without it steps that the box cuts short may never cross."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from purifier.seeding import SampleGenerator
 from purifier.target import Target
 from purifier.threat import Threat, norm_of
 
-from ._losses import check_loss, loss_from
+from ._losses import check_loss, loss_from, loss_of
 from ._minimal import DUAL, Nearest, onto_balls
 from ._steps import steepest
 
@@ -31,9 +31,9 @@ class Fmn(Attack):
 
     Pintor et al. 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints", algorithm 1, from the
     image itself. Until an image is first misclassified, the radius is its distance plus what the loss's linearisation
-    says is missing; for ``ce`` and ``targeted``, whose values do not say it, there is no bound before. In the paper
-    that radius can stand still where the box cuts the steps short; here it also grows. Step length and the change of
-    the radius shrink along a cosine.
+    says is missing; for ``ce`` and ``targeted``, whose values do not say it, the margin does at the first step. In the
+    paper that radius can stand still where the box cuts the steps short; here it also grows. Step length and the change
+    of the radius shrink along a cosine.
 
     An image leaves once it is misclassified within eps; those that never are come back as the nearest misclassified
     image, however far, or else as the one of highest margin.
@@ -78,7 +78,7 @@ class Fmn(Attack):
         at, here, clean, chosen = best.todo(), pixels, pixels, target
         linear = self.loss in ZERO_AT_THE_BOUNDARY
         nearest = pixels.new_full((len(pixels),), torch.inf)
-        radius = torch.zeros_like(nearest) if linear else nearest
+        radius = torch.zeros_like(nearest)
         for step in range(self.steps):
             gradient, logits = chosen.gradient(here, loss)
             fooled, stays = best.note(at, here, logits)
@@ -89,9 +89,11 @@ class Fmn(Attack):
             gamma = _annealed(self.gamma, LAST_GAMMA, step / self.steps)
             wider = radius * (1 + gamma)
             if linear:
-                slope = norm_of(gradient, DUAL[threat.norm]).clamp_min(torch.finfo(here.dtype).tiny)
-                first = torch.maximum(wider, size + loss(logits).abs() / slope)
-                wider = torch.where(nearest.isfinite(), wider, first)
+                first = size + _missing(gradient, loss(logits), threat)
+                wider = torch.where(nearest.isfinite(), wider, torch.maximum(wider, first))
+            elif not step:
+                gap = loss_of("margin", labels[at])
+                wider = _missing(chosen.gradient(here, gap)[0], gap(logits), threat)
             radius = torch.where(fooled, torch.minimum(radius * (1 - gamma), nearest), wider)
             length = _annealed(self.alpha, LAST_ALPHA, step / self.steps)
             moved = here + length * steepest(gradient, "l2") - clean
@@ -103,6 +105,11 @@ class Fmn(Attack):
                     break
         best.settle(target, at, here)
         return best.pixels
+
+
+def _missing(gradient: Tensor, value: Tensor, threat: Threat) -> Tensor:
+    """How far the zero of a function is to first order, (M,), for its values (M,) and gradients (M, C, H, W)."""
+    return value.abs() / norm_of(gradient, DUAL[threat.norm]).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def _annealed(first: float, share: float, progress: float) -> float:

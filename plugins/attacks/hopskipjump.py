@@ -217,7 +217,7 @@ class _Walk:
         """The verdict on ``pixels`` (M, C, H, W) for the images at ``at`` (M,), in any number; counts the queries."""
         votes = self._votes if votes is None else votes
         self._left.index_add_(0, at, torch.full_like(at, -votes))
-        return fooled(self._target, at, pixels, self._labels[at], votes=votes)
+        return fooled(self._target, at, pixels, self._labels[at], votes=votes, random=self._votes > 1)
 
     def _between(self, clean: Tensor, far: Tensor, share: Tensor) -> Tensor:
         """Points from ``clean`` to ``far``: a share (M,) of the way in ``l2``, cut to a distance (M,) in ``linf``."""

@@ -27,12 +27,12 @@ class Square(Attack):
 
     Algorithms 1 to 3 of Andriushchenko et al. 2020: in ``linf`` squares of one sign a channel, from vertical stripes;
     in ``l2`` squares of opposite bumps that take the budget of another square, from a grid of bumps. An image leaves
-    as soon as the model that will judge it misclassifies it. In ``linf`` a square whose outcome is known, because it
-    changes nothing or was refused on the same image before, counts as a query but is not asked again.
+    as soon as the model that will judge it misclassifies it. In ``linf`` a square that changes nothing, or that was
+    refused before, counts as a query but is not asked again.
 
-    Under a random target half of the queries ask the standing image again, since a lucky answer would never be beaten,
-    and nothing leaves; the last image of each restart is a candidate, ranked on fresh draws. On the route
-    ``oblivious`` the loss is climbed to the last query.
+    Under a random target nothing leaves, and a square is kept if its one answer beats the one kept last, so that the
+    more luck there was, the more the next has to gain; the last image of each restart is a candidate, ranked on fresh
+    draws. On the route ``oblivious`` the loss is climbed to the last query.
 
     Parameters
     ----------
@@ -68,23 +68,21 @@ class Square(Attack):
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
         best = Best(target, pixels, labels, self.loss)
-        steps = (self.queries - 1) // (2 if best.random else 1)
         for _ in range(self.restarts):
             at = best.todo()
             if not len(at):
                 break
-            squares = self._squares(pixels[at], threat, generator.select(at), steps, recalls=not best.random)
+            squares = self._squares(pixels[at], threat, generator.select(at))
             Search(target, best, at, squares).run()
         return best.pixels
 
-    def _squares(
-        self, clean: Tensor, threat: Threat, generator: SampleGenerator, steps: int, *, recalls: bool
-    ) -> Squares:
+    def _squares(self, clean: Tensor, threat: Threat, generator: SampleGenerator) -> Squares:
+        steps = self.queries - 1
         size = Boxes.size if threat.norm == "linf" else Bumps.size
         sides = [size(self._share(step, steps), clean.shape[2], clean.shape[3]) for step in range(steps)]
         sizes = torch.tensor(sides, dtype=torch.long)
         if threat.norm == "linf":
-            return Boxes(clean, threat.eps, sizes, generator, recalls=recalls)
+            return Boxes(clean, threat.eps, sizes, generator)
         return Bumps(clean, threat.eps, sizes, generator)
 
     def _share(self, step: int, steps: int) -> float:

@@ -56,7 +56,7 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "nondeterministic",
-            "the same pixels with the same declared noise give other logits",
+            "the same pixels and declared noise give other logits, beyond rounding, for more than 1% of images",
             "Randomness nobody declared is not averaged over, so gradients are those of another model than the one "
             "judged (Athalye et al. 2018, section 3: stochastic gradients).",
             "move all randomness into the purifier's draw(), and switch dropout and the like off in the classifier",
@@ -77,7 +77,7 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "batch-dependent",
-            "an image's logits alone, or in another order of the batch, are not those in the batch",
+            "an image's logits alone, or in another order of the batch, are not those in the batch, beyond rounding",
             "A figure that depends on which images are tried together is no property of the guard (Tramer et al. "
             "2020: attack the model as it will run).",
             "treat each image for itself: no means, sorting or mixing over the first dimension",
@@ -91,7 +91,7 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "one-step-wins",
-            "one gradient step of length eps fools more images than 20 of PGD",
+            "one gradient step of length eps fools more images than 20 of PGD, beyond luck (McNemar's test at 1%)",
             "Iterating can only help where gradients are of use (Athalye et al. 2018, section 3.1; Carlini et al. "
             "2019, on iterative attacks).",
             "look for gradients that are right at clean images only; attack through a surrogate, with more restarts",
@@ -104,7 +104,7 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "no-rise",
-            "with twice the budget PGD fools fewer images",
+            "with twice the budget PGD fools fewer images, beyond luck (McNemar's test at 1%)",
             "The larger budget holds the smaller one, so an attack that does worse there is lost (Athalye et al. 2018, "
             "section 3.1; Carlini et al. 2019, on accuracy against the budget).",
             "look for gradients that vanish away from clean images; attack with more steps and restarts",
@@ -126,21 +126,21 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "not-monotone",
-            "the worst case at a larger budget is better than at a smaller one",
+            "the worst case at a larger budget is better than at a smaller one by more than 1% of images, beyond luck",
             "The larger budget holds the smaller one (Athalye et al. 2018, section 3.1; Carlini et al. 2019, on "
             "accuracy against the budget).",
             "take the lower figure for both, and attack with more steps and restarts",
         ),
         FlagKind(
             "not-converged",
-            "the same attack with more steps or restarts fools more than 1% more images",
+            "the same attack with more steps or restarts fools more than 1% more images, beyond luck",
             "Where more work still finds more, the figure tells of the attacker's patience (Carlini et al. 2019, on "
             "attacks that have converged; Tramer et al. 2020).",
             "double steps and restarts until nothing changes",
         ),
         FlagKind(
             "eot-not-flat",
-            "averaged over more draws the same attack still fools more than 1% more images",
+            "averaged over more draws the same attack still fools more than 1% more images, beyond luck",
             "The gradients were still noisy at fewer draws, and may be at the most (Athalye et al. 2018, section 4.2; "
             "Tramer et al. 2020, on randomised defences).",
             "raise eot until the accuracy is flat, and quote that figure",

@@ -27,11 +27,7 @@ class NamedAttack:
     @property
     def options(self) -> dict[str, Any]:
         """All options with their values; what JSON cannot hold becomes text."""
-        attack = self.attack
-        if not dataclasses.is_dataclass(attack):
-            return {}
-        values = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
-        return {name: value if _is_plain(value) else str(value) for name, value in values.items()}
+        return {name: value if _is_plain(value) else str(value) for name, value in _fields(self.attack).items()}
 
 
 @dataclass(frozen=True)
@@ -187,16 +183,22 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
+def _fields(attack: Attack, *, changed: bool = False) -> dict[str, Any]:
+    """An attack's options, all or those with other than their default values; its mapping ``options`` is among them."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ():
+        value = getattr(attack, field.name)
+        if field.name == "options" and isinstance(value, Mapping):
+            found |= value
+        elif not changed or value != field.default:
+            found[field.name] = value
+    return found
+
+
 def _spec_of(attack: Attack) -> str:
     try:
         name = attacks.name_of(type(attack))
     except PluginError:
         name = type(attack).__name__
-    changed: Mapping[str, Any] = {}
-    if dataclasses.is_dataclass(attack):
-        changed = {
-            field.name: getattr(attack, field.name)
-            for field in dataclasses.fields(attack)
-            if getattr(attack, field.name) != field.default
-        }
-    return name + (":" if changed else "") + ",".join(f"{key}={value}" for key, value in changed.items())
+    options = ",".join(f"{key}={value}" for key, value in _fields(attack, changed=True).items())
+    return name + (":" if options else "") + options

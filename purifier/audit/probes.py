@@ -131,7 +131,7 @@ def _of_attacks(trial: Trial, batch: Batch, route: Route, threat: Threat) -> Ite
     total, fooled = len(pgd), f"{_fooled(pgd)} of {len(pgd)} images at {threat} ({route})"
     if fewer(pgd, one_step) is not None:
         yield Flag("one-step-wins", f"one step fools {_fooled(one_step)}, {PGD} {fooled}")
-    # Only images that PGD leaves right can tell of noise, and first of all those it fools of a larger budget.
+    # Only the images that PGD leaves right can be won by noise; a larger budget can lose only those that it fools.
     standing = (pgd == 1).nonzero().squeeze(1)
     caught = only(pgd[standing], _shares(trial, batch.select(standing), NOISE, threat, "none"))
     if beyond(caught, total):

@@ -46,7 +46,7 @@ def audit(
     routes: Sequence[str] | None = None,
     batch_size: int = 250,
     seed: int = 0,
-    eot: int = 1,
+    eot: int = 10,
     judgements: int = 5,
     device: str | torch.device | None = None,
     root: str | Path | None = None,
@@ -131,7 +131,7 @@ def audit(
             of_preset, left_out = plan_preset(classifier, purifier, chosen, threats, routes, random=random)
             jobs = [*of_preset, *jobs]
         rows = trial.over(loaded, jobs, batch_size, routes is None or "oblivious" in routes, progress)
-        flags = [*probe(trial, loaded, threats), *compare(rows, strongest)] if jobs else []
+        flags = [*probe(trial, loaded, threats, count=min(64, batch_size)), *compare(rows, strongest)] if jobs else []
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={

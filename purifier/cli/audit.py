@@ -51,7 +51,7 @@ def audit(
     input: Annotated[str | None, INPUT] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 250,
     seed: Annotated[int, typer.Option(help="Names every random number of the audit.")] = 0,
-    eot: Annotated[int, typer.Option(help="Noise draws a gradient is averaged over.")] = 1,
+    eot: Annotated[int, typer.Option(help="Noise draws a gradient is averaged over, if the purifier is random.")] = 10,
     judgements: Annotated[int, typer.Option(help="How often a random purifier judges each image.")] = 5,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda.")] = "cpu",
     fail_under: Annotated[

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from minimal_stage import check_batches, check_budget, check_nearest, check_random, check_rules, distances
+from minimal_stage import (
+    check_batches,
+    check_budget,
+    check_nearest,
+    check_oblivious,
+    check_random,
+    check_rules,
+    distances,
+)
 
 from purifier import Threat
 from purifier.audit import read_attack
@@ -34,7 +42,11 @@ def test_an_images_result_does_not_depend_on_its_batch(norm, net, images):
     check_batches("fmn:steps=6", norm, net, images)
 
 
-def test_random_purifier(net, images):
+def test_on_the_route_oblivious_images_go_beyond_the_edge(net, images):
+    check_oblivious("fmn:steps=15", "linf", net, images)
+
+
+def test_under_a_random_purifier_unseen_noise_is_met(net, images):
     check_random("fmn:steps=20", "l2", net, images)
 
 

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attack_stage import NoConfig, Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
+from attack_stage import Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
+from query_stage import in_other_order, same_share, standing, target_of
 from torch import nn
 
 from purifier import Threat
 from purifier.audit import read_attack
-from purifier.classifier import TorchPixelClassifier
 from purifier.errors import ConfigError
-from purifier.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
 from purifier.testing import check_attack
 
-THREATS = [Threat("linf", 0.06), Threat("l2", 1.2)]
-
-
-def target_of(net: nn.Module, count: int, filter_: type = Same, route: str = "none", seed: int = 1) -> Target:
-    classifier = TorchPixelClassifier(net, Preprocessing())
-    return Target(classifier, filter_(NoConfig()), route, SampleGenerator(seed, range(count)))
+THREATS = [Threat("linf", 0.08), Threat("l2", 1.5)]
 
 
 @pytest.mark.parametrize(("norm", "share"), [("linf", 0.85), ("l2", 0.6)])
@@ -38,7 +31,7 @@ def test_on_a_linear_classifier_only_images_within_eps_flip_and_most_do(norm, sh
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_what_every_attack_keeps(threat, net, images):
-    check_what_every_attack_keeps("square:queries=40", threat, net, images)
+    check_what_every_attack_keeps("square:queries=80", threat, net, images)
     check_attack(read_attack("square:queries=100").attack, norm=threat.norm)
 
 
@@ -48,15 +41,11 @@ def test_an_images_result_does_not_depend_on_its_batch_or_its_order(filter_, thr
     pixels, labels = (part[:12] for part in images)
     spec = "square:queries=30,restarts=2"
     whole, fives = (run(spec, net, pixels, labels, threat, filter_=filter_, batch=batch) for batch in (12, 5))
-    assert ((whole - fives).abs() < 1e-5).double().mean() >= 0.999
-    back = torch.arange(11, -1, -1)
-    target = target_of(net, 12, filter_, "exact").select(back)
-    square = read_attack(spec).attack
-    turned = square.perturb(target, pixels[back], labels[back], threat, SampleGenerator(0, back.tolist()))
-    assert ((whole[back] - turned).abs() < 1e-5).double().mean() >= 0.999
+    turned = in_other_order(spec, net, pixels, labels, threat, filter_=filter_, route="exact")
+    assert min(same_share(whole, fives), same_share(whole, turned)) >= 0.999
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.6)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.9)])
 def test_as_strong_as_pyautoattacks(norm, eps, net, images):
     square = pytest.importorskip("pyautoattack.square")
     pixels, labels = images
@@ -87,17 +76,17 @@ def test_what_the_answers_cost(net, images):
 
 
 def test_more_restarts_and_more_queries_fool_more(net, images):
-    def standing(spec: str) -> torch.Tensor:
+    def right(spec: str) -> torch.Tensor:
         return net(run(spec, net, *images, Threat("linf", 0.04))).argmax(1) == images[1]
 
-    few = standing("square:queries=10")
-    assert not (standing("square:queries=10,restarts=4") & ~few).any()
-    assert standing("square:queries=200").sum() < few.sum() - 5
+    few = right("square:queries=10")
+    assert not (right("square:queries=10,restarts=4") & ~few).any()
+    assert right("square:queries=200").sum() < few.sum() - 5
 
 
 def test_the_cross_entropy_is_climbed_too(net, images):
     pixels, labels = images
-    found = run("square:queries=50,loss=ce", net, pixels, labels, Threat("linf", 0.05))
+    found = run("square:queries=80,loss=ce", net, pixels, labels, Threat("linf", 0.08))
     assert (net(found).argmax(1) == labels).sum() < (net(pixels).argmax(1) == labels).sum() - 10
 
 
@@ -108,23 +97,22 @@ def test_on_the_route_oblivious_images_are_driven_past_the_edge(net, images):
     loss = nn.CrossEntropyLoss(reduction="none")
     fooled = net(near).argmax(1) != labels
     assert fooled.sum() > 20
-    assert loss(net(far), labels)[fooled].mean() > 2 * loss(net(near), labels)[fooled].mean()
+    assert (net(far).argmax(1) != labels)[fooled].all()
+    assert (loss(net(far), labels) - loss(net(near), labels))[fooled].median() > 0.3
 
 
 def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
     pixels, labels = images
     threat = Threat("linf", 0.08)
-    target = target_of(net, 64, Noisy)
-    square = read_attack("square:queries=100").attack
+    right = (
+        standing(net, pixels, labels),
+        standing(net, run("noise", net, pixels, labels, threat, filter_=Noisy), labels),
+    )
+    target = target_of(net, 64, filter_=Noisy)
+    square = read_attack("square:queries=200").attack
     found = square.perturb(target, pixels, labels, threat, SampleGenerator(0, range(64)))
-    assert target.spent.queries <= 64 * 102
-
-    def standing(shown: torch.Tensor) -> float:
-        draws = [torch.randn(shown.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
-        judged = [net(Noisy(NoConfig()).purify(shown, draw)).argmax(1) == labels for draw in draws]
-        return torch.stack(judged).double().mean().item()
-
-    assert standing(found) < standing(run("noise", net, pixels, labels, threat, filter_=Noisy)) - 0.1
+    assert target.spent.queries <= 64 * 201
+    assert standing(net, found, labels) < min(right) - 0.08
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3, 5, 9), (1, 4, 7), (2, 1, 6)])

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--only", help="of undefended, trained, guarded: one")
     parser.add_argument("--trained", type=Path, default=Path("standard-speed.safetensors"), help="the weights' file")
     parser.add_argument("--train-count", type=int, default=20000)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=2)
     given = parser.parse_args()
     demo = load_classifier("demo")
     assert isinstance(demo, nn.Module)

@@ -1,0 +1,50 @@
+"""Whole audits of broken guards and of healthy ones: which flags each raises.
+
+``python tests/benchmarks/flags_table.py [--count 200] [--eps 0.1]`` audits the negative controls of
+``tests/audit/broken.py`` and the cheap purifiers in front of the nearest-mean classifier of the tests, then the shipped
+classifier behind the shipped purifier, with the preset ``quick``. A random control is audited with one draw, the others'
+draws make no difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "audit"))
+
+from audit_stage import NearestMean
+from broken import CONTROLS
+
+import purifier
+from purifier.data import load_data
+from purifier.guard import GuardedModule, GuardedSession
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200, help="of the test images")
+    parser.add_argument("--eps", type=float, default=0.1, help="of linf")
+    given = parser.parse_args()
+    data = load_data(f"fashion-mnist:test:{given.count}")
+    pixels, _ = data.batch(range(len(data)))
+
+    def show(name: str, guarded: GuardedModule | GuardedSession) -> None:
+        report = purifier.audit(guarded, data, eps=given.eps, preset="quick", eot=1)
+        (case,) = (case for case in report.worst_case if case.model == "guarded" and case.scope == "white-box")
+        raised = dict.fromkeys(flag.name for flag in report.flags)
+        verdict = "conclusive" if report.conclusive else "inconclusive"
+        print(f"{name:30s} {case.result.accuracy:6.1%}  {verdict:12s} {', '.join(raised) or '-'}", flush=True)
+
+    print(f"{data.name}, linf {given.eps:g}, preset quick\n{'guard':30s} {'white-box':9s} verdict      flags raised")
+    for control in CONTROLS:
+        show(control.name, purifier.guard(*control.make(NearestMean().eval(), pixels)))
+    for name in ("identity", "blur", "bit-depth"):
+        show(f"healthy: {name}", purifier.guard(NearestMean().eval(), name))
+    for name in ("identity", "demo"):
+        show(f"healthy: demo behind {name}", purifier.guard("demo", name))
+
+
+if __name__ == "__main__":
+    main()
