@@ -76,7 +76,7 @@ def _onto_l1_ball_and_box(perturbed: Tensor, pixels: Tensor, eps: float) -> Tens
     Each coordinate of the change, in size ``a`` and with ``room`` up to the box's wall, becomes
     ``clamp(a - shrink, 0, room)`` with one ``shrink`` an image: 0, or what brings their sum down to eps. The sum falls
     with ``shrink`` piece by piece linearly, so Newton's method ends on the root; a bracket around it keeps every step
-    in place, and a sort of all bends, the paper's way, takes ten times as long.
+    in place. The paper's way begins with a sort of all bends, which alone takes longer than this.
     """
     delta = (perturbed - pixels).flatten(1)
     start, sizes = pixels.flatten(1), delta.abs()

@@ -68,7 +68,8 @@ def arguments(**changed: object) -> list[object]:
         "attack": "fgsm",
         **changed,
     }
-    return ["audit", *(part for name, value in settings.items() for part in (f"--{name}", value))]
+    given = ((f"--{name.replace('_', '-')}", value) for name, value in settings.items())
+    return ["audit", *(part for pair in given for part in pair)]
 
 
 def test_an_audit_prints_its_table_and_writes_its_report(command, folder):
@@ -124,11 +125,54 @@ def test_the_joint_attack_runs_within_several_budgets(command, folder):
     code, shown, complaint = command(*arguments(attack="joint:steps=3", eps="8/255"), "--eps", "0.1")
     assert code == 0, complaint
     report = json.loads((folder / "found" / "report.json").read_text())
-    assert report["schema_version"] == 2 and report["calibration"] is None
+    assert report["schema_version"] == 3 and report["calibration"] is None
     exact = [row for row in report["rows"] if row["route"] == "exact" and row["model"] == "guarded"]
     assert len(exact) == 2 and all(row["scores_per_image"] > 3 for row in exact)
     for part in ("detection, linf 0.03137", "detection, linf 0.1", "here: joint:steps=3", "not calibrated"):
         assert part in " ".join(shown.split())
+
+
+def test_a_raised_flag_makes_it_inconclusive_and_says_why(command, folder):
+    (folder / "cli_audit_soft.py").write_text(MODEL.replace("784, 10)", "784, 10), nn.Softmax(1)"))
+    code, shown, _ = command(*arguments(classifier="cli_audit_soft:make"))
+    assert code == 3
+    for part in (
+        "flag probabilities: all outputs of",
+        "why: A softmax is flat",
+        "give the classifier without its softmax",
+    ):
+        assert part in " ".join(shown.split())
+    assert "inconclusive: robustness is at most what stands here" in shown
+    report = json.loads((folder / "found" / "report.json").read_text())
+    assert "probabilities" in [flag["name"] for flag in report["flags"]]
+
+
+def test_the_gate_fails_on_the_lower_bound_of_the_worst_case(command, folder):
+    given = {"classifier": "demo", "purifier": "identity", "data": "demo:60", "eps": "0.01", "attack": "fgsm"}
+    command(*arguments(**given))
+    report = json.loads((folder / "found" / "report.json").read_text())
+    (case,) = (case for case in report["worst_case"] if case["model"] == "guarded" and case["scope"] == "all")
+    between = (case["interval"][0] + case["accuracy"]) / 2
+    code, shown, _ = command(*arguments(**given, fail_under=between))
+    assert code == 1
+    assert f"gate failed, linf 0.01: expected at least {between:.1%}, got {case['interval'][0]:.1%}" in shown
+    assert command(*arguments(**given, fail_under=case["interval"][0]))[0] == 0
+
+
+def test_a_gate_that_failed_is_no_less_so_for_a_flag(command, folder):
+    (folder / "cli_audit_soft.py").write_text(MODEL.replace("784, 10)", "784, 10), nn.Softmax(1)"))
+    assert command(*arguments(classifier="cli_audit_soft:make", fail_under=0.99))[0] == 1
+    assert command(*arguments(classifier="cli_audit_soft:make", fail_under=0))[0] == 3
+
+
+def test_a_preset_is_run_and_kept_in_the_stored_command(command, folder):
+    given = arguments(preset="quick", data="fashion-mnist:test:20")
+    given = given[: given.index("--attack")] + given[given.index("--attack") + 2 :]
+    code, shown, complaint = command(*given)
+    assert code in (0, 3), complaint
+    report = json.loads((folder / "found" / "report.json").read_text())
+    assert report["preset"] == "quick" and "--preset" in report["command"] and "--attack" not in report["command"]
+    assert {"fgsm", "noise"} < {row["attack"] for row in report["rows"]}
 
 
 def test_a_report_is_printed_again(command, folder):
@@ -162,6 +206,11 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
         ({"norm": "l7"}, "l7"),
         ({"route": "back"}, "error: route must be one of exact, bpda, oblivious, none, got 'back'"),
         ({"attack": "joint:confidence=no"}, "option 'confidence' expected float, got 'no'"),
+        ({"preset": "hard"}, "error: preset must be one of quick, standard, thorough, got 'hard'"),
+        ({"fail_under": 50}, "error: a gate is a share of images in [0, 1], such as 0.5, got 50.0"),
+        ({"attack": "none", "fail_under": 0.5}, "error: --fail-under needs an attack on the guard"),
+        ({"attack": "foolbox:LinfPDG"}, "LinfPGD"),
+        ({"attack": "pgd:40"}, "error: attack 'pgd' has no option 'name'"),
         ({"attack": "pgd:steps=0"}, "error: attack 'pgd': steps and restarts must be at least 1"),
         ({"out": "cli_audit_model.py"}, "error: cannot write cli_audit_model.py"),
         ({"out": "cli_audit_model.py/deep/er"}, "error: cannot write cli_audit_model.py/deep/er"),

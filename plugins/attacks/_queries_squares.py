@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from purifier.seeding import SampleGenerator
 from purifier.target import Target
@@ -244,7 +245,7 @@ class Bumps:
 def _opposite_bumps(size: int) -> Tensor:
     """Two hills of opposite signs, one above the other, (size, size) of length 1."""
     bumps = torch.cat([_bump(size // 2, size), -_bump(size - size // 2, size)])
-    return bumps / bumps.norm()
+    return functional.normalize(bumps.flatten(), dim=0).view_as(bumps)
 
 
 def _bump(height: int, width: int) -> Tensor:
@@ -258,7 +259,7 @@ def _bump(height: int, width: int) -> Tensor:
 
 
 def _unit(windows: Tensor) -> Tensor:
-    return windows / windows.norm(dim=2, keepdim=True).clamp_min(1e-12)
+    return functional.normalize(windows, dim=2)
 
 
 def _inside(start: Tensor, size: Tensor, length: int) -> Tensor:

@@ -35,8 +35,10 @@ class HopSkipJump(Attack):
     queries are spent, or at once if it is misclassified as it is. One that finds no start comes back unchanged. What
     lies outside the threat at the end is the nearest image found, for the core to project.
 
-    Under a random target most of several answers decide, each a query. There and on the route ``oblivious`` an image
-    fooled within the threat is pushed on to the threat's edge if it stays fooled, where other answers fool as well.
+    Under a random target most of several answers decide, each a query, and guesses look as far as the image is away,
+    where its noise does not drown what they look for. There and on the route ``oblivious`` no image
+    leaves early: one found within the threat is at last pushed on to the threat's edge, if it stays fooled there, where
+    other answers than those heard are wrong as well.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ class HopSkipJump(Attack):
 
 
 class _Walk:
-    """Images on their way; ``found`` (N, C, H, W) are the nearest misclassified ones, at first the images themselves."""
+    """Images on their way; ``found`` (N, C, H, W) are the nearest misclassified ones, at first the clean ones."""
 
     def __init__(
         self,
@@ -158,7 +160,11 @@ class _Walk:
         """
         self._keep(self._can_pay(samples + self._votes))
         length = self._distance()
-        reaches = torch.full_like(length, reach) if rounds == 1 else reach * length
+        if self._votes > 1:
+            # Nearby, the answers differ by the target's noise and not by where they were asked.
+            reaches = norm_of(self._here - self._pixels[self._at], "l2")
+        else:
+            reaches = torch.full_like(length, reach) if rounds == 1 else reach * length
         direction = steepest(self._normal(samples, reaches), self._norm)
         length = length / math.sqrt(rounds)
         open_ = torch.ones_like(self._at, dtype=torch.bool)
@@ -173,8 +179,9 @@ class _Walk:
             length = length / 2
 
     def narrow(self) -> bool:
-        """Let go the images fooled within the threat, and those out of queries; say whether any are left."""
-        self._keep((self._nearest[self._at] > self._threat.eps) & self._can_pay(2 + self._votes))
+        """Let go the images fooled within the threat, unless another judges; those out of queries; are any left?"""
+        far = (self._nearest[self._at] > self._threat.eps) | self._pushes
+        self._keep(far & self._can_pay(2 + self._votes))
         return len(self._at) > 0
 
     def push(self) -> None:

@@ -49,8 +49,8 @@ class LatentMatch(Attack):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
 
     steps: int = 100
-    guide_steps: int = 100
-    guide_step: float = 0.05
+    guide_steps: int = 50
+    guide_step: float = 0.1
     confidence: float = 5.0
     step_size: float | None = None
     restarts: int = 1

@@ -186,7 +186,8 @@ def _is_plain(value: object) -> bool:
 def _fields(attack: Attack, *, changed: bool = False) -> dict[str, Any]:
     """An attack's options, all or those with other than their default values; its mapping ``options`` is among them."""
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ():
+    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ()
+    for field in fields:
         value = getattr(attack, field.name)
         if field.name == "options" and isinstance(value, Mapping):
             found |= value

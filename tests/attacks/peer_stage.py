@@ -6,9 +6,9 @@ import warnings
 from types import ModuleType
 
 import pytest
-from attack_stage import Same
 from torch import Tensor, nn
 
+from attack_stage import Same
 from purifier.seeding import SampleGenerator
 
 # Both libraries are older than the Pythons they run on.

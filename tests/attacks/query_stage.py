@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from attack_stage import NoConfig, Noisy, Same
 from torch import Tensor, nn
 
+from attack_stage import NoConfig, Noisy, Same
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.classifier import TorchPixelClassifier

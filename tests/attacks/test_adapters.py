@@ -9,10 +9,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from attack_stage import NoConfig, Noisy, Same, check_what_every_attack_keeps, run
 from torch import Tensor, nn
 
 import purifier
+from attack_stage import NoConfig, Noisy, Same, check_what_every_attack_keeps, run
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.classifier import TorchPixelClassifier

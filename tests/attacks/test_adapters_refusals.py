@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from attack_stage import NoConfig, Noisy, Same, run
 from torch import Tensor, nn
 
 import purifier
+from attack_stage import NoConfig, Noisy, Same, run
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.classifier import TorchPixelClassifier

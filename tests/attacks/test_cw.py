@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from minimal_stage import (
     check_batches,
     check_budget,
@@ -12,7 +13,6 @@ from minimal_stage import (
     check_rules,
     distances,
 )
-
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.errors import ConfigError

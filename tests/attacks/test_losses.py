@@ -7,11 +7,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from attack_stage import NoConfig, Noisy, Same, TwoClasses, run, two_classes
-from peer_stage import torchattacks
 from torch import Tensor, nn
 
 import purifier
+from attack_stage import NoConfig, Noisy, Same, TwoClasses, run, two_classes
+from peer_stage import torchattacks
 from purifier import Threat
 from purifier.classifier import TorchPixelClassifier
 from purifier.errors import ConfigError

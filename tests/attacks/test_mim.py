@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attack_stage import Noisy, Same, TwoClasses, check_what_every_attack_keeps, dual_norm, run, two_classes
-from peer_stage import Idle, equal_share, torchattacks
 from torch import Tensor, nn
 
+from attack_stage import Noisy, Same, TwoClasses, check_what_every_attack_keeps, dual_norm, run, two_classes
+from peer_stage import Idle, equal_share, torchattacks
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.errors import ConfigError

@@ -6,10 +6,10 @@ from itertools import product
 
 import pytest
 import torch
-from attack_stage import NoConfig, Noisy, Same, TwoClasses, check_what_every_attack_keeps, dual_norm, run, two_classes
-from peer_stage import Idle, equal_share, foolbox_finds, ignore_deprecations, torchattacks
 from torch import Tensor
 
+from attack_stage import NoConfig, Noisy, Same, TwoClasses, check_what_every_attack_keeps, dual_norm, run, two_classes
+from peer_stage import Idle, equal_share, foolbox_finds, ignore_deprecations, torchattacks
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.classifier import TorchPixelClassifier

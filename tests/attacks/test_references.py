@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attack_stage import NoConfig, Same, run
 from torch import Tensor, nn
 
+from attack_stage import NoConfig, Same, run
 from purifier import Purifier, Threat
 from purifier.data import load_data
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attack_stage import Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
 from query_stage import in_other_order, same_share, standing, target_of
 from torch import nn
 
+from attack_stage import Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.errors import ConfigError

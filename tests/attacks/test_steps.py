@@ -7,10 +7,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from attack_stage import NoConfig, Noisy, Same
 from torch import Tensor, nn
 
 import purifier
+from attack_stage import NoConfig, Noisy, Same
 from purifier import Threat
 from purifier.classifier import TorchPixelClassifier
 from purifier.pixels import Preprocessing

@@ -7,9 +7,9 @@ import json
 
 import pytest
 import torch
-from broken import CONTROLS, Reversed
 from torch import Tensor
 
+from broken import CONTROLS, Reversed
 from purifier import Threat
 from purifier.audit import audit, read_attack
 from purifier.audit.flags import FLAGS, compare

@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
-from broken import CONTROLS, Behind, Broken, Control, HiddenRandom, Random, Reversed, Surrogate, normalised
 from torch import nn
 
 import purifier
+from broken import CONTROLS, Behind, Broken, Control, HiddenRandom, Random, Reversed, Surrogate, normalised
 from purifier import Threat
 from purifier.audit.probes import probe
 from purifier.audit.report import Flag

@@ -14,10 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "audit"))
 
+import purifier
 from audit_stage import NearestMean
 from broken import CONTROLS
-
-import purifier
 from purifier.data import load_data
 from purifier.guard import GuardedModule, GuardedSession
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from pgd_speed import Way, art, measure, ours, peer, torchattacks
 from torch import Tensor, nn
 
 import purifier
+from pgd_speed import Way, art, measure, ours, peer, torchattacks
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.classifier import TorchPixelClassifier, load_classifier
