@@ -20,7 +20,7 @@ from .checkpoint import load, save
 from .classifier import TorchPixelClassifier, logits_of
 from .errors import PurifierError
 from .guard import Guard, GuardedModule
-from .interfaces import Attack, Exporter, Purifier
+from .interfaces import NEEDS, Attack, Exporter, Purifier
 from .onnx_front import NOISE, example_images, noise_for
 from .pixels import Preprocessing
 from .seeding import SampleGenerator
@@ -73,11 +73,7 @@ def check_purifier(
 
 def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> None:
     """Check an attack on a linear classifier: inputs untouched, eps 0 the identity, seeds, batches, some success."""
-    _check(
-        attack.needs in ("gradient", "scores", "labels"),
-        "needs must be declared",
-        getattr(attack, "needs", None),
-    )
+    _check(attack.needs in NEEDS, "needs must be declared", getattr(attack, "needs", None))
     _check(norm in attack.norms, f"norms must hold {norm!r}", attack.norms)
     classifier = TorchPixelClassifier(_linear(48, 4), Preprocessing())
     pixels = _images(24, (3, 4, 4))
@@ -89,7 +85,7 @@ def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> Non
         target = Target(
             classifier,
             _Unchanged(_NoConfig()),
-            "exact" if attack.needs == "gradient" else "none",
+            "exact" if attack.needs in ("gradient", "latent") else "none",
             SampleGenerator(seed + 1, indices),
         )
         found = attack.perturb(target, pixels[rows], labels[rows], threat, SampleGenerator(seed, indices))
@@ -99,11 +95,8 @@ def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> Non
 
     threat = Threat(norm, eps)  # type: ignore[arg-type]
     found = run(threat, slice(0, 24))
-    _check(
-        torch.equal(pixels, before[0]) and torch.equal(labels, before[1]),
-        "inputs must stay as they are",
-        "a change",
-    )
+    same = torch.equal(pixels, before[0]) and torch.equal(labels, before[1])
+    _check(same, "inputs must stay as they are", "a change")
     _check(_close(run(Threat(norm, 0.0), slice(0, 24)), pixels), "eps 0 must be the identity", "a change")  # type: ignore[arg-type]
     _check(torch.equal(found, run(threat, slice(0, 24))), "one seed must give one result", "another result")
     halves = torch.cat([run(threat, slice(0, 7)), run(threat, slice(7, 24))])
@@ -161,6 +154,12 @@ class _Unchanged(Purifier):
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         return pixels
+
+    def latent_of(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def decoded(self, latent: Tensor) -> Tensor:
+        return latent.clamp(0, 1)
 
     def score(self, pixels: Tensor) -> Tensor:
         # The inherited one would be 0 here and lead an attack on a detector nowhere.

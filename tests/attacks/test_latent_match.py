@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from query_stage import same_share, target_of
 from torch import Tensor, nn
 
 import purifier
@@ -17,6 +16,7 @@ from purifier.interfaces import Purifier
 from purifier.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
 from purifier.target import Route, Target
+from query_stage import same_share, target_of
 
 THREATS = [Threat("linf", 0.1), Threat("l2", 2)]
 SPEC = "latent-match:steps=20,guide_steps=20"

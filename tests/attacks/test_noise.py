@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from query_stage import LabelsOnly, in_other_order, same_share, target_of
 
 from attack_stage import Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
 from purifier import Threat
@@ -12,6 +11,7 @@ from purifier.audit import read_attack
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
 from purifier.testing import check_attack
+from query_stage import LabelsOnly, in_other_order, same_share, target_of
 
 THREATS = [Threat("linf", 0.3), Threat("l2", 6), Threat("l1", 120)]
 

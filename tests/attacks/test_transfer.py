@@ -8,7 +8,6 @@ from types import ModuleType
 import onnx
 import pytest
 import torch
-from query_stage import LabelsOnly, in_other_order, same_share, standing, target_of
 from torch import nn
 
 from attack_stage import NoConfig, Noisy, Same, check_what_every_attack_keeps, run
@@ -21,6 +20,7 @@ from purifier.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
 from purifier.target import Target
 from purifier.testing import check_attack
+from query_stage import LabelsOnly, in_other_order, same_share, standing, target_of
 
 THREATS = [Threat("linf", 0.06), Threat("l2", 1.2)]
 SPEC = "transfer:attacks=fgsm+pgd:steps=10"

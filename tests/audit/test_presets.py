@@ -72,7 +72,7 @@ def test_what_cannot_run_is_left_out_with_its_reason(small, classifier, data, on
     assert {row.attack for row in queried.rows} == {"none", "noise:draws=3"}
     assert any("needs gradients of the classifier" in reason for reason in queried.left_out)
     assert {case.scope for case in queried.worst_case} == {"all"}
-    with pytest.raises(ConfigError, match="no attack of the preset can run: .*not in exact"):
+    with pytest.raises(ConfigError, match="no attack of the preset can run: .*can follow none, oblivious, not exact"):
         audit(guard(onnx_classifier, "blur"), data, routes=("exact",))
 
 

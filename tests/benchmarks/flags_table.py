@@ -2,8 +2,7 @@
 
 ``python tests/benchmarks/flags_table.py [--count 200] [--eps 0.1]`` audits the negative controls of
 ``tests/audit/broken.py`` and the cheap purifiers in front of the nearest-mean classifier of the tests, then the shipped
-classifier behind the shipped purifier, with the preset ``quick``. A random control is audited with one draw, the others'
-draws make no difference.
+classifier behind the shipped purifier, with the preset ``quick``. The random control is audited with one draw.
 """
 
 from __future__ import annotations
