@@ -12,6 +12,7 @@ from torch import Tensor
 from .errors import ConfigError
 
 Norm = Literal["linf", "l2", "l1"]
+WIDEST = 1e9
 ORDERS: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
@@ -30,6 +31,8 @@ class Threat:
             raise ConfigError(f"norm must be one of {', '.join(get_args(Norm))}, got {self.norm!r}")
         if not (isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps >= 0):
             raise ConfigError(f"eps must be a finite number >= 0 in pixel units, got {self.eps!r}")
+        if self.eps > WIDEST:
+            raise ConfigError(f"eps must be at most {WIDEST:g}: no image is that far from another, got {self.eps:g}")
         if self.norm == "linf" and self.eps > 1:
             raise ConfigError(
                 f"eps must be at most 1 for linf (pixels are in [0, 1]), got {self.eps}; try {self.eps:g}/255"

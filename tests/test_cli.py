@@ -51,10 +51,13 @@ def test_list_has_a_line_a_plugin_under_its_distribution(command) -> None:
         purifier.attacks.unregister("failing")
     lines = out.splitlines()
     owner = f"adversarial-purifier {version('adversarial-purifier')}"
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines)) <= 100
     assert lines.index(owner) < lines.index("register()")
-    assert lines[lines.index("register()") + 1 :] == [f"  attack    failing    {__name__}:Failing"]
-    assert "  purifier  bit-depth  purifier.plugins.purifiers.baselines:BitDepth" in lines
+    (after,) = lines[lines.index("register()") + 1 :]
+    assert after.split() == ["attack", "failing", f"{__name__}:Failing"]
+    assert ["purifier", "bit-depth", "purifier.plugins.purifiers.baselines:BitDepth"] in [
+        line.split() for line in lines
+    ]
 
 
 def test_list_tells_of_a_clash(command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +65,7 @@ def test_list_tells_of_a_clash(command, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(purifier.attacks, "entries", lambda: twice)
     _, out, _ = command("list")
     assert out.count("clash: two distributions, neither loads") == 2
-    assert "two 2\n  attack    pgd        b:B  clash" in out
+    assert "two 2 attack pgd b:B clash" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,12 @@ def test_a_gate_that_failed_is_no_less_so_for_a_flag(command, folder):
     assert command(*arguments(classifier="cli_audit_soft:make", fail_under=0))[0] == 3
 
 
+def test_a_gate_wants_a_white_box_attack(command, folder):
+    code, shown, _ = command(*arguments(attack="noise", fail_under=0))
+    assert code == 3
+    assert "gate open, linf 0.1: no white-box attack ran" in shown
+
+
 def test_a_preset_is_run_and_kept_in_the_stored_command(command, folder):
     given = arguments(preset="quick", data="fashion-mnist:test:20")
     given = given[: given.index("--attack")] + given[given.index("--attack") + 2 :]

@@ -91,6 +91,8 @@ class Adapter(Attack):
     """
 
     library: ClassVar[str]
+    distribution: ClassVar[str]
+    """Whose version the report names."""
     install: ClassVar[str]
     """The command that installs the library."""
     needs: ClassVar[Literal["gradient", "latent", "scores", "labels"]] = "gradient"

@@ -10,8 +10,13 @@ from torch import Tensor
 from purifier.target import Target
 from purifier.threat import Norm, Threat, norm_of, scale_like
 
-from ._losses import margin
+from ._losses import loss_of, margin
+from ._steps import steepest
 
+TOLERANCE = 1e-6
+"""What a distance may exceed the budget by: (x + eps) - x is not eps in float32."""
+PUSHES = 10
+"""Steps along the margin for images that are misclassified as they are, each a quarter of the budget."""
 RIGHT, FAR, WITHIN = 0, 1, 2
 """Ranks of a candidate: still right, misclassified beyond the budget, misclassified within it."""
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
@@ -40,6 +45,7 @@ class Nearest:
     within eps is misclassified, unless ``minimal`` asks for the smallest distance. On the route ``oblivious`` no image
     leaves: its images are meant for a guard the attack cannot ask, and one just over the classifier's edge would
     transfer badly, so within eps the highest margin counts, and the best image is moved to the budget's edge as well.
+    One that is misclassified as it is has no edge to look for and is pushed along the margin instead.
     Under a random target one good draw is luck: there only the last image of each start is a candidate, as it is and
     moved to the budget's edge, ranked by its margin on fresh draws (with ``minimal``: by its distance).
     ``confidence`` is the margin from which on an image counts as misclassified.
@@ -80,6 +86,9 @@ class Nearest:
         if not len(at):
             return
         chosen = target.select(at)
+        if self.random and not self._minimal:
+            # A margin from beyond the budget would not be what is left of it inside.
+            pixels = self._threat.project(pixels, self._clean[at])
         self._take(at, pixels, chosen.logits(pixels))
         if (self.random or self._oblivious) and not self._minimal:
             farthest = self._at_full_length(pixels if self.random else self.pixels[at], self._clean[at])
@@ -89,6 +98,19 @@ class Nearest:
         """Positions of the images that still need work."""
         return (~self._done).nonzero().squeeze(1)
 
+    def result(self, target: Target) -> Tensor:
+        """The images (N, C, H, W), at the end of all starts."""
+        if self._oblivious and not self._minimal and self._done.any():
+            # On this route only images misclassified as they are have left.
+            at = self._done.nonzero().squeeze(1)
+            chosen, loss = target.select(at), loss_of("margin", self._labels[at])
+            here = clean = self._clean[at]
+            for _ in range(PUSHES):
+                step = steepest(chosen.gradient(here, loss)[0], self._threat.norm, here)
+                here = self._threat.project(here + 2.5 / PUSHES * self._threat.eps * step, clean)
+            self._take(at, here, chosen.logits(here))
+        return self.pixels
+
     def _fooled(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (logits.argmax(1) != labels) & (margin(logits, labels) >= self._confidence)
 
@@ -96,7 +118,7 @@ class Nearest:
         labels, clean = self._labels[at], self._clean[at]
         fooled, wrongness = self._fooled(logits, labels), margin(logits, labels)
         distance = self._threat.distance(pixels, clean).float()
-        within = distance <= self._threat.eps
+        within = distance <= self._threat.eps + TOLERANCE
         rank = torch.where(fooled, torch.where(within & (not self._minimal), WITHIN, FAR), RIGHT)
         value = torch.where(fooled, -distance, wrongness)
         if self.random and not self._minimal:

@@ -16,8 +16,8 @@ from purifier.threat import scale_like
 from ._losses import margin
 from ._minimal import Nearest
 
-FIRST_WEIGHT, GROWTH = 1e-3, 10.0
-"""The margin's first weight, and how it grows as long as nothing is found (Carlini & Wagner 2017)."""
+GROWTH = 10.0
+"""How the margin's weight grows as long as nothing is found (Carlini & Wagner 2017)."""
 CHECKS, PROGRESS = 10, 0.9999
 """A descent ends for an image whose objective did not fall below this share in a tenth of the steps."""
 
@@ -54,16 +54,20 @@ class Hinge:
 
 @dataclass(frozen=True)
 class WeightSearch:
-    """How often the margin's weight is changed, and how long each descent goes on."""
+    """How often the margin's weight is changed, from ``first``, and how long each descent goes on.
+
+    Under a random target a descent's candidate is its last point that was misclassified, before what it shrank to.
+    """
 
     searches: int
     steps: int
     confidence: float
+    first: float
 
     def run(self, best: Nearest, target: Target, clean: Tensor, labels: Tensor, start: Callable[..., Descent]) -> None:
         """Note what descents from ``start(clean)`` find for images ``clean`` (N, C, H, W)."""
         low = clean.new_zeros(len(clean))
-        high, weight = torch.full_like(low, torch.inf), torch.full_like(low, FIRST_WEIGHT)
+        high, weight = torch.full_like(low, torch.inf), torch.full_like(low, self.first)
         for _ in range(self.searches):
             at = best.todo()
             if not len(at):
@@ -75,19 +79,21 @@ class WeightSearch:
 
     def _descend(self, best: Nearest, target: Target, at: Tensor, path: Descent, loss: Hinge, weight: Tensor) -> Tensor:
         """Whether each of the images at positions ``at`` (M,) was misclassified on the way, (M,)."""
-        found, last = torch.zeros_like(at, dtype=torch.bool), path.point
+        found, last, hits = torch.zeros_like(at, dtype=torch.bool), path.point, path.point.clone()
         live, chosen = torch.arange(len(at), device=at.device), target.select(at)
         before = torch.full_like(weight, torch.inf)
         for step in range(1, self.steps + 1):
             gradient, logits = chosen.gradient(path.point, loss)
             fooled, stays = best.note(at[live], path.point, logits)
             found[live] |= fooled
+            if best.random:
+                hits[live[fooled]] = path.point[fooled]
             # A random target's objective also rises by chance.
             if step % max(1, self.steps // CHECKS) == 0 and not best.random:
                 objective = path.cost() - weight * loss(logits)
                 stays = stays & (objective < PROGRESS * before)
                 before = objective
-            path.move(scale_like(weight, gradient) * gradient)
+            path.move((scale_like(weight, gradient) * gradient).nan_to_num(0, 0, 0))
             last = last.index_copy(0, live, path.point)
             if not stays.all():
                 live, weight, before = live[stays], weight[stays], before[stays]
@@ -95,7 +101,7 @@ class WeightSearch:
                 chosen, loss = chosen.select(stays), loss.select(stays)
             if not len(live):
                 break
-        best.settle(target, at, last)
+        best.settle(target, at, torch.where(scale_like(found, last), hits, last) if best.random else last)
         return found
 
 

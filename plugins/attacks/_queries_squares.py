@@ -1,96 +1,21 @@
-"""The random search of the Square attack, and the two kinds of squares it tries."""
+"""The two kinds of squares that the Square attack tries, for ``linf`` and for ``l2``."""
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
 from purifier.threat import norm_of, scale_like
 
-from ._losses import NamedLoss
-from ._queries import answers
-from ._steps import Best
-
-FOOLED = 1e4
-"""More than any loss: what sets misclassified images above the others."""
 LOOK = 4
 """Squares looked at ahead for one whose outcome is not known."""
 REMEMBERED = 2**16
 """Most different squares an image remembers to have refused; where there are more, few would come twice."""
-
-
-class Squares(Protocol):
-    """Proposals for N images, each at its own step; ``here`` (N, C, H, W) are the images that stand."""
-
-    here: Tensor
-
-    def propose(self) -> tuple[Tensor, Tensor]:
-        """Positions (M,) among the N of images with a proposal, and these (M, C, H, W); goes on to the next steps."""
-
-    def take(self, rows: Tensor, proposals: Tensor) -> None:
-        """Let ``proposals`` (M, C, H, W) stand at the positions ``rows`` (M,)."""
-
-    def select(self, keep: Tensor) -> None:
-        """Go on with some of the images: a (N,) mask."""
-
-    def over(self) -> Tensor:
-        """Which images have no step left, (N,) booleans."""
-
-
-class Search:
-    """Tries squares on the images at the positions ``at`` (N,) and hands to ``best`` what each ends with."""
-
-    def __init__(self, target: Target, best: Best, at: Tensor, squares: Squares) -> None:
-        self._target, self._best, self._at, self._squares = target, best, at, squares
-        self._loss = best.loss.select(at)
-        self._stops = target.route != "oblivious" and not best.random
-        self._logits = answers(target, at, squares.here, random=best.random)
-        self._value = self._worth(self._logits, self._loss)
-
-    def run(self) -> None:
-        """Until every image is fooled or out of steps."""
-        self._leave()
-        while len(self._at):
-            self._step()
-            self._leave()
-
-    def _step(self) -> None:
-        rows, proposals = self._squares.propose()
-        if not len(rows):
-            return
-        at, loss = self._at[rows], self._loss.select(rows)
-        logits = answers(self._target, at, proposals, random=self._best.random)
-        value = self._worth(logits, loss)
-        better = value > self._value[rows]
-        kept = rows[better]
-        self._logits[kept], self._value[kept] = logits[better], value[better]
-        self._squares.take(kept, proposals[better])
-
-    def _worth(self, logits: Tensor, loss: NamedLoss) -> Tensor:
-        """The loss, higher where the answer is wrong: the attack's own measure need not be the judge's."""
-        value, wrong = loss(logits), logits.argmax(1) != loss.labels
-        return torch.where(wrong, torch.inf if self._stops else value + FOOLED, value)
-
-    def _leave(self) -> None:
-        done = self._squares.over()
-        if self._stops:
-            done = done | (self._value == torch.inf)
-        if not done.any():
-            return
-        at, here = self._at[done], self._squares.here[done]
-        logits = answers(self._target, at, here, random=True) if self._best.random else self._logits[done]
-        self._best.note(at, here, logits, last=True)
-        stays = ~done
-        self._at, self._loss = self._at[stays], self._loss.select(stays)
-        self._logits, self._value = self._logits[stays], self._value[stays]
-        self._squares.select(stays)
 
 
 class Boxes:
@@ -98,12 +23,13 @@ class Boxes:
 
     Each pixel stands at the top or the bottom of its span, so a square can change nothing at all. Another may have been
     refused before in the same place, at the same size and sign: a few pixels changed elsewhere since then seldom make
-    it worth a second query. Such squares use up their step without a proposal.
+    it worth a second query. Such squares use up their step without a proposal; refused ones only with ``recalls``, for
+    a target that answers the same each time.
 
     ``clean`` (N, C, H, W) in [0, 1]; ``sizes`` (T,) int64 are the squares' sides.
     """
 
-    def __init__(self, clean: Tensor, eps: float, sizes: Tensor, generator: SampleGenerator) -> None:
+    def __init__(self, clean: Tensor, eps: float, sizes: Tensor, generator: SampleGenerator, *, recalls: bool) -> None:
         count, channels, self._height, self._width = clean.shape
         self._low, self._high = (clean - eps).clamp_min(0), (clean + eps).clamp_max(1)
         stripes = generator.uniform((channels, 1, self._width), clean) < 0.5
@@ -118,11 +44,13 @@ class Boxes:
         fresh = torch.cat([sizes.new_ones(1), (sizes.diff() != 0).long()]) if len(sizes) else sizes
         self._since = (fresh * torch.arange(len(sizes))).cummax(0).values.to(clean.device)
         kinds = self._height * self._width * 2**channels
-        self._recalls = kinds <= REMEMBERED
+        self._recalls = recalls and kinds <= REMEMBERED
         # Rows of the three tables above; a table is not copied whenever an image leaves.
         self._row = torch.arange(count, device=clean.device)
         self._step = torch.zeros_like(self._row)
-        self._asked = torch.full((count, kinds if self._recalls else 0), -1, dtype=torch.int32, device=clean.device)
+        # The step at which a square was refused last; until it is taken, a square asked about counts as refused.
+        self._refused = torch.full((count, kinds if self._recalls else 0), -1, dtype=torch.int32, device=clean.device)
+        self._latest = torch.zeros_like(self._row)
         self._bits = 2 ** torch.arange(channels, device=clean.device)
 
     @staticmethod
@@ -140,14 +68,15 @@ class Boxes:
         useful = within & self._changes(rows, columns, up, size)
         if self._recalls:
             kind = (top * self._width + left).long() * 2 ** up.shape[2] + (up * self._bits).sum(2)
-            refused = self._asked.gather(1, kind) >= self._since[look]
+            refused = self._refused.gather(1, kind) >= self._since[look]
             useful &= ~refused
         has, first = useful.max(1)
         self._step = self._step + torch.where(has, first + 1, LOOK)
         asks = has.nonzero().squeeze(1)
         chosen = asks, first[asks]
         if self._recalls:
-            self._asked[asks, kind[chosen]] = look[chosen].int()
+            self._latest[asks] = kind[chosen]
+            self._refused[asks, kind[chosen]] = look[chosen].int()
         square = rows[chosen].unsqueeze(2) & columns[chosen].unsqueeze(1)
         filled = torch.where(up[chosen][..., None, None], self._high[asks], self._low[asks])
         return asks, torch.where(square.unsqueeze(1), filled, self.here[asks])
@@ -155,10 +84,13 @@ class Boxes:
     def take(self, rows: Tensor, proposals: Tensor) -> None:
         self.here[rows] = proposals
         self._raised[rows] = (proposals == self._high[rows]).to(proposals)
+        if self._recalls:
+            # What later squares overwrite may be worth having again.
+            self._refused[rows, self._latest[rows]] = -1
 
     def select(self, keep: Tensor) -> None:
         self.here, self._low, self._high = self.here[keep], self._low[keep], self._high[keep]
-        self._raised, self._asked = self._raised[keep], self._asked[keep]
+        self._raised, self._refused, self._latest = self._raised[keep], self._refused[keep], self._latest[keep]
         self._row, self._step = self._row[keep], self._step[keep]
 
     def over(self) -> Tensor:

@@ -68,6 +68,7 @@ class ArtAttack(Adapter):
     """
 
     library: ClassVar[str] = "art"
+    distribution: ClassVar[str] = "adversarial-robustness-toolbox"
     install: ClassVar[str] = "pip install 'adversarial-purifier[art]'"
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ class FoolboxAttack(Adapter):
     """
 
     library: ClassVar[str] = "foolbox"
+    distribution: ClassVar[str] = "foolbox"
     install: ClassVar[str] = "pip install 'adversarial-purifier[foolbox]'"
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ class PyAutoAttackEnsemble(Adapter):
     """
 
     library: ClassVar[str] = "pyautoattack"
+    distribution: ClassVar[str] = "pyautoattack"
     install: ClassVar[str] = "pip install 'adversarial-purifier[pyautoattack]'"
 
     name: str = "standard"

@@ -61,6 +61,7 @@ class TorchattacksAttack(Adapter):
     """
 
     library: ClassVar[str] = "torchattacks"
+    distribution: ClassVar[str] = "torchattacks"
     install: ClassVar[str] = (
         "pip install --no-deps torchattacks && pip install requests tqdm scipy "
         "(with its dependencies it would take requests back to 2.25)"

@@ -79,7 +79,7 @@ class DeepFool(Attack):
             moved[at] += forward
             here[at] = (pixels[at] + (1 + self.overshoot) * moved[at]).clamp(0, 1)
         best.settle(target, best.todo(), here[best.todo()])
-        return best.pixels
+        return best.result(target)
 
     def _forward(self, target: Target, here: Tensor, labels: Tensor, goals: Tensor, norm: Norm) -> Tensor:
         """The step onto the nearest linearised boundary, as ``here``; ``goals`` (M, candidates - 1) are the classes."""

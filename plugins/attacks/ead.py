@@ -16,6 +16,9 @@ from purifier.threat import Threat
 from ._minimal import Nearest
 from ._minimal_search import WeightSearch, check_search
 
+FIRST_WEIGHT = 1.0
+"""The margin's first weight; below it ``step_size`` times a gradient's values of 1 stays under ``beta``."""
+
 
 @dataclass(frozen=True)
 class Ead(Attack):
@@ -34,7 +37,7 @@ class Ead(Attack):
     steps
         The most steps of a descent, at least 1.
     searches
-        Descents, at least 1: the weight grows tenfold from 0.001 until one succeeds, and is halved in from there.
+        Descents, at least 1: the weight grows tenfold from 1 until one succeeds, and is halved in from there.
     step_size
         The first step, a factor of the gradient.
     beta
@@ -68,10 +71,10 @@ class Ead(Attack):
         best = Nearest(target, pixels, labels, threat, minimal=self.minimal, confidence=self.confidence)
         best.note(best.todo(), pixels, target.logits(pixels))
         self._search().run(best, target, pixels, labels, lambda clean: _Fista(clean, self))
-        return best.pixels
+        return best.result(target)
 
     def _search(self) -> WeightSearch:
-        return WeightSearch(self.searches, self.steps, self.confidence)
+        return WeightSearch(self.searches, self.steps, self.confidence, FIRST_WEIGHT)
 
 
 class _Fista:

@@ -104,7 +104,7 @@ class FabT(Attack):
                 half = replace(threat, eps=threat.eps / 2)
                 here = random_start(pixels[at], half, generator.select(at))
                 self._approach(best, target, threat, at, here, pixels[at], Gap(goal[at], labels[at]), self.steps)
-        return best.pixels
+        return best.result(target)
 
     def _from_the_image(
         self, best: Nearest, target: Target, threat: Threat, pixels: Tensor, labels: Tensor, goal: Tensor, steps: int
@@ -134,9 +134,11 @@ class FabT(Attack):
             if not len(at):
                 return away
             gradient, logits = chosen.gradient(here, gap)
+            # One NaN would stay in the iterate for good.
+            normal = gradient.flatten(1).nan_to_num(0, 0, 0)
             fooled, stays = best.note(at, here, logits)
             pulled = torch.where(scale_like(fooled, here), clean + self.beta * (here - clean), here)
-            here, away[at] = self._towards(here, gradient.flatten(1), gap(logits), pulled, clean, threat)
+            here, away[at] = self._towards(here, normal, gap(logits).nan_to_num(0), pulled, clean, threat)
             if not stays.all():
                 at, here, clean = at[stays], here[stays], clean[stays]
                 chosen, gap = chosen.select(stays), gap.select(stays)

@@ -104,12 +104,16 @@ class Fmn(Attack):
                 if not len(at):
                     break
         best.settle(target, at, here)
-        return best.pixels
+        return best.result(target)
 
 
 def _missing(gradient: Tensor, value: Tensor, threat: Threat) -> Tensor:
-    """How far the zero of a function is to first order, (M,), for its values (M,) and gradients (M, C, H, W)."""
-    return value.abs() / norm_of(gradient, DUAL[threat.norm]).clamp_min(torch.finfo(gradient.dtype).tiny)
+    """How far the zero of a function is to first order, (M,), for its values (M,) and gradients (M, C, H, W).
+
+    0 where the gradient is 0 or not finite: a radius of NaN would stay for good.
+    """
+    slope = norm_of(gradient, DUAL[threat.norm])
+    return (value.abs() / slope).where((slope > 0) & slope.isfinite(), 0).nan_to_num(0)
 
 
 def _annealed(first: float, share: float, progress: float) -> float:

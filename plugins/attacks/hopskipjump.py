@@ -38,7 +38,8 @@ class HopSkipJump(Attack):
     Under a random target most of several answers decide, each a query, and guesses look as far as the image is away,
     where its noise does not drown what they look for. There and on the route ``oblivious`` no image
     leaves early: one found within the threat is at last pushed on to the threat's edge, if it stays fooled there, where
-    other answers than those heard are wrong as well.
+    other answers than those heard are wrong as well. One misclassified as it is has no boundary to walk along there and
+    comes back from the threat's edge, towards its start.
 
     Parameters
     ----------
@@ -110,25 +111,37 @@ class _Walk:
         self.found = pixels.clone()
         self._nearest = pixels.new_zeros(len(pixels))
         at = everyone(labels)
-        self._at = at[~self._fooled(at, pixels)]
+        wrong = self._fooled(at, pixels)
+        self._wrong, self._at = at[wrong], at[~wrong]
         self._nearest[self._at] = torch.inf
         self._here = pixels[self._at]
 
     def start(self, tries: int) -> None:
         """Find a misclassified start for each image; those without are given up."""
-        here, searching = self._here.clone(), torch.ones_like(self._at, dtype=torch.bool)
+        self._here, found = self._tried(self._at, tries, edge=False)
+        self._keep(found)
+        self._take(torch.ones_like(self._at, dtype=torch.bool))
+        if self._pushes:
+            self.found[self._wrong] = self._tried(self._wrong, tries, edge=True)[0]
+
+    def _tried(self, at: Tensor, tries: int, *, edge: bool) -> tuple[Tensor, Tensor]:
+        """The first misclassified tries for the images at ``at`` (M,), and which have one, (M,) booleans.
+
+        With ``edge`` they are moved to the threat's edge before they are asked.
+        """
+        here, searching = self._pixels[at].clone(), torch.ones_like(at, dtype=torch.bool)
         for number in range(tries):
-            rows = (searching & self._can_pay(self._votes)).nonzero().squeeze(1)
+            rows = (searching & (self._left[at] >= self._votes)).nonzero().squeeze(1)
             if not len(rows):
                 break
-            at = self._at[rows]
-            noise = self._generator.select(at).uniform(self._pixels.shape[1:], self._pixels)
-            tried = torch.lerp(self._pixels[at], noise, MIXES[number % len(MIXES)])
-            hit = self._fooled(at, tried)
+            clean, streams = self._pixels[at[rows]], self._generator.select(at[rows])
+            tried = torch.lerp(clean, streams.uniform(clean.shape[1:], clean), MIXES[number % len(MIXES)])
+            if edge:
+                away = self._threat.eps * steepest(tried - clean, self._norm)
+                tried = self._threat.project(clean + away, clean)
+            hit = self._fooled(at[rows], tried)
             here[rows[hit]], searching[rows[hit]] = tried[hit], False
-        self._here = here
-        self._keep(~searching)
-        self._take(torch.ones_like(self._at, dtype=torch.bool))
+        return here, ~searching
 
     def to_boundary(self) -> None:
         """Halve between image and misclassified point until the boundary is known to the tolerance (algorithm 1)."""

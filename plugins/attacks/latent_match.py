@@ -73,7 +73,7 @@ class LatentMatch(Attack):
                 "attack 'latent-match' needs a purifier with a latent space (latent_of, decoded); "
                 f"{type(space).__name__} has none"
             )
-        if target.route not in ("exact", "bpda"):
+        if target.route != "exact":
             raise ConfigError(
                 f"attack 'latent-match' differentiates the purifier, which the route {target.route!r} does not know; "
                 "use the route exact"

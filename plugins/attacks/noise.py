@@ -23,7 +23,8 @@ class RandomNoise(Attack):
 
     The draws alternate between the ball's surface (in ``linf`` its corners) and its inside, uniformly. An image comes
     back as the first draw that fools, or else as the last on the surface; one misclassified as it is comes back
-    unchanged. Under a random target most of several answers decide.
+    unchanged. Under a random target most of several answers decide. There, where wrong answers can be made more, and
+    on the route ``oblivious``, where the judge may have been right, a misclassified image is drawn for as well.
 
     Parameters
     ----------
@@ -45,7 +46,8 @@ class RandomNoise(Attack):
     ) -> Tensor:
         votes = votes_for(target, pixels)
         found, at = pixels.clone(), everyone(labels)
-        at = at[~fooled(target, at, pixels, labels, votes=votes)]
+        if votes == 1 and target.route != "oblivious":
+            at = at[~fooled(target, at, pixels, labels, votes=votes)]
         for draw in range(self.draws):
             if not len(at):
                 break

@@ -14,7 +14,8 @@ from purifier.seeding import SampleGenerator
 from purifier.target import Target
 from purifier.threat import Threat
 
-from ._queries_squares import Boxes, Bumps, Search, Squares
+from ._queries_search import Search, Squares
+from ._queries_squares import Boxes, Bumps
 from ._steps import Best
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -30,9 +31,10 @@ class Square(Attack):
     as soon as the model that will judge it misclassifies it. In ``linf`` a square that changes nothing, or that was
     refused before, counts as a query but is not asked again.
 
-    Under a random target nothing leaves, and a square is kept if its one answer beats the one kept last, so that the
-    more luck there was, the more the next has to gain; the last image of each restart is a candidate, ranked on fresh
-    draws. On the route ``oblivious`` the loss is climbed to the last query.
+    Under a random target nothing leaves, and a refused square may be asked again. One whose answer beats the mean for
+    what stands is asked once more and kept if the mean of both does; what stands is asked again from time to time. The
+    last image of each restart is a candidate, ranked on fresh draws. On the route ``oblivious`` the loss is climbed to
+    the last query.
 
     Parameters
     ----------
@@ -72,17 +74,17 @@ class Square(Attack):
             at = best.todo()
             if not len(at):
                 break
-            squares = self._squares(pixels[at], threat, generator.select(at))
-            Search(target, best, at, squares).run()
+            squares = self._squares(pixels[at], threat, generator.select(at), recalls=not best.random)
+            Search(target, best, at, squares, self.queries).run()
         return best.pixels
 
-    def _squares(self, clean: Tensor, threat: Threat, generator: SampleGenerator) -> Squares:
+    def _squares(self, clean: Tensor, threat: Threat, generator: SampleGenerator, *, recalls: bool) -> Squares:
         steps = self.queries - 1
         size = Boxes.size if threat.norm == "linf" else Bumps.size
         sides = [size(self._share(step, steps), clean.shape[2], clean.shape[3]) for step in range(steps)]
         sizes = torch.tensor(sides, dtype=torch.long)
         if threat.norm == "linf":
-            return Boxes(clean, threat.eps, sizes, generator)
+            return Boxes(clean, threat.eps, sizes, generator, recalls=recalls)
         return Bumps(clean, threat.eps, sizes, generator)
 
     def _share(self, step: int, steps: int) -> float:

@@ -10,7 +10,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from purifier.audit import read_attack
+from purifier.attack_specs import read_attack
 from purifier.classifier import PixelClassifier, load_classifier, pixel_classifier
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack

@@ -1,8 +1,8 @@
 """Audits: attacks x threats x routes over data, judged on the guard, into a report."""
 
+from ..attack_specs import read_attack as read_attack
 from .detection import Detection as Detection
 from .flags import FLAGS as FLAGS
-from .plan import read_attack as read_attack
 from .report import AuditReport as AuditReport
 from .report import Flag as Flag
 from .report import Row as Row

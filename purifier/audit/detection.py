@@ -17,6 +17,8 @@ from .statistics import Area, Rate, rate, read_area, read_rate, roc_area
 class Detection:
     """How the score of a guard's purifier deals with one attack, or with clean images.
 
+    In a sequence the images that attacks before this one fooled count as clean ones here.
+
     An image counts as right if more than half of its judgements are; a deterministic purifier has one.
     """
 

@@ -15,6 +15,8 @@ from ..threat import Threat
 from .report import WHITE_BOX, Flag
 from .tally import Tally
 
+ENOUGH = 5
+"""Judgements of a random guard from which on being right or wrong in all of them is hardly luck."""
 EFFORT = ("steps", "restarts")
 """Options that only make an attack try longer."""
 Z99 = NormalDist().inv_cdf(0.99)
@@ -33,6 +35,12 @@ class FlagKind:
 FLAGS: dict[str, FlagKind] = {
     kind.name: kind
     for kind in (
+        FlagKind(
+            "probe-failed",
+            "what is tried on the guard itself breaks down",
+            "The signs below were not looked for, in which masked gradients show (Athalye et al. 2018, section 3.1).",
+            "mend what the evidence names; the figures of attacks that ran stand, but say less",
+        ),
         FlagKind(
             "zero-gradient",
             "the gradient of the margin loss is exactly zero all over the image for more than 1% of images, or cut off",
@@ -150,8 +158,8 @@ FLAGS: dict[str, FlagKind] = {
 
 
 def beyond(count: float, of: int) -> bool:
-    """Whether ``count`` of so many images is more than one image and more than 1%, the finest that is claimed."""
-    return count > max(1.0, of / 100)
+    """Whether ``count`` of so many images is more than one and more than 1%, the finest that is claimed; or all."""
+    return count > max(1.0, of / 100) or (of > 0 and count == of)
 
 
 def only(standing: Tensor, fallen: Tensor) -> int:
@@ -173,8 +181,10 @@ def fewer(left: Tensor, right: Tensor) -> float | None:
     return total if beyond(total, len(left)) and total > Z99 * spread else None
 
 
-def compare(rows: Sequence[Tally], strongest: Route) -> list[Flag]:
+def compare(rows: Sequence[Tally], strongest: Route, *, decisive: bool = True) -> list[Flag]:
     """The flags that finished figures raise when held against each other; rows that errored are left out.
+
+    ``decisive`` says that right or wrong in all judgements is next to never luck: see :func:`only`.
 
     ``strongest`` is the route that sees most of the purifier: where no gradient attack went along it, nothing is
     white-box, and nothing can be said to beat the white-box attack.
@@ -186,7 +196,8 @@ def compare(rows: Sequence[Tally], strongest: Route) -> list[Flag]:
         for threat in dict.fromkeys(row.threat for row in attacked):
             of_threat = [row for row in attacked if row.threat == threat]
             needed = "exact" if model == "undefended" else strongest
-            found = [*_blind_wins(clean, of_threat, needed), *_more_wins(clean, of_threat)]
+            blind = _blind_wins(clean, of_threat, needed) if decisive else ()
+            found = [*blind, *_more_wins(clean, of_threat)]
             flags += [Flag(name, f"{threat}, {model}: {evidence}") for name, evidence in found]
         flags += [Flag("not-monotone", f"{model}: {evidence}") for evidence in _risen(clean, attacked)]
     return flags
@@ -197,14 +208,20 @@ def _blind_wins(clean: Tally, rows: Sequence[Tally], needed: Route) -> Iterator[
     if needed not in (row.route for row in rows):
         return
     white = _worst(clean, [row for row in rows if row.route in WHITE_BOX])
-    for name, route in (("black-box-wins", "none"), ("transfer-wins", "oblivious")):
-        blind = [row for row in rows if row.route == route and only(white, row.shares)]
-        count = only(white, _worst(clean, blind))
+    of_none = [row for row in rows if row.route == "none"]
+    # One that differentiates the classifier alone is no black-box attack, whoever judges.
+    transferred = [row for row in rows if row.route == "oblivious" or (row.route == "none" and row.differentiates)]
+    for name, candidates in (
+        ("black-box-wins", [row for row in of_none if not row.differentiates]),
+        ("transfer-wins", transferred),
+    ):
+        blind = [row for row in candidates if only(white, row.own_shares)]
+        count = only(white, torch.stack([clean.shares, *(row.own_shares for row in blind)]).amin(0))
         if beyond(count, len(white)):
             who = ", ".join(dict.fromkeys(row.job.named.spec for row in blind if row.job is not None))
             yield (
                 name,
-                f"{count} of {len(white)} images are fooled by {who} ({route}) and by no white-box gradient attack",
+                f"{count} of {len(white)} images are fooled by {who} and by no white-box gradient attack",
             )
 
 
@@ -215,8 +232,9 @@ def _more_wins(clean: Tally, rows: Sequence[Tally]) -> Iterator[tuple[str, str]]
     draws: dict[Hashable, list[tuple[tuple[int, ...], Tally]]] = {}
     for row, job in white:
         options = job.named.options
-        effort = tuple(options.pop(name) for name in EFFORT if name in options)
-        kind = type(job.named.attack), *sorted(options.items())
+        given = [name for name in EFFORT if isinstance(options.get(name), int)]
+        effort = tuple(int(options.pop(name)) for name in given)
+        kind = type(job.named.attack), *given, repr(sorted(options.items()))
         longer.setdefault((kind, row.route, job.eot), []).append((effort, row))
         if job.eot is not None:
             draws.setdefault((job.named.spec, row.route), []).append(((job.eot,), row))

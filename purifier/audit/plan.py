@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import get_args
 
+from ..attack_specs import NamedAttack, read_attack
 from ..classifier import PixelClassifier
-from ..errors import ConfigError, PluginError, PurifierError
-from ..interfaces import Attack, LatentSpace, Purifier, attacks
-from ..specs import build, split_spec
+from ..errors import ConfigError, GradientError
+from ..interfaces import Attack, LatentSpace, Purifier
 from ..target import Route, check_differentiable, check_route
 from ..threat import Threat
 from .presets import Preset
 
-
-@dataclass(frozen=True)
-class NamedAttack:
-    """An attack and the spec that rebuilds it."""
-
-    spec: str
-    attack: Attack
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """All options with their values; what JSON cannot hold becomes text."""
-        return {name: value if _is_plain(value) else str(value) for name, value in _fields(self.attack).items()}
+QUERIES = ("scores", "labels")
+"""What an attack without gradients needs."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +30,14 @@ class Job:
     eot: int | None = None
     """Draws a gradient is averaged over; None: the audit's."""
 
+    def draws(self, eot: int) -> int:
+        """How many draws an answer is averaged over, where an audit says ``eot``: a query has one answer."""
+        if self.route == "oblivious" or self.named.attack.needs in QUERIES:
+            return 1
+        return eot if self.eot is None else self.eot
+
     def __str__(self) -> str:
         return f"{self.named.spec} {self.route} {self.threat}" + ("" if self.eot is None else f" eot {self.eot}")
-
-
-def read_attack(given: str | Attack) -> NamedAttack:
-    """An attack from an ATTACK spec (``pgd:steps=40,restarts=2``) or from itself."""
-    if not isinstance(given, str | Attack):
-        raise ConfigError(f"attacks: expected ATTACK specs or attacks, got {type(given).__name__}")
-    if isinstance(given, Attack):
-        return NamedAttack(_spec_of(given), given)
-    name, options = split_spec(given, first="name")
-    cls = attacks.get(name)
-    if dataclasses.is_dataclass(cls):
-        return NamedAttack(given, build(cls, options, what=f"attack {name!r}"))
-    if options:
-        raise ConfigError(f"attack {name!r} takes no options, got {', '.join(options)}")
-    try:
-        return NamedAttack(given, cls())
-    except TypeError as error:
-        raise PluginError(f"attack {name!r} cannot be made: {error}; make it a dataclass", name) from error
 
 
 def plan(
@@ -102,7 +78,8 @@ def plan_preset(
 ) -> tuple[list[Job], list[str]]:
     """The jobs of a preset, and why some of its attacks are left out.
 
-    A sequence goes along the routes that see the purifier, strongest first, another along ``oblivious``.
+    A sequence goes along the routes that see the purifier, strongest first, another along ``oblivious``; in both,
+    attacks by queries come last.
 
     Raises
     ------
@@ -111,20 +88,23 @@ def plan_preset(
     """
     _check_routes(routes)
     jobs, left_out = [], []
+    apart, following = ([read_attack(spec) for spec in specs] for specs in (preset.apart, preset.sequence))
     for threat in threats:
-        of_threat = []
-        for one in map(read_attack, preset.attacks):
+
+        def of(one: NamedAttack, threat: Threat = threat) -> list[Job]:
             try:
                 _check_norm(one, threat)
-                of_threat += [Job(one, threat, route) for route in routes_of(one, classifier, purifier, routes)]
-            except PurifierError as error:
+                return [Job(one, threat, route) for route in routes_of(one, classifier, purifier, routes)]
+            except (ConfigError, GradientError) as error:
                 left_out.append(str(error))
-        if preset.sequence:
-            of_threat.sort(key=lambda job: get_args(Route).index(job.route))  # stable: attacks stay in order
-            of_threat = [replace(job, sequence=_sequence(job.route)) for job in of_threat]
-        if preset.sweep and random and of_threat and of_threat[0].named.attack.needs == "gradient":
-            jobs += [replace(of_threat[0], sequence=None, eot=eot) for eot in preset.sweep]
-        jobs += of_threat
+                return []
+
+        first = [job for one in apart for job in of(one)]
+        if preset.sweep and random and first and first[0].named.attack.needs == "gradient":
+            jobs += [replace(first[0], eot=eot) for eot in preset.sweep]
+        jobs += first
+        in_sequence = [replace(job, sequence=_sequence(job.route)) for one in following for job in of(one)]
+        jobs += sorted(in_sequence, key=_order)  # stable: attacks of a kind stay as they are
     if not jobs:
         raise ConfigError("no attack of the preset can run: " + "; ".join(dict.fromkeys(left_out)))
     return jobs, list(dict.fromkeys(left_out))
@@ -161,6 +141,10 @@ def routes_of(
     return routes if "oblivious" in routes or needs == "latent" else [*routes, "oblivious"]
 
 
+def _order(job: Job) -> tuple[int, bool]:
+    return get_args(Route).index(job.route), job.named.attack.needs in QUERIES
+
+
 def _sequence(route: Route) -> str:
     return "oblivious" if route == "oblivious" else "informed"
 
@@ -177,29 +161,3 @@ def _check_norm(one: NamedAttack, threat: Threat) -> None:
             f"attack {one.spec!r} works in {', '.join(one.attack.norms)}, not in {threat.norm}; "
             "choose another attack or norm"
         )
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _fields(attack: Attack, *, changed: bool = False) -> dict[str, Any]:
-    """An attack's options, all or those with other than their default values; its mapping ``options`` is among them."""
-    found: dict[str, Any] = {}
-    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ()
-    for field in fields:
-        value = getattr(attack, field.name)
-        if field.name == "options" and isinstance(value, Mapping):
-            found |= value
-        elif not changed or value != field.default:
-            found[field.name] = value
-    return found
-
-
-def _spec_of(attack: Attack) -> str:
-    try:
-        name = attacks.name_of(type(attack))
-    except PluginError:
-        name = type(attack).__name__
-    options = ",".join(f"{key}={value}" for key, value in _fields(attack, changed=True).items())
-    return name + (":" if options else "") + options

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..attack_specs import read_attack
 from ..data import ImageData
 from ..errors import GradientError
 from ..seeding import SampleGenerator, mix_seed
 from ..target import Route, Spent, Target
 from ..threat import Norm, Threat
 from .flags import beyond, fewer, only
-from .plan import Job, read_attack
+from .plan import Job
 from .report import Flag
 from .statistics import wilson
 from .trial import Batch, Trial
@@ -32,6 +34,8 @@ ALONE = 8
 def probe(trial: Trial, data: ImageData, threats: Sequence[Threat], *, count: int = 64) -> list[Flag]:
     """The flags that a guard raises by itself, whatever attacks an audit runs. Its modules are at rest.
 
+    A breakdown is a flag too: attacks that ran are not lost for it.
+
     Parameters
     ----------
     trial
@@ -40,10 +44,18 @@ def probe(trial: Trial, data: ImageData, threats: Sequence[Threat], *, count: in
         The first ``count`` images are shown to the guard; the first ``count`` it has right are attacked.
     threats
         The audit's budgets.
-    count
-        Images at a time, too.
     """
-    flags = [*_of_layers(trial), *_of_logits(trial, _batch(trial, data, range(min(count, len(data)))))]
+    found: list[Flag] = []
+    try:
+        found += _of_guard(trial, data, threats, count)
+    except Exception as error:  # noqa: BLE001 - somebody else's modules can fail in any way
+        found.append(Flag("probe-failed", f"{type(error).__name__}: {error}"))
+    return found
+
+
+def _of_guard(trial: Trial, data: ImageData, threats: Sequence[Threat], count: int) -> list[Flag]:
+    first = range(min(count, max(ALONE, trial.batch_size), len(data)))
+    flags = [*_of_layers(trial), *_of_logits(trial, _batch(trial, data, first))]
     right = _right(trial, data, count) if trial.classifier.differentiable else None
     if right is None:
         return flags
@@ -84,7 +96,7 @@ def _of_logits(trial: Trial, batch: Batch) -> Iterator[Flag]:
 
     def changed(at: Tensor, found: Tensor) -> int:
         """How many images' logits differ from those in the batch by more than rounding."""
-        reach = (given[at].amax(1) - given[at].amin(1)).clamp_min(torch.finfo(torch.float32).tiny)
+        reach = torch.maximum(given[at].amax(1) - given[at].amin(1), ROUNDING * given[at].abs().amax(1))
         return int(((found - given[at]).abs().amax(1) > ROUNDING * reach).sum())
 
     everyone = torch.arange(total, device=pixels.device)
@@ -110,20 +122,21 @@ def _of_logits(trial: Trial, batch: Batch) -> Iterator[Flag]:
 
 def _of_gradients(trial: Trial, batch: Batch, route: Route, threats: Sequence[Threat]) -> Iterator[Flag]:
     """At the images, and far out in a random direction of each threat: gradients may be right at clean images alone."""
-    pixels, total = batch.pixels, len(batch.labels)
-    generator = SampleGenerator(mix_seed(trial.seed, "probe", "places"), batch.indices)
-    offsets = [threat.eps * generator.normal(pixels.shape[1:], pixels).sign() for threat in threats]
-    places = [threat.project(pixels + offset, pixels) for threat, offset in zip(threats, offsets, strict=True)]
-    nothing, broken = (torch.zeros(total, dtype=torch.bool, device=pixels.device) for _ in range(2))
-    target = Target(trial.classifier, trial.purifier, route, generator, eot=trial.eot)
-    for place in (pixels, *places):
-        gradient, _ = target.gradient(place, lambda logits: _margin(logits, batch.labels))
-        nothing |= (gradient == 0).flatten(1).all(1)
-        broken |= ~gradient.isfinite().flatten(1).all(1)
-    if broken.any():
-        yield Flag("nan-gradient", f"{int(broken.sum())} of {total} images have NaN or infinity in it ({route})")
-    if beyond(int(nothing.sum()), total):
-        yield Flag("zero-gradient", f"{int(nothing.sum())} of {total} images have no other number in it ({route})")
+    total, nothing, broken = len(batch.labels), 0, 0
+    for part in batch.split(trial.batch_size):
+        pixels, labels = part.pixels, part.labels
+        generator = SampleGenerator(mix_seed(trial.seed, "probe", "places"), part.indices)
+        offsets = [threat.eps * generator.normal(pixels.shape[1:], pixels).sign() for threat in threats]
+        places = [threat.project(pixels + offset, pixels) for threat, offset in zip(threats, offsets, strict=True)]
+        target = Target(trial.classifier, trial.purifier, route, generator, eot=trial.eot)
+        loss = functools.partial(_margin, labels=labels)
+        gradients = torch.stack([target.gradient(place, loss)[0] for place in (pixels, *places)]).flatten(2)
+        nothing += int((gradients == 0).all(2).any(0).sum())
+        broken += int((~gradients.isfinite()).any(2).any(0).sum())
+    if broken:
+        yield Flag("nan-gradient", f"{broken} of {total} images have NaN or infinity in it ({route})")
+    if beyond(nothing, total):
+        yield Flag("zero-gradient", f"{nothing} of {total} images have no other number in it ({route})")
 
 
 def _of_attacks(trial: Trial, batch: Batch, route: Route, threat: Threat) -> Iterator[Flag]:
@@ -162,8 +175,11 @@ def _shares(trial: Trial, batch: Batch, spec: str, threat: Threat, route: Route)
     if not len(batch.labels):
         return torch.zeros(0, dtype=torch.float64)
     job = Job(read_attack(spec), threat, route)
-    found = trial.craft(job, batch, Spent())
-    return trial.judge("guarded", dataclasses.replace(batch, pixels=found), str(job)).shares
+    shares = []
+    for part in batch.split(trial.batch_size):
+        found = dataclasses.replace(part, pixels=trial.craft(job, part, Spent()))
+        shares.append(trial.judge("guarded", found, str(job)).shares)
+    return torch.cat(shares)
 
 
 def _fooled(shares: Tensor) -> str:
@@ -185,8 +201,8 @@ def _batch(trial: Trial, data: ImageData, indices: Sequence[int]) -> Batch:
 def _right(trial: Trial, data: ImageData, count: int) -> Batch | None:
     """The first ``count`` images that the guard has right in most judgements; None if there are none."""
     chosen: list[int] = []
-    for start in range(0, len(data), count):
-        indices = range(start, min(start + count, len(data)))
+    for start in range(0, len(data), trial.batch_size):
+        indices = range(start, min(start + trial.batch_size, len(data)))
         shares = trial.judge("guarded", _batch(trial, data, indices), "none").shares
         chosen += [indices[place] for place in (shares > 0.5).nonzero().squeeze(1).tolist()]
         if len(chosen) >= count:

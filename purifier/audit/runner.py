@@ -25,8 +25,8 @@ from ..pixels import check_pixels
 from ..seeding import SampleGenerator
 from ..target import Route, is_random
 from ..threat import Norm, Threat
-from .flags import compare
-from .plan import plan, plan_preset
+from .flags import ENOUGH, compare
+from .plan import Job, plan, plan_preset
 from .presets import DEFAULT_PRESET, preset_of
 from .probes import probe
 from .report import AuditReport, check_writable
@@ -125,13 +125,19 @@ def audit(
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with at_rest(classifier, purifier, device=device) as used:
         random = _try_out(classifier, purifier, loaded, used)
-        trial = Trial(classifier, purifier, used, seed, eot if random else 1, judgements if random else 1)
+        trial = Trial(classifier, purifier, used, seed, eot if random else 1, judgements if random else 1, batch_size)
         left_out: list[str] = []
         if chosen is not None:
             of_preset, left_out = plan_preset(classifier, purifier, chosen, threats, routes, random=random)
+            twice = {job.named.spec for job in of_preset} & {job.named.spec for job in jobs}
+            if twice:
+                raise ConfigError(f"attack {min(twice)!r} is in the preset {preset!r} already; leave it out")
             jobs = [*of_preset, *jobs]
-        rows = trial.over(loaded, jobs, batch_size, routes is None or "oblivious" in routes, progress)
-        flags = [*probe(trial, loaded, threats, count=min(64, batch_size)), *compare(rows, strongest)] if jobs else []
+        rows = trial.over(loaded, jobs, routes is None or "oblivious" in routes, progress)
+        flags = []
+        if jobs:
+            decisive = not random or judgements >= ENOUGH
+            flags = [*probe(trial, loaded, threats), *compare(rows, strongest, decisive=decisive)]
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
@@ -139,6 +145,7 @@ def audit(
             "torch": torch.__version__,
             "onnxruntime": onnxruntime.__version__,
             "python": platform.python_version(),
+            **_libraries(jobs),
         },
         data={"name": loaded.name, "count": len(loaded)},
         classifier=classifier.describe(),
@@ -211,6 +218,11 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
             f"{who} fail on images {tuple(pixels.shape)} of {data.name} ({type(error).__name__}: {error}); "
             "do they take this size and preprocessing, in float32?"
         ) from error
+    if purified.shape == pixels.shape and not ((purified >= 0) & (purified <= 1)).all():
+        low, high = purified.aminmax()
+        raise AuditError(
+            f"{type(purifier).__name__} must give pixels in [0, 1], it gave [{low:.3g}, {high:.3g}]; clamp"
+        )
     if purified.shape != pixels.shape or not torch.equal(given, pixels):
         raise AuditError(
             f"{type(purifier).__name__} must give images {tuple(pixels.shape)} and leave its input alone, it gave "
@@ -230,6 +242,12 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
             "choose the data it was trained on"
         )
     return is_random(purifier, pixels)
+
+
+def _libraries(jobs: Sequence[Job]) -> dict[str, str]:
+    """Versions of the libraries whose attacks ran: an attack says so with ``distribution``."""
+    named = {str(getattr(job.named.attack, "distribution", "")) for job in jobs} - {""}
+    return {name: version_of(name) for name in sorted(named)}
 
 
 def _describe(purifier: Purifier) -> dict[str, Any]:

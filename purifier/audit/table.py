@@ -27,10 +27,11 @@ def print_report(report: AuditReport, console: Console) -> None:
         console.print(_worst_table(report))
     for threat in report.threats if report.worst_case else [None]:
         console.print(_rows_table(report, threat))
-    console.print("attacked: images; gradients: what the attack on the guard asked for, for each of them")
+    console.print("attacked: how many images, and the gradients (g) or else queries (q) each of them took")
     if any(row.sequence for row in report.rows):
         console.print(
-            "A row in a sequence (>) attacked what the rows above it in the sequence left right, and says what remains."
+            "A row in a sequence (>) attacked what the rows above it left right, and says what remains; its detection "
+            "is of the images it fooled itself."
         )
     if any(row.worst_of_n for row in report.rows):
         console.print(
@@ -44,8 +45,9 @@ def print_report(report: AuditReport, console: Console) -> None:
         console.print("[bold red]incomplete[/bold red]: an attack errored, so the worst case is an upper bound only")
     for flag in report.flags:
         console.print(f"[bold red]flag {escape(flag.name)}[/bold red]: {escape(flag.evidence)}")
-        kind = FLAGS[flag.name]
-        console.print(f"  why: {escape(kind.why)}\n  what to do: {escape(kind.what_to_do)}")
+        if flag.name in FLAGS:  # a later version may know more
+            kind = FLAGS[flag.name]
+            console.print(f"  why: {escape(kind.why)}\n  what to do: {escape(kind.what_to_do)}")
     if report.flags:
         console.print("[bold red]inconclusive[/bold red]: robustness is at most what stands here, and may be far less")
 
@@ -64,22 +66,23 @@ def _worst_table(report: AuditReport) -> Table:
 
 def _rows_table(report: AuditReport, threat: Threat | None) -> Table:
     table = _table(_threat(threat) if threat else "clean", ("attack", "route"))
-    table.add_column("attacked", justify="right")
-    table.add_column("gradients", justify="right")
+    table.add_column("attacked", justify="right", min_width=8)
     rows = [row for row in report.rows if row.threat in (None, threat)]
-    alone = {(row.attack, row.eot): row for row in rows if row.model == "undefended"}
-    sweeps = len({row.eot for row in rows}) > 1
+    alone = {(row.attack, row.sequence): row for row in rows if row.model == "undefended"}
+    sweeps = len({row.eot for row in rows if row.route in WHITE_BOX and row.model == "guarded"}) > 1
     guarded = [row for row in rows if row.model == "guarded"]
     for row in sorted(guarded, key=lambda row: row.sequence == "oblivious"):
-        own = alone.get((row.attack, row.eot))
-        name = f"{'> ' if row.sequence else ''}{row.attack}{f' (eot {row.eot})' if sweeps and row.threat else ''}"
+        own = alone.get((row.attack, row.sequence and "oblivious"))
         table.add_row(
-            escape(name),
+            _attack(row) + (f" (eot {row.eot})" if sweeps and row.route in WHITE_BOX else ""),
             _route(row, report),
             _figure(own) if own else "-",
             _figure(row),
-            str(row.attacked) if row.threat else "-",
-            f"{row.gradients_per_image:.1f}",
+            *(
+                [f"{row.attacked}", f"{row.queries_per_image:.0f}", f"{row.gradients_per_image:.0f}"]
+                if row.threat
+                else []
+            ),
         )
     return table
 
@@ -129,7 +132,7 @@ def _detection_table(report: AuditReport, threat: Threat, rows: list[tuple[Row, 
         for share in (found.refused, found.held) if report.calibration else ():
             # The interval on a line of its own, so that six columns fit in 80 characters.
             cells.append(_rate(share).replace(" [", "\n[") if share else "-")
-        table.add_row(escape(row.attack), _route(row, report), str(found.fooled), *cells)
+        table.add_row(_attack(row), _route(row, report), str(found.fooled), *cells)
     return table
 
 
@@ -145,6 +148,18 @@ def _plain_table(title: str, names: tuple[str, str], whole: tuple[str, ...] = ()
     for name in names:
         table.add_column(name, overflow="fold", no_wrap=name in whole)
     return table
+
+
+def _cost(row: Row) -> str:
+    """Images attacked, and on a line of its own what each took."""
+    if row.threat is None:
+        return "-"
+    asked = f"{row.gradients_per_image:.0f} g" if row.gradients_per_image else f"{row.queries_per_image:.0f} q"
+    return f"{row.attacked}\n{asked}"
+
+
+def _attack(row: Row) -> str:
+    return escape(f"> {row.attack}" if row.sequence else row.attack)
 
 
 def _threat(threat: Threat) -> str:

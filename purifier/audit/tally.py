@@ -30,25 +30,31 @@ class Judged:
     def worse_of(self, at: Tensor, other: Judged) -> Judged:
         """These images, those at positions ``at`` (m,) replaced by ``other``'s m wherever it was right less often."""
         worse = other.shares < self.shares[at]
-        shares = self.shares.clone()
-        shares[at[worse]] = other.shares[worse]
+        return self.replaced(at[worse], other.select(worse))
+
+    def replaced(self, at: Tensor, other: Judged) -> Judged:
+        """These images, those at positions ``at`` (m,) replaced by ``other``'s m."""
+        shares = self.shares.index_copy(0, at, other.shares)
         if self.scores is None or other.scores is None:
             return Judged(shares, None)
-        scores = self.scores.clone()
-        scores[at[worse]] = other.scores[worse]
-        return Judged(shares, scores)
+        return Judged(shares, self.scores.index_copy(0, at, other.scores))
+
+    def select(self, keep: Tensor) -> Judged:
+        """Some of the images: ``keep`` is a (n,) mask."""
+        return Judged(self.shares[keep], None if self.scores is None else self.scores[keep])
 
 
 class Tally:
     """One figure in the making: how often each image was judged right."""
 
     def __init__(self, model: Model, job: Job | None = None, route: Route | None = None) -> None:
-        self.model, self.job, self.route = model, job, route
+        self.model, self.job, self._route = model, job, route
         self.error: str | None = None
         self.attacked = 0
         self.seconds = 0.0
         self._spent = Spent()
         self._parts: list[Judged] = []
+        self._own: list[Judged] = []
 
     @property
     def threat(self) -> Threat | None:
@@ -56,19 +62,38 @@ class Tally:
         return self.job.threat if self.job else None
 
     @property
+    def differentiates(self) -> bool:
+        """Whether gradients were asked for, be it of the classifier alone."""
+        return self._spent.gradients > 0
+
+    @property
+    def route(self) -> Route | None:
+        """None for clean images. To whom the classifier's gradients are open, the undefended one hides nothing."""
+        return "exact" if self.model == "undefended" and self.differentiates else self._route
+
+    @property
     def shares(self) -> Tensor:
-        """The share of judgements in which each image was right, (N,) float64."""
+        """The share of judgements in which each image was right, (N,) float64; in a sequence so far."""
         return torch.cat([part.shares for part in self._parts])
 
     @property
-    def seen(self) -> Seen | None:
-        """Shares and scores; None for the undefended classifier, which has no score."""
-        scores = [part.scores for part in self._parts if part.scores is not None]
-        return Seen(self.shares, torch.cat(scores)) if scores else None
+    def own_shares(self) -> Tensor:
+        """The same under this attack itself, (N,): in a sequence, images it did not get are as when clean."""
+        return torch.cat([part.shares for part in self._own])
 
-    def add(self, judged: Judged) -> None:
-        """Take what the judge said of the next images."""
+    @property
+    def seen(self) -> Seen | None:
+        """Shares and scores of this attack itself; None for the undefended classifier, which has no score."""
+        scores = [part.scores for part in self._own if part.scores is not None]
+        return Seen(self.own_shares, torch.cat(scores)) if scores else None
+
+    def add(self, judged: Judged, own: Judged) -> None:
+        """Take what the judge said of the next images: so far, and of those this attack had alone.
+
+        In a sequence an image that this attack did not get is in ``own`` as it was when clean.
+        """
         self._parts.append(judged)
+        self._own.append(own)
 
     def cost(self, attacked: int, spent: Spent, seconds: float) -> None:
         """Take what the crafting of the next images cost."""
@@ -100,7 +125,7 @@ class Tally:
             options=self.job.named.options if self.job else {},
             route=self.route,
             threat=self.threat,
-            eot=eot if self.job is None or self.job.eot is None else self.job.eot,
+            eot=self.job.draws(eot) if self.job else eot,
             sequence=self.job.sequence if self.job else None,
             attacked=self.attacked,
             **vars(figures),

@@ -17,7 +17,7 @@ from ..pixels import check_pixels
 from ..seeding import SampleGenerator, mix_seed
 from ..target import Route, Spent, Target
 from ..threat import Threat
-from .plan import Job
+from .plan import QUERIES, Job
 from .report import Model
 from .tally import Judged, Tally
 
@@ -44,6 +44,10 @@ class Batch:
         on_device = at.to(self.pixels.device)
         return Batch(self.pixels[on_device], self.labels[on_device], [self.indices[i] for i in at.tolist()])
 
+    def split(self, size: int) -> list[Batch]:
+        """The images in batches of at most ``size``."""
+        return [self.select(at) for at in torch.split(torch.arange(len(self.indices)), size)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -55,22 +59,22 @@ class Trial:
     seed: int
     eot: int
     judgements: int
+    batch_size: int = 250
 
     def over(
         self,
         data: ImageData,
         jobs: Sequence[Job],
-        batch_size: int,
         transfers: bool,
         progress: Progress | None,
     ) -> list[Tally]:
         """Every figure, over all batches; ``transfers`` judges the oblivious images on the guard too."""
         clean: dict[Model, Tally] = {"undefended": Tally("undefended"), "guarded": Tally("guarded")}
         plans = [(job, _tallies(job, transfers)) for job in jobs]
-        starts = range(0, len(data), batch_size)
+        starts = range(0, len(data), self.batch_size)
         done, total = 0, len(starts) * (1 + len(jobs))
         for start in starts:
-            indices = range(start, min(start + batch_size, len(data)))
+            indices = range(start, min(start + self.batch_size, len(data)))
             pixels, labels = (part.to(self.device) for part in data.batch(indices))
             check_pixels(pixels, name=data.name)
             batch = Batch(pixels, labels, indices)
@@ -78,7 +82,7 @@ class Trial:
             for model, tally in clean.items():
                 with tally.timed():
                     unharmed[model] = self.judge(model, batch, "none")
-                tally.add(unharmed[model])
+                tally.add(unharmed[model], unharmed[model])
             sequences: dict[tuple[str, Threat], Standing] = {}
             done += 1
             for job, tallies in plans:
@@ -87,19 +91,23 @@ class Trial:
                 standing = None
                 if job.sequence is not None:
                     standing = sequences.setdefault((job.sequence, job.threat), dict(unharmed))
-                self._attack(job, tallies, batch, standing)
+                self._attack(job, tallies, batch, unharmed, standing)
                 done += 1
         if progress is not None:
             progress(done, total, "done")
         return [*clean.values(), *(tally for _, tallies in plans for tally in tallies)]
 
-    def _attack(self, job: Job, tallies: Sequence[Tally], batch: Batch, standing: Standing | None) -> None:
+    def _attack(
+        self, job: Job, tallies: Sequence[Tally], batch: Batch, unharmed: Standing, standing: Standing | None
+    ) -> None:
         """Attack the images of a batch, or those still ``standing`` in a sequence, which is brought up to date."""
         if any(tally.error for tally in tallies):
             return
         at = torch.arange(len(batch.indices))
         if standing is not None:
-            at = standing[tallies[0].model].shares.nonzero().squeeze(1)
+            # Images made without knowing the guard go on until it is fooled too; by queries they are not worth it.
+            judges = tallies[:1] if job.named.attack.needs in QUERIES else tallies
+            at = torch.stack([standing[tally.model].shares for tally in judges]).amax(0).nonzero().squeeze(1)
         tried, spent, began = batch.select(at), Spent(), time.perf_counter()
         found = tried.pixels
         if len(at):
@@ -112,18 +120,23 @@ class Trial:
         crafting = time.perf_counter() - began
         for tally in tallies:
             tally.cost(len(at), spent, crafting)
-            with tally.timed():
-                judged = self.judge(tally.model, dataclasses.replace(tried, pixels=found), str(job))
-            if standing is not None:
-                judged = standing[tally.model] = standing[tally.model].worse_of(at, judged)
-            tally.add(judged)
+            try:
+                with tally.timed():
+                    judged = self.judge(tally.model, dataclasses.replace(tried, pixels=found), str(job))
+            except Exception as error:  # noqa: BLE001 - somebody else's modules can fail on some images; others go on
+                tally.error = f"{type(error).__name__} while judging: {error}"
+                continue
+            if standing is None:
+                tally.add(judged, judged)
+            else:
+                standing[tally.model] = standing[tally.model].worse_of(at, judged)
+                tally.add(standing[tally.model], unharmed[tally.model].replaced(at, judged))
 
     def craft(self, job: Job, batch: Batch, spent: Spent) -> Tensor:
         """The attack's images, (N, C, H, W), projected into the threat."""
         pixels, labels = batch.pixels, batch.labels
         streams = [SampleGenerator(mix_seed(self.seed, kind, str(job)), batch.indices) for kind in ("target", "attack")]
-        eot = self.eot if job.eot is None else job.eot
-        target = Target(self.classifier, self.purifier, job.route, streams[0], eot=eot)
+        target = Target(self.classifier, self.purifier, job.route, streams[0], eot=job.draws(self.eot))
         target.spent = spent
         with torch.enable_grad():
             found = job.named.attack.perturb(target, pixels.clone(), labels.clone(), job.threat, streams[1])

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..audit import AuditReport, print_report
+from ..errors import FileError
 from .console import plain_console
 
 
@@ -16,6 +17,9 @@ def report(path: Annotated[Path, typer.Argument(help="report.json, or the folder
     """Print the tables of an audit's report.json."""
     found = AuditReport.load(path)
     console = plain_console()
-    print_report(found, console)
+    try:
+        print_report(found, console)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise FileError(f"{path} is not a whole report ({error!r}); audit again to make a new one", path) from error
     if found.command:
         console.print(f"made by {shlex.join(found.command)}", markup=False, soft_wrap=True)

@@ -91,6 +91,49 @@ def check_oblivious(spec: str, norm: Norm, net: nn.Module, images: tuple[Tensor,
     assert (margins(sure) >= margins(near) - 1e-3).all()
     fooled = margins(near) > 0
     assert margins(sure)[fooled].mean() > margins(near)[fooled].mean() + 0.1
+    # The guard may be right about images that the classifier gets wrong: they go on as well.
+    wrong = net(few[0]).argmax(1).add(1) % 10
+    pushed = run(spec, net, few[0], wrong, threat, route="oblivious")
+    assert (threat.distance(threat.project(pushed, few[0]), few[0]) > 0.5 * threat.eps).all()
+    gained = nn.functional.cross_entropy(net(pushed), wrong) - nn.functional.cross_entropy(net(few[0]), wrong)
+    assert gained > 0.5
+    assert torch.equal(run(spec, net, few[0], wrong, threat), few[0])
+
+
+def check_edge(spec: str, norm: Norm, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """On the route oblivious images that can be fooled come back from the budget's edge."""
+    few, threat = (images[0][:16], images[1][:16]), Threat(norm, 2 * EPS[norm])
+    found = run(spec, net, *few, threat, route="oblivious")
+    fooled = net(threat.project(found, few[0])).argmax(1) != few[1]
+    assert fooled.sum() > 8
+    away = threat.distance(found, few[0])[fooled]
+    assert (away <= threat.eps + 1e-6).all()
+    # The box cuts some pixels short, which shortens l2 distances.
+    assert (away >= threat.eps * (0.99 if norm == "linf" else 0.8)).all(), away / threat.eps
+
+
+class NanAtTimes(nn.Module):
+    """A classifier of whose gradients the first and each fifth after it is NaN in places, as of a root at 0."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.gradients = net, 0
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.requires_grad:
+            self.gradients += 1
+            if self.gradients % 5 == 1:
+                pixels.register_hook(lambda gradient: gradient.masked_fill(pixels > 0.5, torch.nan))
+        return self.net(pixels)
+
+
+def check_nan(spec: str, norm: Norm, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """A NaN gradient does not spoil the steps after it."""
+    pixels, labels = images[0][:12], net(images[0][:12]).argmax(1)
+    threat, spoilt = Threat(norm, 3 * EPS[norm]), NanAtTimes(net)
+    found = threat.project(run(spec, spoilt, pixels, labels, threat), pixels)
+    assert spoilt.gradients > 2
+    assert (net(found).argmax(1) != labels).sum() > 8
 
 
 def check_batches(spec: str, norm: Norm, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from attack_stage import run, two_classes
 from minimal_stage import (
     check_batches,
     check_budget,
+    check_nan,
     check_nearest,
     check_oblivious,
     check_random,
@@ -27,6 +30,27 @@ def test_on_a_linear_classifier_the_distance_is_the_smallest(classes):
     check_budget("cw:steps=60,step_size=0.001", classes, NORM, count=12)
 
 
+def test_pixels_on_the_walls_can_leave_them():
+    module, pixels, labels, _ = two_classes()
+    pixels, labels = pixels[:12].clone(), labels[:12]
+    pixels[:, :, ::2] = (pixels[:, :, ::2] > 0.5).float()
+    labels = module(pixels).argmax(1)
+    # Inside the box the nearest point of the boundary is clamp(x + c w) with the c that brings the score to 0.
+    towards = module.weight * (1 - 2 * labels).view(-1, 1, 1, 1)
+    low, high = torch.zeros(12), torch.full((12,), 10.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        crossed = module((pixels + middle.view(-1, 1, 1, 1) * towards).clamp(0, 1)).argmax(1) != labels
+        low, high = torch.where(crossed, low, middle), torch.where(crossed, middle, high)
+    threat = Threat(NORM, 0.001)
+    nearest = threat.distance((pixels + high.view(-1, 1, 1, 1) * towards).clamp(0, 1), pixels)
+    found = run("cw:minimal=true", module, pixels, labels, threat)
+    reached = threat.distance(found, pixels)
+    assert (module(found).argmax(1) != labels).all()
+    assert (reached >= nearest - 1e-5).all()
+    assert (reached / nearest).median() < 1.05, reached / nearest
+
+
 def test_what_every_attack_keeps(net, images):
     check_rules("cw:steps=40,searches=5", NORM, net, images)
 
@@ -37,6 +61,10 @@ def test_an_images_result_does_not_depend_on_its_batch(net, images):
 
 def test_on_the_route_oblivious_images_go_beyond_the_edge(net, images):
     check_oblivious("cw:steps=30,searches=5", "l2", net, images)
+
+
+def test_a_nan_gradient_passes(net, images):
+    check_nan("cw:steps=60,searches=7", NORM, net, images)
 
 
 def test_under_a_random_purifier_unseen_noise_is_met(net, images):

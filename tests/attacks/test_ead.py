@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from attack_stage import Noisy, run
 from minimal_stage import (
+    EPS,
     check_batches,
     check_budget,
+    check_nan,
     check_nearest,
     check_oblivious,
     check_random,
@@ -16,6 +19,7 @@ from minimal_stage import (
 from purifier import Threat
 from purifier.audit import read_attack
 from purifier.errors import ConfigError
+from query_stage import standing
 
 NORM = "l1"
 
@@ -38,8 +42,22 @@ def test_on_the_route_oblivious_images_go_beyond_the_edge(net, images):
     check_oblivious("ead:steps=30,searches=5", "l1", net, images)
 
 
+def test_a_nan_gradient_passes(net, images):
+    check_nan("ead:steps=30,searches=5", NORM, net, images)
+
+
 def test_under_a_random_purifier_unseen_noise_is_met(net, images):
     check_random("ead:steps=30,searches=5", NORM, net, images)
+
+
+def test_under_a_random_purifier_more_steps_do_not_spoil_what_was_found(net, images):
+    pixels, labels = (part[:32] for part in images)
+    threat = Threat(NORM, 1.5 * EPS[NORM])
+    few, many = (
+        standing(net, threat.project(run(spec, net, pixels, labels, threat, filter_=Noisy), pixels), labels, draws=10)
+        for spec in ("ead:steps=30,searches=5", "ead:steps=100,searches=7")
+    )
+    assert many < few + 0.04
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:foolbox", "ignore::DeprecationWarning:eagerpy")

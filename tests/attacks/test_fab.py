@@ -10,6 +10,8 @@ from minimal_stage import (
     EPS,
     check_batches,
     check_budget,
+    check_edge,
+    check_nan,
     check_nearest,
     check_oblivious,
     check_random,
@@ -48,6 +50,16 @@ def test_an_images_result_does_not_depend_on_its_batch(norm, net, images):
 
 def test_on_the_route_oblivious_images_go_beyond_the_edge(net, images):
     check_oblivious("fab-t:steps=8,targets=2", "l2", net, images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_the_route_oblivious_images_lie_on_the_budgets_edge(norm, net, images):
+    check_edge("fab-t:steps=10,targets=3", norm, net, images)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_nan_gradient_passes(norm, net, images):
+    check_nan("fab-t:steps=10,targets=3", norm, net, images)
 
 
 def test_under_a_random_purifier_unseen_noise_is_met(net, images):

@@ -7,6 +7,8 @@ import pytest
 from minimal_stage import (
     check_batches,
     check_budget,
+    check_edge,
+    check_nan,
     check_nearest,
     check_oblivious,
     check_random,
@@ -44,6 +46,16 @@ def test_an_images_result_does_not_depend_on_its_batch(norm, net, images):
 
 def test_on_the_route_oblivious_images_go_beyond_the_edge(net, images):
     check_oblivious("fmn:steps=15", "linf", net, images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_the_route_oblivious_images_lie_on_the_budgets_edge(norm, net, images):
+    check_edge("fmn:steps=20", norm, net, images)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_nan_gradient_passes(norm, net, images):
+    check_nan("fmn:steps=20", norm, net, images)
 
 
 def test_under_a_random_purifier_unseen_noise_is_met(net, images):

@@ -109,6 +109,21 @@ def test_on_the_route_oblivious_images_go_to_the_edge(net, images):
     assert (loss(net(far), labels) - loss(net(near), labels))[inside].median() > 0.3
 
 
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize(("filter_", "route"), [(Same, "oblivious"), (Noisy, "exact")])
+def test_images_misclassified_as_they_are_go_to_the_edge_where_another_answer_may_judge(
+    filter_, route, threat, net, images
+):
+    pixels = images[0][:16]
+    wrong = (net(pixels).argmax(1) + 5) % 10
+    found = run("hopskipjump:queries=60", net, pixels, wrong, threat, filter_=filter_, route=route)
+    assert (threat.distance(found, pixels) > 0.4 * threat.eps).all()
+    assert (threat.distance(found, pixels) <= threat.eps + 1e-6).all()
+    assert (net(found).argmax(1) != wrong).all()
+    kept = run("hopskipjump:queries=60", net, pixels, wrong, threat, route="none")
+    assert torch.equal(kept, pixels)
+
+
 def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
     pixels, labels = images
     threat = Threat("l2", 4)

@@ -16,6 +16,7 @@ from purifier.interfaces import Purifier
 from purifier.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
 from purifier.target import Route, Target
+from purifier.testing import check_attack
 from query_stage import same_share, target_of
 
 THREATS = [Threat("linf", 0.1), Threat("l2", 2)]
@@ -66,6 +67,7 @@ def test_it_fools_more_than_noise_and_keeps_what_every_attack_keeps(threat, guar
     assert right(guard, found, labels).sum() < right(guard, threat.project(noise, pixels), labels).sum() - 4
     assert torch.equal(attacked(SPEC, guard, pixels, labels, Threat(threat.norm, 0))[0], pixels)
     assert not found.requires_grad
+    check_attack(read_attack("latent-match:steps=20").attack, norm=threat.norm)
 
 
 def test_the_encoders_answer_goes_to_the_guide(guard, images):
@@ -131,7 +133,7 @@ def test_a_purifier_without_a_latent_space(net, images):
         read_attack(SPEC).attack.perturb(target, *images, THREATS[0], SampleGenerator(0, range(64)))
 
 
-@pytest.mark.parametrize("route", ["none", "oblivious"])
+@pytest.mark.parametrize("route", ["none", "oblivious", "bpda"])
 def test_routes_that_do_not_know_the_purifier(route, guard, images):
     with pytest.raises(ConfigError, match=f"which the route '{route}' does not know; use the route exact"):
         attacked(SPEC, guard, *images, THREATS[0], route=route)

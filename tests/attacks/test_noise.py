@@ -70,6 +70,15 @@ def test_under_a_random_purifier_one_lucky_draw_does_not_decide(net, images):
     assert 5 * 64 <= target.spent.queries <= 2 * 5 * 64
 
 
+@pytest.mark.parametrize(("filter_", "route"), [(Same, "oblivious"), (Noisy, "exact")])
+def test_images_misclassified_as_they_are_are_drawn_for_where_another_answer_may_judge(filter_, route, net, images):
+    pixels = images[0]
+    wrong = (net(pixels).argmax(1) + 1) % 10
+    found = run("noise:draws=3", net, pixels, wrong, THREATS[1], filter_=filter_, route=route)
+    assert (THREATS[1].distance(found, pixels) > 1).all()
+    assert (net(found).argmax(1) != wrong).double().mean() > 0.9
+
+
 def test_impossible_options():
     with pytest.raises(ConfigError, match="attack 'noise': draws must be at least 1, got 0"):
         read_attack("noise:draws=0")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from attack_stage import Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
-from purifier import Threat
+from purifier import Threat, attacks
 from purifier.audit import read_attack
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
@@ -113,6 +115,38 @@ def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
     found = square.perturb(target, pixels, labels, threat, SampleGenerator(0, range(64)))
     assert target.spent.queries <= 64 * 201
     assert standing(net, found, labels) < min(right) - 0.08
+
+
+def proposals(*, recalls: bool, take: bool) -> int:
+    """How many of 60 squares of one image of one pixel are asked about, if all are taken or none is."""
+    package = attacks.get("square").__module__.rpartition(".")[0]
+    boxes = sys.modules[f"{package}._queries_squares"].Boxes
+    squares = boxes(
+        torch.full((1, 1, 1, 1), 0.5), 0.1, torch.ones(60, dtype=torch.long), SampleGenerator(0, [0]), recalls=recalls
+    )
+    count = 0
+    while not squares.over().all():
+        rows, proposed = squares.propose()
+        count += len(rows)
+        if take:
+            squares.take(rows, proposed)
+    return count
+
+
+def test_refused_squares_are_not_asked_about_again_but_taken_ones_are():
+    assert proposals(recalls=True, take=False) == 1
+    assert proposals(recalls=True, take=True) > 10
+    assert proposals(recalls=False, take=False) > 10
+
+
+def test_under_a_random_purifier_a_lucky_answer_does_not_stand_for_good():
+    linear, pixels, labels, _ = two_classes()
+    pixels, labels = pixels[:40], labels[:40]
+    # The noise moves the score by far more than a square can.
+    threat = Threat("l2", 0.3)
+    found = run("square:queries=400", linear, pixels, labels, threat, filter_=Noisy)
+    gained = (linear.score(pixels) - linear.score(found)) * (2 * labels - 1)
+    assert gained.mean() > 0.14 * threat.eps * dual_norm(linear.weight, "l2")
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3, 5, 9), (1, 4, 7), (2, 1, 6)])
