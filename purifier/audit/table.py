@@ -78,11 +78,7 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Table:
             _route(row, report),
             _figure(own) if own else "-",
             _figure(row),
-            *(
-                [f"{row.attacked}", f"{row.queries_per_image:.0f}", f"{row.gradients_per_image:.0f}"]
-                if row.threat
-                else []
-            ),
+            _cost(row),
         )
     return table
 
@@ -139,7 +135,7 @@ def _detection_table(report: AuditReport, threat: Threat, rows: list[tuple[Row, 
 def _table(title: str, names: tuple[str, str]) -> Table:
     table = _plain_table(title, names, whole=("threat", "route"))
     for name in ("undefended", "guarded"):
-        table.add_column(name, justify="right", overflow="fold", min_width=18)
+        table.add_column(name, justify="right", overflow="fold", min_width=18, max_width=18)
     return table
 
 
