@@ -13,6 +13,9 @@ from .flags import FLAGS
 from .report import WHITE_BOX, AuditReport, Row, WorstCase
 from .statistics import Rate
 
+LONGEST = 300
+"""Of an error's text, in characters."""
+
 
 def print_report(report: AuditReport, console: Console) -> None:
     """Print a report: undefended and guarded side by side, each figure with its 95% interval."""
@@ -41,6 +44,9 @@ def print_report(report: AuditReport, console: Console) -> None:
     _print_detection(report, console)
     for reason in report.left_out:
         console.print(f"left out: {reason}", style="dim", markup=False)
+    for row in report.rows:
+        if row.error and row.model == "guarded":
+            console.print(f"[red]error[/red] of {escape(row.attack)}, {row.route}: {escape(row.error[:LONGEST])}")
     if not report.complete:
         console.print("[bold red]incomplete[/bold red]: an attack errored, so the worst case is an upper bound only")
     for flag in report.flags:
@@ -66,7 +72,8 @@ def _worst_table(report: AuditReport) -> Table:
 
 def _rows_table(report: AuditReport, threat: Threat | None) -> Table:
     table = _table(_threat(threat) if threat else "clean", ("attack", "route"))
-    table.add_column("attacked", justify="right", min_width=8)
+    table.columns[0].max_width = 14  # so that all of it fits in 80 characters
+    table.add_column("attacked", justify="right", min_width=8, no_wrap=True)
     rows = [row for row in report.rows if row.threat in (None, threat)]
     alone = {(row.attack, row.sequence): row for row in rows if row.model == "undefended"}
     sweeps = len({row.eot for row in rows if row.route in WHITE_BOX and row.model == "guarded"}) > 1
@@ -164,7 +171,7 @@ def _threat(threat: Threat) -> str:
 
 def _route(row: Row, report: AuditReport) -> str:
     guessed = row.route == "bpda" and report.purifier["surrogate"] == "identity"
-    return "bpda (identity)" if guessed else row.route or "-"
+    return "bpda\n(identity)" if guessed else row.route or "-"
 
 
 def _worst(case: WorstCase | None) -> str:
@@ -175,7 +182,7 @@ def _worst(case: WorstCase | None) -> str:
 
 def _figure(row: Row) -> str:
     if row.result is None:
-        return f"[red]error: {escape(row.error or '')}[/red]"
+        return "[red]error, see below[/red]"
     return _rate(row.result, row.worst_of_n, row.majority)
 
 

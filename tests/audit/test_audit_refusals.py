@@ -130,5 +130,5 @@ def test_an_attack_that_fails_is_recorded_and_the_others_go_on(classifier, data,
     assert correct(found, model="guarded", attack="fgsm", route="exact") == worst(found, "guarded", "all")
     assert not any(case.complete for case in found.worst_case)
     shown = printed(found)
-    assert "error: ValueError: no such luck" in shown and "upper bound only" in shown
+    assert "error of Give" in shown and ": ValueError: no such luck" in shown and "upper bound only" in shown
     assert AuditReport.load(found.save(tmp_path)) == found
