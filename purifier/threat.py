@@ -13,6 +13,7 @@ from .errors import ConfigError
 
 Norm = Literal["linf", "l2", "l1"]
 WIDEST = 1e9
+"""The largest eps: squares and sums of larger ones leave float32 behind."""
 ORDERS: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 
 

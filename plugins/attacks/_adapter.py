@@ -24,6 +24,8 @@ from purifier.target import Target
 from purifier.threat import Threat
 
 ALL = ("linf", "l2", "l1")
+NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+"""What the norms are called in several libraries."""
 FROM_THE_THREAT = ("eps", "max_epsilon", "norm", "targeted")
 
 
@@ -77,7 +79,7 @@ class Shown(nn.Module):
             def count(_: Tensor) -> None:
                 target.spent.gradients += len(pixels)
 
-            logits.register_hook(count)  # type: ignore[no-untyped-call]
+            logits.register_hook(count)  # type: ignore[no-untyped-call]  # torch's own has no types
         return logits
 
 
@@ -185,7 +187,7 @@ def calm() -> Iterator[None]:
 def _seeded(seed: int) -> Iterator[None]:
     """All global generators follow the seed, and afterwards go on as if nothing had been drawn."""
     python, arrays = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # torch's own
     try:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)

@@ -105,8 +105,9 @@ def loss_of(name: str, labels: Tensor, first_logits: Tensor | None = None) -> Na
     ``targeted`` aims at the likeliest wrong class of ``first_logits`` (N, K) as long as the loss lives; without them
     at that of the very logits it is given.
     """
-    fixed = name == "targeted" and first_logits is not None
-    return NamedLoss(name, labels, likeliest_wrong(first_logits, labels) if fixed else None)  # type: ignore[arg-type]
+    if name == "targeted" and first_logits is not None:
+        return NamedLoss(name, labels, likeliest_wrong(first_logits, labels))
+    return NamedLoss(name, labels)
 
 
 def loss_from(name: str, target: Target, pixels: Tensor, labels: Tensor) -> NamedLoss:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from purifier.threat import Threat
+from purifier.threat import ORDERS, Threat
 
 from ._adapter import ALL, Adapter, Shown, parameters_of, rescaled
 
@@ -43,7 +42,6 @@ QUERIES = {
     "ZooAttack": "scores",
 }
 """Attacks that follow no gradient."""
-ORDERS = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from purifier.threat import Threat
 
-from ._adapter import Adapter, Shown
+from ._adapter import NAMES, Adapter, Shown
 
 ENSEMBLES = ("standard", "plus", "rand")
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 OPTIONS = ("n_iter", "n_restarts", "n_queries", "n_target_classes", "eot_iter")
 """Attributes of the ensemble's attacks; each goes to all that have it."""
-NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purifier.threat import Threat
 
-from ._adapter import ALL, Adapter, Shown, parameters_of, rescaled
+from ._adapter import ALL, NAMES, Adapter, Shown, parameters_of, rescaled
 
 NORMS: dict[str, tuple[str, ...]] = {
     "APGD": ("linf", "l2"),
@@ -37,7 +37,6 @@ QUERIES = {"GN": "labels", "SPSA": "scores", "Square": "scores"}
 """Attacks that follow no gradient."""
 OTHERS = ("LGV", "MultiAttack", "VANILA")
 """They train or combine models and attacks, or change nothing."""
-NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,8 @@ class ApgdT(Attack):
     """Auto-PGD towards one wrong class after the other (Croce & Hein 2020, section 4.1).
 
     The likeliest classes are tried first, for a tenth of the steps each; those of them that came closest get all steps.
-    With ``finalists`` as large as ``targets`` all do at once, which is the paper's way, takes twice the time where
-    images hold, and finds next to nothing more: what ten steps leave far away, a hundred do not reach. Steps, leaving
-    and routes are those of :class:`ApgdCe`.
+    With ``finalists`` as large as ``targets`` all do at once, which is the paper's way and takes more
+    than twice the gradients where images hold. Steps, leaving and routes are those of :class:`ApgdCe`.
 
     Parameters
     ----------

@@ -72,8 +72,9 @@ def audit(
     attacks
         ATTACK specs (``pgd:steps=100``) or attacks, each run on all images; ``()`` for clean images only.
     preset
-        ``quick``, ``standard`` (AutoAttack's four, Croce & Hein 2020) or ``thorough``: attacks that follow one another
-        on what is left, those that cannot work here left out. By default ``standard`` if ``attacks`` is not given.
+        ``quick``, each of its attacks on all images, or ``standard`` (AutoAttack's four, Croce & Hein 2020) or
+        ``thorough``, which follow one another on what is left; those that cannot work here left out. By default
+        ``standard`` if ``attacks`` is not given.
     routes
         Of ``exact``, ``bpda``, ``oblivious``, ``none``; by default all that an attack can follow.
     batch_size
