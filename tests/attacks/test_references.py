@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from attack_stage import NoConfig, Same, run
+from nets import trained
 from purifier import Purifier, Threat
-from purifier.data import load_data
 
 pytest.importorskip("pyautoattack")
 
@@ -25,24 +24,7 @@ class Smooth(Same):
 
 @pytest.fixture(scope="module")
 def hardened() -> nn.Module:
-    """A small classifier trained on FGSM's images (Goodfellow et al. 2014), from a random start (Wong et al. 2020)."""
-    pixels, labels = load_data("fashion-mnist:train:3000").batch(range(3000))
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 16, 5, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 5, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(512, 10),
-    )
-    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    for _ in range(5):
-        for part in torch.randperm(3000).split(50):
-            optimizer.zero_grad()
-            _loss(net, _fgsm(net, pixels[part], labels[part], 0.06), labels[part]).backward()
-            optimizer.step()
-    return net.eval().requires_grad_(False)
+    return trained("hardened")
 
 
 @pytest.mark.parametrize(
@@ -90,14 +72,3 @@ def _standing(
 
 def _right(module: nn.Module, filter_: type[Purifier], pixels: Tensor, labels: Tensor) -> Tensor:
     return module(filter_(NoConfig()).purify(pixels)).argmax(1) == labels
-
-
-def _fgsm(net: nn.Module, pixels: Tensor, labels: Tensor, eps: float) -> Tensor:
-    start = pixels + eps * (2 * torch.rand_like(pixels) - 1)
-    leaf = start.clamp(0, 1).requires_grad_()
-    (gradient,) = torch.autograd.grad(_loss(net, leaf, labels), leaf)
-    return Threat("linf", eps).project(leaf + 1.25 * eps * gradient.sign(), pixels).detach()
-
-
-def _loss(net: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(net(pixels), labels)

@@ -79,7 +79,7 @@ def test_more_crafting_attacks_never_fool_fewer(net, images, models):
         spec = f"transfer:surrogate=surrogates:other,attacks={attacks}"
         return net(run(spec, net, pixels, labels, Threat("linf", 0.08))).argmax(1) != labels
 
-    one, both = fooled("fgsm"), fooled("fgsm+mim")
+    one, both = fooled("pgd:steps=1"), fooled("pgd:steps=1+pgd")
     assert (both | ~one).all() and both.sum() > one.sum() > 10
 
 
