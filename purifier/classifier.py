@@ -164,6 +164,12 @@ def logits_of(output: Any) -> Tensor:
     raise ClassifierError(f"the classifier must give logits, floats (N, K); it gives {', '.join(got) or 'nothing'}", "")
 
 
+def are_probabilities(output: Tensor) -> bool:
+    """Whether outputs (N, K) are probabilities, softmax's, and no logits."""
+    sums = output.float().sum(1)
+    return output.shape[1] > 1 and bool(output.amin() >= 0) and bool(((sums - 1).abs() < 1e-3).all())
+
+
 def evaluating(module: nn.Module) -> nn.Module:
     """Put a module into evaluation mode; one of torch.export has its mode baked in and is left as it is."""
     try:

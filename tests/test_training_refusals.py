@@ -59,7 +59,6 @@ def too_late(now: Progress) -> None:
         ({"seed": None}, ConfigError, "seed: expected a whole number, got None"),
         ({"data": 8}, ConfigError, "data: expected a DATA spec or ImageData, got int"),
         ({"data": "demo:0"}, SpecError, "expected a count of at least 1"),
-        ({"lr": None}, ConfigError, "lr: expected a positive number, got None"),
         ({"lr": 0.0}, ConfigError, "lr: expected a positive number, got 0"),
         ({"lr": float("nan")}, ConfigError, "lr: expected a positive number, got nan"),
         ({"device": "abacus"}, ConfigError, "device 'abacus' cannot be used"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from purifier.seeding import SampleGenerator
 
 from ._autoencoder import Decoder, Encoder, layer_widths
 
+P = ParamSpec("P")
 DEEPEST, LONGEST_SIDE, MOST_WEIGHTS = 16, 65_536, 10**9
 """Beyond these an option is a slip, to be told before memory is asked for."""
 
@@ -116,6 +119,10 @@ class Variational(Purifier):
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """KL(q(z|x) || p(z)) in nats or an upper bound of it in closed form, (N,)."""
 
+    @abstractmethod
+    def training_kl(self, mean: Tensor, log_variance: Tensor, latent: Tensor, labels: Tensor | None) -> Tensor:
+        """The KL term of the negative ELBO as it is learned, (N,), with ``latent`` a draw of q(z|x)."""
+
     def settle(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """The latent to decode, given one from q(z|x) and the spread of q."""
         return mean
@@ -137,7 +144,8 @@ class Variational(Purifier):
         """Mean and log-variance of q(z|x), each (N, *latent_shape)."""
         check_shape(pixels, name="pixels", shape=self.config.image_shape)
         mean, log_variance = self.encoder(pixels)
-        return mean, log_variance
+        # What torch.autocast computed in half precision is summed and exponentiated from here on.
+        return mean.to(pixels.dtype), log_variance.to(pixels.dtype)
 
     def latent_of(self, pixels: Tensor) -> Tensor:
         """The mean of q(z|x), settled: (N, *latent_shape)."""
@@ -152,6 +160,25 @@ class Variational(Purifier):
         mean, log_variance = self.encode(pixels)
         latent = reparameterised(mean, log_variance, noise)
         return self.decoded(self.settle(latent, log_variance))
+
+    def loss(
+        self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The two terms of the negative ELBO (equation 10), in nats an image, means over the batch."""
+        mean, log_variance = self.encode(pixels)
+        latent = reparameterised(mean, log_variance, noise)
+        logits = self.decoder(latent).to(pixels.dtype)
+        return self._terms(logits, target, self.training_kl(mean, log_variance, latent, labels))
+
+    def purify_and_loss(
+        self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Both from one pass: the latent is settled before it is decoded, as purifying does, in the loss too."""
+        mean, log_variance = self.encode(pixels)
+        latent = reparameterised(mean, log_variance, noise)
+        logits = self.decoder(self.settle(latent, log_variance)).to(pixels.dtype)
+        kl = self.training_kl(mean, log_variance, latent, labels)
+        return torch.sigmoid(logits), self._terms(logits, target, kl)
 
     def score(self, pixels: Tensor) -> Tensor:
         """What ``config.score`` says, (N,), without noise."""
@@ -173,6 +200,10 @@ class Variational(Purifier):
             purified = self.decoded(latent)
         return purified, score
 
+    @staticmethod
+    def _terms(logits: Tensor, target: Tensor, kl: Tensor) -> dict[str, Tensor]:
+        return {"reconstruction": bernoulli_nats(logits, target).mean(), "kl": kl.mean()}
+
 
 def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor | None) -> Tensor:
     """z = mean + std * noise; the mean without noise."""
@@ -188,3 +219,17 @@ def bernoulli_nats(logits: Tensor, target: Tensor) -> Tensor:
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, diag(exp(log_variance))) || N(0, I)) in nats, (N,): Kingma & Welling 2014, appendix B."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
+
+
+def in_full_precision(method: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """A method whose linear algebra torch.autocast leaves alone."""
+
+    @functools.wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        place = next(part.device.type for part in args if isinstance(part, Tensor))
+        if not torch.is_autocast_enabled(place):  # entering a context would show in an exported graph
+            return method(*args, **kwargs)
+        with torch.autocast(place, enabled=False):
+            return method(*args, **kwargs)
+
+    return run

@@ -15,7 +15,7 @@ from ._mixture import Mixture
 from ._variational import (
     Variational,
     VariationalConfig,
-    bernoulli_nats,
+    in_full_precision,
     kl_to_standard_normal,
     reparameterised,
 )
@@ -118,20 +118,15 @@ class Gmvae(Variational):
         """How many components live: pi_k > 0.1 / K."""
         return {"live_components": float(self.prior.live)}
 
-    def loss(
-        self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """The two terms of the negative ELBO in nats an image, means over the batch.
+    @in_full_precision
+    def training_kl(self, mean: Tensor, log_variance: Tensor, latent: Tensor, labels: Tensor | None) -> Tensor:
+        """That of N(0, I) until the mixture is fitted, then the mixture's by one sample, at its weight.
 
         ``labels`` (N,) name each image's component if ``labelled``.
         """
-        mean, log_variance = self.encode(pixels)
-        latent = reparameterised(mean, log_variance, noise)
-        kl = self._sampled_kl(mean, log_variance, latent, labels) if self.fitted_in else None
-        return {
-            "reconstruction": bernoulli_nats(self.decoder(latent), target).mean(),
-            "kl": (kl_to_standard_normal(mean, log_variance) if kl is None else self._kl_weight * kl).mean(),
-        }
+        if not self.fitted_in:
+            return kl_to_standard_normal(mean, log_variance)
+        return self._kl_weight * self._sampled_kl(mean, log_variance, latent, labels)
 
     def classify(self, pixels: Tensor) -> Tensor:
         """log p(k|z) at the mean of q(z|x), (N, K): which class's component an image belongs to.
@@ -145,9 +140,10 @@ class Gmvae(Variational):
             raise ConfigError("this gmvae's components are no classes; train it with labelled=true to classify with it")
         return self.prior.log_components(self.encode(pixels)[0]).log_softmax(1)
 
+    @in_full_precision
     def settle(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """The mean of N(mean, diag(variance)) times the prior of the configured strength."""
-        if self.config.strength == 0:
+        if self.config.strength == 0 or (self.training and not self.fitted_in):
             return mean
         return self.prior.product_mean(mean, log_variance, self.config.strength)
 

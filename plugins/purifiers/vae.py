@@ -7,13 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ._variational import (
-    Variational,
-    VariationalConfig,
-    bernoulli_nats,
-    kl_to_standard_normal,
-    reparameterised,
-)
+from ._variational import Variational, VariationalConfig, kl_to_standard_normal
 
 
 @dataclass(frozen=True)
@@ -26,15 +20,6 @@ class Vae(Variational):
 
     Config = VaeConfig
     config: VaeConfig
-
-    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        """The two terms of the negative ELBO (equation 10), in nats an image, means over the batch."""
-        mean, log_variance = self.encode(pixels)
-        logits = self.decoder(reparameterised(mean, log_variance, noise))
-        return {
-            "reconstruction": bernoulli_nats(logits, target).mean(),
-            "kl": self.kl(mean, log_variance).mean(),
-        }
 
     def log_prior(self, latent: Tensor) -> Tensor:
         """log N(z | 0, I)."""
@@ -51,4 +36,8 @@ class Vae(Variational):
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """The exact KL divergence."""
+        return kl_to_standard_normal(mean, log_variance)
+
+    def training_kl(self, mean: Tensor, log_variance: Tensor, latent: Tensor, labels: Tensor | None) -> Tensor:
+        """The same."""
         return kl_to_standard_normal(mean, log_variance)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack_specs import read_attack
+from ..classifier import are_probabilities
 from ..data import ImageData
 from ..errors import GradientError
 from ..seeding import SampleGenerator, mix_seed
@@ -101,7 +102,7 @@ def _of_logits(trial: Trial, batch: Batch) -> Iterator[Flag]:
 
     everyone = torch.arange(total, device=pixels.device)
     given = logits(everyone)
-    if given.shape[1] > 1 and given.amin() >= 0 and ((given.sum(1) - 1).abs() < 1e-3).all():
+    if are_probabilities(given):
         low, high = given.sum(1).aminmax()
         yield Flag(
             "probabilities", f"all outputs of {total} images are in [0, 1], their sums in [{low:.4f}, {high:.4f}]"

@@ -22,6 +22,7 @@ from ..errors import AuditError, ConfigError, PluginError, PurifierError
 from ..guard import Guard, GuardedModule, GuardedSession
 from ..interfaces import Attack, Purifier, purifiers
 from ..pixels import check_pixels
+from ..rest import at_rest
 from ..seeding import SampleGenerator
 from ..target import Route, is_random
 from ..threat import Norm, Threat
@@ -30,7 +31,6 @@ from .plan import Job, plan, plan_preset
 from .presets import DEFAULT_PRESET, preset_of
 from .probes import probe
 from .report import AuditReport, check_writable
-from .rest import at_rest
 from .tally import rows_of, worst_cases
 from .trial import Progress, Trial
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,16 +17,34 @@ from ..training import Progress
 from ..training import train as run
 from ..training.state import log_path
 from .console import plain_console
+from .options import INPUT, PREPROCESSING, read_input_option, read_preprocessing_option
 
 
 def train(
     plugin: Annotated[str, typer.Argument(help="Name of a purifier plugin, such as vae.")],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:train.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write, a .safetensors file.")],
-    recipe: Annotated[str, typer.Option(help="How to train: elbo.")] = "elbo",
+    recipe: Annotated[
+        str, typer.Option(help="How to train: elbo, denoise or robust, with options such as robust:eps=0.1,steps=2.")
+    ] = "elbo",
+    classifier: Annotated[
+        str | None, typer.Option(help="MODEL spec of the classifier the purifier is for (denoise, robust).")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
+    preprocessing: Annotated[str | None, PREPROCESSING] = None,
+    input: Annotated[str | None, INPUT] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-3,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (default: the recipe's, 1e-3 or 2e-3).")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant or cosine (default: the recipe's; robust: cosine).")
+    ] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of a gradient, 0 for no limit (robust: 1).")] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay a step of the averaged weights, 0 for none (robust: 0.999).")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 (robust: bfloat16).")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, shift, or flip: shifts and mirror images.")] = None,
     seed: Annotated[int, typer.Option(help="Names every random number of the run.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")] = False,
     settings: Annotated[
@@ -36,7 +55,7 @@ def train(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda.")] = "cpu",
     save_every: Annotated[int, typer.Option(help="Epochs between two states to resume from.")] = 1,
 ) -> None:
-    """Train a purifier and write its checkpoint."""
+    """Train a purifier and write its checkpoint; on several processes: torchrun -m purifier.cli train ..."""
     name, colon, options = plugin.partition(":")
     if colon:
         raise SpecError(
@@ -46,7 +65,8 @@ def train(
         )
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
     images = load_data(data, root=root)
-    console = plain_console(soft_wrap=True)
+    first = os.environ.get("RANK", "0") == "0"
+    console = plain_console(soft_wrap=True, quiet=not first)
     with _bar(console) as bar:
         task = bar.add_task("", total=None, visible=False, loss="", speed="")
 
@@ -67,9 +87,18 @@ def train(
             out,
             config=config,
             recipe=recipe,
+            classifier=classifier,
+            weights=weights,
+            preprocessing=read_preprocessing_option(preprocessing),
+            input=read_input_option(input),
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
+            schedule=schedule,
+            clip=clip,
+            ema=ema,
+            precision=precision,
+            augment=augment,
             seed=seed,
             resume=resume,
             device=device,

@@ -1,5 +1,6 @@
-"""Training a purifier: the loop, the recipes, and the state that lets a killed run go on."""
+"""Training: the loop, and the recipes it follows."""
 
-from .loop import Progress as Progress
+from .epoch import Progress as Progress
 from .loop import train as train
-from .recipes import Recipe as Recipe
+from .recipe import Batch as Batch
+from .recipe import Recipe as Recipe

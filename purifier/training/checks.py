@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,15 +27,13 @@ def check_out(out: Path) -> None:
             raise _Rehearsed
 
 
-def check_numbers(epochs: int, batch_size: int, lr: float, seed: int, save_every: int) -> None:
+def check_numbers(epochs: int, batch_size: int, seed: int, save_every: int) -> None:
     """Refuse impossible numbers."""
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("save_every", save_every)):
         if type(value) is not int or value < 1:
             raise ConfigError(f"{name}: expected a whole number, 1 or more, got {value!r}")
     if type(seed) is not int:
         raise ConfigError(f"seed: expected a whole number, got {seed!r}")
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not (lr > 0 and math.isfinite(lr)):
-        raise ConfigError(f"lr: expected a positive number, got {lr!r}")
 
 
 def device_of(name: str | torch.device) -> torch.device:

@@ -1,42 +1,34 @@
-"""The training loop. Every random number follows from seed, epoch and image index, and from nothing else."""
+"""train(): from a plugin's name and data to a checkpoint, through states that a stopped run goes on from."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from onnx import ModelProto
+from torch import nn
 
 from .. import checkpoint
+from ..classifier import PixelClassifier
 from ..data import ImageData, load_data
 from ..errors import ConfigError, TrainingError
-from ..interfaces import Purifier, Scheduled, purifiers
-from ..seeding import SampleGenerator, mix_seed
+from ..interfaces import Purifier, purifiers
+from ..pixels import Preprocessing
+from ..rest import at_rest
+from ..seeding import mix_seed
 from ..specs import build
 from .checks import check_numbers, check_out, device_of
-from .recipes import Recipe, build_recipe
+from .epoch import NotFinite, Progress, Run
+from .frozen import check_classifier, fingerprint, read_classifier
+from .optimisation import Follower
+from .processes import joined, own_device
+from .recipe import Recipe
+from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
-
-REPORT_STEPS = 20
-"""How often the loss is looked at: each look makes a GPU wait."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far training is, handed to ``progress`` every few steps."""
-
-    epoch: int
-    epochs: int
-    images: int
-    """Images seen since epoch 1; ``total`` at the end."""
-    total: int
-    loss: float
-    images_per_second: float
 
 
 def train(
@@ -46,9 +38,18 @@ def train(
     *,
     config: Mapping[str, object] | None = None,
     recipe: str = "elbo",
+    classifier: str | Path | nn.Module | ModelProto | None = None,
+    weights: str | Path | None = None,
+    preprocessing: Preprocessing | None = None,
+    input: int | str | None = None,
     epochs: int = 10,
     batch_size: int = 128,
-    lr: float = 1e-3,
+    lr: float | None = None,
+    schedule: str | None = None,
+    clip: float | None = None,
+    ema: float | None = None,
+    precision: str | None = None,
+    augment: str | None = None,
     seed: int = 0,
     resume: bool = False,
     device: str | torch.device = "cpu",
@@ -60,6 +61,9 @@ def train(
 
     Beside ``out`` lie a log, ``NAME.log.jsonl``, and until the end a state, ``NAME.train.safetensors``, from
     which ``resume`` goes on: on the CPU to the same weights, bit for bit, as a run never stopped.
+
+    Under torchrun each process takes its share of every batch, and the first writes the files: the loss is that of
+    one process with the same batch, but for the order of sums.
 
     Parameters
     ----------
@@ -73,11 +77,19 @@ def train(
     config
         Options of the plugin's Config; ``image_shape`` is that of the data unless given.
     recipe
-        ``elbo``: the purifier's own loss on the images as they are.
-    epochs, batch_size, lr, seed
+        ``elbo``: the purifier's own loss on the images as they are. ``denoise``: from adversarial images of a
+        classifier to the clean ones. ``robust``: adversarial training in front of a classifier. With options,
+        ``robust:eps=0.1,steps=2``, which are the fields of :class:`~purifier.training.robust.Robust` and so on.
+    classifier, weights, preprocessing, input
+        The classifier the purifier is for, as :func:`purifier.guard` and :func:`purifier.load_classifier` take it. Not
+        one bit of it is changed. An ONNX model gives gradients by the package onnx-ad.
+    epochs, batch_size, seed
         As usual. One left-over image joins the batch before it.
+    lr, schedule, clip, ema, precision, augment
+        See :class:`~purifier.training.optimisation.Optimisation`; by default what the recipe suggests.
     resume
-        Go on from the state file; all settings but ``epochs``, ``device``, ``save_every`` must be as before.
+        Go on from the state file; all settings but ``epochs``, ``device``, ``save_every`` must be as before. With a
+        schedule, ``epochs`` too, for the same weights.
     device
         Where to train, such as ``cpu`` or ``cuda``.
     save_every
@@ -90,164 +102,139 @@ def train(
     Raises
     ------
     ConfigError, PluginError
-        An option, recipe or plugin is unknown or has an impossible value.
-    SpecError, DataError
-        ``data`` is a spec that cannot be read, or of data that is missing or damaged.
+        An option, recipe or plugin is unknown or has an impossible value; the classifier has no gradients or gives
+        probabilities.
+    SpecError, DataError, ClassifierError
+        A spec cannot be read, or what it names is missing or damaged.
     TrainingError
-        There is nothing to train or to resume, or the loss became infinite or NaN; the last state is kept.
+        There is nothing to train or to resume, labels are none of the classifier's, or training went wrong: the loss
+        became infinite or NaN, or the recipe's attack no longer means anything; the last state is kept.
     CheckpointError
         The state to resume is damaged.
     OutputError
         ``out`` cannot be written, or somebody else's file lies where the state goes.
     """
     out = Path(out)
-    state, log = state_path(out), log_path(out)
-    check_numbers(epochs, batch_size, lr, seed, save_every)
+    check_numbers(epochs, batch_size, seed, save_every)
     check_out(out)
     if not resume:
-        check_replaceable(state)
-    place = device_of(device)
+        check_replaceable(state_path(out))
+    place = own_device(device_of(device))
     chosen = build_recipe(recipe)
+    given = {"lr": lr, "schedule": schedule, "clip": clip, "ema": ema, "precision": precision, "augment": augment}
+    optimisation = chosen.suggested.with_given(given)
     images = load_data(data, root=root) if isinstance(data, str) else data
     if not isinstance(images, ImageData):
         raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")
+    front = _classifier(chosen, classifier, weights, preprocessing, input)
     purifier = _build(plugin, config or {}, images, seed).to(place).train()
-    optimizer = torch.optim.Adam([weight for weight in purifier.parameters() if weight.requires_grad], lr=lr)
+    follower = Follower(purifier, optimisation)
     settings = {
         "plugin": plugin,
         "config": dataclasses.asdict(purifier.config),
         "recipe": recipe,
-        "lr": lr,
+        "classifier": None if front is None else fingerprint(front),
+        **dataclasses.asdict(optimisation),
         "batch_size": batch_size,
         "seed": seed,
         "data": images.name,
         "images": len(images),
     }
     header = {**settings, "epochs": epochs, "device": str(device)}
-    entry = read_state(state, purifier, optimizer, settings) if resume else None
-    done = entry["epoch"] if entry else 0
-    if done > epochs:
-        raise TrainingError(f"{state} is at epoch {done} already, expected at most {epochs}; raise epochs")
-    entries = read_log(log, until=done) if resume else []
-    if resume:  # it is this run's own log; another's stays until this run has an epoch to show
-        write_log(log, header, entries)
-    for epoch in range(done + 1, epochs + 1):
-        try:
-            entry = _train_epoch(purifier, optimizer, chosen, images, settings, epoch, epochs, progress)
-        except _NotFinite as problem:
-            kept = f"epoch {done} is kept in {state}" if done else "nothing was saved yet"
-            raise TrainingError(f"{problem}; {kept}: start again with lr below {lr:g}") from None
-        entries.append(entry)
-        write_log(log, header, entries)
-        if epoch % save_every == 0 or epoch == epochs:
-            write_state(state, purifier, optimizer, settings, entry)
-            done = epoch
-    assert entry is not None  # epochs is 1 or more
-    metrics = {
-        **entry["terms"],
-        **entry.get("figures", {}),
-        "epochs": epochs,
-        "images_per_second": entry["images_per_second"],
-    }
-    checkpoint.save(purifier, out, recipe=recipe, seed=seed, data=images.name, metrics=metrics)
-    trained = checkpoint.load(out)
-    state.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        if front is not None:
+            stack.enter_context(at_rest(front, device=place))
+            check_classifier(front, chosen, images, place)
+        processes = joined(place)
+        entry = read_state(state_path(out), follower, settings) if resume else None
+        run = Run(
+            chosen,
+            purifier,
+            follower,
+            images,
+            classifier=front,
+            processes=processes,
+            device=place,
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seed,
+            progress=progress,
+        )
+        entry = _run(run, out, settings, header, entry, save_every)
+        if front is not None and fingerprint(front) != settings["classifier"]:
+            raise TrainingError(f"{front.describe()} changed while it was trained for; it must hold still in eval()")
+        if processes.rank == 0:
+            metrics = {
+                **entry["terms"],
+                **entry.get("figures", {}),
+                "epochs": epochs,
+                "images_per_second": entry["images_per_second"],
+            }
+            result = follower.result
+            assert isinstance(result, Purifier)
+            checkpoint.save(result, out, recipe=recipe, seed=seed, data=images.name, metrics=metrics)
+        processes.wait()
+        trained = checkpoint.load(out)
+        processes.wait()
+        if processes.rank == 0:
+            state_path(out).unlink(missing_ok=True)
     return trained
 
 
-class _NotFinite(Exception):
-    """Loss or weights are no longer numbers; the message says where."""
-
-
-def _train_epoch(
-    purifier: Purifier,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    data: ImageData,
+def _run(
+    run: Run,
+    out: Path,
     settings: Mapping[str, Any],
-    epoch: int,
-    epochs: int,
-    progress: Callable[[Progress], None] | None,
+    header: Mapping[str, Any],
+    entry: dict[str, Any] | None,
+    save_every: int,
 ) -> dict[str, Any]:
-    """Train one epoch; returns its log entry."""
-    seed = settings["seed"]
-    place = next(purifier.parameters()).device
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(mix_seed(seed, "shuffle", epoch)))
-    batches = list(_batches(order.tolist(), settings["batch_size"]))
-    names: list[str] = []
-    rows: list[Tensor] = []
-    looked, seen = 0, 0
-    start = time.perf_counter()
-    # Recipes and purifiers take their randomness from the generator; a layer that does not (dropout) is
-    # still the same after a resume, and the caller's own stream is left alone.
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        torch.manual_seed(mix_seed(seed, "layers", epoch))
-        if isinstance(purifier, Scheduled):
-            purifier.begin_epoch(epoch, epochs, data)
-        for step, indices in enumerate(batches, 1):
-            pixels, labels = (part.to(place) for part in data.batch(indices))
-            generator = SampleGenerator(mix_seed(seed, "noise", epoch), indices)
-            terms = recipe.step(purifier, pixels, labels, generator)
-            row = torch.stack(list(terms.values()))
-            optimizer.zero_grad()
-            torch.autograd.backward(row.sum())
-            optimizer.step()
-            names = list(terms)
-            rows.append(row.detach())
-            seen += len(indices)
-            if step % REPORT_STEPS == 0 or step == len(batches):
-                _check_finite(rows[looked:], names, epoch, looked)
-                looked = step
-                if progress is not None:
-                    progress(
-                        Progress(
-                            epoch=epoch,
-                            epochs=epochs,
-                            images=(epoch - 1) * len(data) + seen,
-                            total=epochs * len(data),
-                            loss=float(rows[-1].sum()),
-                            images_per_second=seen / (time.perf_counter() - start),
-                        )
-                    )
-    for name, value in purifier.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise _NotFinite(f"weights {name!r} became NaN or infinite in epoch {epoch}")
-    for moments in optimizer.state.values():
-        if not all(value.isfinite().all() for value in moments.values()):
-            raise _NotFinite(f"a mean of squared gradients became infinite in epoch {epoch}")
-    seconds = time.perf_counter() - start
-    sizes = torch.tensor([len(indices) for indices in batches], dtype=torch.float64)
-    means = (torch.stack(rows).cpu().double() * sizes[:, None]).sum(0) / len(data)
-    return {
-        "epoch": epoch,
-        "step": epoch * len(batches),
-        "loss": float(means.sum()),
-        "terms": dict(zip(names, means.tolist(), strict=True)),
-        "figures": purifier.figures() if isinstance(purifier, Scheduled) else {},
-        "images_per_second": round(len(data) / seconds, 1),
-        "seconds": round(seconds, 3),
-    }
+    """Train the epochs after ``entry``, writing state and log; returns the last epoch's entry."""
+    state, log, epochs = state_path(out), log_path(out), run.epochs
+    done = entry["epoch"] if entry else 0
+    if done > epochs:
+        raise TrainingError(f"{state} is at epoch {done} already, expected at most {epochs}; raise epochs")
+    writes = run.processes.rank == 0
+    entries = read_log(log, until=done) if entry else []
+    if entry and writes:  # it is this run's own log; another's stays until this run has an epoch to show
+        write_log(log, header, entries)
+    for epoch in range(done + 1, epochs + 1):
+        kept = f"epoch {done} is kept in {state}" if done else "nothing was saved yet"
+        try:
+            entry = run.epoch(epoch)
+        except NotFinite as problem:
+            lr = run.follower.settings.lr
+            raise TrainingError(f"{problem}; {kept}: start again with lr below {lr:g}") from None
+        except TrainingError as problem:
+            raise TrainingError(f"{problem} ({kept})") from problem
+        entries.append(entry)
+        if writes:
+            write_log(log, header, entries)
+            if epoch % save_every == 0 or epoch == epochs:
+                write_state(state, run.follower, settings, entry)
+        if epoch % save_every == 0:
+            done = epoch
+    assert entry is not None  # epochs is 1 or more
+    return entry
 
 
-def _check_finite(rows: Sequence[Tensor], names: Sequence[str], epoch: int, steps_before: int) -> None:
-    stacked = torch.stack(list(rows))
-    bad = (~stacked.isfinite()).any(1).nonzero().flatten().tolist()
-    if bad:
-        values = (f"{name} {value:g}" for name, value in zip(names, stacked[bad[0]].tolist(), strict=True))
-        raise _NotFinite(
-            f"the loss is not finite at epoch {epoch}, step {steps_before + bad[0] + 1} ({', '.join(values)})"
-        )
-
-
-def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Cut ``order`` up; a single image at the end joins the batch before: BatchNorm cannot take one alone."""
-    start = 0
-    while start < len(order):
-        stop = start + size
-        if stop == len(order) - 1 and size > 1:
-            stop += 1
-        yield order[start:stop]
-        start = stop
+def _classifier(
+    recipe: Recipe,
+    given: str | Path | nn.Module | ModelProto | None,
+    weights: str | Path | None,
+    preprocessing: Preprocessing | None,
+    input: int | str | None,
+) -> PixelClassifier | None:
+    name = type(recipe).__name__.lower()
+    if not recipe.needs_classifier:
+        if given is not None:
+            raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or take denoise or robust")
+        return None
+    if given is None:
+        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; give classifier")
+    return read_classifier(
+        given, weights=weights, preprocessing=preprocessing, input=input, gradients=recipe.needs_gradients
+    )
 
 
 def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int) -> Purifier:

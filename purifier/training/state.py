@@ -15,7 +15,7 @@ from torch import Tensor
 from ..atomic import atomic_write
 from ..checkpoint import read_tensors, write_tensors
 from ..errors import CheckpointError, OutputError, TrainingError
-from ..interfaces import Purifier
+from .optimisation import Follower
 
 KEY = "purifier.training"
 
@@ -46,21 +46,13 @@ def check_replaceable(path: Path) -> None:
         )
 
 
-def write_state(
-    path: Path,
-    purifier: Purifier,
-    optimizer: torch.optim.Optimizer,
-    settings: Mapping[str, Any],
-    entry: Mapping[str, Any],
-) -> None:
+def write_state(path: Path, follower: Follower, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
     """Write atomically all that the epochs after ``entry``, the log entry of the last one, depend on."""
-    write_tensors(_tensors(purifier, optimizer), path, {KEY: {"settings": settings, "entry": entry}})
+    write_tensors(_tensors(follower), path, {KEY: {"settings": settings, "entry": entry}})
 
 
-def read_state(
-    path: Path, purifier: Purifier, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Load a state into purifier and optimizer; returns the log entry of its last epoch.
+def read_state(path: Path, follower: Follower, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Load a state into weights, optimizer and average; returns the log entry of its last epoch.
 
     Raises
     ------
@@ -74,22 +66,25 @@ def read_state(
             f"nothing to resume: no training state {path} (it is removed when training ends); start without resume"
         )
     tensors, metadata = read_tensors(path)
-    entry = _check_state(path, tensors, metadata.get(KEY), _tensors(purifier, optimizer), settings)
-    purifier.load_state_dict(_below("weights.", tensors))
+    entry = _check_state(path, tensors, metadata.get(KEY), _tensors(follower), settings)
+    follower.module.load_state_dict(_below("weights.", tensors))
+    if follower.average is not None:
+        follower.average.load_state_dict(_below("average.", tensors))
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below("optimizer.", tensors).items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    follower.optimizer.load_state_dict({**follower.optimizer.state_dict(), "state": state})
     return entry
 
 
-def _tensors(purifier: Purifier, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"weights.{key}": value for key, value in purifier.state_dict().items()}
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for index, weight in enumerate(weights):
+def _tensors(follower: Follower) -> dict[str, Tensor]:
+    tensors = {f"weights.{key}": value for key, value in follower.module.state_dict().items()}
+    if follower.average is not None:
+        tensors |= {f"average.{key}": value for key, value in follower.average.state_dict().items()}
+    for index, weight in enumerate(follower.weights):
         # Adam starts from these zeros at a weight's first gradient, which some weights never see.
-        values = optimizer.state.get(weight) or {
+        values = follower.optimizer.state.get(weight) or {
             "step": torch.zeros(()),
             "exp_avg": torch.zeros_like(weight),
             "exp_avg_sq": torch.zeros_like(weight),

@@ -12,11 +12,11 @@ from broken import CONTROLS, Behind, Broken, Control, HiddenRandom, Random, Reve
 from purifier import Threat
 from purifier.audit.probes import probe
 from purifier.audit.report import Flag
-from purifier.audit.rest import at_rest
 from purifier.audit.trial import Trial
 from purifier.classifier import load_classifier
 from purifier.data import ImageData, load_data
 from purifier.guard import guard
+from purifier.rest import at_rest
 from purifier.target import is_random
 
 LINF = Threat("linf", 0.1)

@@ -1,4 +1,4 @@
-"""Modules at rest: in evaluation mode and without parameter gradients while an audit runs, then as before."""
+"""Modules at rest: in evaluation mode and without parameter gradients while they are attacked, then as before."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import chain
 import torch
 from torch import nn
 
-from ..classifier import evaluating
-from ..errors import ConfigError
+from .classifier import evaluating
+from .errors import ConfigError
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Two small classifiers of real images, trained once: `python tests/attacks/nets.py` writes their weights anew.
+"""Two small classifiers of real images, trained once: `python tests/nets.py` writes their weights anew.
 
 Trained on the spot they would differ from machine to machine, as sums do in their last digit, and what a test says of
 64 images with them.

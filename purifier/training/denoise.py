@@ -1,0 +1,98 @@
+"""Recipe ``denoise``: from adversarial images of the classifier back to the clean ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..attack_specs import read_attack
+from ..errors import ConfigError
+from ..interfaces import Attack, Purifier
+from ..seeding import SampleGenerator
+from ..target import Target
+from ..threat import Threat
+from .recipe import Batch, Recipe, labels_for
+
+
+@dataclass(frozen=True)
+class Denoise(Recipe):
+    """The purifier's own loss with adversarial images given and the clean ones as target (Li & Ji 2018, Defense-VAE).
+
+    The images are made against the classifier alone, so an attacker who knows the purifier is not what is learned.
+    Each image meets one attack and one eps at a time, drawn evenly.
+
+    Parameters
+    ----------
+    attacks
+        ATTACK specs joined by ``+``; with those that need no gradients (``square``, ``transfer`` from a surrogate) any
+        classifier will do.
+    eps
+        The budgets, in pixel units; 0 for clean images among them.
+    norm
+        What eps measures.
+    cached
+        Make each image's adversarial twin once and keep it, as bytes, in memory: for slow attacks. Otherwise it is
+        made anew in each epoch.
+    """
+
+    needs_classifier: ClassVar[bool] = True
+
+    attacks: str = "fgsm+rfgsm+pgd"
+    eps: tuple[float, ...] = (0.1, 0.2, 0.3)
+    norm: Literal["linf", "l2", "l1"] = "linf"
+    cached: bool = False
+    _cache: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.eps:
+            raise ConfigError("denoise: eps: expected one budget or several, such as 0.1 0.2, got none")
+        for threat, attack in self._pairs:
+            if threat.norm not in attack.norms:
+                raise ConfigError(
+                    f"denoise: {type(attack).__name__} works in {', '.join(attack.norms)}, not in {threat.norm}; "
+                    "choose another attack or norm"
+                )
+            if attack.needs == "latent":
+                raise ConfigError(
+                    f"denoise: {type(attack).__name__} attacks the purifier; choose one of the classifier"
+                )
+
+    @property
+    def needs_gradients(self) -> bool:  # type: ignore[override]
+        return any(attack.needs == "gradient" for _, attack in self._pairs)
+
+    def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
+        """The purifier's own terms."""
+        adversarial = self._remembered(purifier, batch) if self.cached else self._made(purifier, batch, batch.generator)
+        noise = purifier.draw(batch.pixels, batch.generator)
+        return purifier.loss(adversarial, batch.pixels, noise, **labels_for(purifier, batch.labels))
+
+    @cached_property
+    def _pairs(self) -> list[tuple[Threat, Attack]]:
+        chosen = [read_attack(spec.strip()).attack for spec in self.attacks.split("+")]
+        return list(product((Threat(self.norm, eps) for eps in self.eps), chosen))
+
+    def _remembered(self, purifier: Purifier, batch: Batch) -> Tensor:
+        if any(index not in self._cache for index in batch.indices):
+            made = (self._made(purifier, batch, batch.lasting) * 255).round().to(torch.uint8).cpu()
+            self._cache.update(zip(batch.indices, made, strict=True))
+        return torch.stack([self._cache[index] for index in batch.indices]).to(batch.pixels) / 255
+
+    def _made(self, purifier: Purifier, batch: Batch, generator: SampleGenerator) -> Tensor:
+        assert batch.classifier is not None
+        found = batch.pixels.clone()
+        chosen = (generator.uniform((), batch.pixels) * len(self._pairs)).long()
+        for place, (threat, attack) in enumerate(self._pairs):
+            at = (chosen == place).nonzero().squeeze(1)
+            if not len(at) or threat.eps == 0:
+                continue
+            streams, pixels = generator.select(at), batch.pixels[at]
+            target = Target(batch.classifier, purifier, "oblivious", streams)
+            made = attack.perturb(target, pixels, batch.labels[at], threat, streams)
+            found[at] = threat.project(made.detach(), pixels)
+        return found

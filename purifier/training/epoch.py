@@ -1,0 +1,203 @@
+"""One epoch. Every random number follows from seed, epoch and image index, and from nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..classifier import PixelClassifier
+from ..data import ImageData
+from ..interfaces import Purifier, Scheduled
+from ..seeding import SampleGenerator, mix_seed
+from .augment import augmented
+from .optimisation import Follower
+from .processes import Processes
+from .recipe import Batch, Recipe
+
+REPORT_STEPS = 20
+"""How often the loss is looked at: each look makes a GPU wait."""
+WATCHED = 500
+"""Images that a recipe watches after each epoch."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is, handed to ``progress`` every few steps."""
+
+    epoch: int
+    epochs: int
+    images: int
+    """Images seen since epoch 1; ``total`` at the end."""
+    total: int
+    loss: float
+    images_per_second: float
+
+
+class NotFinite(Exception):
+    """Loss or weights are no longer numbers; the message says where."""
+
+
+class _Step(nn.Module):
+    """A recipe's step as a module, for torch's data-parallel wrapper."""
+
+    def __init__(self, recipe: Recipe, purifier: Purifier) -> None:
+        super().__init__()
+        self.recipe, self.purifier = recipe, purifier
+        self.names: list[str] = []
+
+    def forward(self, batch: Batch) -> Tensor:
+        terms = self.recipe.step(self.purifier, batch)
+        self.names = list(terms)
+        return torch.stack([term.float() for term in terms.values()])
+
+
+class Run:
+    """What stays the same from epoch to epoch."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        purifier: Purifier,
+        follower: Follower,
+        data: ImageData,
+        *,
+        classifier: PixelClassifier | None,
+        processes: Processes,
+        device: torch.device,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.recipe, self.purifier, self.follower, self.data = recipe, purifier, follower, data
+        self.classifier, self.processes, self.device = classifier, processes, device
+        self.batch_size, self.epochs, self.seed, self.progress = batch_size, epochs, seed, progress
+        self.inner = _Step(recipe, purifier)
+        self.step = processes.wrapped(self.inner, device)
+
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """Train one epoch, from 1; returns its log entry.
+
+        Raises
+        ------
+        NotFinite
+            The loss, a weight or Adam's state became NaN or infinite.
+        TrainingError
+            The recipe says that training has gone wrong.
+        """
+        order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self._seed("shuffle", epoch)))
+        batches = list(_batches(order.tolist(), self.batch_size))
+        rows: list[Tensor] = []
+        seen = 0
+        start = time.perf_counter()
+        # Recipes and purifiers take their randomness from the generator; a layer that does not (dropout) is
+        # still the same after a resume, and the caller's own stream is left alone.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self._seed("layers", epoch))
+            if isinstance(self.purifier, Scheduled):
+                self.purifier.begin_epoch(epoch, self.epochs, self.data)
+                self.processes.agreed(self.purifier)
+            looked = 0
+            for step, indices in enumerate(batches, 1):
+                own, weight = self.processes.part(indices)
+                batch = self._batch(own, epoch, done=((epoch - 1) * len(batches) + step - 1) / self._steps(batches))
+                moved = augmented(batch.pixels, batch.generator, self.follower.settings.augment)
+                with self.follower.settings.autocast(self.device):
+                    row = self.step(replace(batch, pixels=moved))
+                self.follower.step(row.sum() * (weight * self.processes.count), batch.done)
+                rows.append(row.detach() * weight)
+                seen += len(indices)
+                if step % REPORT_STEPS == 0 or step == len(batches):
+                    rows[looked:] = self.processes.summed(torch.stack(rows[looked:])).unbind()
+                    _check_finite(rows[looked:], self.inner.names, epoch, looked)
+                    looked = step
+                    self._tell(epoch, seen, float(rows[-1].sum()), start)
+        self._check_weights(epoch)
+        seconds = time.perf_counter() - start
+        sizes = torch.tensor([len(indices) for indices in batches], dtype=torch.float64)
+        means = (torch.stack(rows).cpu().double() * sizes[:, None]).sum(0) / len(self.data)
+        return {
+            "epoch": epoch,
+            "step": epoch * len(batches),
+            "loss": float(means.sum()),
+            "terms": dict(zip(self.inner.names, means.tolist(), strict=True)),
+            "figures": self._figures(epoch),
+            "images_per_second": round(len(self.data) / seconds, 1),
+            "seconds": round(seconds, 3),
+        }
+
+    def _batch(self, indices: Sequence[int], epoch: int, *, done: float) -> Batch:
+        pixels, labels = (part.to(self.device) for part in self.data.batch(indices))
+        generator = SampleGenerator(self._seed("noise", epoch), indices)
+        return Batch(
+            pixels=pixels,
+            labels=labels,
+            generator=generator,
+            lasting=SampleGenerator(self._seed("noise", 0), indices),
+            indices=indices,
+            classifier=self.classifier,
+            done=done,
+        )
+
+    def _figures(self, epoch: int) -> dict[str, float]:
+        figures = self.purifier.figures() if isinstance(self.purifier, Scheduled) else {}
+        batch = self._batch(range(min(WATCHED, len(self.data))), epoch, done=epoch / self.epochs)
+        self.purifier.eval()
+        try:
+            with self.follower.settings.autocast(self.device):
+                return figures | self.recipe.watch(self.purifier, batch)
+        finally:
+            self.purifier.train()
+
+    def _tell(self, epoch: int, seen: int, loss: float, start: float) -> None:
+        if self.progress is not None and self.processes.rank == 0:
+            self.progress(
+                Progress(
+                    epoch=epoch,
+                    epochs=self.epochs,
+                    images=(epoch - 1) * len(self.data) + seen,
+                    total=self.epochs * len(self.data),
+                    loss=loss,
+                    images_per_second=seen / (time.perf_counter() - start),
+                )
+            )
+
+    def _check_weights(self, epoch: int) -> None:
+        for name, value in self.purifier.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise NotFinite(f"weights {name!r} became NaN or infinite in epoch {epoch}")
+        for moments in self.follower.optimizer.state.values():
+            if not all(value.isfinite().all() for value in moments.values()):
+                raise NotFinite(f"a mean of squared gradients became infinite in epoch {epoch}")
+
+    def _seed(self, what: str, epoch: int) -> int:
+        return mix_seed(self.seed, what, epoch)
+
+    def _steps(self, batches: Sequence[Sequence[int]]) -> int:
+        return self.epochs * len(batches)
+
+
+def _check_finite(rows: Sequence[Tensor], names: Sequence[str], epoch: int, steps_before: int) -> None:
+    stacked = torch.stack(list(rows))
+    bad = (~stacked.isfinite()).any(1).nonzero().flatten().tolist()
+    if bad:
+        values = (f"{name} {value:g}" for name, value in zip(names, stacked[bad[0]].tolist(), strict=True))
+        raise NotFinite(
+            f"the loss is not finite at epoch {epoch}, step {steps_before + bad[0] + 1} ({', '.join(values)})"
+        )
+
+
+def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Cut ``order`` up; a single image at the end joins the batch before: BatchNorm cannot take one alone."""
+    start = 0
+    while start < len(order):
+        stop = start + size
+        if stop == len(order) - 1 and size > 1:
+            stop += 1
+        yield order[start:stop]
+        start = stop

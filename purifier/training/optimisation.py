@@ -1,0 +1,112 @@
+"""How weights follow their gradients: rate, schedule, clipping, averaging, precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..errors import ConfigError
+from ..specs import build
+
+WARM_UP = 0.1
+"""The share of all steps over which the schedule ``cosine`` rises to its rate."""
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Adam's settings, and what is done around its steps.
+
+    Parameters
+    ----------
+    lr
+        Learning rate; the highest of the schedule.
+    schedule
+        ``constant``, or ``cosine``: a linear rise over the first tenth of the steps, then half a cosine to 0.
+    clip
+        Largest L2 norm of the gradient of all weights together; 0 for no limit.
+    ema
+        Decay a step of the exponential moving average of the weights that the checkpoint gets, (1 + t) / (10 + t) at
+        step t while that is less; 0 for the weights themselves.
+    precision
+        ``bfloat16`` computes layers in torch.autocast's; weights and sums stay float32.
+    augment
+        ``shift`` moves each image up to two pixels each way, ``flip`` also mirrors every second one.
+    """
+
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float = 0.0
+    ema: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    augment: Literal["none", "shift", "flip"] = "none"
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ConfigError(f"lr: expected a positive number, got {self.lr!r}")
+        if not (self.clip >= 0 and math.isfinite(self.clip)):
+            raise ConfigError(f"clip: expected a number of at least 0, got {self.clip!r}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema: expected a decay in [0, 1), such as 0.999, got {self.ema!r}")
+
+    def with_given(self, given: Mapping[str, object]) -> Optimisation:
+        """These settings, with those in their place that are not None."""
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return build(Optimisation, {**asdict(self), **chosen}, what="training")
+
+    def rate(self, done: float) -> float:
+        """The learning rate when the share ``done`` of all steps, in [0, 1), is over."""
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * min(1.0, done / WARM_UP + 1e-3) * 0.5 * (1 + math.cos(math.pi * done))
+
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """What a step computes in."""
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            yield
+
+
+class Follower:
+    """An optimizer, and the average of the weights that follows it."""
+
+    def __init__(self, module: nn.Module, settings: Optimisation) -> None:
+        self.module, self.settings = module, settings
+        self.weights = [weight for weight in module.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.Adam(self.weights, lr=settings.lr)
+        self.average: AveragedModel | None = None
+        if settings.ema:
+            self.average = AveragedModel(module, multi_avg_fn=self._average, use_buffers=True)
+
+    def step(self, loss: Tensor, done: float) -> None:
+        """One step down the gradient of a scalar, when the share ``done`` of all steps is over."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(done)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if self.settings.clip:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+
+    @torch.no_grad()
+    def _average(self, means: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
+        # A slow decay would keep the first weights for as many steps as a short run has.
+        decay = min(self.settings.ema, (1 + int(count)) / (10 + int(count)))
+        for mean, value in zip(means, values, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+    @property
+    def result(self) -> nn.Module:
+        """The module that training is for: the average, or the module itself."""
+        return self.module if self.average is None else self.average.module

@@ -1,0 +1,152 @@
+"""From adversarial images back to clean ones: what the purifier is shown, and what it learns from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import purifier
+from nets import trained
+from purifier.classifier import TorchPixelClassifier
+from purifier.data import load_data
+from purifier.errors import ConfigError, SpecError
+from purifier.interfaces import Purifier
+from purifier.pixels import Preprocessing
+from purifier.seeding import SampleGenerator
+from purifier.threat import Threat
+from purifier.training import Batch, train
+from purifier.training.denoise import Denoise
+from purifier.training.recipes import build_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    pass
+
+
+class Recorder(Purifier):
+    Config = NoConfig
+    gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
+
+    def __init__(self) -> None:
+        super().__init__(NoConfig())
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels
+
+    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        self.seen.append((pixels, target))
+        return {"squares": (pixels - target).square().mean()}
+
+
+def batch_of(indices: range, epoch: int = 1) -> Batch:
+    pixels, labels = load_data("fashion-mnist:train:120").batch(indices)
+    streams = (SampleGenerator(seed, indices) for seed in (epoch, 0))
+    return Batch(pixels, labels, *streams, indices, TorchPixelClassifier(trained("net"), Preprocessing()))
+
+
+def shown(recipe: Denoise, batch: Batch) -> Tensor:
+    recorder = Recorder()
+    recipe.step(recorder, batch)
+    (given, target), *_ = recorder.seen
+    assert torch.equal(target, batch.pixels)
+    return given
+
+
+def test_each_image_meets_one_attack_and_budget_drawn_evenly() -> None:
+    batch = batch_of(range(120))
+    given = shown(build_recipe("denoise:attacks=fgsm+pgd:steps=3,eps=0 0.05 0.1"), batch)
+    lengths = Threat("linf", 0.1).distance(given, batch.pixels)
+    counts = [int(((lengths - eps).abs() < 1e-5).sum()) for eps in (0, 0.05, 0.1)]
+    assert sum(counts) > 110 and min(counts) > 20
+    net, at = trained("net"), lengths > 0.01
+    right = [int((net(images[at]).argmax(1) == batch.labels[at]).sum()) for images in (batch.pixels, given)]
+    assert right[1] < right[0] / 2
+
+
+def test_made_anew_each_epoch_or_once() -> None:
+    for cached in (False, True):
+        recipe = build_recipe(f"denoise:attacks=rfgsm,eps=0.1,cached={cached}")
+        first, second = (shown(recipe, batch_of(range(20), epoch)) for epoch in (1, 2))
+        assert torch.equal(first, second) == cached
+    part = shown(recipe, batch_of(range(5, 12), 3))
+    assert torch.equal(part, first[5:12])
+    fresh = shown(build_recipe("denoise:attacks=rfgsm,eps=0.1,cached=true"), batch_of(range(5, 12), 4))
+    assert torch.equal(fresh, part), "a resumed run makes other images"
+    assert ((first * 255 - (first * 255).round()).abs() < 1e-3).all()
+
+
+def test_it_undoes_an_oblivious_attack_better_than_clean_training(tmp_path: Path) -> None:
+    net = trained("net")
+    options = {"config": {"channels": 4, "latent": 16}, "epochs": 6, "batch_size": 20, "lr": 5e-3}
+    plain = train("vae", "fashion-mnist:train:1000", tmp_path / "plain.safetensors", **options)
+    recipe = "denoise:attacks=fgsm+pgd:steps=5,eps=0.1 0.2"
+    taught = train(
+        "vae", "fashion-mnist:train:1000", tmp_path / "d.safetensors", recipe=recipe, classifier=net, **options
+    )
+    rates = []
+    for filter_ in (plain, taught):
+        guarded = purifier.guard(net, filter_)
+        report = purifier.audit(guarded, "fashion-mnist:test:300", eps=0.2, attacks=["pgd"], routes=["oblivious"])
+        rates.append(next(row for row in report.rows if row.route == "oblivious").result.accuracy)
+    assert rates[1] > rates[0] + 0.07
+
+
+def test_queries_serve_where_there_are_no_gradients(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(
+        trained("net"),
+        (torch.rand(2, 1, 28, 28),),
+        path,
+        dynamo=True,
+        dynamic_shapes=[{0: torch.export.Dim("batch")}],
+        external_data=False,
+        verbose=False,
+    )
+    train(
+        "vae",
+        "fashion-mnist:train:20",
+        tmp_path / "p.safetensors",
+        config={"channels": 2, "latent": 4},
+        recipe="denoise:attacks=square:queries=20,eps=0.1,cached=true",
+        classifier=path,
+        epochs=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error", "says"),
+    [
+        ("denoise:eps=", ConfigError, "eps: expected one budget or several"),
+        ("denoise:eps=-1", ConfigError, "eps must be a finite number >= 0"),
+        ("denoise:attacks=cw", ConfigError, "CarliniWagner works in l2, not in linf; choose another"),
+        ("denoise:attacks=latent-match", ConfigError, "LatentMatch attacks the purifier; choose one of the classifier"),
+        ("denoise:attacks=magic", purifier.PurifierError, "magic"),
+        ("denoise:attacks=", SpecError, "no plugin name"),
+        ("denoise:cached=maybe", ConfigError, "option 'cached' expected bool, got 'maybe'"),
+    ],
+)
+def test_refused(recipe: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        build_recipe(recipe)
+
+
+def test_a_classifier_without_gradients_says_what_remains(tmp_path: Path) -> None:
+    wanted = Preprocessing(dtype="uint8", scale=255)
+    with pytest.raises(ConfigError, match=r"needs gradients .*denoise:attacks=square, or denoise:attacks=transfer:sur"):
+        train(
+            "vae",
+            "fashion-mnist:train:20",
+            tmp_path / "p.safetensors",
+            recipe="denoise",
+            classifier=nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+            preprocessing=wanted,
+        )

@@ -1,0 +1,262 @@
+"""Adversarial training on real images: what it learns, what it leaves alone, when it stops."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import purifier
+from nets import trained
+from purifier.classifier import TorchPixelClassifier
+from purifier.data import ImageData, load_data
+from purifier.errors import ConfigError, TrainingError
+from purifier.interfaces import Purifier, purifiers
+from purifier.pixels import Preprocessing
+from purifier.seeding import SampleGenerator
+from purifier.threat import Threat
+from purifier.training import Batch, train
+from purifier.training.adversary import climb
+from purifier.training.recipes import build_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = {"channels": 4, "latent": 8, "spatial": True}
+EPS = 0.06
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    pass
+
+
+class Recorder(Purifier):
+    """Gives back what it gets, times a weight, and keeps it."""
+
+    Config = NoConfig
+    gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
+
+    def __init__(self, config: NoConfig) -> None:
+        super().__init__(config)
+        self.weight = nn.Parameter(torch.ones(()))
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels * self.weight
+
+    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        self.seen.append((pixels.detach(), target))
+        return {"squares": (self.purify(pixels) - target).square().mean()}
+
+
+class Shield(Recorder):
+    """Holds against one step from the clean image, where its slope is reversed, and against little else."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        away = pixels - 0.5
+        return (0.5 + self.weight * (away - 2 * away.clamp(-0.002, 0.002))).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("fashion-mnist:train:1000")
+
+
+def batch_of(data: ImageData, count: int, *, done: float = 1.0, net: nn.Module | None = None) -> Batch:
+    pixels, labels = data.batch(range(count))
+    streams = (SampleGenerator(seed, range(count)) for seed in (1, 2))
+    classifier = TorchPixelClassifier(net or trained("net"), Preprocessing())
+    return Batch(pixels, labels, *streams, range(count), classifier, done)
+
+
+def robust_accuracy(classifier: nn.Module, filter_: Purifier) -> float:
+    report = purifier.audit(
+        purifier.guard(classifier, filter_),
+        "fashion-mnist:test:200",
+        eps=EPS,
+        attacks=["pgd:steps=10"],
+        routes=["exact"],
+    )
+    return next(case.result.accuracy for case in report.worst_case if case.model == "guarded")
+
+
+def test_it_holds_where_a_plain_vae_falls_and_the_classifier_stays(data: ImageData, tmp_path: Path) -> None:
+    net = trained("net").train()
+    before = copy.deepcopy(net.state_dict())
+    options = {"config": SMALL, "batch_size": 25, "lr": 1e-2}
+    plain = train("vae", data, tmp_path / "plain.safetensors", epochs=3, **options)
+    recipe = f"robust:eps={EPS},kl=1e-4"
+    held = train("vae", data, tmp_path / "robust.safetensors", recipe=recipe, classifier=net, epochs=6, **options)
+    assert net.training and not any(weight.grad is not None for weight in net.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    net.eval()
+    assert robust_accuracy(net, held) > robust_accuracy(net, plain) + 0.15
+    figures = held.provenance["metrics"]
+    assert 0.3 < figures["right_after_10"] <= figures["right_after_1"] <= figures["right_clean"]
+    assert {"adversarial", "reconstruction", "kl"} < set(figures)
+
+
+@pytest.mark.parametrize("plugin", ["vae", "gmvae"])
+@pytest.mark.parametrize("recipe", ["robust:steps=2", "robust:loss=trades", "robust:norm=l2,eps=1,clean=0.5"])
+def test_every_kind_learns(plugin: str, recipe: str, data: ImageData, tmp_path: Path) -> None:
+    config = {"channels": 4, "latent": 8} | ({"components": 3} if plugin == "gmvae" else {})
+    some = load_data("fashion-mnist:train:300")
+    out = tmp_path / "p.safetensors"
+    losses: list[float] = []
+    train(
+        plugin,
+        some,
+        out,
+        config=config,
+        recipe=recipe,
+        classifier=trained("net"),
+        epochs=5,
+        batch_size=30,
+        lr=5e-3,
+        progress=lambda now: losses.append(now.loss),
+    )
+    assert losses[-1] < losses[0]
+
+
+def test_onnx_classifiers_are_trained_for_too(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ad")
+    net = trained("net")
+    images = (torch.rand(2, 1, 28, 28),)
+    torch.onnx.export(net, images, tmp_path / "net.onnx", dynamo=True, external_data=False, verbose=False)
+    options = {"recipe": "robust", "config": SMALL, "epochs": 1, "batch_size": 20, "precision": "float32"}
+    some = load_data("fashion-mnist:train:40")
+    ours = train("vae", some, tmp_path / "a.safetensors", classifier=tmp_path / "net.onnx", **options)
+    theirs = train("vae", some, tmp_path / "b.safetensors", classifier=net, **options)
+    assert onnx.load(tmp_path / "net.onnx").graph.node
+    for name, value in theirs.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name], value, atol=1e-3), name
+
+
+def test_one_step_is_n_fgsm(data: ImageData) -> None:
+    recorder, batch = Recorder(NoConfig()), batch_of(data, 20)
+    build_recipe(f"robust:eps={EPS}").step(recorder, batch)
+    (found, target), net = recorder.seen[0], trained("net")
+    assert torch.equal(target, batch.pixels)
+    noisy = batch.pixels + 2 * EPS * (2 * SampleGenerator(1, range(20)).uniform((1, 28, 28), batch.pixels) - 1)
+    leaf = noisy.requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(net(leaf), batch.labels, reduction="sum"), leaf)
+    expected = (noisy.detach() + EPS * gradient.sign()).clamp(0, 1)
+    assert ((found - expected).abs() < 1e-6).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("recipe", [f"robust:eps={EPS},steps=3", "robust:eps=0.8,norm=l2,steps=3,loss=trades"])
+def test_several_steps_stay_in_the_threat_and_do_harm(recipe: str, data: ImageData) -> None:
+    recorder, batch, net = Recorder(NoConfig()), batch_of(data, 50), trained("net")
+    threat = Threat("linf", EPS) if "l2" not in recipe else Threat("l2", 0.8)
+    build_recipe(recipe).step(recorder, batch)
+    found = recorder.seen[0][0]
+    assert (threat.distance(found, batch.pixels) <= threat.eps + 1e-5).all()
+    assert found.min() >= 0 and found.max() <= 1
+    right = [int((net(images).argmax(1) == batch.labels).sum()) for images in (batch.pixels, found)]
+    assert right[1] < right[0] - 8
+
+
+def test_eps_grows_over_the_ramp(data: ImageData) -> None:
+    lengths = []
+    for done in (0.0, 0.1, 0.2, 0.9):
+        recorder, batch = Recorder(NoConfig()), batch_of(data, 10, done=done)
+        build_recipe("robust:eps=0.1,steps=2,ramp=0.2").step(recorder, batch)
+        lengths.append(float((recorder.seen[0][0] - batch.pixels).abs().max()))
+    assert lengths == pytest.approx([0, 0.05, 0.1, 0.1], abs=1e-6)
+
+
+def test_climbing_a_linear_loss_reaches_the_corner() -> None:
+    weights = torch.tensor([[[[1.0, -2.0], [3.0, -4.0]]]])
+    pixels = torch.full((1, 1, 2, 2), 0.5)
+    for norm, corner in (("linf", weights.sign()), ("l2", weights / weights.norm())):
+        found = climb(lambda images: (images * weights).sum(), pixels, pixels, Threat(norm, 0.2), 5, 0.1)
+        assert torch.allclose(found, pixels + 0.2 * corner, atol=1e-6)
+
+
+def test_catastrophic_overfitting_stops_training(data: ImageData, tmp_path: Path) -> None:
+    grey = ImageData("grey", 0.5 + 0.001 * torch.randn(64, 1, 28, 28), torch.zeros(64, dtype=torch.int64))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
+    net[1].weight.data, net[1].bias.data = (
+        torch.stack([-torch.ones(784), torch.ones(784)]),
+        torch.tensor([396.0, -392.0]),
+    )
+    batch = batch_of(grey, 64, net=net.requires_grad_(False))
+    recipe = build_recipe("robust:eps=0.1")
+    with pytest.raises(TrainingError, match=r"catastrophic overfitting: 100% .* after one step .* 0% after 10; raise"):
+        recipe.watch(Shield(NoConfig()), batch)
+    purifiers.register("shield", Shield)
+    try:
+        with pytest.raises(TrainingError, match=r"catastrophic overfitting.*\(nothing was saved yet\)"):
+            train(
+                "shield", grey, tmp_path / "p.safetensors", recipe="robust", classifier=net, epochs=1, lr=1e-9, clip=0
+            )
+    finally:
+        purifiers.unregister("shield")
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+class Probabilities(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.flatten(1)[:, :10].softmax(1)
+
+
+class Restless(nn.Module):
+    """A classifier that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = trained("net")
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.calls += 1
+        return self.net(pixels)
+
+
+class Cut(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.detach().flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"classifier": None}, ConfigError, "the recipe robust needs the classifier"),
+        ({"recipe": "elbo"}, ConfigError, "the recipe elbo takes no classifier; leave it out"),
+        ({"classifier": Probabilities()}, ConfigError, "gives probabilities .*leave its softmax out"),
+        (
+            {"classifier": nn.Sequential(nn.Flatten(), nn.Linear(784, 3))},
+            TrainingError,
+            "labels of .* from 0 to 9, exp",
+        ),
+        ({"classifier": nn.Linear(3, 10)}, TrainingError, "torch Linear fails on images"),
+        ({"classifier": Restless()}, TrainingError, "torch Restless changed while it was trained for"),
+        ({"classifier": Cut()}, purifier.PurifierError, "no gradient arrives at the images"),
+        (
+            {"preprocessing": Preprocessing(dtype="uint8", scale=255)},
+            ConfigError,
+            "or take the recipe denoise with att",
+        ),
+        ({"recipe": "robust:steps=0"}, ConfigError, "robust: steps must be at least 1"),
+        ({"recipe": "robust:eps=2"}, ConfigError, "eps must be at most 1 for linf"),
+        ({"recipe": "robust:ramp=2"}, ConfigError, r"ramp is a share of training in \[0, 1\], got 2"),
+        ({"recipe": "robust:kl=nan"}, ConfigError, "kl must be a number of at least 0, got nan"),
+        ({"recipe": "robust:norm=l1"}, ConfigError, "option 'norm' expected one of linf, l2, got 'l1'"),
+        ({"ema": 1.0}, ConfigError, r"ema: expected a decay in \[0, 1\)"),
+        ({"clip": -1}, ConfigError, "clip: expected a number of at least 0"),
+        ({"schedule": "steep"}, ConfigError, "'schedule' expected one of constant, cosine, got 'steep'"),
+        ({"precision": "float16"}, ConfigError, "'precision' expected one of float32, bfloat16"),
+        ({"augment": "mixup"}, ConfigError, "'augment' expected one of none, shift, flip"),
+    ],
+)
+def test_refused(options: dict[str, object], error: type[Exception], says: str, tmp_path: Path) -> None:
+    given = {"recipe": "robust", "classifier": trained("net"), "epochs": 1, "config": SMALL, **options}
+    with pytest.raises(error, match=says):
+        train("vae", "fashion-mnist:train:64", tmp_path / "p.safetensors", **given)
+    assert not list(tmp_path.glob("p.safetensors"))
