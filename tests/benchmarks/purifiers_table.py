@@ -1,8 +1,8 @@
-"""Purifiers side by side, from the reports of their audits: accuracy along each route, detection, reconstruction error.
+"""Purifiers side by side, from their audits' reports: accuracy along each route, detection, reconstruction error.
 
-``python tests/benchmarks/purifiers_table.py --purifier vae.safetensors audited/vae* --purifier ...`` takes checkpoints, each
-with the folders of its reports, which may cover a part of the images each. Counts are added up; an AUC of parts is their
-mean, weighted by the images fooled.
+``python tests/benchmarks/purifiers_table.py --purifier vae.safetensors audited/vae* --purifier ...`` takes checkpoints,
+each with the folders of its reports, which may cover a part of the images each. Counts are added up; an AUC of parts is
+their mean, weighted by the images fooled.
 """
 
 from __future__ import annotations
