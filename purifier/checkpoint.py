@@ -26,7 +26,7 @@ FORMAT = 1
 KINDS = {"format": int, "plugin": str, "config": dict}
 KEY = "purifier"
 DEMO_PURIFIER = "fashion-vae.safetensors"
-KEPT = ("recipe", "seed", "data", "metrics", "calibration")
+KEPT = ("recipe", "classifier", "seed", "data", "metrics", "calibration")
 """Facts of its making that a purifier keeps when it is saved again."""
 
 
@@ -70,8 +70,8 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
     Parameters
     ----------
     metadata
-        JSON-able facts of its making: ``recipe``, ``seed``, ``data``, ``metrics``, ``calibration``. What a loaded
-        purifier brought along is kept unless given anew.
+        JSON-able facts of its making: ``recipe``, ``classifier``, ``seed``, ``data``, ``metrics``, ``calibration``.
+        What a loaded purifier brought along is kept unless given anew.
     """
     if not isinstance(purifier, Purifier):
         raise ConfigError(f"save: expected a purifier, got {type(purifier).__name__}; of a guard, save its .purifier")

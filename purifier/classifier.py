@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import logging
 import os
@@ -104,7 +105,9 @@ class OnnxPixelClassifier(PixelClassifier):
         super().__init__(preprocessing)
         found = image_input(model, input)
         self.name, self.fixed_batch = found.name, found.shape[0]
-        self.session = open_session(model)
+        content = model.SerializeToString(deterministic=True)
+        self.digest = hashlib.sha256(content).digest()
+        self.session = open_session(content)
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = self.preprocessing.to_classifier(pixels.detach()).cpu().numpy()

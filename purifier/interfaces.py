@@ -70,13 +70,6 @@ class Purifier(nn.Module, ABC):
         """Named scalar terms, batch means, that training adds up; ``target`` is what to reconstruct."""
         raise ConfigError(f"{type(self).__name__} has nothing to train; use it as it is")
 
-    def purify_and_loss(
-        self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Both at once; to be overridden where they share work."""
-        extra: dict[str, Any] = {"labels": labels} if self.uses_labels else {}
-        return self.purify(pixels, noise), self.loss(pixels, target, noise, **extra)
-
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.purify(pixels, noise)
 
@@ -102,6 +95,16 @@ class Scheduled(Protocol):
 
     def figures(self) -> dict[str, float]:
         """What the log says of the purifier after an epoch."""
+
+
+@runtime_checkable
+class OnePass(Protocol):
+    """A purifier whose purified pixels and loss come from one pass."""
+
+    def purify_and_loss(
+        self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What ``purify`` gives, and the terms of ``loss`` for it; ``labels`` as ``loss`` takes them."""
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from .onnx_file import image_input
 from .onnx_graph import opset_of, raise_opset
 from .pixels import Preprocessing
 from .runtime import open_session
+from .threat import norm_of, scale_like
 
 CHUNK = 32
 """Images at a time: an adjoint has fixed shapes."""
@@ -26,7 +27,7 @@ OPSET = 13
 PREFIX = "adjoint_of_"
 CANNOT = "give the torch module, or take a recipe that needs no gradients (denoise:attacks=square)"
 STEP, ERROR = 1e-2, 0.05
-"""Length of the finite difference along the gradient, in pixel units, and the relative error allowed to it."""
+"""Length of the finite difference along the gradient, L2 in pixel units, and the relative error allowed to it."""
 
 
 class OnnxGradientClassifier(OnnxPixelClassifier):
@@ -50,15 +51,15 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         if len(sides) < len(shape) - 1:
             raise ConfigError(f"gradients of an ONNX model need fixed height, width and channels, it takes {shape}")
         self.size = self.fixed_batch if isinstance(self.fixed_batch, int) else CHUNK
-        noise = torch.rand((self.size, *sides), generator=torch.Generator().manual_seed(0))
-        images = preprocessing.to_classifier(preprocessing.to_pixels(noise).clamp(0, 1))
-        outputs = self._run(images.numpy())
+        size = preprocessing.to_pixels(torch.zeros(self.size, *sides)).shape
+        pixels = torch.rand(size, generator=torch.Generator().manual_seed(0))
+        outputs = self._run(preprocessing.to_classifier(pixels).numpy())
         logits = logits_of({name: torch.from_numpy(value) for name, value in outputs.items()})
         self.logits = next(name for name, value in outputs.items() if value.ctypes.data == logits.data_ptr())
         self.answer_shape = outputs[self.logits].shape[1:]
         self.adjoint = _adjoint(model, self.name, self.logits, self.size)
         self.differentiable = True
-        self._compare(images)
+        self._compare(pixels)
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = _Run.apply(self.preprocessing.to_classifier(pixels.float()), self)
@@ -84,15 +85,17 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
             found.append(self.adjoint.run([PREFIX + self.name], feed)[0][: len(part), ..., 0])
         return torch.from_numpy(np.concatenate(found)).to(images)
 
-    def _compare(self, images: Tensor) -> None:
+    def _compare(self, pixels: Tensor) -> None:
         """Refuse an adjoint that finite differences along its own gradient contradict."""
         upstream = torch.randn(self.size, *self.answer_shape, generator=torch.Generator().manual_seed(1)).flatten(1)
-        gradient = self.pulled_back(images, upstream)
-        length = gradient.flatten(1).norm(dim=1)
-        ahead = STEP * gradient / length.clamp_min(1e-12).view(-1, *(1,) * (gradient.ndim - 1))
-        rise = ((self.answers(images + ahead) - self.answers(images - ahead)) * upstream).sum(1) / (2 * STEP)
-        error = float((rise - length).abs().median() / length.median().clamp_min(1e-12))
-        if not error < ERROR:
+        leaf = pixels.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((self(leaf) * upstream).sum(), leaf)
+        length = norm_of(gradient, "l2")
+        ahead = gradient * scale_like(STEP / length.clamp_min(1e-12), gradient)
+        with torch.no_grad():
+            rise = ((self(pixels + ahead) - self(pixels - ahead)) * upstream).sum(1) / (2 * STEP)
+        error = float((rise - length).abs().median() / length.median())
+        if not error < ERROR:  # that of a gradient of zeros is NaN
             raise ConfigError(
                 f"the gradient of this ONNX model is off by {error:.0%} from finite differences, expected at most "
                 f"{ERROR:.0%}: {CANNOT}"
@@ -117,13 +120,17 @@ def _adjoint(model: ModelProto, image: str, logits: str, size: int) -> onnxrunti
         onnx_ad = importlib.import_module("onnx_ad")
     except ImportError as error:
         raise ConfigError(
-            "gradients of an ONNX model need the package onnx-ad; pip install 'adversarial-purifier[onnx-ad]', or "
-            "give the torch module, or take a recipe that needs no gradients (denoise:attacks=square)"
+            "gradients of an ONNX model need the package onnx-ad: pip install 'adversarial-purifier[onnx-ad]'; or "
+            f"{CANNOT}"
         ) from error
     fixed = ModelProto()
     fixed.CopyFrom(raise_opset(model, max(OPSET, opset_of(model))))
+    stored = {tensor.name for tensor in fixed.graph.initializer}
+    inputs = [value for value in fixed.graph.input if value.name not in stored]
+    del fixed.graph.input[:]
+    fixed.graph.input.extend(inputs)
     for value in (*fixed.graph.input, *fixed.graph.output):
-        if value.type.tensor_type.shape.dim:
+        if value.name in (image, logits):
             value.type.tensor_type.shape.dim[0].dim_value = size
     del fixed.graph.value_info[:]
     try:

@@ -2,67 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import purifier
 from nets import trained
-from purifier.classifier import TorchPixelClassifier
-from purifier.data import load_data
-from purifier.errors import ConfigError, SpecError
-from purifier.interfaces import Purifier
+from purifier.data import ImageData, load_data
+from purifier.errors import ConfigError, SpecError, TrainingError
+from purifier.interfaces import attacks
 from purifier.pixels import Preprocessing
-from purifier.seeding import SampleGenerator
 from purifier.threat import Threat
 from purifier.training import Batch, train
 from purifier.training.denoise import Denoise
 from purifier.training.recipes import build_recipe
+from training_stage import NoConfig, OfBytes, Recorder, batch_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@dataclass(frozen=True)
-class NoConfig:
-    pass
-
-
-class Recorder(Purifier):
-    Config = NoConfig
-    gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
-
-    def __init__(self) -> None:
-        super().__init__(NoConfig())
-        self.seen: list[tuple[Tensor, Tensor]] = []
-
-    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        return pixels
-
-    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        self.seen.append((pixels, target))
-        return {"squares": (pixels - target).square().mean()}
-
-
-def batch_of(indices: range, epoch: int = 1) -> Batch:
-    pixels, labels = load_data("fashion-mnist:train:120").batch(indices)
-    streams = (SampleGenerator(seed, indices) for seed in (epoch, 0))
-    return Batch(pixels, labels, *streams, indices, TorchPixelClassifier(trained("net"), Preprocessing()))
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("fashion-mnist:train:120")
 
 
 def shown(recipe: Denoise, batch: Batch) -> Tensor:
-    recorder = Recorder()
+    recorder = Recorder(NoConfig())
     recipe.step(recorder, batch)
     (given, target), *_ = recorder.seen
     assert torch.equal(target, batch.pixels)
     return given
 
 
-def test_each_image_meets_one_attack_and_budget_drawn_evenly() -> None:
-    batch = batch_of(range(120))
+def test_each_image_meets_one_attack_and_budget_drawn_evenly(data: ImageData) -> None:
+    batch = batch_of(data, range(120))
     given = shown(build_recipe("denoise:attacks=fgsm+pgd:steps=3,eps=0 0.05 0.1"), batch)
     lengths = Threat("linf", 0.1).distance(given, batch.pixels)
     counts = [int(((lengths - eps).abs() < 1e-5).sum()) for eps in (0, 0.05, 0.1)]
@@ -72,14 +47,14 @@ def test_each_image_meets_one_attack_and_budget_drawn_evenly() -> None:
     assert right[1] < right[0] / 2
 
 
-def test_made_anew_each_epoch_or_once() -> None:
+def test_made_anew_each_epoch_or_once(data: ImageData) -> None:
     for cached in (False, True):
         recipe = build_recipe(f"denoise:attacks=rfgsm,eps=0.1,cached={cached}")
-        first, second = (shown(recipe, batch_of(range(20), epoch)) for epoch in (1, 2))
+        first, second = (shown(recipe, batch_of(data, range(20), epoch=epoch)) for epoch in (1, 2))
         assert torch.equal(first, second) == cached
-    part = shown(recipe, batch_of(range(5, 12), 3))
+    part = shown(recipe, batch_of(data, range(5, 12), epoch=3))
     assert torch.equal(part, first[5:12])
-    fresh = shown(build_recipe("denoise:attacks=rfgsm,eps=0.1,cached=true"), batch_of(range(5, 12), 4))
+    fresh = shown(build_recipe("denoise:attacks=rfgsm,eps=0.1,cached=true"), batch_of(data, range(5, 12), epoch=4))
     assert torch.equal(fresh, part), "a resumed run makes other images"
     assert ((first * 255 - (first * 255).round()).abs() < 1e-3).all()
 
@@ -139,6 +114,43 @@ def test_refused(recipe: str, error: type[Exception], says: str) -> None:
         build_recipe(recipe)
 
 
+class Falls(purifier.interfaces.Attack):
+    needs = "labels"
+    norms = ("linf",)
+
+    def perturb(self, target, pixels, labels, threat, generator):  # type: ignore[no-untyped-def]
+        raise KeyError("ladder")
+
+
+def test_an_attack_that_fails_is_named(data: ImageData) -> None:
+    attacks.register("falls", Falls)
+    try:
+        with pytest.raises(TrainingError, match=r"denoise: Falls failed \(KeyError: 'ladder'\); choose another"):
+            shown(build_recipe("denoise:attacks=falls"), batch_of(data, range(9)))
+    finally:
+        attacks.unregister("falls")
+
+
+def test_an_attacks_own_options_and_precision(data: ImageData) -> None:
+    recipe = build_recipe("denoise:attacks=pgd:steps=2;restarts=2+fgsm,eps=0.1")
+    assert [attack.restarts for _, attack in recipe._pairs if type(attack).__name__ == "Pgd"] == [2]
+    plain = shown(recipe, batch_of(data, range(40)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(shown(recipe, batch_of(data, range(40))), plain)
+
+
+def test_what_is_kept_cannot_be_moved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the same images in each epoch; leave augment or cached out"):
+        train(
+            "vae",
+            "fashion-mnist:train:20",
+            tmp_path / "p.safetensors",
+            recipe="denoise:cached=true",
+            classifier=trained("net"),
+            augment="shift",
+        )
+
+
 def test_a_classifier_without_gradients_says_what_remains(tmp_path: Path) -> None:
     wanted = Preprocessing(dtype="uint8", scale=255)
     with pytest.raises(ConfigError, match=r"needs gradients .*denoise:attacks=square, or denoise:attacks=transfer:sur"):
@@ -147,6 +159,6 @@ def test_a_classifier_without_gradients_says_what_remains(tmp_path: Path) -> Non
             "fashion-mnist:train:20",
             tmp_path / "p.safetensors",
             recipe="denoise",
-            classifier=nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+            classifier=OfBytes(),
             preprocessing=wanted,
         )

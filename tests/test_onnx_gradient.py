@@ -92,6 +92,38 @@ def test_a_wrong_adjoint_is_refused(monkeypatch):
         OnnxGradientClassifier(linear(), Preprocessing())
 
 
+def test_an_adjoint_of_zeros_is_refused(monkeypatch):
+    monkeypatch.setattr(OnnxGradientClassifier, "pulled_back", lambda _, images, __: torch.zeros_like(images))
+    with pytest.raises(ConfigError, match="is off by nan% from finite differences"):
+        OnnxGradientClassifier(linear(), Preprocessing())
+
+
+def test_weights_listed_as_inputs_are_no_images():
+    model = linear()
+    model.graph.input.append(helper.make_tensor_value_info("weight", FLOAT, WEIGHT.shape))
+    pixels = torch.rand(2, 3, 8, 8, requires_grad=True)
+    (found,) = torch.autograd.grad(OnnxGradientClassifier(model, Preprocessing())(pixels)[:, 1].sum(), pixels)
+    assert np.allclose(found.numpy(), WEIGHT[:, 1].reshape(1, 3, 8, 8), atol=1e-5)
+
+
+def test_channels_last_from_0_to_255():
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["channels_first"], perm=[0, 3, 1, 2]),
+        *linear().graph.node,
+    ]
+    nodes[1].input[0] = "channels_first"
+    model = model_of(
+        nodes,
+        inputs=[("images", FLOAT, ["N", 8, 8, 3])],
+        outputs=[("logits", FLOAT, ["N", 5])],
+        initializers={"weight": WEIGHT},
+    )
+    classifier = OnnxGradientClassifier(model, Preprocessing(scale=255, layout="NHWC"))
+    pixels = torch.rand(2, 3, 8, 8, requires_grad=True)
+    (found,) = torch.autograd.grad(classifier(pixels)[:, 2].sum(), pixels)
+    assert np.allclose(found.numpy(), 255 * WEIGHT[:, 2].reshape(1, 3, 8, 8), atol=1e-2)
+
+
 def test_what_cannot_be_differentiated_says_what_to_do(monkeypatch):
     node = helper.make_node("Dropout", ["images"], ["flat"])
     unsized = model_of(
@@ -110,5 +142,5 @@ def test_what_cannot_be_differentiated_says_what_to_do(monkeypatch):
         with pytest.raises(ConfigError, match=r"cannot differentiate .*Sorcery.*recipe that needs no gradients"):
             OnnxGradientClassifier(linear(), Preprocessing())
     monkeypatch.setitem(sys.modules, "onnx_ad", None)
-    with pytest.raises(ConfigError, match=r"need the package onnx-ad; pip install 'adversarial-purifier\[onnx-ad\]'"):
+    with pytest.raises(ConfigError, match=r"need the package onnx-ad: pip install 'adversarial-purifier\[onnx-ad\]'"):
         OnnxGradientClassifier(linear(), Preprocessing())

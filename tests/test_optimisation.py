@@ -20,6 +20,7 @@ from purifier.seeding import SampleGenerator
 from purifier.training import Progress, train
 from purifier.training.augment import augmented
 from purifier.training.optimisation import Follower, Optimisation
+from purifier.training.processes import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -125,6 +126,16 @@ for name, plugin, recipe in (
           config={"channels": 2, "latent": 4} | ({"components": 3} if plugin == "gmvae" else {}), batch_size=22,
           classifier=None if recipe == "elbo" else trained("net"), precision="float32", lr=1e-2)
 """
+
+
+def test_every_image_is_some_processes() -> None:
+    for count in (2, 3, 5):
+        for size in (1, 2, 7, 30):
+            parts = [Processes(rank, count).part(range(size)) for rank in range(count)]
+            seen = [index for indices, weight in parts if weight for index in indices]
+            assert sorted(seen) == list(range(size)) and all(len(indices) for indices, _ in parts)
+            assert sum(weight for _, weight in parts) == pytest.approx(1)
+            assert all(weight == pytest.approx(len(indices) / size) for indices, weight in parts if weight)
 
 
 def test_two_processes_learn_as_one(tmp_path: Path) -> None:

@@ -153,7 +153,11 @@ class Variational(Purifier):
 
     def decoded(self, latent: Tensor) -> Tensor:
         """The image of a latent (N, *latent_shape): (N, C, H, W) in [0, 1]."""
-        return torch.sigmoid(self.decoder(latent))
+        return torch.sigmoid(self.logits(latent))
+
+    def logits(self, latent: Tensor) -> Tensor:
+        """What the decoder makes of a latent (N, *latent_shape), before the sigmoid: (N, C, H, W)."""
+        return self.decoder(latent).to(latent.dtype)  # type: ignore[no-any-return]
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Decode z = mean + std * noise (equation 10, L = 1), settled; without noise, the mean of q(z|x)."""
@@ -167,8 +171,8 @@ class Variational(Purifier):
         """The two terms of the negative ELBO (equation 10), in nats an image, means over the batch."""
         mean, log_variance = self.encode(pixels)
         latent = reparameterised(mean, log_variance, noise)
-        logits = self.decoder(latent).to(pixels.dtype)
-        return self._terms(logits, target, self.training_kl(mean, log_variance, latent, labels))
+        kl = self.training_kl(mean, log_variance, latent, labels)
+        return _terms(self.logits(latent), target, kl)
 
     def purify_and_loss(
         self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
@@ -176,9 +180,9 @@ class Variational(Purifier):
         """Both from one pass: the latent is settled before it is decoded, as purifying does, in the loss too."""
         mean, log_variance = self.encode(pixels)
         latent = reparameterised(mean, log_variance, noise)
-        logits = self.decoder(self.settle(latent, log_variance)).to(pixels.dtype)
+        logits = self.logits(self.settle(latent, log_variance))
         kl = self.training_kl(mean, log_variance, latent, labels)
-        return torch.sigmoid(logits), self._terms(logits, target, kl)
+        return torch.sigmoid(logits), _terms(logits, target, kl)
 
     def score(self, pixels: Tensor) -> Tensor:
         """What ``config.score`` says, (N,), without noise."""
@@ -187,7 +191,7 @@ class Variational(Purifier):
     def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Both from one pass; with noise the score, which has none, takes a second decoding."""
         mean, log_variance = self.encode(pixels)
-        logits = self.decoder(self.settle(mean, log_variance))
+        logits = self.logits(self.settle(mean, log_variance))
         purified = torch.sigmoid(logits)
         if self.config.score == "prior":
             score = -self.log_prior(mean)
@@ -200,9 +204,9 @@ class Variational(Purifier):
             purified = self.decoded(latent)
         return purified, score
 
-    @staticmethod
-    def _terms(logits: Tensor, target: Tensor, kl: Tensor) -> dict[str, Tensor]:
-        return {"reconstruction": bernoulli_nats(logits, target).mean(), "kl": kl.mean()}
+
+def _terms(logits: Tensor, target: Tensor, kl: Tensor) -> dict[str, Tensor]:
+    return {"reconstruction": bernoulli_nats(logits, target).mean(), "kl": kl.mean()}
 
 
 def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor | None) -> Tensor:

@@ -143,7 +143,7 @@ class Gmvae(Variational):
     @in_full_precision
     def settle(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """The mean of N(mean, diag(variance)) times the prior of the configured strength."""
-        if self.config.strength == 0 or (self.training and not self.fitted_in):
+        if self.config.strength == 0:
             return mean
         return self.prior.product_mean(mean, log_variance, self.config.strength)
 

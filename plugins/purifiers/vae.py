@@ -39,5 +39,5 @@ class Vae(Variational):
         return kl_to_standard_normal(mean, log_variance)
 
     def training_kl(self, mean: Tensor, log_variance: Tensor, latent: Tensor, labels: Tensor | None) -> Tensor:
-        """The same."""
+        """The exact KL divergence, whatever was drawn."""
         return kl_to_standard_normal(mean, log_variance)

@@ -39,8 +39,8 @@ def ascent(loss: Callable[[Tensor], Tensor], pixels: Tensor, threat: Threat) -> 
     gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
     if gradient is None:
         raise GradientError(
-            "no gradient arrives at the images: purifier or classifier cuts it off (detach, no_grad); "
-            "the recipe denoise needs none of the purifier's"
+            "no gradient arrives at the images: the purifier cuts it off (detach, no_grad); make it differentiable, or "
+            "take the recipe denoise, which needs the classifier's gradients only"
         )
     if threat.norm == "linf":
         return gradient.sign()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..attack_specs import read_attack
-from ..errors import ConfigError
+from ..errors import ConfigError, PurifierError, TrainingError
 from ..interfaces import Attack, Purifier
 from ..seeding import SampleGenerator
 from ..target import Target
 from ..threat import Threat
-from .recipe import Batch, Recipe, labels_for
+from .recipe import Batch, Recipe, loss_of
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Denoise(Recipe):
     Parameters
     ----------
     attacks
-        ATTACK specs joined by ``+``; with those that need no gradients (``square``, ``transfer`` from a surrogate) any
-        classifier will do.
+        ATTACK specs joined by ``+``, an attack's own options by ``;``: ``fgsm+pgd:steps=10;restarts=2``. With those
+        that need no gradients (``square``, ``transfer`` from a surrogate) any classifier will do.
     eps
         The budgets, in pixel units; 0 for clean images among them.
     norm
         What eps measures.
     cached
-        Make each image's adversarial twin once and keep it, as bytes, in memory: for slow attacks. Otherwise it is
-        made anew in each epoch.
+        Make each image's adversarial twin once and keep it, as bytes, in memory: for slow attacks, and without
+        augmentation. Otherwise it is made anew in each epoch.
     """
 
     needs_classifier: ClassVar[bool] = True
@@ -63,18 +63,24 @@ class Denoise(Recipe):
                 )
 
     @property
-    def needs_gradients(self) -> bool:  # type: ignore[override]
+    def needs_gradients(self) -> bool:
+        """Whether one of the attacks does."""
         return any(attack.needs == "gradient" for _, attack in self._pairs)
+
+    @property
+    def takes_moved(self) -> bool:
+        """Not if what was made once is given again."""
+        return not self.cached
 
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """The purifier's own terms."""
         adversarial = self._remembered(purifier, batch) if self.cached else self._made(purifier, batch, batch.generator)
         noise = purifier.draw(batch.pixels, batch.generator)
-        return purifier.loss(adversarial, batch.pixels, noise, **labels_for(purifier, batch.labels))
+        return loss_of(purifier, adversarial, batch.pixels, noise, batch.labels)
 
     @cached_property
     def _pairs(self) -> list[tuple[Threat, Attack]]:
-        chosen = [read_attack(spec.strip()).attack for spec in self.attacks.split("+")]
+        chosen = [read_attack(spec.strip().replace(";", ",")).attack for spec in self.attacks.split("+")]
         return list(product((Threat(self.norm, eps) for eps in self.eps), chosen))
 
     def _remembered(self, purifier: Purifier, batch: Batch) -> Tensor:
@@ -93,6 +99,16 @@ class Denoise(Recipe):
                 continue
             streams, pixels = generator.select(at), batch.pixels[at]
             target = Target(batch.classifier, purifier, "oblivious", streams)
-            made = attack.perturb(target, pixels, batch.labels[at], threat, streams)
-            found[at] = threat.project(made.detach(), pixels)
+            try:
+                # Attacks compare losses that differ by less than bfloat16 can tell.
+                with torch.autocast(pixels.device.type, enabled=False):
+                    made = attack.perturb(target, pixels, batch.labels[at], threat, streams)
+                    found[at] = threat.project(made.detach(), pixels)
+            except PurifierError:
+                raise
+            except Exception as error:  # a plugin can fail in any way
+                name = type(attack).__name__
+                raise TrainingError(
+                    f"denoise: {name} failed ({type(error).__name__}: {error}); choose another"
+                ) from error
         return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..interfaces import Purifier
-from .recipe import Batch, Recipe, labels_for
+from .recipe import Batch, Recipe, loss_of
 
 
 @dataclass(frozen=True)
@@ -17,4 +17,4 @@ class Elbo(Recipe):
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """The purifier's own terms."""
         noise = purifier.draw(batch.pixels, batch.generator)
-        return purifier.loss(batch.pixels, batch.pixels, noise, **labels_for(purifier, batch.labels))
+        return loss_of(purifier, batch.pixels, batch.pixels, noise, batch.labels)

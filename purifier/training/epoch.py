@@ -22,7 +22,7 @@ from .recipe import Batch, Recipe
 REPORT_STEPS = 20
 """How often the loss is looked at: each look makes a GPU wait."""
 WATCHED = 500
-"""Images that a recipe watches after each epoch."""
+"""Images that a recipe watches after each epoch, spread evenly over the data."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class Run:
             looked = 0
             for step, indices in enumerate(batches, 1):
                 own, weight = self.processes.part(indices)
-                batch = self._batch(own, epoch, done=((epoch - 1) * len(batches) + step - 1) / self._steps(batches))
+                done = ((epoch - 1) * len(batches) + step - 1) / (self.epochs * len(batches))
+                batch = self._batch(own, epoch, done=done)
                 moved = augmented(batch.pixels, batch.generator, self.follower.settings.augment)
                 with self.follower.settings.autocast(self.device):
                     row = self.step(replace(batch, pixels=moved))
@@ -145,14 +146,18 @@ class Run:
         )
 
     def _figures(self, epoch: int) -> dict[str, float]:
-        figures = self.purifier.figures() if isinstance(self.purifier, Scheduled) else {}
-        batch = self._batch(range(min(WATCHED, len(self.data))), epoch, done=epoch / self.epochs)
-        self.purifier.eval()
+        """What the log says of the purifier as it would be saved now."""
+        result = self.follower.result
+        assert isinstance(result, Purifier)
+        spread = torch.linspace(0, len(self.data) - 1, min(WATCHED, len(self.data))).long().tolist()
+        parts = (spread[start : start + self.batch_size] for start in range(0, len(spread), self.batch_size))
+        batches = (self._batch(part, epoch, done=epoch / self.epochs) for part in parts)
+        training = result.training
         try:
-            with self.follower.settings.autocast(self.device):
-                return figures | self.recipe.watch(self.purifier, batch)
+            watched = self.recipe.watch(result.eval(), batches)
         finally:
-            self.purifier.train()
+            result.train(training)
+        return watched | (result.figures() if isinstance(result, Scheduled) else {})
 
     def _tell(self, epoch: int, seen: int, loss: float, start: float) -> None:
         if self.progress is not None and self.processes.rank == 0:
@@ -177,9 +182,6 @@ class Run:
 
     def _seed(self, what: str, epoch: int) -> int:
         return mix_seed(self.seed, what, epoch)
-
-    def _steps(self, batches: Sequence[Sequence[int]]) -> int:
-        return self.epochs * len(batches)
 
 
 def _check_finite(rows: Sequence[Tensor], names: Sequence[str], epoch: int, steps_before: int) -> None:

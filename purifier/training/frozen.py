@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from ..classifier import PixelClassifier, are_probabilities, load_classifier, pixel_classifier
+from ..classifier import OnnxPixelClassifier, PixelClassifier, are_probabilities, load_classifier, pixel_classifier
 from ..data import ImageData
 from ..errors import ConfigError, PurifierError, TrainingError
 from ..onnx_file import image_input, infer_preprocessing
@@ -23,7 +25,7 @@ LOOKED_AT = 64
 
 
 def read_classifier(
-    given: str | Path | nn.Module | ModelProto | PixelClassifier,
+    given: str | Path | nn.Module | ModelProto,
     *,
     weights: str | Path | None = None,
     preprocessing: Preprocessing | None = None,
@@ -31,8 +33,8 @@ def read_classifier(
     gradients: bool = False,
 ) -> PixelClassifier:
     """A classifier from a MODEL spec, a module or an ONNX model; of ONNX one with gradients, if asked for."""
-    if isinstance(given, PixelClassifier):
-        return given
+    if weights is not None and not isinstance(given, str | Path):
+        raise ConfigError("weights go with a MODEL spec package.module:factory; a module or model holds its own")
     model = load_classifier(given, weights=weights) if isinstance(given, str | Path) else given
     if isinstance(model, ModelProto):
         chosen = preprocessing or infer_preprocessing(image_input(model, input))
@@ -40,18 +42,18 @@ def read_classifier(
     return pixel_classifier(model, preprocessing or Preprocessing(), input)
 
 
-@torch.no_grad()
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:
-    """Raise :class:`ConfigError` or :class:`TrainingError` if nothing can be learned from this classifier's answers."""
-    if recipe.needs_gradients and not classifier.differentiable:
-        raise ConfigError(
-            f"this recipe needs gradients of the classifier, and {classifier.describe()} gives none; give the torch "
-            "module (package.module:factory with --weights), or take the recipe denoise with attacks that need "
-            "none: denoise:attacks=square, or denoise:attacks=transfer:surrogate=package.module:factory"
-        )
-    pixels, _ = data.batch(range(min(LOOKED_AT, len(data))))
+    """Raise :class:`ConfigError` or :class:`TrainingError` if nothing can be learned from this classifier's answers.
+
+    A classifier that changes when it is asked gets its weights and buffers back.
+    """
+    spread = torch.linspace(0, len(data) - 1, min(LOOKED_AT, len(data))).long().tolist()
+    pixels = data.batch(spread)[0].to(device)
+    before, state = described(classifier), {name: value.clone() for name, value in classifier.state_dict().items()}
     try:
-        logits = classifier(pixels.to(device))
+        with torch.no_grad():
+            logits = classifier(pixels)
+        reached = recipe.needs_gradients and classifier.differentiable and _gradient_arrives(classifier, pixels[:1])
     except PurifierError:
         raise
     except Exception as error:  # torch, ONNX Runtime and the user's own module raise many kinds
@@ -59,7 +61,17 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
             f"{classifier.describe()} fails on images {tuple(pixels.shape)} of {data.name} "
             f"({type(error).__name__}: {error}); does it take this size and preprocessing?"
         ) from error
-    if are_probabilities(logits):
+    if described(classifier) != before:
+        classifier.load_state_dict(state)
+        raise TrainingError(f"{classifier.describe()} changes when it is asked, in evaluation mode; make it hold still")
+    if recipe.needs_gradients and not reached:
+        raise ConfigError(
+            f"this recipe needs gradients of the classifier, and {classifier.describe()} gives none; give the torch "
+            "module (package.module:factory with --weights) without detach or no_grad, or take the recipe denoise with "
+            "attacks that need none: denoise:attacks=square, or "
+            "denoise:attacks=transfer:surrogate=package.module:factory;weights=FILE"
+        )
+    if recipe.needs_gradients and are_probabilities(logits):
         raise ConfigError(
             f"{classifier.describe()} gives probabilities (all in [0, 1], their sums 1), whose gradients vanish where "
             "it is sure; give one that ends in logits: leave its softmax out"
@@ -72,12 +84,25 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
         )
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A digest of all weights and buffers, equal only if every bit is."""
+def described(classifier: PixelClassifier) -> dict[str, Any]:
+    """What a classifier is and how it takes its images; the digest is equal only if every bit of its weights is."""
     digest = hashlib.sha256()
-    for tensor in chain(module.parameters(), module.buffers()):
+    if isinstance(classifier, OnnxPixelClassifier):
+        digest.update(classifier.digest)
+    for tensor in chain(classifier.parameters(), classifier.buffers()):
         digest.update(_bytes(tensor))
-    return digest.hexdigest()
+    return {
+        "is": classifier.describe(),
+        "sha256": digest.hexdigest(),
+        "preprocessing": dataclasses.asdict(classifier.preprocessing),
+    }
+
+
+def _gradient_arrives(classifier: PixelClassifier, pixels: Tensor) -> bool:
+    leaf = pixels.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = classifier(leaf)
+    return bool(logits.requires_grad) and torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
 
 
 def _bytes(tensor: Tensor) -> bytes:

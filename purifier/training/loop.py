@@ -23,7 +23,7 @@ from ..seeding import mix_seed
 from ..specs import build
 from .checks import check_numbers, check_out, device_of
 from .epoch import NotFinite, Progress, Run
-from .frozen import check_classifier, fingerprint, read_classifier
+from .frozen import check_classifier, described, read_classifier
 from .optimisation import Follower
 from .processes import joined, own_device
 from .recipe import Recipe
@@ -119,21 +119,28 @@ def train(
     check_out(out)
     if not resume:
         check_replaceable(state_path(out))
-    place = own_device(device_of(device))
+    place = device_of(own_device(device))
     chosen = build_recipe(recipe)
     given = {"lr": lr, "schedule": schedule, "clip": clip, "ema": ema, "precision": precision, "augment": augment}
     optimisation = chosen.suggested.with_given(given)
     images = load_data(data, root=root) if isinstance(data, str) else data
     if not isinstance(images, ImageData):
         raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")
-    front = _classifier(chosen, classifier, weights, preprocessing, input)
+    if optimisation.augment != "none" and not chosen.takes_moved:
+        raise ConfigError("denoise:cached=true gives the same images in each epoch; leave augment or cached out")
+    frozen = _classifier(chosen, classifier, weights, preprocessing, input)
     purifier = _build(plugin, config or {}, images, seed).to(place).train()
+    if chosen.needs_exact and purifier.gradient != "exact":
+        raise ConfigError(
+            f"purifier {plugin!r} declares a surrogate gradient, and this recipe learns through autograd's; take the "
+            "recipe denoise"
+        )
     follower = Follower(purifier, optimisation)
     settings = {
         "plugin": plugin,
         "config": dataclasses.asdict(purifier.config),
         "recipe": recipe,
-        "classifier": None if front is None else fingerprint(front),
+        "classifier": None if frozen is None else described(frozen),
         **dataclasses.asdict(optimisation),
         "batch_size": batch_size,
         "seed": seed,
@@ -142,9 +149,9 @@ def train(
     }
     header = {**settings, "epochs": epochs, "device": str(device)}
     with ExitStack() as stack:
-        if front is not None:
-            stack.enter_context(at_rest(front, device=place))
-            check_classifier(front, chosen, images, place)
+        if frozen is not None:
+            stack.enter_context(at_rest(frozen, device=place))
+            check_classifier(frozen, chosen, images, place)
         processes = joined(place)
         entry = read_state(state_path(out), follower, settings) if resume else None
         run = Run(
@@ -152,7 +159,7 @@ def train(
             purifier,
             follower,
             images,
-            classifier=front,
+            classifier=frozen,
             processes=processes,
             device=place,
             batch_size=batch_size,
@@ -161,8 +168,6 @@ def train(
             progress=progress,
         )
         entry = _run(run, out, settings, header, entry, save_every)
-        if front is not None and fingerprint(front) != settings["classifier"]:
-            raise TrainingError(f"{front.describe()} changed while it was trained for; it must hold still in eval()")
         if processes.rank == 0:
             metrics = {
                 **entry["terms"],
@@ -172,7 +177,8 @@ def train(
             }
             result = follower.result
             assert isinstance(result, Purifier)
-            checkpoint.save(result, out, recipe=recipe, seed=seed, data=images.name, metrics=metrics)
+            made = {"recipe": recipe, "classifier": settings["classifier"], "seed": seed, "data": images.name}
+            checkpoint.save(result, out, **made, metrics=metrics)
         processes.wait()
         trained = checkpoint.load(out)
         processes.wait()
@@ -207,6 +213,8 @@ def _run(
             raise TrainingError(f"{problem}; {kept}: start again with lr below {lr:g}") from None
         except TrainingError as problem:
             raise TrainingError(f"{problem} ({kept})") from problem
+        if run.classifier is not None and described(run.classifier) != settings["classifier"]:
+            raise TrainingError(f"{run.classifier.describe()} changed while it was trained for; it must stay as it is")
         entries.append(entry)
         if writes:
             write_log(log, header, entries)
@@ -227,7 +235,7 @@ def _classifier(
 ) -> PixelClassifier | None:
     name = type(recipe).__name__.lower()
     if not recipe.needs_classifier:
-        if given is not None:
+        if any(option is not None for option in (given, weights, preprocessing, input)):
             raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or take denoise or robust")
         return None
     if given is None:

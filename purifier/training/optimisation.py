@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from ..errors import ConfigError
 from ..specs import build
@@ -66,11 +65,9 @@ class Optimisation:
             return self.lr
         return self.lr * min(1.0, done / WARM_UP + 1e-3) * 0.5 * (1 + math.cos(math.pi * done))
 
-    @contextmanager
-    def autocast(self, device: torch.device) -> Iterator[None]:
+    def autocast(self, device: torch.device) -> torch.autocast:
         """What a step computes in."""
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            yield
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 class Follower:
@@ -80,9 +77,9 @@ class Follower:
         self.module, self.settings = module, settings
         self.weights = [weight for weight in module.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.Adam(self.weights, lr=settings.lr)
-        self.average: AveragedModel | None = None
-        if settings.ema:
-            self.average = AveragedModel(module, multi_avg_fn=self._average, use_buffers=True)
+        self.average = copy.deepcopy(module).requires_grad_(False).eval() if settings.ema else None
+        self.averaged = torch.zeros((), dtype=torch.int64)
+        """How many steps the average holds."""
 
     def step(self, loss: Tensor, done: float) -> None:
         """One step down the gradient of a scalar, when the share ``done`` of all steps is over."""
@@ -94,19 +91,21 @@ class Follower:
             torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.module)
+            self._follow(self.average)
 
     @torch.no_grad()
-    def _average(self, means: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
+    def _follow(self, average: nn.Module) -> None:
         # A slow decay would keep the first weights for as many steps as a short run has.
-        decay = min(self.settings.ema, (1 + int(count)) / (10 + int(count)))
-        for mean, value in zip(means, values, strict=True):
+        count = int(self.averaged)
+        decay = min(self.settings.ema, (1 + count) / (10 + count)) if count else 0.0
+        for mean, value in zip(average.state_dict().values(), self.module.state_dict().values(), strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, 1 - decay)
             else:
                 mean.copy_(value)
+        self.averaged += 1
 
     @property
     def result(self) -> nn.Module:
         """The module that training is for: the average, or the module itself."""
-        return self.module if self.average is None else self.average.module
+        return self.module if self.average is None else self.average

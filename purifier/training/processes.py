@@ -60,17 +60,21 @@ class Processes:
 def joined(device: torch.device) -> Processes:
     """The processes that torchrun started, in one group; a single one without torchrun.
 
+    Layers that see a whole batch, such as BatchNorm, see their own process's share.
+
     Raises
     ------
     TrainingError
         torchrun's variables are incomplete, or the processes do not find each other.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count == "1":
         return Processes()
     if not distributed.is_initialized():
         try:
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            distributed.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+            )
         except (ValueError, RuntimeError) as error:
             raise TrainingError(
                 f"{count} processes were started (WORLD_SIZE), but they do not find each other: {error}; start them "
@@ -86,7 +90,11 @@ def _leave() -> None:
         distributed.destroy_process_group()
 
 
-def own_device(device: torch.device) -> torch.device:
-    """``cuda`` -> this process's GPU."""
+def own_device(device: str | torch.device) -> str | torch.device:
+    """``cuda`` under torchrun -> this process's GPU."""
     local = os.environ.get("LOCAL_RANK")
-    return torch.device("cuda", int(local)) if device.type == "cuda" and device.index is None and local else device
+    if local is None or not str(device).startswith("cuda"):
+        return device
+    if str(device) != "cuda":
+        raise TrainingError(f"device: expected cuda under torchrun, which gives each process its own, got {device}")
+    return f"cuda:{local}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..classifier import PixelClassifier
-from ..interfaces import Purifier
+from ..interfaces import OnePass, Purifier
 from ..seeding import SampleGenerator
 from .optimisation import Optimisation
 
@@ -53,17 +53,40 @@ class Recipe(ABC):
     """What training does unless told otherwise."""
     needs_classifier: ClassVar[bool] = False
     """Whether a batch must come with the classifier; one with gradients, if ``needs_gradients``."""
-    needs_gradients: ClassVar[bool] = False
+    needs_exact: ClassVar[bool] = False
+    """Whether it relies on autograd through the purifier."""
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether it asks the classifier for gradients."""
+        return False
+
+    @property
+    def takes_moved(self) -> bool:
+        """Whether the images may be another augmentation of themselves in each epoch."""
+        return True
 
     @abstractmethod
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """The weighted scalar terms, batch means, whose sum is minimised; the purifier is in training mode."""
 
-    def watch(self, purifier: Purifier, batch: Batch) -> dict[str, float]:
-        """What the log says of the purifier after an epoch, on images it learned from."""
+    def watch(self, purifier: Purifier, batches: Iterable[Batch]) -> dict[str, float]:
+        """What the log says after an epoch of the purifier that comes of it, on images learned from."""
         return {}
 
 
-def labels_for(purifier: Purifier, labels: Tensor) -> dict[str, Any]:
-    """The labels as ``loss`` takes them, if it does."""
-    return {"labels": labels} if purifier.uses_labels else {}
+def loss_of(
+    purifier: Purifier, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor
+) -> dict[str, Tensor]:
+    """``purifier.loss``, with the labels for one that uses them."""
+    extra: dict[str, Any] = {"labels": labels} if purifier.uses_labels else {}
+    return purifier.loss(pixels, target, noise, **extra)
+
+
+def purified_and_loss_of(
+    purifier: Purifier, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Purified pixels and loss, from one pass if the purifier knows how."""
+    if isinstance(purifier, OnePass):
+        return purifier.purify_and_loss(pixels, target, noise, labels)
+    return purifier.purify(pixels, noise), loss_of(purifier, pixels, target, noise, labels)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -13,15 +14,16 @@ from torch.nn import functional as F
 from ..classifier import PixelClassifier
 from ..errors import ConfigError, TrainingError
 from ..interfaces import Purifier
+from ..seeding import SampleGenerator
 from ..threat import Threat, norm_of, scale_like
 from .adversary import ascent, climb
 from .optimisation import Optimisation
-from .recipe import Batch, Recipe
+from .recipe import Batch, Recipe, purified_and_loss_of
 
 WATCHED_STEPS = 10
 """Of the attack that watches over training."""
 ENOUGH = 32
-"""Fewer images say nothing of a collapse."""
+"""Fewer images right after one step say nothing of a collapse."""
 COLLAPSE = 0.5
 """Training has collapsed when less than this share of the images right under one step are right under ten."""
 
@@ -44,7 +46,7 @@ class Robust(Recipe):
         equation 5), which the attack maximises.
     steps
         1: N-FGSM (de Jorge et al. 2022), one step of ``eps`` from uniform noise twice as wide as the threat, which is
-        not projected back and so does not overfit to one step. More: PGD from a random start.
+        not projected back and so overfits less to one step. More: PGD from uniform noise.
     beta
         Weight of TRADES' divergence.
     ramp
@@ -60,7 +62,7 @@ class Robust(Recipe):
         lr=2e-3, schedule="cosine", clip=1.0, ema=0.999, precision="bfloat16"
     )
     needs_classifier: ClassVar[bool] = True
-    needs_gradients: ClassVar[bool] = True
+    needs_exact: ClassVar[bool] = True
 
     eps: float = 0.1
     norm: Literal["linf", "l2"] = "linf"
@@ -81,13 +83,20 @@ class Robust(Recipe):
         for name in ("beta", "clean", "reconstruction", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"robust: {name} must be a number of at least 0, got {getattr(self, name)}")
+        if self.clean and self.loss == "trades":
+            raise ConfigError("robust: clean weighs the clean images of loss=ce; with trades lower beta instead")
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Always."""
+        return True
 
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """Classification loss through the classifier, and the purifier's own terms, weighted."""
         assert batch.classifier is not None
         pixels, labels = batch.pixels, batch.labels
         threat = Threat(self.norm, self.eps * min(1.0, batch.done / self.ramp) if self.ramp else self.eps)
-        start = _within(batch.generator.uniform(pixels.shape[1:], pixels) * 2 - 1, threat)
+        start = _noise_within(threat, pixels, batch.generator)
         noise = purifier.draw(pixels, batch.generator)
         answer = _answering(batch.classifier, purifier, noise)
         terms: dict[str, Tensor] = {}
@@ -100,16 +109,17 @@ class Robust(Recipe):
             adversarial = self._adversary(lambda images: _errors(answer(images), labels), start, pixels, threat)
             if self.clean:
                 terms["clean"] = self.clean * F.cross_entropy(answer(pixels), labels)
-        purified, own = purifier.purify_and_loss(adversarial, pixels, noise, labels)
+        purified, own = purified_and_loss_of(purifier, adversarial, pixels, noise, labels)
         logits = batch.classifier(purified).float()
         if self.loss == "trades":
             terms["divergence"] = self.beta * _divergence(logits, clean.softmax(1)) / len(pixels)
         else:
             terms["adversarial"] = F.cross_entropy(logits, labels)
-        weights = {name: self.kl if name == "kl" else self.reconstruction for name in own}
-        return terms | {name: weights[name] * value for name, value in own.items()}
+        for name, value in own.items():
+            terms[name] = terms.get(name, 0) + value * (self.kl if name == "kl" else self.reconstruction)
+        return terms
 
-    def watch(self, purifier: Purifier, batch: Batch) -> dict[str, float]:
+    def watch(self, purifier: Purifier, batches: Iterable[Batch]) -> dict[str, float]:
         """Shares of the images right: clean, after one step, after ten.
 
         Raises
@@ -117,30 +127,32 @@ class Robust(Recipe):
         TrainingError
             Most images right after one step fall to ten: catastrophic overfitting (Wong et al. 2020, section 5.4).
         """
-        assert batch.classifier is not None
-        pixels, labels, threat = batch.pixels, batch.labels, Threat(self.norm, self.eps)
-        answer = _answering(batch.classifier, purifier, purifier.draw(pixels, batch.generator))
-
-        def loss(images: Tensor) -> Tensor:
-            return _errors(answer(images), labels)
-
-        start = _within(batch.generator.uniform(pixels.shape[1:], pixels) * 2 - 1, threat)
-        one = climb(loss, pixels, pixels, threat, 1, self.eps)
-        ten = climb(loss, pixels + start, pixels, threat, WATCHED_STEPS, self.eps / 4)
-        with torch.no_grad():
-            clean, after_one, after_ten = (_share_right(answer(images), labels) for images in (pixels, one, ten))
-        if after_ten < COLLAPSE * after_one and len(pixels) >= ENOUGH and batch.done >= self.ramp:
+        threat, right, count, done = Threat(self.norm, self.eps), [0, 0, 0], 0, 0.0
+        for batch in batches:
+            assert batch.classifier is not None
+            pixels, labels = batch.pixels, batch.labels
+            answer = _answering(batch.classifier, purifier, purifier.draw(pixels, batch.generator))
+            loss = partial(_loss_of, answer, labels)
+            start = pixels + _noise_within(threat, pixels, batch.generator)
+            one = climb(loss, pixels, pixels, threat, 1, self.eps)
+            ten = climb(loss, start, pixels, threat, WATCHED_STEPS, self.eps / 4)
+            with torch.no_grad():
+                found = [int((answer(images).argmax(1) == labels).sum()) for images in (pixels, one, ten)]
+            right = [total + more for total, more in zip(right, found, strict=True)]
+            count, done = count + len(pixels), batch.done
+        if right[2] < COLLAPSE * right[1] and right[1] >= ENOUGH and done >= self.ramp:
             raise TrainingError(
-                f"catastrophic overfitting: {after_one:.0%} of the images are right after one step of an attack, but "
-                f"{after_ten:.0%} after {WATCHED_STEPS}; raise robust:steps, or lower lr"
+                f"catastrophic overfitting: {right[1]} of {count} images are right after one step of an attack, but "
+                f"{right[2]} after {WATCHED_STEPS}; raise robust:steps, or lower lr"
             )
-        return {"right_clean": clean, "right_after_1": after_one, f"right_after_{WATCHED_STEPS}": after_ten}
+        names = ("right_clean", "right_after_1", f"right_after_{WATCHED_STEPS}")
+        return {name: total / count for name, total in zip(names, right, strict=True)}
 
     def _adversary(self, loss: Callable[[Tensor], Tensor], start: Tensor, pixels: Tensor, threat: Threat) -> Tensor:
         """Images in [0, 1] with a large loss; ``start`` is noise within the threat."""
         if self.steps > 1:
             return climb(loss, pixels + start, pixels, threat, self.steps, 2 * threat.eps / self.steps)
-        noisy = pixels + 2 * start
+        noisy = (pixels + 2 * start).clamp(0, 1)
         return (noisy + threat.eps * ascent(loss, noisy, threat)).clamp(0, 1)
 
 
@@ -149,21 +161,24 @@ def _answering(classifier: PixelClassifier, purifier: Purifier, noise: Tensor | 
     return lambda pixels: classifier(purifier.purify(pixels, noise)).float()
 
 
-def _within(cube: Tensor, threat: Threat) -> Tensor:
-    """Uniform numbers in [-1, 1], (N, ...) -> noise within a threat around nothing."""
+def _noise_within(threat: Threat, pixels: Tensor, generator: SampleGenerator) -> Tensor:
+    """Uniform noise from the ball of a threat, ``linf`` or ``l2``, as ``pixels``."""
+    shape = pixels.shape[1:]
     if threat.norm == "linf":
-        return threat.eps * cube
-    return cube * scale_like(threat.eps / norm_of(cube, "l2").clamp_min(1e-12), cube)
+        return threat.eps * (2 * generator.uniform(shape, pixels) - 1)
+    direction = generator.normal(shape, pixels)
+    radius = threat.eps * generator.uniform((), pixels) ** (1 / shape.numel())
+    return direction * scale_like(radius / norm_of(direction, "l2").clamp_min(1e-12), direction)
 
 
 def _errors(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
+def _loss_of(answer: Callable[[Tensor], Tensor], labels: Tensor, pixels: Tensor) -> Tensor:
+    return _errors(answer(pixels), labels)
+
+
 def _divergence(logits: Tensor, aim: Tensor) -> Tensor:
     """KL(aim || softmax(logits)), summed over the batch."""
     return F.kl_div(logits.log_softmax(1), aim, reduction="sum")
-
-
-def _share_right(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(1) == labels).float().mean())

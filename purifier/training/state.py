@@ -70,6 +70,7 @@ def read_state(path: Path, follower: Follower, settings: Mapping[str, Any]) -> d
     follower.module.load_state_dict(_below("weights.", tensors))
     if follower.average is not None:
         follower.average.load_state_dict(_below("average.", tensors))
+        follower.averaged.copy_(tensors["averaged"])
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below("optimizer.", tensors).items():
         index, _, key = name.partition(".")
@@ -82,6 +83,7 @@ def _tensors(follower: Follower) -> dict[str, Tensor]:
     tensors = {f"weights.{key}": value for key, value in follower.module.state_dict().items()}
     if follower.average is not None:
         tensors |= {f"average.{key}": value for key, value in follower.average.state_dict().items()}
+        tensors["averaged"] = follower.averaged
     for index, weight in enumerate(follower.weights):
         # Adam starts from these zeros at a weight's first gradient, which some weights never see.
         values = follower.optimizer.state.get(weight) or {
