@@ -236,7 +236,7 @@ class Cut(nn.Module):
         (
             {"classifier": OfBytes(), "preprocessing": Preprocessing(dtype="uint8", scale=255)},
             ConfigError,
-            "or take the recipe denoise with attacks that need none: denoise:attacks=square, or denoise:attacks=transfer",
+            "or take the recipe denoise with attacks that need none: denoise:attacks=square, or denoise:attacks=trans",
         ),
         ({"recipe": "robust:steps=0"}, ConfigError, "robust: steps must be at least 1"),
         ({"recipe": "robust:eps=2"}, ConfigError, "eps must be at most 1 for linf"),
