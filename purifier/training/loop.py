@@ -81,7 +81,7 @@ def train(
         classifier to the clean ones. ``robust``: adversarial training in front of a classifier. With options,
         ``robust:eps=0.1,steps=2``, which are the fields of :class:`~purifier.training.robust.Robust` and so on.
     classifier, weights, preprocessing, input
-        The classifier the purifier is for, as :func:`purifier.guard` and :func:`purifier.load_classifier` take it. Not
+        The classifier the purifier is for, as :func:`purifier.guard` and ``purifier audit`` take it. Not
         one bit of it is changed. An ONNX model gives gradients by the package onnx-ad.
     epochs, batch_size, seed
         As usual. One left-over image joins the batch before it.
