@@ -108,6 +108,11 @@ class ImageData:
         images = self._images[positions]
         return images.float() / 255 if images.dtype == torch.uint8 else images, self.labels[positions]
 
+    def spread(self, count: int) -> list[int]:
+        """Positions of at most ``count`` images, evenly over all: data is often sorted by class."""
+        positions: list[int] = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
+        return positions
+
 
 def load_data(spec: str, *, root: str | Path | None = None) -> ImageData:
     """The data set a DATA spec names.

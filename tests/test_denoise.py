@@ -118,7 +118,7 @@ class Falls(purifier.interfaces.Attack):
     needs = "labels"
     norms = ("linf",)
 
-    def perturb(self, target, pixels, labels, threat, generator):  # type: ignore[no-untyped-def]
+    def perturb(self, target, pixels, labels, threat, generator):
         raise KeyError("ladder")
 
 

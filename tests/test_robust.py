@@ -232,6 +232,8 @@ class Cut(nn.Module):
         ({"classifier": Cut()}, ConfigError, "gives none; give the torch .* or take the recipe denoise with att"),
         ({"recipe": "elbo", "classifier": None, "weights": "w"}, ConfigError, "the recipe elbo takes no classifier"),
         ({"weights": "w.safetensors"}, ConfigError, "weights go with a MODEL spec"),
+        ({"classifier": 8}, ConfigError, "classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec"),
+        ({"preprocessing": "grey"}, purifier.PurifierError, "preprocessing"),
         ({"recipe": "robust:loss=trades,clean=1"}, ConfigError, "clean weighs the clean images of loss=ce"),
         (
             {"classifier": OfBytes(), "preprocessing": Preprocessing(dtype="uint8", scale=255)},

@@ -52,7 +52,7 @@ class OfBytes(nn.Module):
         self.net = trained("net")
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images.float() / 255)  # type: ignore[no-any-return]
+        return self.net(images.float() / 255)
 
 
 def batch_of(

@@ -8,9 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from purifier.steps import steepest
 from purifier.threat import Threat, scale_like
-
-from ._steps import steepest
 
 MOMENTUM = 0.75
 """The share of the new step in each move, alpha in the paper; the rest goes on as before."""

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from purifier.seeding import SampleGenerator
+from purifier.steps import random_start
 from purifier.target import Target
 from purifier.threat import Threat, scale_like
 
 from ._apgd import Ascent, MomentumAscent, SparseAscent
-from ._steps import Best, random_start
+from ._steps import Best
 
 
 class RowLoss(Protocol):

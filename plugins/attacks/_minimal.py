@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from purifier.steps import steepest
 from purifier.target import Target
 from purifier.threat import Norm, Threat, norm_of, scale_like
 
 from ._losses import loss_of, margin
-from ._steps import steepest
 
 TOLERANCE = 1e-6
 """What a distance may exceed the budget by: (x + eps) - x is not eps in float32."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
+from purifier.steps import steepest
 from purifier.target import Target
 from purifier.threat import Norm, Threat, norm_of, scale_like
 
 from ._minimal import DUAL, Gap, Nearest
-from ._steps import steepest
 
 BEYOND = 1e-5
 """Added to each step's length, as in the authors' code: without it steps that the box cuts short may never cross."""

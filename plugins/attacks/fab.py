@@ -12,12 +12,12 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
+from purifier.steps import random_start
 from purifier.target import Target
 from purifier.threat import Threat, norm_of, scale_like
 
 from ._minimal import Gap, Nearest
 from ._minimal_planes import onto_plane
-from ._steps import random_start
 
 LEAST_STEP = 1e-8
 """What the length of a step is at least, where two lengths are weighed against each other."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
+from purifier.steps import full_step, random_direction
 from purifier.target import Target
 from purifier.threat import Threat
 
 from ._losses import check_loss, loss_from
-from ._steps import full_step, random_direction
 
 
 @dataclass(frozen=True)

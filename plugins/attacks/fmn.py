@@ -12,12 +12,12 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
+from purifier.steps import steepest
 from purifier.target import Target
 from purifier.threat import Threat, norm_of
 
 from ._losses import check_loss, loss_from, loss_of
 from ._minimal import DUAL, Nearest, onto_balls
-from ._steps import steepest
 
 LAST_GAMMA, LAST_ALPHA = 0.02, 0.01
 """What is left of ``gamma`` and ``alpha`` after the last step, as a share."""

@@ -12,11 +12,11 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
+from purifier.steps import steepest
 from purifier.target import Target
 from purifier.threat import Threat, norm_of, scale_like
 
 from ._queries import blocks, everyone, fooled, votes_for
-from ._steps import steepest
 
 MIXES = (1.0, 0.75, 0.5, 0.25)
 """How much noise the tries for a start hold, one after the other: pure noise may look like an image's own class."""

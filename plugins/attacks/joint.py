@@ -12,11 +12,12 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
+from purifier.steps import random_start, steepest, unit
 from purifier.target import Target
 from purifier.threat import Norm, Threat, scale_like
 
 from ._losses import NamedLoss, check_loss, loss_from, margin
-from ._steps import check_steps, random_start, steepest, unit
+from ._steps import check_steps
 
 MORE, LESS = 1.15, 0.95
 """How the classifier's weight follows an image: up below the wished margin, down above it."""

@@ -12,12 +12,13 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack, LatentSpace
 from purifier.seeding import SampleGenerator
+from purifier.steps import random_start, steepest, unit
 from purifier.target import Target, check_differentiable
 from purifier.threat import Threat
 
 from ._losses import margin
 from ._queries import answers
-from ._steps import Best, check_steps, random_start, steepest, unit
+from ._steps import Best, check_steps
 
 
 @dataclass(frozen=True)

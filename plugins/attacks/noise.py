@@ -10,11 +10,11 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
+from purifier.steps import random_direction, random_start
 from purifier.target import Target
 from purifier.threat import Threat
 
 from ._queries import everyone, fooled, votes_for
-from ._steps import random_direction, random_start
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
+from purifier.steps import MOVED
 from purifier.target import Target
 from purifier.threat import Threat
 
 from ._losses import check_loss
-from ._steps import MOVED, Best, check_steps, climb
+from ._steps import Best, check_steps, climb
 
 
 @dataclass(frozen=True)

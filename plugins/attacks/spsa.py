@@ -12,12 +12,13 @@ from torch import Tensor
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
+from purifier.steps import steepest
 from purifier.target import Target
 from purifier.threat import Threat
 
 from ._losses import NamedLoss
 from ._queries import answers, blocks
-from ._steps import Best, steepest
+from ._steps import Best
 
 DECAYS = 0.9, 0.999
 """Adam's (Kingma & Ba 2015)."""

@@ -157,7 +157,8 @@ class Variational(Purifier):
 
     def logits(self, latent: Tensor) -> Tensor:
         """What the decoder makes of a latent (N, *latent_shape), before the sigmoid: (N, C, H, W)."""
-        return self.decoder(latent).to(latent.dtype)  # type: ignore[no-any-return]
+        logits: Tensor = self.decoder(latent)
+        return logits.to(latent.dtype)
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Decode z = mean + std * noise (equation 10, L = 1), settled; without noise, the mean of q(z|x)."""

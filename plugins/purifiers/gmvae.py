@@ -184,7 +184,7 @@ class Gmvae(Variational):
             )
         if not self.config.labelled:
             return
-        counts = torch.bincount(data.labels[_chosen(data)], minlength=components)
+        counts = torch.bincount(data.labels[data.spread(FIT_IMAGES)], minlength=components)
         if len(counts) > components:
             raise TrainingError(
                 f"gmvae: labelled=true needs a component for each class, the labels go up to {len(counts) - 1}, "
@@ -201,7 +201,7 @@ class Gmvae(Variational):
     @torch.no_grad()
     def _fit(self, data: ImageData) -> None:
         """Fit the mixture to draws of q(z|x)."""
-        chosen = _chosen(data).tolist()
+        chosen = data.spread(FIT_IMAGES)
         place = self.prior.means.device
         latents, labels = [], []
         for start in range(0, len(chosen), 500):
@@ -213,8 +213,3 @@ class Gmvae(Variational):
             self.prior.fit_classes(torch.cat(latents), torch.cat(labels))
         else:
             self.prior.fit(torch.cat(latents), seed=int(torch.randint(2**31, ())))
-
-
-def _chosen(data: ImageData) -> Tensor:
-    """Positions of the images that the mixture is fitted to, spread evenly over the data."""
-    return torch.linspace(0, len(data) - 1, min(FIT_IMAGES, len(data))).long()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import GradientError
-from ..threat import Threat, norm_of, scale_like
+from ..steps import steepest
+from ..threat import Threat
 
 
 def climb(
@@ -42,6 +43,4 @@ def ascent(loss: Callable[[Tensor], Tensor], pixels: Tensor, threat: Threat) -> 
             "no gradient arrives at the images: the purifier cuts it off (detach, no_grad); make it differentiable, or "
             "take the recipe denoise, which needs the classifier's gradients only"
         )
-    if threat.norm == "linf":
-        return gradient.sign()
-    return gradient / scale_like(norm_of(gradient, "l2").clamp_min(1e-12), gradient)
+    return steepest(gradient, threat.norm)

@@ -149,7 +149,7 @@ class Run:
         """What the log says of the purifier as it would be saved now."""
         result = self.follower.result
         assert isinstance(result, Purifier)
-        spread = torch.linspace(0, len(self.data) - 1, min(WATCHED, len(self.data))).long().tolist()
+        spread = self.data.spread(WATCHED)
         parts = (spread[start : start + self.batch_size] for start in range(0, len(spread), self.batch_size))
         batches = (self._batch(part, epoch, done=epoch / self.epochs) for part in parts)
         training = result.training

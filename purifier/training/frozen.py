@@ -17,29 +17,42 @@ from ..data import ImageData
 from ..errors import ConfigError, PurifierError, TrainingError
 from ..onnx_file import image_input, infer_preprocessing
 from ..onnx_gradient import OnnxGradientClassifier
-from ..pixels import Preprocessing
+from ..pixels import read_preprocessing
 from .recipe import Recipe
 
 LOOKED_AT = 64
 """Images the classifier is tried on."""
 
 
-def read_classifier(
-    given: str | Path | nn.Module | ModelProto,
+def classifier_for(
+    recipe: Recipe,
+    given: str | Path | nn.Module | ModelProto | None,
     *,
-    weights: str | Path | None = None,
-    preprocessing: Preprocessing | None = None,
-    input: int | str | None = None,
-    gradients: bool = False,
-) -> PixelClassifier:
-    """A classifier from a MODEL spec, a module or an ONNX model; of ONNX one with gradients, if asked for."""
+    weights: str | Path | None,
+    preprocessing: Any,
+    input: int | str | None,
+) -> PixelClassifier | None:
+    """The classifier a recipe needs, from what :func:`purifier.guard` takes too; None if it needs none."""
+    name = type(recipe).__name__.lower()
+    if not recipe.needs_classifier:
+        if any(option is not None for option in (given, weights, preprocessing, input)):
+            raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or take denoise or robust")
+        return None
+    if given is None:
+        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; give classifier")
     if weights is not None and not isinstance(given, str | Path):
         raise ConfigError("weights go with a MODEL spec package.module:factory; a module or model holds its own")
     model = load_classifier(given, weights=weights) if isinstance(given, str | Path) else given
-    if isinstance(model, ModelProto):
-        chosen = preprocessing or infer_preprocessing(image_input(model, input))
-        return (OnnxGradientClassifier if gradients else pixel_classifier)(model, chosen, input)
-    return pixel_classifier(model, preprocessing or Preprocessing(), input)
+    if isinstance(model, ModelProto) and preprocessing is None:
+        preprocessing = infer_preprocessing(image_input(model, input))
+    wanted = read_preprocessing(preprocessing)
+    if isinstance(model, ModelProto) and recipe.needs_gradients:
+        return OnnxGradientClassifier(model, wanted, input)
+    if not isinstance(model, nn.Module | ModelProto):
+        raise ConfigError(
+            f"classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got {type(model).__name__}"
+        )
+    return pixel_classifier(model, wanted, input)
 
 
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:
@@ -47,8 +60,7 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
 
     A classifier that changes when it is asked gets its weights and buffers back.
     """
-    spread = torch.linspace(0, len(data) - 1, min(LOOKED_AT, len(data))).long().tolist()
-    pixels = data.batch(spread)[0].to(device)
+    pixels = data.batch(data.spread(LOOKED_AT))[0].to(device)
     before, state = described(classifier), {name: value.clone() for name, value in classifier.state_dict().items()}
     try:
         with torch.no_grad():
@@ -85,17 +97,13 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
 
 
 def described(classifier: PixelClassifier) -> dict[str, Any]:
-    """What a classifier is and how it takes its images; the digest is equal only if every bit of its weights is."""
+    """Which classifier it is and how it takes its images; the digest is equal only if every bit of its weights is."""
     digest = hashlib.sha256()
     if isinstance(classifier, OnnxPixelClassifier):
         digest.update(classifier.digest)
     for tensor in chain(classifier.parameters(), classifier.buffers()):
         digest.update(_bytes(tensor))
-    return {
-        "is": classifier.describe(),
-        "sha256": digest.hexdigest(),
-        "preprocessing": dataclasses.asdict(classifier.preprocessing),
-    }
+    return {"sha256": digest.hexdigest(), "preprocessing": dataclasses.asdict(classifier.preprocessing)}
 
 
 def _gradient_arrives(classifier: PixelClassifier, pixels: Tensor) -> bool:

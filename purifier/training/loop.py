@@ -13,20 +13,17 @@ from onnx import ModelProto
 from torch import nn
 
 from .. import checkpoint
-from ..classifier import PixelClassifier
 from ..data import ImageData, load_data
 from ..errors import ConfigError, TrainingError
 from ..interfaces import Purifier, purifiers
-from ..pixels import Preprocessing
 from ..rest import at_rest
 from ..seeding import mix_seed
 from ..specs import build
 from .checks import check_numbers, check_out, device_of
 from .epoch import NotFinite, Progress, Run
-from .frozen import check_classifier, described, read_classifier
+from .frozen import check_classifier, classifier_for, described
 from .optimisation import Follower
 from .processes import joined, own_device
-from .recipe import Recipe
 from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
 
@@ -40,7 +37,7 @@ def train(
     recipe: str = "elbo",
     classifier: str | Path | nn.Module | ModelProto | None = None,
     weights: str | Path | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Any = None,
     input: int | str | None = None,
     epochs: int = 10,
     batch_size: int = 128,
@@ -128,7 +125,7 @@ def train(
         raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")
     if optimisation.augment != "none" and not chosen.takes_moved:
         raise ConfigError("denoise:cached=true gives the same images in each epoch; leave augment or cached out")
-    frozen = _classifier(chosen, classifier, weights, preprocessing, input)
+    frozen = classifier_for(chosen, classifier, weights=weights, preprocessing=preprocessing, input=input)
     purifier = _build(plugin, config or {}, images, seed).to(place).train()
     if chosen.needs_exact and purifier.gradient != "exact":
         raise ConfigError(
@@ -224,25 +221,6 @@ def _run(
             done = epoch
     assert entry is not None  # epochs is 1 or more
     return entry
-
-
-def _classifier(
-    recipe: Recipe,
-    given: str | Path | nn.Module | ModelProto | None,
-    weights: str | Path | None,
-    preprocessing: Preprocessing | None,
-    input: int | str | None,
-) -> PixelClassifier | None:
-    name = type(recipe).__name__.lower()
-    if not recipe.needs_classifier:
-        if any(option is not None for option in (given, weights, preprocessing, input)):
-            raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or take denoise or robust")
-        return None
-    if given is None:
-        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; give classifier")
-    return read_classifier(
-        given, weights=weights, preprocessing=preprocessing, input=input, gradients=recipe.needs_gradients
-    )
 
 
 def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int) -> Purifier:

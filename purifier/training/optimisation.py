@@ -36,7 +36,7 @@ class Optimisation:
     precision
         ``bfloat16`` computes layers in torch.autocast's; weights and sums stay float32.
     augment
-        ``shift`` moves each image up to two pixels each way, ``flip`` also mirrors every second one.
+        ``shift`` moves each image up to two pixels each way, ``flip`` also mirrors one in two, by chance.
     """
 
     lr: float = 1e-3

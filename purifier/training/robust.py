@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from ..classifier import PixelClassifier
 from ..errors import ConfigError, TrainingError
 from ..interfaces import Purifier
-from ..seeding import SampleGenerator
-from ..threat import Threat, norm_of, scale_like
+from ..steps import random_offset
+from ..threat import Threat
 from .adversary import ascent, climb
 from .optimisation import Optimisation
 from .recipe import Batch, Recipe, purified_and_loss_of
@@ -96,7 +96,7 @@ class Robust(Recipe):
         assert batch.classifier is not None
         pixels, labels = batch.pixels, batch.labels
         threat = Threat(self.norm, self.eps * min(1.0, batch.done / self.ramp) if self.ramp else self.eps)
-        start = _noise_within(threat, pixels, batch.generator)
+        start = random_offset(pixels, threat, batch.generator)
         noise = purifier.draw(pixels, batch.generator)
         answer = _answering(batch.classifier, purifier, noise)
         terms: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ class Robust(Recipe):
             pixels, labels = batch.pixels, batch.labels
             answer = _answering(batch.classifier, purifier, purifier.draw(pixels, batch.generator))
             loss = partial(_loss_of, answer, labels)
-            start = pixels + _noise_within(threat, pixels, batch.generator)
+            start = pixels + random_offset(pixels, threat, batch.generator)
             one = climb(loss, pixels, pixels, threat, 1, self.eps)
             ten = climb(loss, start, pixels, threat, WATCHED_STEPS, self.eps / 4)
             with torch.no_grad():
@@ -159,16 +159,6 @@ class Robust(Recipe):
 def _answering(classifier: PixelClassifier, purifier: Purifier, noise: Tensor | None) -> Callable[[Tensor], Tensor]:
     """The guard's logits, with the purifier's noise held."""
     return lambda pixels: classifier(purifier.purify(pixels, noise)).float()
-
-
-def _noise_within(threat: Threat, pixels: Tensor, generator: SampleGenerator) -> Tensor:
-    """Uniform noise from the ball of a threat, ``linf`` or ``l2``, as ``pixels``."""
-    shape = pixels.shape[1:]
-    if threat.norm == "linf":
-        return threat.eps * (2 * generator.uniform(shape, pixels) - 1)
-    direction = generator.normal(shape, pixels)
-    radius = threat.eps * generator.uniform((), pixels) ** (1 / shape.numel())
-    return direction * scale_like(radius / norm_of(direction, "l2").clamp_min(1e-12), direction)
 
 
 def _errors(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,21 +1,12 @@
-"""What gradient attacks share: directions, starts that fill the ball evenly, and which candidate is kept."""
+"""Steps and starts within a threat: lengths, directions, and starts that fill the ball evenly."""
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-
 import pytest
 import torch
-from torch import Tensor, nn
 
-import purifier
-from attack_stage import NoConfig, Noisy, Same
-from purifier import Threat
-from purifier.classifier import TorchPixelClassifier
-from purifier.pixels import Preprocessing
+from purifier import Threat, steps
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
 from purifier.threat import norm_of
 
 COUNT = 3000
@@ -23,14 +14,8 @@ GREY = torch.full((COUNT, 1, 2, 2), 0.5)
 GRADIENT = torch.randn(20, 3, 10, 10, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="module")
-def steps() -> ModuleType:
-    """The plugins' module of steps: beside the class that the name ``pgd`` stands for."""
-    return importlib.import_module(purifier.attacks.get("pgd").__module__.rpartition(".")[0] + "._steps")
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_a_start_is_anywhere_in_the_ball_alike(steps, norm):
+def test_a_start_is_anywhere_in_the_ball_alike(norm):
     found = steps.random_start(GREY, Threat(norm, 0.4), SampleGenerator(0, range(COUNT)))
     offset = ((found - GREY) / 0.4).flatten(1)
     # Uniform in a ball of 4 dimensions: radius^4 is uniform, and so is what the ball's shape gives each value.
@@ -50,14 +35,14 @@ def test_a_start_is_anywhere_in_the_ball_alike(steps, norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
-def test_a_step_has_length_1_however_long_the_gradient(steps, norm, scale):
+def test_a_step_has_length_1_however_long_the_gradient(norm, scale):
     step = steps.steepest(GRADIENT * scale, norm)
     torch.testing.assert_close(norm_of(step, norm), torch.ones(20))
     torch.testing.assert_close(step, steps.steepest(GRADIENT, norm))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_where_there_is_no_gradient_there_is_no_step(steps, norm):
+def test_where_there_is_no_gradient_there_is_no_step(norm):
     broken = GRADIENT.clone()
     broken[3], broken[4, 0] = torch.nan, torch.nan
     step = steps.steepest(broken, norm)
@@ -65,7 +50,7 @@ def test_where_there_is_no_gradient_there_is_no_step(steps, norm):
     assert not steps.steepest(torch.zeros(2, 3, 4, 4), norm).any()
 
 
-def test_an_l1_step_moves_its_share_of_the_values_alike(steps):
+def test_an_l1_step_moves_its_share_of_the_values_alike():
     for share, count in ((0.01, 3), (0.1, 30), (1.0, 300), (1e-9, 1)):
         step = steps.steepest(GRADIENT, "l1", moved=share).flatten(1)
         moves = step != 0
@@ -75,7 +60,7 @@ def test_an_l1_step_moves_its_share_of_the_values_alike(steps):
         assert (sizes.masked_fill(~moves, 9).amin(1) >= sizes.masked_fill(moves, 0).amax(1)).all()
 
 
-def test_an_l1_step_spends_nothing_on_what_the_box_stops(steps):
+def test_an_l1_step_spends_nothing_on_what_the_box_stops():
     walls = (torch.rand(20, 3, 10, 10, generator=torch.Generator().manual_seed(2)) < 0.5).float()
     step = steps.steepest(GRADIENT, "l1", walls)
     torch.testing.assert_close(norm_of(step, "l1"), torch.ones(20))
@@ -83,7 +68,7 @@ def test_an_l1_step_spends_nothing_on_what_the_box_stops(steps):
     assert moved.min() >= 0 and moved.max() <= 1
 
 
-def test_a_full_l1_step_is_the_best_within_ball_and_box(steps):
+def test_a_full_l1_step_is_the_best_within_ball_and_box():
     optimize = pytest.importorskip("scipy.optimize")
     pixels = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(3))
     gradient = GRADIENT[:6, :1, :4, :4]
@@ -95,46 +80,3 @@ def test_a_full_l1_step_is_the_best_within_ball_and_box(steps):
             cost = torch.cat([-slope, slope]).numpy()
             best = optimize.linprog(cost, A_ub=torch.ones(1, 32).numpy(), b_ub=[eps], bounds=bounds)
             assert row.item() == pytest.approx(-best.fun, abs=1e-5)
-
-
-def target_of(filter_: type[purifier.Purifier], route: str) -> Target:
-    """The logits are the first three pixels."""
-    module = TorchPixelClassifier(nn.Flatten(), Preprocessing())
-    return Target(module, filter_(NoConfig()), route, SampleGenerator(0, range(1)))
-
-
-def candidates() -> list[Tensor]:
-    """Of label 0: right and sure, misclassified, misclassified by more, right by a hair."""
-    rows = ([0.9, 0, 0.1], [0.4, 0, 0.5], [0, 0.9, 0], [0.5, 0.49, 0])
-    return [torch.tensor(row).view(1, 1, 1, 3) for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("filter_", "route", "loss", "kept"),
-    [
-        (Same, "exact", "margin", 1),  # the first success ends the search
-        (Same, "oblivious", "margin", 2),
-        (Same, "oblivious", "ce", 2),
-        # Nearest to class 2, which the first image comes closest to, is the success that reaches it.
-        (Same, "oblivious", "targeted", 1),
-        (Noisy, "exact", "margin", 3),  # the last of a start alone
-    ],
-)
-def test_which_candidate_is_kept(steps, filter_, route, loss, kept):
-    first, *later = candidates()
-    best = steps.Best(target_of(filter_, route), first, torch.tensor([0]), loss)
-    for place, pixels in enumerate(later):
-        at = best.todo()
-        if len(at):
-            best.note(at, pixels, pixels.flatten(1), last=place == len(later) - 1)
-    assert torch.equal(best.pixels, candidates()[kept])
-    assert len(best.todo()) == (0 if route == "exact" and filter_ is Same else 1)
-
-
-def test_a_misclassified_image_is_kept_before_any_loss(steps):
-    first = torch.tensor([0.9, 0, 0.1]).view(1, 1, 1, 3)
-    best = steps.Best(target_of(Same, "oblivious"), first, torch.tensor([0]), "targeted")
-    near, wrong = torch.tensor([[[[10.0, 0, 9.9]]]]), torch.tensor([[[[0.0, 1e6, -1e6]]]])
-    for pixels in (wrong, near):
-        best.note(best.todo(), pixels, pixels.flatten(1))
-        assert torch.equal(best.pixels, wrong)
