@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDEST = 256
+EXPANSION = 4
+"""How much wider the map between residual blocks is than the one inside them."""
 
 Pullback: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -28,20 +30,32 @@ class Encoder(nn.Module):
         Size of the latent vector, or channels of the latent map if ``spatial``.
     spatial
         Latent (N, latent, H / 2**depth, W / 2**depth) instead of (N, latent).
+    blocks
+        Residual blocks after the last halving, on a map four times as wide; 0 for none.
     """
 
     def __init__(
-        self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool
+        self,
+        image_shape: tuple[int, int, int],
+        channels: int,
+        depth: int,
+        latent: int,
+        spatial: bool,
+        blocks: int = 0,
     ) -> None:
         super().__init__()
         widths = layer_widths(channels, depth)
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], widths[0], 3, padding=1), nn.SiLU()]
         for inner, outer in pairwise(widths):
             layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
+        width = widths[-1]
+        if blocks:
+            narrow, width = width, EXPANSION * width
+            layers += [nn.Conv2d(narrow, width, 1), *(Bottleneck(width) for _ in range(blocks)), nn.SiLU()]
         if spatial:
-            layers.append(nn.Conv2d(widths[-1], 2 * latent, 1))
+            layers.append(nn.Conv2d(width, 2 * latent, 1))
         else:
-            features = widths[-1] * (image_shape[1] >> depth) * (image_shape[2] >> depth)
+            features = width * (image_shape[1] >> depth) * (image_shape[2] >> depth)
             layers += [nn.Flatten(), nn.Linear(features, 2 * latent)]
         self.layers = nn.Sequential(*layers)
 
@@ -50,8 +64,33 @@ class Encoder(nn.Module):
         return mean, log_variance.clamp(-12, 8)
 
 
+class Bottleneck(nn.Module):
+    """x + f(x), with f of three convolutions, the 3x3 one a fourth as wide (He et al. 2016, figure 4e without norms).
+
+    f begins as 0, so that a deep encoder begins as a shallow one (Goyal et al. 2017, section 5.1).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        narrow = width // EXPANSION
+        last = nn.Conv2d(narrow, width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.layers = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(width, narrow, 1),
+            nn.SiLU(),
+            nn.Conv2d(narrow, narrow, 3, padding=1),
+            nn.SiLU(),
+            last,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.layers(features)  # type: ignore[no-any-return]
+
+
 class Decoder(nn.Module):
-    """A latent -> logits of the pixels (N, C, H, W); the mirror of :class:`Encoder`."""
+    """A latent -> logits of the pixels (N, C, H, W); the mirror of :class:`Encoder` without blocks."""
 
     def __init__(
         self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool

@@ -18,10 +18,10 @@ from purifier.interfaces import Purifier
 from purifier.pixels import check_shape
 from purifier.seeding import SampleGenerator
 
-from ._autoencoder import Decoder, Encoder, layer_widths
+from ._autoencoder import EXPANSION, Decoder, Encoder, layer_widths
 
 P = ParamSpec("P")
-DEEPEST, LONGEST_SIDE, MOST_WEIGHTS = 16, 65_536, 10**9
+DEEPEST, LONGEST_SIDE, MOST_BLOCKS, MOST_WEIGHTS = 16, 65_536, 1000, 10**9
 """Beyond these an option is a slip, to be told before memory is asked for."""
 
 
@@ -41,6 +41,9 @@ class VariationalConfig:
         Size of the latent vector; with ``spatial``, channels of the latent map.
     spatial
         A latent map of H / 2**depth x W / 2**depth in the place of one vector: for large images.
+    blocks
+        Residual blocks where the encoder's map is smallest: much capacity for little time, which the recipe ``robust``
+        asks for.
     sample
         Purify with z ~ q(z|x) in the place of the mean of q(z|x); needs noise.
     score
@@ -55,12 +58,15 @@ class VariationalConfig:
     depth: int = 2
     latent: int = 64
     spatial: bool = False
+    blocks: int = 0
     sample: bool = False
     score: Literal["elbo", "reconstruction", "prior"] = "elbo"
 
     def __post_init__(self) -> None:
         if min(self.image_shape) < 1 or min(self.channels, self.depth, self.latent) < 1:
             raise ConfigError(f"image_shape, channels, depth and latent must be positive, got {self}")
+        if not 0 <= self.blocks <= MOST_BLOCKS:
+            raise ConfigError(f"blocks must be from 0 to {MOST_BLOCKS}, got {self.blocks}")
         height, width = self.image_shape[1:]
         if self.depth > DEEPEST or max(height, width) > LONGEST_SIDE:
             raise ConfigError(
@@ -84,7 +90,9 @@ class VariationalConfig:
         widths = layer_widths(self.channels, self.depth)
         pixels = 1 if self.spatial else (height >> self.depth) * (width >> self.depth)
         convolutions = 9 * colours * widths[0] + 16 * sum(inner * outer for inner, outer in pairwise(widths))
-        return 2 * convolutions + 3 * self.latent * widths[-1] * pixels
+        wide = EXPANSION * widths[-1] if self.blocks else widths[-1]
+        blocks = (self.blocks * (2 * EXPANSION + 9) + EXPANSION) * widths[-1] ** 2 if self.blocks else 0
+        return 2 * convolutions + blocks + (2 * wide + widths[-1]) * self.latent * pixels
 
 
 class Variational(Purifier):
@@ -101,7 +109,7 @@ class Variational(Purifier):
     def __init__(self, config: VariationalConfig) -> None:
         super().__init__(config)
         size = (config.image_shape, config.channels, config.depth, config.latent, config.spatial)
-        self.encoder, self.decoder = Encoder(*size), Decoder(*size)
+        self.encoder, self.decoder = Encoder(*size, config.blocks), Decoder(*size)
 
     @abstractmethod
     def log_prior(self, latent: Tensor) -> Tensor:
