@@ -103,6 +103,8 @@ def test_queries_serve_where_there_are_no_gradients(tmp_path: Path) -> None:
         ("denoise:eps=", ConfigError, "eps: expected one budget or several"),
         ("denoise:eps=-1", ConfigError, "eps must be a finite number >= 0"),
         ("denoise:attacks=cw", ConfigError, "CarliniWagner works in l2, not in linf; choose another"),
+        ("denoise:attacks=cw:norm=l1", ConfigError, "CarliniWagner works in l2, not in l1"),
+        ("denoise:attacks=fgsm:eps=much", ConfigError, "denoise: fgsm: option 'eps' expected float, got 'much'"),
         ("denoise:attacks=latent-match", ConfigError, "LatentMatch attacks the purifier; choose one of the classifier"),
         ("denoise:attacks=magic", purifier.PurifierError, "magic"),
         ("denoise:attacks=", SpecError, "no plugin name"),

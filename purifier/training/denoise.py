@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +13,7 @@ from ..attack_specs import read_attack
 from ..errors import ConfigError, PurifierError, TrainingError
 from ..interfaces import Attack, Purifier
 from ..seeding import SampleGenerator
+from ..specs import build
 from ..target import Target
 from ..threat import Threat
 from .recipe import Batch, Recipe, loss_of
@@ -30,7 +30,8 @@ class Denoise(Recipe):
     ----------
     attacks
         ATTACK specs joined by ``+``, an attack's own options by ``;``: ``fgsm+pgd:steps=10;restarts=2``. With those
-        that need no gradients (``square``, ``transfer`` from a surrogate) any classifier will do.
+        that need no gradients (``square``, ``transfer`` from a surrogate) any classifier will do. One that works in
+        another norm brings its own budget: ``fgsm+cw:norm=l2;eps=1.5``.
     eps
         The budgets, in pixel units; 0 for clean images among them.
     norm
@@ -80,8 +81,18 @@ class Denoise(Recipe):
 
     @cached_property
     def _pairs(self) -> list[tuple[Threat, Attack]]:
-        chosen = [read_attack(spec.strip().replace(";", ",")).attack for spec in self.attacks.split("+")]
-        return list(product((Threat(self.norm, eps) for eps in self.eps), chosen))
+        return [pair for spec in self.attacks.split("+") for pair in self._pairs_of(spec.strip())]
+
+    def _pairs_of(self, spec: str) -> list[tuple[Threat, Attack]]:
+        """An attack with each of its budgets."""
+        name, _, rest = spec.partition(":")
+        options = rest.split(";") if rest else []
+        own = dict(option.split("=", 1) for option in options if option.startswith(("norm=", "eps=")))
+        others = ",".join(option for option in options if not option.startswith(("norm=", "eps=")))
+        attack = read_attack(f"{name}:{others}" if others else name).attack
+        budgets = [own["eps"]] if "eps" in own else self.eps
+        given = [{"norm": self.norm, **own, "eps": eps} for eps in budgets]
+        return [(build(Threat, threat, what=f"denoise: {name}"), attack) for threat in given]
 
     def _remembered(self, purifier: Purifier, batch: Batch) -> Tensor:
         if any(index not in self._cache for index in batch.indices):
