@@ -58,6 +58,22 @@ def test_clipping_bounds_the_gradient_of_all_weights_together() -> None:
     assert total.item() == pytest.approx(0.5, rel=1e-4)
 
 
+def test_muon_steps_are_orthogonal_and_as_long_as_adams() -> None:
+    chance = torch.Generator().manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8))
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    slopes = {name: torch.randn(weight.shape, generator=chance) for name, weight in before.items()}
+    loss = sum((weight * slopes[name]).sum() for name, weight in module.named_parameters())
+    Follower(module, Optimisation(optimizer="muon", lr=0.01)).step(loss, 0)
+    moved = {name: weight.detach() - before[name] for name, weight in module.named_parameters()}
+    for name, columns in {"0.weight": 12, "2.weight": 36}.items():
+        lengths = torch.linalg.svdvals(moved[name].flatten(1)) / (0.01 * 0.2 * columns**0.5)
+        assert 0.6 < lengths.min() and lengths.max() < 1.3
+        assert (moved[name] * slopes[name]).sum() < 0
+    for name in ("0.bias", "2.bias", "3.weight", "3.bias"):
+        torch.testing.assert_close(moved[name], -0.01 * slopes[name].sign(), rtol=0.01, atol=0)
+
+
 def test_augmentation_moves_whole_images_alike_in_any_batch() -> None:
     pixels = load_data("fashion-mnist:train:200").batch(range(200))[0]
     for how in ("none", "shift", "flip"):
@@ -81,7 +97,8 @@ class Stopped(Exception):
     pass
 
 
-def test_a_robust_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_robust_run_resumes_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     options = {
         "recipe": "robust:ramp=0.5",
         "classifier": trained("net"),
@@ -89,6 +106,7 @@ def test_a_robust_run_resumes_bit_for_bit(tmp_path: Path) -> None:
         "epochs": 4,
         "batch_size": 25,
         "augment": "flip",
+        "optimizer": optimizer,
     }
 
     def stop(now: Progress) -> None:

@@ -35,6 +35,7 @@ def train(
     input: Annotated[str | None, INPUT] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    optimizer: Annotated[str | None, typer.Option(help="adam or muon (default: the recipe's; robust: muon).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (default: the recipe's, 1e-3 or 2e-3).")] = None,
     schedule: Annotated[
         str | None, typer.Option(help="constant or cosine (default: the recipe's; robust: cosine).")
@@ -93,6 +94,7 @@ def train(
             input=read_input_option(input),
             epochs=epochs,
             batch_size=batch_size,
+            optimizer=optimizer,
             lr=lr,
             schedule=schedule,
             clip=clip,

@@ -176,8 +176,8 @@ class Run:
         for name, value in self.purifier.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise NotFinite(f"weights {name!r} became NaN or infinite in epoch {epoch}")
-        for moments in self.follower.optimizer.state.values():
-            if not all(value.isfinite().all() for value in moments.values()):
+        for weight in self.follower.weights:
+            if not all(value.isfinite().all() for value in self.follower.moments(weight).values()):
                 raise NotFinite(f"a mean of squared gradients became infinite in epoch {epoch}")
 
     def _seed(self, what: str, epoch: int) -> int:

@@ -41,6 +41,7 @@ def train(
     input: int | str | None = None,
     epochs: int = 10,
     batch_size: int = 128,
+    optimizer: str | None = None,
     lr: float | None = None,
     schedule: str | None = None,
     clip: float | None = None,
@@ -54,7 +55,7 @@ def train(
     root: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Purifier:
-    """Train a purifier with Adam and write its checkpoint; the result is the checkpoint loaded.
+    """Train a purifier and write its checkpoint; the result is the checkpoint loaded.
 
     Beside ``out`` lie a log, ``NAME.log.jsonl``, and until the end a state, ``NAME.train.safetensors``, from
     which ``resume`` goes on: on the CPU to the same weights, bit for bit, as a run never stopped.
@@ -82,7 +83,7 @@ def train(
         one bit of it is changed. An ONNX model gives gradients by the package onnx-ad.
     epochs, batch_size, seed
         As usual. One left-over image joins the batch before it.
-    lr, schedule, clip, ema, precision, augment
+    optimizer, lr, schedule, clip, ema, precision, augment
         See :class:`~purifier.training.optimisation.Optimisation`; by default what the recipe suggests.
     resume
         Go on from the state file; all settings but ``epochs``, ``device``, ``save_every`` must be as before. With a
@@ -118,8 +119,17 @@ def train(
         check_replaceable(state_path(out))
     place = device_of(own_device(device))
     chosen = build_recipe(recipe)
-    given = {"lr": lr, "schedule": schedule, "clip": clip, "ema": ema, "precision": precision, "augment": augment}
-    optimisation = chosen.suggested.with_given(given)
+    optimisation = chosen.suggested.with_given(
+        {
+            "optimizer": optimizer,
+            "lr": lr,
+            "schedule": schedule,
+            "clip": clip,
+            "ema": ema,
+            "precision": precision,
+            "augment": augment,
+        }
+    )
     images = load_data(data, root=root) if isinstance(data, str) else data
     if not isinstance(images, ImageData):
         raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")

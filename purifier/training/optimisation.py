@@ -20,10 +20,14 @@ WARM_UP = 0.1
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Adam's settings, and what is done around its steps.
+    """Adam's or Muon's settings, and what is done around their steps.
 
     Parameters
     ----------
+    optimizer
+        ``adam``; or ``muon`` (Jordan et al. 2024) for the weights of convolutions and linear layers, a row an output
+        channel, and Adam for all others. Muon's steps are scaled to the length of Adam's (Liu et al. 2025, "Muon is
+        scalable for LLM training", equation 4), so one rate serves both.
     lr
         Learning rate; the highest of the schedule.
     schedule
@@ -39,6 +43,7 @@ class Optimisation:
         ``shift`` moves each image up to two pixels each way, ``flip`` also mirrors one in two, by chance.
     """
 
+    optimizer: Literal["adam", "muon"] = "adam"
     lr: float = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float = 0.0
@@ -71,25 +76,37 @@ class Optimisation:
 
 
 class Follower:
-    """An optimizer, and the average of the weights that follows it."""
+    """Optimizers, and the average of the weights that follows them."""
 
     def __init__(self, module: nn.Module, settings: Optimisation) -> None:
         self.module, self.settings = module, settings
         self.weights = [weight for weight in module.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.Adam(self.weights, lr=settings.lr)
+        self.matrices = _matrices(module) if settings.optimizer == "muon" else {}
+        """Weights in the shape in which Muon takes them; the memory is the weights' own."""
+        others = [weight for weight in self.weights if weight not in self.matrices]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if others:
+            self.optimizers.append(torch.optim.Adam(others, lr=settings.lr))
+        if self.matrices:
+            muon = torch.optim.Muon(self.matrices.values(), settings.lr, 0.0, adjust_lr_fn="match_rms_adamw")
+            self.optimizers.append(muon)
         self.average = copy.deepcopy(module).requires_grad_(False).eval() if settings.ema else None
         self.averaged = torch.zeros((), dtype=torch.int64)
         """How many steps the average holds."""
 
     def step(self, loss: Tensor, done: float) -> None:
         """One step down the gradient of a scalar, when the share ``done`` of all steps is over."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(done)
-        self.optimizer.zero_grad()
+        for weight in self.weights:
+            weight.grad = None
         torch.autograd.backward(loss)
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
-        self.optimizer.step()
+        for weight, matrix in self.matrices.items():
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings.rate(done)
+            optimizer.step()
         if self.average is not None:
             self._follow(self.average)
 
@@ -105,7 +122,33 @@ class Follower:
                 mean.copy_(value)
         self.averaged += 1
 
+    def moments(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """What the optimizer remembers of a weight's gradients; before the first of them, zeros."""
+        held = self.matrices.get(weight, weight)
+        known = next((optimizer.state[held] for optimizer in self.optimizers if held in optimizer.state), None)
+        if known:
+            return dict(known)
+        if weight in self.matrices:
+            return {"momentum_buffer": torch.zeros_like(held)}
+        return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(held), "exp_avg_sq": torch.zeros_like(held)}
+
+    def remember(self, weight: nn.Parameter, moments: dict[str, Tensor]) -> None:
+        """Put what :meth:`moments` gave back in its place."""
+        held = self.matrices.get(weight, weight)
+        optimizer = self.optimizers[-1 if weight in self.matrices else 0]
+        optimizer.state[held] = {
+            key: value if key == "step" else value.to(weight.device) for key, value in moments.items()
+        }
+
     @property
     def result(self) -> nn.Module:
         """The module that training is for: the average, or the module itself."""
         return self.module if self.average is None else self.average
+
+
+def _matrices(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+    """The weights of linear layers and convolutions, each with itself as a matrix."""
+    layers = (part for part in module.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd))
+    weights = [weight for layer in layers for name, weight in layer.named_parameters(recurse=False) if name == "weight"]
+    fitting = [weight for weight in weights if weight.requires_grad and weight.is_contiguous()]
+    return {weight: nn.Parameter(weight.detach().view(len(weight), -1)) for weight in fitting}

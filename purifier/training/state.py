@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..atomic import atomic_write
@@ -71,11 +70,8 @@ def read_state(path: Path, follower: Follower, settings: Mapping[str, Any]) -> d
     if follower.average is not None:
         follower.average.load_state_dict(_below("average.", tensors))
         follower.averaged.copy_(tensors["averaged"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below("optimizer.", tensors).items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    follower.optimizer.load_state_dict({**follower.optimizer.state_dict(), "state": state})
+    for index, weight in enumerate(follower.weights):
+        follower.remember(weight, _below(f"optimizer.{index}.", tensors))
     return entry
 
 
@@ -85,13 +81,7 @@ def _tensors(follower: Follower) -> dict[str, Tensor]:
         tensors |= {f"average.{key}": value for key, value in follower.average.state_dict().items()}
         tensors["averaged"] = follower.averaged
     for index, weight in enumerate(follower.weights):
-        # Adam starts from these zeros at a weight's first gradient, which some weights never see.
-        values = follower.optimizer.state.get(weight) or {
-            "step": torch.zeros(()),
-            "exp_avg": torch.zeros_like(weight),
-            "exp_avg_sq": torch.zeros_like(weight),
-        }
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in follower.moments(weight).items()}
     return tensors
 
 
