@@ -25,7 +25,8 @@ from .specs import build, split_spec
 FORMAT = 1
 KINDS = {"format": int, "plugin": str, "config": dict}
 KEY = "purifier"
-DEMO_PURIFIER = "fashion-vae.safetensors"
+SHIPPED = {"demo": "fashion-robust.safetensors", "demo-plain": "fashion-vae.safetensors"}
+"""Shipped VAEs for Fashion-MNIST: trained against an attacker behind the shipped classifier, and on clean images."""
 KEPT = ("recipe", "classifier", "seed", "data", "metrics", "calibration")
 """Facts of its making that a purifier keeps when it is saved again."""
 
@@ -36,7 +37,8 @@ def load(spec: str | Path) -> Purifier:
     Parameters
     ----------
     spec
-        ``file.safetensors``, a plugin's name (``identity``), ``NAME:key=value,...``, or ``demo``.
+        ``file.safetensors``, a plugin's name (``identity``), ``NAME:key=value,...``, or of those shipped ``demo`` or
+        ``demo-plain``.
 
     Raises
     ------
@@ -44,8 +46,8 @@ def load(spec: str | Path) -> Purifier:
         The file is missing, damaged or foreign; or the spec is not one.
     """
     text = str(spec)
-    if text == "demo":
-        return load(Path(str(files("purifier.assets") / DEMO_PURIFIER)))
+    if text in SHIPPED:
+        return load(Path(str(files("purifier.assets") / SHIPPED[text])))
     path = checkpoint_path(spec)
     if path is not None:
         return _load_file(path)
@@ -57,11 +59,11 @@ def load(spec: str | Path) -> Purifier:
 
 
 def checkpoint_path(spec: str | Path) -> Path | None:
-    """The file that a PURIFIER spec names, whether it exists or not; None for ``demo`` and plugins' names."""
+    """The file that a PURIFIER spec names, whether it exists or not; None for those shipped and plugins' names."""
     if isinstance(spec, Path):
         return spec
     named = spec.endswith(".safetensors") and not re.match(r"[\w-]+:[\w-]+=", spec)
-    return Path(spec) if spec != "demo" and (named or Path(spec).is_file()) else None
+    return Path(spec) if spec not in SHIPPED and (named or Path(spec).is_file()) else None
 
 
 def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:

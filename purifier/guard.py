@@ -200,7 +200,8 @@ def guard(
         A torch module or ONNX ``ModelProto``, or a MODEL spec: ``file.onnx``, ``file.pt2``,
         ``package.module:factory``, ``demo``.
     purifier
-        A :class:`Purifier`, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``.
+        A :class:`Purifier`, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``,
+        ``demo-plain``.
     preprocessing
         How the classifier wants its images: a :class:`Preprocessing` or torchvision's ``weights.transforms()``.
         Without it a torch classifier takes pixels (float, NCHW, [0, 1]), and an ONNX classifier what its input's

@@ -151,17 +151,34 @@ def test_demo(command, tmp_path: Path) -> None:
     made = tmp_path / "made [red]"
     code, out, _ = command("demo", "--out", made)
     assert code == 0
-    assert sorted(path.name for path in made.iterdir()) == ["guarded.onnx", "report.json", "strip.png"]
-    assert all(f" {path}" in out for path in made.iterdir())
-    assert "the same class as torch on 300 of 300 images" in out
-    report = json.loads((made / "report.json").read_text())
-    figures = {(row["model"], row["attack"], row["route"]): row["accuracy"] for row in report["rows"]}
-    assert figures["undefended", "none", None] > 0.88
-    assert figures["undefended", "pgd", "exact"] < 0.1
-    assert figures["guarded", "none", None] > 0.6
-    # A plain VAE helps against who does not know it, and not against who does.
-    assert figures["guarded", "pgd", "oblivious"] > figures["undefended", "pgd", "exact"] + 0.2
-    assert figures["guarded", "pgd", "exact"] < figures["guarded", "pgd", "oblivious"] - 0.2
+    files = sorted(path for path in made.rglob("*") if path.is_file())
+    assert [str(path.relative_to(made)) for path in files] == [
+        "guarded.onnx",
+        "plain/report.json",
+        "robust/report.json",
+        "strip.png",
+    ]
+    assert all(f" {path}" in out for path in files)
+    assert "the same class as torch on 300 of 300 clean images" in out
+    assert "the same class as torch on 8 of 8 adversarial images" in out
+    figures = {}
+    for name in ("plain", "robust"):
+        rows = json.loads((made / name / "report.json").read_text())["rows"]
+        figures[name] = {(row["model"], row["attack"], row["route"]): row["accuracy"] for row in rows}
+        assert figures[name]["undefended", "none", None] > 0.88
+        assert figures[name]["undefended", "pgd", "exact"] < 0.1
+        assert figures[name]["guarded", "pgd", "oblivious"] > figures[name]["undefended", "pgd", "exact"] + 0.2
+    # A plain VAE helps against who does not know it, and not against who does; the robust one against both.
+    plain, robust = figures["plain"], figures["robust"]
+    assert plain["guarded", "pgd", "exact"] < plain["guarded", "pgd", "oblivious"] - 0.2
+    assert robust["guarded", "pgd", "exact"] > 0.65 > 0.2 > plain["guarded", "pgd", "exact"]
+    assert robust["guarded", "none", None] > 0.8
+    line = next(line for line in out.splitlines() if "pgd, exact" in line)
+    for figure in (
+        plain["undefended", "pgd", "exact"],
+        *(figures[name]["guarded", "pgd", "exact"] for name in figures),
+    ):
+        assert f"{figure:.1%} [" in line
     pixels, _ = load_data("demo").batch(range(3))
     session = onnxruntime.InferenceSession(made / "guarded.onnx", providers=["CPUExecutionProvider"])
     assert session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0].shape == (3, 10)
@@ -187,18 +204,18 @@ def test_a_demo_whose_audit_is_incomplete_is_inconclusive(
         purifier.attacks.unregister("failing")
     assert code == 3
     assert "incomplete" in out
-    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert sorted(path.parent.name for path in tmp_path.rglob("*") if path.is_file()) == ["plain", "robust"]
 
 
 def test_a_demo_whose_file_is_not_the_guard_fails(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def export_another(guarded, path):
         return purifier.export(purifier.guard(guarded.classifier, "blur:sigma=9"), path, image_shape=(1, 28, 28))
 
-    monkeypatch.setattr(demo, "ATTACK", "fgsm")
+    monkeypatch.setattr(demo, "ATTACK", "pgd:steps=10")
     monkeypatch.setattr(demo, "export", export_another)
     code, _, err = command("demo", "--out", tmp_path)
     assert code == 2
-    assert re.search(r"guarded\.onnx in onnxruntime gives another class than torch on \d+ of 300 images", err)
+    assert re.search(r"guarded\.onnx in onnxruntime gives another class than torch on \d+ of 300 clean images", err)
 
 
 def test_assets_stay_small() -> None:

@@ -111,4 +111,6 @@ def test_which_specs_name_a_file(tmp_path: Path) -> None:
     assert checkpoint_path("vae.safetensors") == Path("vae.safetensors")
     assert checkpoint_path("a:b/vae.safetensors") == Path("a:b/vae.safetensors")
     assert checkpoint_path(str(there)) == there
-    assert [checkpoint_path(spec) for spec in ("demo", "blur", "latent:base=vae.safetensors")] == [None] * 3
+    assert [checkpoint_path(spec) for spec in ("demo", "demo-plain", "blur", "latent:base=vae.safetensors")] == [
+        None
+    ] * 4

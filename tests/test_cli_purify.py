@@ -34,7 +34,7 @@ def test_a_line_an_image_and_a_picture(command: Command, tmp_path: Path) -> None
 
 
 def test_a_calibrated_checkpoint_says_what_it_refuses(command: Command, tmp_path: Path) -> None:
-    vae = purifier.load("demo")
+    vae = purifier.load("demo-plain")
     calibrate(vae, "demo:200", fpr=0.3)
     threshold = threshold_of(vae)
     checkpoint = purifier.save(vae, tmp_path / "vae.safetensors")

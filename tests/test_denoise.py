@@ -47,6 +47,15 @@ def test_each_image_meets_one_attack_and_budget_drawn_evenly(data: ImageData) ->
     assert right[1] < right[0] / 2
 
 
+def test_an_attack_in_another_norm_brings_its_budget(data: ImageData) -> None:
+    batch = batch_of(data, range(120))
+    given = shown(build_recipe("denoise:attacks=fgsm+fgsm:norm=l2; eps=1.5,eps=0.05 0.1"), batch)
+    linf, l2 = (Threat(norm, 1).distance(given, batch.pixels) for norm in ("linf", "l2"))
+    other = ~sum(((linf - eps).abs() < 1e-5 for eps in (0.05, 0.1)), torch.zeros(120, dtype=torch.bool))
+    assert (l2[other] < 1.5001).all() and (l2[other] > 0.8).float().mean() > 0.9
+    assert 40 < other.sum() < 80, "attacks are drawn evenly, however many budgets they have"
+
+
 def test_made_anew_each_epoch_or_once(data: ImageData) -> None:
     for cached in (False, True):
         recipe = build_recipe(f"denoise:attacks=rfgsm,eps=0.1,cached={cached}")
@@ -103,7 +112,10 @@ def test_queries_serve_where_there_are_no_gradients(tmp_path: Path) -> None:
         ("denoise:eps=", ConfigError, "eps: expected one budget or several"),
         ("denoise:eps=-1", ConfigError, "eps must be a finite number >= 0"),
         ("denoise:attacks=cw", ConfigError, "CarliniWagner works in l2, not in linf; choose another"),
-        ("denoise:attacks=cw:norm=l1", ConfigError, "CarliniWagner works in l2, not in l1"),
+        ("denoise:attacks=cw:norm=l1;eps=9", ConfigError, "CarliniWagner works in l2, not in l1"),
+        ("denoise:attacks=cw:norm=l2", ConfigError, "denoise: cw: norm=l2 needs an eps of its own"),
+        ("denoise:attacks=fgsm:eps=1;eps=2", SpecError, "'eps' is given twice"),
+        ("denoise:attacks=fgsm:", SpecError, "cannot read ''"),
         ("denoise:attacks=fgsm:eps=much", ConfigError, "denoise: fgsm: option 'eps' expected float, got 'much'"),
         ("denoise:attacks=latent-match", ConfigError, "LatentMatch attacks the purifier; choose one of the classifier"),
         ("denoise:attacks=magic", purifier.PurifierError, "magic"),
@@ -135,7 +147,7 @@ def test_an_attack_that_fails_is_named(data: ImageData) -> None:
 
 def test_an_attacks_own_options_and_precision(data: ImageData) -> None:
     recipe = build_recipe("denoise:attacks=pgd:steps=2;restarts=2+fgsm,eps=0.1")
-    assert [attack.restarts for _, attack in recipe._pairs if type(attack).__name__ == "Pgd"] == [2]
+    assert [attack.restarts for attack, _ in recipe._choices if type(attack).__name__ == "Pgd"] == [2]
     plain = shown(recipe, batch_of(data, range(40)))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(shown(recipe, batch_of(data, range(40))), plain)

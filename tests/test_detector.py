@@ -57,7 +57,7 @@ def test_fresh_clean_images_are_refused_as_often_as_promised(fashion) -> None:
 
 
 def test_a_calibration_is_kept_in_the_checkpoint(tmp_path: Path) -> None:
-    vae = purifier.load("demo")
+    vae = purifier.load("demo-plain")
     found = purifier.calibrate(vae, "demo:100", fpr=0.1, batch_size=33)
     assert calibration_of(vae) == found
     again = purifier.load(purifier.save(vae, tmp_path / "kept.safetensors"))
@@ -188,7 +188,7 @@ def test_a_threshold_asked_before_calibration() -> None:
     ],
 )
 def test_damaged_metadata(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
-    vae = calibrated(purifier.load("demo"))
+    vae = calibrated(purifier.load("demo-plain"))
     stored = copy.deepcopy(dict(vae.provenance[KEY])) | damage
     path = purifier.save(vae, tmp_path / "damaged.safetensors", calibration=stored)
     with pytest.raises(CheckpointError, match=rf"damaged.safetensors: its metadata is damaged: .*{message}"):

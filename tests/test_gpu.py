@@ -69,7 +69,7 @@ def test_training_on_the_gpu(fashion, plugin: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", ["", ",start=random,restarts=2,beta=0.1", ",start=bank,bank=50"])
 def test_latent_optimisation_finds_the_same_image_on_both(images, options: str) -> None:
-    latent, pixels = purifier.load(f"latent:base=demo,steps=5{options}"), images[0]
+    latent, pixels = purifier.load(f"latent:base=demo-plain,steps=5{options}"), images[0]
     noise = latent.draw(pixels, purifier.seeding.SampleGenerator(0, range(64)))
     here, score = latent.purify_and_score(pixels, noise)
     there, its_score = latent.cuda().purify_and_score(pixels.cuda(), None if noise is None else noise.cuda())
@@ -79,7 +79,7 @@ def test_latent_optimisation_finds_the_same_image_on_both(images, options: str) 
 
 @pytest.mark.parametrize("loop", [False, True])
 def test_gradient_steps_run_on_cuda_in_onnxruntime(images, loop: bool, tmp_path: Path) -> None:
-    guarded = purifier.guard(load_classifier("demo"), f"latent:base=demo,steps=3,loop={loop}")
+    guarded = purifier.guard(load_classifier("demo"), f"latent:base=demo-plain,steps=3,loop={loop}")
     session = open_session(purifier.export(guarded, tmp_path / "guarded.onnx").path, providers=[CUDA])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images[0].numpy()})
     with torch.no_grad():

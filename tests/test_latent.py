@@ -75,8 +75,8 @@ def test_more_steps_come_nearer(latent: Callable[[str], Purifier], pixels: Tenso
 @torch.no_grad()
 def test_the_shipped_vae_reconstructs_better_from_a_descended_latent() -> None:
     pixels, _ = load_data("demo:64").batch(range(64))
-    demo, fast = purifier.load("demo"), purifier.load("latent:base=demo,preset=fast")
-    before, after = energies(demo.purify(pixels), pixels), energies(fast.purify(pixels), pixels)
+    plain, fast = purifier.load("demo-plain"), purifier.load("latent:base=demo-plain,preset=fast")
+    before, after = energies(plain.purify(pixels), pixels), energies(fast.purify(pixels), pixels)
     assert after.mean() < 0.8 * before.mean()
     assert (after < before).float().mean() > 0.95
 

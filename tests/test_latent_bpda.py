@@ -15,7 +15,7 @@ from purifier.target import Target
 def test_one_pass_where_the_surrogate_purifies_too() -> None:
     """The descents of ``latent`` are dear; BPDA's forward values are still those of purify."""
     pixels = torch.rand(3, 1, 28, 28)
-    latent = purifier.load("latent:base=demo,steps=3,truncate=1")
+    latent = purifier.load("latent:base=demo-plain,steps=3,truncate=1")
     plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
     calls = []
     latent.purify = lambda *given: calls.append(given)  # type: ignore[assignment,return-value]

@@ -27,6 +27,8 @@ PUBLISHED = {
 
 
 def test_the_readmes_table() -> None:
-    report = purifier.audit(purifier.guard("demo", "demo"), "fashion-mnist:test", attacks=["pgd", "fgsm", "rfgsm"])
+    report = purifier.audit(
+        purifier.guard("demo", "demo-plain"), "fashion-mnist:test", attacks=["pgd", "fgsm", "rfgsm"]
+    )
     found = {(row.model, row.attack, row.route): row.result.accuracy for row in report.rows if row.result}
     assert found == pytest.approx(PUBLISHED, abs=0.003)

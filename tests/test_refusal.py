@@ -118,7 +118,7 @@ def test_nothing_is_computed_twice(options: dict[str, Any]) -> None:
 
 def test_real_images_with_the_shipped_assets(images) -> None:
     pixels, _ = images
-    vae = purifier.load("demo")
+    vae = purifier.load("demo-plain")
     threshold = purifier.calibrate(vae, "demo").threshold
     strange = torch.cat([pixels[:8], torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))])
     refused = guard("demo", vae, on_reject="flag", score=True)(strange)[2]

@@ -75,7 +75,8 @@ def test_it_holds_where_a_plain_vae_falls_and_the_classifier_stays(data: ImageDa
 )
 def test_every_kind_learns(plugin: str, recipe: str, data: ImageData, tmp_path: Path) -> None:
     config = {"channels": 4, "latent": 8} | ({"components": 3} if plugin == "gmvae" else {})
-    options = {"config": config, "recipe": recipe, "classifier": trained("net"), "batch_size": 20, "lr": 1e-2}
+    options = {"config": config, "recipe": recipe, "classifier": trained("net"), "batch_size": 20}
+    options |= {"optimizer": "adam", "lr": 1e-2}
     train(plugin, "fashion-mnist:train:300", tmp_path / "p.safetensors", epochs=6, **options)
     lines = (tmp_path / "p.log.jsonl").read_text().splitlines()
     shares = [json.loads(line)["figures"]["right_clean"] for line in lines[1:]]

@@ -65,7 +65,8 @@ class Encoder(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """x + f(x), with f of three convolutions, the 3x3 one a fourth as wide (He et al. 2016, figure 4e without norms).
+    """x + f(x), with f of three convolutions, the 3x3 one a fourth as wide (He et al. 2016, "Identity mappings
+    in deep residual networks", figure 4e, without normalisation).
 
     f begins as 0, so that a deep encoder begins as a shallow one (Goyal et al. 2017, section 5.1).
     """

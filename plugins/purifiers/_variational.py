@@ -42,8 +42,8 @@ class VariationalConfig:
     spatial
         A latent map of H / 2**depth x W / 2**depth in the place of one vector: for large images.
     blocks
-        Residual blocks where the encoder's map is smallest: much capacity for little time, which the recipe ``robust``
-        asks for.
+        Residual blocks where the encoder's map is smallest: much capacity for little time, worth it with the
+        recipe ``robust``.
     sample
         Purify with z ~ q(z|x) in the place of the mean of q(z|x); needs noise.
     score

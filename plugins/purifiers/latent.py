@@ -38,8 +38,8 @@ class LatentConfig:
     Parameters
     ----------
     base
-        PURIFIER spec of a vae or gmvae: ``file.safetensors`` or ``demo``. Its weights become part of this purifier,
-        which keeps its plugin and options here in the file's place.
+        PURIFIER spec of a vae or gmvae: ``file.safetensors`` or ``demo-plain``. Its weights become part of this
+        purifier, which keeps its plugin and options here in the file's place.
     image_shape
         (C, H, W) of the images; the base's.
     preset

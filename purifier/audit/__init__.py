@@ -13,4 +13,5 @@ from .runner import audit as audit
 from .statistics import Area as Area
 from .statistics import Rate as Rate
 from .statistics import wilson as wilson
+from .table import print_doubts as print_doubts
 from .table import print_report as print_report

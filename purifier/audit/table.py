@@ -44,6 +44,11 @@ def print_report(report: AuditReport, console: Console) -> None:
     _print_detection(report, console)
     for reason in report.left_out:
         console.print(f"left out: {reason}", style="dim", markup=False)
+    print_doubts(report, console)
+
+
+def print_doubts(report: AuditReport, console: Console) -> None:
+    """Print what went wrong, and each flag with what to do about it; nothing for a report without doubt."""
     for row in report.rows:
         if row.error and row.model == "guarded":
             console.print(f"[red]error[/red] of {escape(row.attack)}, {row.route}: {escape(row.error[:LONGEST])}")

@@ -18,7 +18,7 @@ from .console import plain_console
 
 def purify(
     purifier: Annotated[
-        str, typer.Argument(help="file.safetensors, NAME, NAME:key=value,... or demo.", metavar="PURIFIER")
+        str, typer.Argument(help="file.safetensors, NAME, NAME:key=value,..., demo or demo-plain.", metavar="PURIFIER")
     ],
     images: Annotated[
         list[str], typer.Argument(help="Image files, and DATA specs such as fashion-mnist:test:8.", metavar="IMAGES")

@@ -36,7 +36,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     optimizer: Annotated[str | None, typer.Option(help="adam or muon (default: the recipe's; robust: muon).")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate (default: the recipe's, 1e-3 or 2e-3).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (default: the recipe's, 1e-3 or 5e-3).")] = None,
     schedule: Annotated[
         str | None, typer.Option(help="constant or cosine (default: the recipe's; robust: cosine).")
     ] = None,

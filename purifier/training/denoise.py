@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ..attack_specs import read_attack
 from ..errors import ConfigError, PurifierError, TrainingError
 from ..interfaces import Attack, Purifier
 from ..seeding import SampleGenerator
-from ..specs import build
+from ..specs import build, split_spec
 from ..target import Target
 from ..threat import Threat
 from .recipe import Batch, Recipe, loss_of
@@ -24,7 +24,7 @@ class Denoise(Recipe):
     """The purifier's own loss with adversarial images given and the clean ones as target (Li & Ji 2018, Defense-VAE).
 
     The images are made against the classifier alone, so an attacker who knows the purifier is not what is learned.
-    Each image meets one attack and one eps at a time, drawn evenly.
+    Each image meets one attack and one of its budgets at a time, both drawn evenly.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Denoise(Recipe):
     def __post_init__(self) -> None:
         if not self.eps:
             raise ConfigError("denoise: eps: expected one budget or several, such as 0.1 0.2, got none")
-        for threat, attack in self._pairs:
+        for attack, (threat, *_) in self._choices:
             if threat.norm not in attack.norms:
                 raise ConfigError(
                     f"denoise: {type(attack).__name__} works in {', '.join(attack.norms)}, not in {threat.norm}; "
@@ -66,7 +66,7 @@ class Denoise(Recipe):
     @property
     def needs_gradients(self) -> bool:
         """Whether one of the attacks does."""
-        return any(attack.needs == "gradient" for _, attack in self._pairs)
+        return any(attack.needs == "gradient" for attack, _ in self._choices)
 
     @property
     def takes_moved(self) -> bool:
@@ -80,19 +80,22 @@ class Denoise(Recipe):
         return loss_of(purifier, adversarial, batch.pixels, noise, batch.labels)
 
     @cached_property
-    def _pairs(self) -> list[tuple[Threat, Attack]]:
-        return [pair for spec in self.attacks.split("+") for pair in self._pairs_of(spec.strip())]
+    def _choices(self) -> list[tuple[Attack, list[Threat]]]:
+        """The attacks, each with its budgets."""
+        return [self._choice(spec.strip()) for spec in self.attacks.split("+")]
 
-    def _pairs_of(self, spec: str) -> list[tuple[Threat, Attack]]:
-        """An attack with each of its budgets."""
-        name, _, rest = spec.partition(":")
-        options = rest.split(";") if rest else []
-        own = dict(option.split("=", 1) for option in options if option.startswith(("norm=", "eps=")))
-        others = ",".join(option for option in options if not option.startswith(("norm=", "eps=")))
-        attack = read_attack(f"{name}:{others}" if others else name).attack
+    def _choice(self, spec: str) -> tuple[Attack, list[Threat]]:
+        name, colon, rest = spec.partition(":")
+        options = rest.split(";") if colon else []
+        threat = [option for option in options if option.partition("=")[0].strip() in ("norm", "eps")]
+        own: dict[str, Any] = split_spec(f"{name}:{','.join(threat)}")[1] if threat else {}
+        if "norm" in own and "eps" not in own:
+            raise ConfigError(f"denoise: {name}: norm={own['norm']} needs an eps of its own, such as ;eps=1.5")
+        others = ",".join(option for option in options if option not in threat)
+        attack = read_attack(f"{name}:{others}" if others or (colon and not threat) else name).attack
         budgets = [own["eps"]] if "eps" in own else self.eps
         given = [{"norm": self.norm, **own, "eps": eps} for eps in budgets]
-        return [(build(Threat, threat, what=f"denoise: {name}"), attack) for threat in given]
+        return attack, [build(Threat, one, what=f"denoise: {name}") for one in given]
 
     def _remembered(self, purifier: Purifier, batch: Batch) -> Tensor:
         if any(index not in self._cache for index in batch.indices):
@@ -103,9 +106,13 @@ class Denoise(Recipe):
     def _made(self, purifier: Purifier, batch: Batch, generator: SampleGenerator) -> Tensor:
         assert batch.classifier is not None
         found = batch.pixels.clone()
-        chosen = (generator.uniform((), batch.pixels) * len(self._pairs)).long()
-        for place, (threat, attack) in enumerate(self._pairs):
-            at = (chosen == place).nonzero().squeeze(1)
+        chance = generator.uniform((2,), batch.pixels)
+        counts = torch.tensor([len(threats) for _, threats in self._choices], device=chance.device)
+        chosen = (chance[:, 0] * len(counts)).long()
+        budget = (chance[:, 1] * counts[chosen]).long()
+        for place, nth in ((place, nth) for place, count in enumerate(counts.tolist()) for nth in range(count)):
+            attack, threat = self._choices[place][0], self._choices[place][1][nth]
+            at = ((chosen == place) & (budget == nth)).nonzero().squeeze(1)
             if not len(at) or threat.eps == 0:
                 continue
             streams, pixels = generator.select(at), batch.pixels[at]

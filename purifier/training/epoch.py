@@ -86,7 +86,7 @@ class Run:
         Raises
         ------
         NotFinite
-            The loss, a weight or Adam's state became NaN or infinite.
+            The loss, a weight or the optimizer's state became NaN or infinite.
         TrainingError
             The recipe says that training has gone wrong.
         """
@@ -178,7 +178,7 @@ class Run:
                 raise NotFinite(f"weights {name!r} became NaN or infinite in epoch {epoch}")
         for weight in self.follower.weights:
             if not all(value.isfinite().all() for value in self.follower.moments(weight).values()):
-                raise NotFinite(f"a mean of squared gradients became infinite in epoch {epoch}")
+                raise NotFinite(f"the optimizer's memory of gradients became infinite in epoch {epoch}")
 
     def _seed(self, what: str, epoch: int) -> int:
         return mix_seed(self.seed, what, epoch)

@@ -25,9 +25,9 @@ class Optimisation:
     Parameters
     ----------
     optimizer
-        ``adam``; or ``muon`` (Jordan et al. 2024) for the weights of convolutions and linear layers, a row an output
-        channel, and Adam for all others. Muon's steps are scaled to the length of Adam's (Liu et al. 2025, "Muon is
-        scalable for LLM training", equation 4), so one rate serves both.
+        ``adam``; or ``muon`` (Jordan et al. 2024) for the weights of convolutions and linear layers, flattened to
+        matrices after their first dimension, and Adam for all others. Muon's steps are scaled to the length of Adam's
+        (Liu et al. 2025, "Muon is scalable for LLM training", equation 4), so one rate serves both.
     lr
         Learning rate; the highest of the schedule.
     schedule
@@ -82,7 +82,7 @@ class Follower:
         self.module, self.settings = module, settings
         self.weights = [weight for weight in module.parameters() if weight.requires_grad]
         self.matrices = _matrices(module) if settings.optimizer == "muon" else {}
-        """Weights in the shape in which Muon takes them; the memory is the weights' own."""
+        """Weights in the shape in which Muon takes them; the memory is the weights' own, so they must stay in place."""
         others = [weight for weight in self.weights if weight not in self.matrices]
         self.optimizers: list[torch.optim.Optimizer] = []
         if others:
@@ -96,7 +96,7 @@ class Follower:
 
     def step(self, loss: Tensor, done: float) -> None:
         """One step down the gradient of a scalar, when the share ``done`` of all steps is over."""
-        for weight in self.weights:
+        for weight in (*self.weights, *self.matrices.values()):
             weight.grad = None
         torch.autograd.backward(loss)
         if self.settings.clip:
@@ -147,7 +147,7 @@ class Follower:
 
 
 def _matrices(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
-    """The weights of linear layers and convolutions, each with itself as a matrix."""
+    """The weights of linear layers and convolutions, each as a matrix; not contiguous ones are left to Adam."""
     layers = (part for part in module.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd))
     weights = [weight for layer in layers for name, weight in layer.named_parameters(recurse=False) if name == "weight"]
     fitting = [weight for weight in weights if weight.requires_grad and weight.is_contiguous()]

@@ -59,7 +59,7 @@ class Robust(Recipe):
     """
 
     suggested: ClassVar[Optimisation] = Optimisation(
-        lr=2e-3, schedule="cosine", clip=1.0, ema=0.999, precision="bfloat16"
+        optimizer="muon", lr=5e-3, schedule="cosine", clip=1.0, ema=0.999, precision="bfloat16"
     )
     needs_classifier: ClassVar[bool] = True
     needs_exact: ClassVar[bool] = True
@@ -71,8 +71,8 @@ class Robust(Recipe):
     beta: float = 6.0
     ramp: float = 0.1
     clean: float = 0.0
-    reconstruction: float = 2.5e-5
-    kl: float = 2e-3
+    reconstruction: float = 1e-3
+    kl: float = 2e-4
 
     def __post_init__(self) -> None:
         Threat(self.norm, self.eps)

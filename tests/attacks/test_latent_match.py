@@ -27,7 +27,7 @@ SPEC = "latent-match:steps=20,guide_steps=20"
 def guard() -> tuple[TorchPixelClassifier, Purifier]:
     model = load_classifier("demo")
     assert isinstance(model, nn.Module)
-    vae = purifier.load("demo").eval()
+    vae = purifier.load("demo-plain").eval()
     return TorchPixelClassifier(model.requires_grad_(False), Preprocessing()), vae.requires_grad_(False)
 
 

@@ -258,7 +258,7 @@ def test_what_cannot_score_is_refused_before_the_work(classifier, data):
 
 
 def test_a_calibrated_checkpoint_end_to_end(tmp_path):
-    vae = purifier.load("demo")
+    vae = purifier.load("demo-plain")
     calibrate(vae, load_data("fashion-mnist:test:300"), fpr=0.1)
     purifier.save(vae, tmp_path / "vae.safetensors")
     guarded = guard("demo", tmp_path / "vae.safetensors")

@@ -78,7 +78,7 @@ def test_a_healthy_guard_raises_none(make, eot, classifier, data):
     assert raised(*make(classifier), data, LINF, Threat("linf", 0.03), eot=eot) == []
 
 
-@pytest.mark.parametrize("filter_", ["demo", "blur", "identity", "bit-depth"])
+@pytest.mark.parametrize("filter_", ["demo", "demo-plain", "blur", "identity", "bit-depth"])
 def test_the_demo_raises_none(filter_):
     assert raised(load_classifier("demo"), filter_, load_data("demo"), LINF, Threat("linf", 0.03), count=12) == []
 

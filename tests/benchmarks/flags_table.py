@@ -40,7 +40,7 @@ def main() -> None:
         show(control.name, purifier.guard(*control.make(NearestMean().eval(), pixels)))
     for name in ("identity", "blur", "bit-depth"):
         show(f"healthy: {name}", purifier.guard(NearestMean().eval(), name))
-    for name in ("identity", "demo"):
+    for name in ("identity", "demo-plain"):
         show(f"healthy: demo behind {name}", purifier.guard("demo", name))
 
 

@@ -22,7 +22,7 @@ PRESETS = ("fast", "defense-gan")
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", default="demo")
+    parser.add_argument("--base", default="demo-plain")
     parser.add_argument("--data", default="demo:200")
     given = parser.parse_args()
     data = load_data(given.data)

@@ -20,7 +20,7 @@ from purifier.onnx_front import purifier_graph
 from purifier.pixels import Preprocessing
 from purifier.runtime import CPU, CUDA, open_session
 
-DEFAULT = ("demo", "latent:base=demo", "latent:base=demo,loop=true")
+DEFAULT = ("demo", "demo-plain", "latent:base=demo-plain", "latent:base=demo-plain,loop=true")
 
 
 @torch.no_grad()

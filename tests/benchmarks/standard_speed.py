@@ -2,7 +2,8 @@
 
 ``python tests/benchmarks/standard_speed.py [--device cuda] [--count 500] [--eps 0.1] [--norm linf]
 [--trained FILE.safetensors]`` attacks the same images in the same budget on three classifiers: undefended (``demo``),
-trained on PGD's images (kept in FILE, and made first if it is not there), and guarded (``demo`` behind ``demo``).
+trained on PGD's images (kept in FILE, and made first if it is not there), and guarded (``demo`` behind
+``demo-plain``).
 Ours is an audit: each image is projected and judged again. Its time is that of the attacks on this classifier, judging
 included; the whole audit's, with flags and the attacks on the classifier alone, stands behind it. Theirs runs on the
 guard as on any module. PGD, in linf alone, takes 40 steps of eps / 16 everywhere.
@@ -53,7 +54,7 @@ def main() -> None:
     guards = {
         "undefended": lambda: purifier.guard(demo, "identity"),
         "trained": lambda: purifier.guard(hardened(given), "identity"),
-        "guarded": lambda: purifier.guard(demo, "demo"),
+        "guarded": lambda: purifier.guard(demo, "demo-plain"),
     }
     data = load_data(f"fashion-mnist:test:{given.count}")
     print(f"torch {torch.__version__} on {given.device}, {torch.get_num_threads()} threads, {data.name}")

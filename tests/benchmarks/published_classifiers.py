@@ -1,0 +1,72 @@
+"""Classifiers A to D of Defense-GAN (Samangouei et al. 2018, table 6) for images 1x28x28; all together.
+
+MODEL specs when this folder is on PYTHONPATH: ``published_classifiers:a --weights a.safetensors``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+NAMES = ("a", "b", "c", "d")
+
+
+def a() -> nn.Module:
+    """Two convolutions, 64 wide, the second strided; 128 hidden units."""
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 5),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 5, stride=2),
+        nn.ReLU(),
+        nn.Dropout(0.25),
+        *_head(64 * 10 * 10),
+    )
+
+
+def b() -> nn.Module:
+    """Dropout first, three convolutions with large kernels."""
+    return nn.Sequential(
+        nn.Dropout(0.2),
+        nn.Conv2d(1, 64, 8, stride=2, padding=3),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, 6, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(128, 128, 5),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+
+
+def c() -> nn.Module:
+    """Like A with 128 small kernels first."""
+    return nn.Sequential(
+        nn.Conv2d(1, 128, 3),
+        nn.ReLU(),
+        nn.Conv2d(128, 64, 5, stride=2),
+        nn.ReLU(),
+        nn.Dropout(0.25),
+        *_head(64 * 11 * 11),
+    )
+
+
+def d() -> nn.Module:
+    """No convolution: two layers of 200 units."""
+    units = [nn.Linear(784, 200), nn.ReLU(), nn.Dropout(0.5), nn.Linear(200, 200), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(nn.Flatten(), *units, nn.Linear(200, 10))
+
+
+class Ensemble(nn.Module):
+    """A to D answering together: the mean of their log-probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList([a(), b(), c(), d()])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([member(images).log_softmax(1) for member in self.members]).mean(0)
+
+
+def _head(features: int) -> list[nn.Module]:
+    return [nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)]

@@ -1,0 +1,207 @@
+"""Defense-VAE's and Defense-GAN's protocol on Fashion-MNIST, the same defences under the exact route, and ours.
+
+``python tests/benchmarks/published_protocol.py train --out protocol`` trains the classifiers A to D, for each a
+Defense-VAE (recipe ``denoise``), and with the recipe ``robust`` a purifier for A and one for the four together;
+``... audit --out protocol`` attacks what ``train`` made, and the shipped purifiers, behind each classifier;
+``... table --out protocol`` prints tables from the reports. Each goes on where it was stopped.
+
+Published: FGSM and RAND-FGSM (alpha 0.05) at linf 0.3 and CW in l2, oblivious (Samangouei et al. 2018, Li & Ji 2018).
+Defense-GAN is the preset ``defense-gan`` of ``latent`` on the shipped plain VAE's decoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import published_classifiers
+import torch
+from published_classifiers import NAMES, Ensemble
+from torch import nn
+from torch.nn import functional as F
+
+import purifier
+from purifier.assets.build import ROBUST, ROBUST_DATA
+from purifier.checkpoint import read_tensors, write_tensors
+from purifier.data import ImageData, load_data
+from purifier.threat import Norm
+from purifier.training import train
+from purifier.training.state import state_path
+
+PUBLISHED = ("fgsm", "rfgsm:alpha=0.1667")
+CW = "cw:steps=100,searches=6"
+DENOISE = (
+    f"denoise:attacks=fgsm+rfgsm:alpha=0.1667+{CW.replace(',', ';')};norm=l2;eps=3,eps=0.2 0.25 0.3 0.35,cached=true"
+)
+DEFENSE_VAE: Mapping[str, Any] = {
+    "config": {"channels": 32, "latent": 128},
+    "recipe": DENOISE,
+    "epochs": 5,
+    "batch_size": 32,
+    "lr": 5e-4,
+    "precision": "bfloat16",
+}
+"""Half as wide as Li & Ji's; their rate and epochs, batches of 32 for 16."""
+OURS: Mapping[str, Any] = {**ROBUST, "epochs": 8}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One audit: ``count`` test images, attacks at a budget along routes."""
+
+    name: str
+    norm: Norm
+    eps: float
+    attacks: Sequence[str]
+    routes: Sequence[str]
+    count: int
+
+
+def trials(defence: str) -> Iterator[Trial]:
+    """What a defence is put through; Defense-GAN, which takes seconds an image, on fewer images."""
+    many, some, few = (100, 50, 20) if defence == "defense-gan" else (1000, 1000, 1000)
+    steps = "pgd:steps=10" if defence == "defense-gan" else "pgd"
+    yield Trial("published", "linf", 0.3, PUBLISHED, ["oblivious"], many)
+    yield Trial("published-cw", "l2", 3.0, [CW], ["oblivious"], some)
+    if defence == "defense-gan":
+        yield Trial("bpda", "linf", 0.3, [steps], ["bpda"], few)
+    yield Trial("exact", "linf", 0.3, ["fgsm", steps], ["exact"], few)
+    yield Trial("exact-0.1", "linf", 0.1, ["fgsm", steps], ["exact"], few)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "audit", "table"))
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--only", help="defence to audit: one")
+    given = parser.parse_args()
+    given.out.mkdir(exist_ok=True)
+    if given.what == "train":
+        train_all(given.out)
+    elif given.what == "audit":
+        for classifier in NAMES:
+            for defence in defences(given.out, classifier):
+                if given.only in (None, defence):
+                    audit_all(given.out, classifier, defence)
+    else:
+        table(given.out)
+
+
+def defences(out: Path, classifier: str) -> dict[str, str]:
+    """Names and PURIFIER specs of what stands in front of a classifier."""
+    return {
+        "none": "identity",
+        "plain VAE": "demo-plain",
+        "defense-vae": str(out / f"defense-vae-{classifier}.safetensors"),
+        "defense-gan": "latent:base=demo-plain,preset=defense-gan",
+        "ours, shipped": "demo",
+        "ours, for A": str(out / "robust-a.safetensors"),
+        "ours, for A-D": str(out / "robust-ensemble.safetensors"),
+    }
+
+
+def train_all(out: Path) -> None:
+    data = load_data(ROBUST_DATA)
+    for name in NAMES:
+        weights = out / f"{name}.safetensors"
+        if not weights.exists():
+            train_classifier(name, data, weights)
+        train_purifier(out / f"defense-vae-{name}.safetensors", data, classifier_of(out, name), DEFENSE_VAE)
+    everyone = Ensemble()
+    for name, member in zip(NAMES, everyone.members, strict=True):
+        member.load_state_dict(read_tensors(out / f"{name}.safetensors")[0])
+    for name, classifier in (("a", classifier_of(out, "a")), ("ensemble", everyone)):
+        train_purifier(out / f"robust-{name}.safetensors", data, classifier, OURS)
+
+
+def train_purifier(path: Path, data: ImageData, classifier: nn.Module, options: Mapping[str, Any]) -> None:
+    """Train, or go on, until there is a checkpoint and no state beside it."""
+    if state_path(path).exists() or not path.exists():
+        train("vae", data, path, classifier=classifier, resume=state_path(path).exists(), **options)
+        print(f"{path}", flush=True)
+
+
+def classifier_of(out: Path, name: str) -> nn.Module:
+    classifier: nn.Module = getattr(published_classifiers, name)()
+    classifier.load_state_dict(read_tensors(out / f"{name}.safetensors")[0])
+    return classifier.eval()
+
+
+def train_classifier(name: str, data: ImageData, path: Path, epochs: int = 5, batch: int = 128) -> None:
+    """Adam at 1e-3 on clean images; prints the accuracy on the training images held back."""
+    torch.manual_seed(NAMES.index(name))
+    classifier: nn.Module = getattr(published_classifiers, name)().train()
+    optimizer = torch.optim.Adam(classifier.parameters())
+    for _ in range(epochs):
+        for indices in torch.randperm(len(data)).split(batch):
+            pixels, labels = data.batch(indices.tolist())
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = classifier(pixels)
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(logits.float(), labels))
+            optimizer.step()
+    held = load_data("fashion-mnist:train:55000-60000")
+    pixels, labels = held.batch(range(len(held)))
+    with torch.no_grad():
+        right = (classifier.eval()(pixels).argmax(1) == labels).double().mean().item()
+    print(f"classifier {name}: {right:.1%} of the images held back", flush=True)
+    write_tensors(classifier.state_dict(), path, {})
+
+
+def audit_all(out: Path, classifier: str, defence: str) -> None:
+    guarded = purifier.guard(classifier_of(out, classifier), defences(out, classifier)[defence])
+    for trial in trials(defence):
+        folder = out / "audits" / classifier / defence / trial.name
+        if is_complete(folder / "report.json"):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        report = purifier.audit(
+            guarded,
+            f"fashion-mnist:test:{trial.count}",
+            norm=trial.norm,
+            eps=trial.eps,
+            attacks=trial.attacks,
+            routes=trial.routes,
+        )
+        report.save(folder)
+        print(f"{folder}", flush=True)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether there is a report without an error in it."""
+    return path.exists() and not any(row["error"] for row in json.loads(path.read_text())["rows"])
+
+
+def table(out: Path) -> None:
+    """A Markdown table a classifier: a row a defence, a column an attack."""
+    columns = ["clean", *dict.fromkeys(name for found in reports(out).values() for name in found if name != "clean")]
+    print("| classifier | defence | " + " | ".join(columns) + " |\n" + "| --- " * (len(columns) + 2) + "|")
+    for (classifier, defence), found in reports(out).items():
+        cells = (found.get(column, "-") for column in columns)
+        print(f"| {classifier.upper()} | {defence} | " + " | ".join(cells) + " |")
+
+
+def reports(out: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """Classifier and defence -> attack, budget and route -> accuracy, and the images if few; ``!`` if flagged."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for classifier in NAMES:
+        for defence in defences(out, classifier):
+            cells = found.setdefault((classifier, defence), {})
+            for trial in trials(defence):
+                path = out / "audits" / classifier / defence / trial.name / "report.json"
+                report = json.loads(path.read_text()) if path.exists() else {"rows": [], "flags": []}
+                for row in (row for row in report["rows"] if row["model"] == "guarded"):
+                    threat = row["threat"]
+                    name = f"{row['attack']}, {threat['norm']} {threat['eps']:g}, {row['route']}" if threat else "clean"
+                    few = f" ({row['count']})" if row["count"] and row["count"] < 1000 else ""
+                    figure = "error" if row["accuracy"] is None else f"{row['accuracy']:.1%}{few}"
+                    cells.setdefault(name, figure + ("!" if threat and report["flags"] else ""))
+    return {key: cells for key, cells in found.items() if cells}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Preset ``standard`` on all test images, for the purifier and the yardstick that ``robust_training.py`` makes.
+
+``python tests/benchmarks/robust_table.py --made robust --out audited [--count 10000] [--part 500] [--processes 2]``
+audits in parts, each with its own ``report.json`` as ``purifier audit`` writes it, goes on where it was stopped, and
+prints what the parts say together. ``--table`` only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from purifier.audit import wilson
+
+EPS = 0.1
+CLASSIFIER = ["--classifier", "purifier.assets.classifier:FashionClassifier"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--made", type=Path, required=True, help="folder of purifier.safetensors, yardstick.safetensors"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a range")
+    parser.add_argument("--first", type=int, default=0, help="image")
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--part", type=int, default=500)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", choices=("purifier", "yardstick"))
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    models = {
+        "purifier": ["--classifier", "demo", "--purifier", str(given.made / "purifier.safetensors")],
+        "yardstick": [*CLASSIFIER, "--weights", str(given.made / "yardstick.safetensors"), "--purifier", "identity"],
+    }
+    models = {name: options for name, options in models.items() if given.only in (None, name)}
+    last = given.first + given.count
+    parts = [f"{start}-{min(start + given.part, last)}" for start in range(given.first, last, given.part)]
+    if not given.table:
+        waiting = [
+            ["audit", *options, "--data", f"{given.data}:{part}", "--eps", str(EPS), "--out", str(folder)]
+            for part in parts
+            for name, options in models.items()
+            if not is_complete((folder := given.out / name / part) / "report.json")
+        ]
+        run_all(waiting, given.processes)
+    for name in models:
+        paths = [given.out / name / part / "report.json" for part in parts]
+        show(name, [json.loads(path.read_text()) for path in paths if is_complete(path)])
+
+
+def run_all(commands: Sequence[Sequence[str]], processes: int) -> None:
+    """Run ``purifier`` commands, some at a time; a report is written whole, or not at all."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+    def run(command: Sequence[str]) -> None:
+        whole = [sys.executable, "-m", "purifier.cli", *command]
+        code = subprocess.run(whole, env=environment, stdout=subprocess.DEVNULL).returncode
+        print(f"{command[-1]}: exit code {code}", flush=True)
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(run, commands))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether there is a report without an error in it."""
+    return path.exists() and not any(row["error"] for row in json.loads(path.read_text())["rows"])
+
+
+def show(name: str, reports: Sequence[Mapping[str, Any]]) -> None:
+    """The parts' counts added up, with 95% intervals."""
+    if not reports:
+        print(f"{name}: no part is done")
+        return
+    seconds = sum(row["seconds"] for report in reports for row in report["rows"])
+    flags = sorted({flag["name"] for report in reports for flag in report["flags"]})
+    print(f"{name}: {len(reports)} parts, {seconds / 3600:.1f} hours of attacks, flags: {', '.join(flags) or 'none'}")
+    found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for report in reports:
+        for row in report["rows"]:
+            if row["model"] == "guarded":
+                key = (row["attack"], row["route"] or "clean", row["sequence"] or "")
+                found.setdefault(key, []).append((row["correct"], row["count"]))
+        for case in report["worst_case"]:
+            if case["model"] == "guarded":
+                found.setdefault(("worst case", case["scope"], ""), []).append((case["correct"], case["count"]))
+    for (attack, route, sequence), counts in found.items():
+        right, count = (sum(column) for column in zip(*counts, strict=True))
+        low, high = wilson(right, count)
+        print(f"  {attack:10s} {route:10s} {sequence:10s} {right / count:.2%} [{low:.2%}, {high:.2%}] of {count}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The recipe ``robust`` in front of the shipped classifier, and its yardstick: that classifier trained by the recipe.
+
+``python tests/benchmarks/robust_training.py --out robust [--data fashion-mnist:train:55000] [--epochs N]``
+trains the purifier, then from scratch, with the same loop, recipe and data and for as many minutes, the classifier's
+own architecture; what is done is not done again. It prints images a second beside the machine's matmul rate, and writes
+``purifier.safetensors`` and ``yardstick.safetensors``, for audits by
+
+``purifier audit --classifier demo --purifier robust/purifier.safetensors ...``
+``purifier audit --classifier purifier.assets.classifier:FashionClassifier --weights robust/yardstick.safetensors
+--purifier identity ...``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from purifier.assets.build import ROBUST, ROBUST_DATA
+from purifier.assets.classifier import FashionClassifier, demo_classifier
+from purifier.checkpoint import read_tensors, write_tensors
+from purifier.data import load_data
+from purifier.interfaces import Purifier, purifiers
+from purifier.training import train
+from purifier.training.state import log_path, state_path
+
+RANGE = 128.0
+"""Logits from -RANGE / 2 to RANGE / 2 are pixels from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """Nothing to choose."""
+
+
+class Written(Purifier):
+    """A classifier as a purifier: its logits are the first pixels of the image that it gives."""
+
+    Config = NoConfig
+    gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
+
+    def __init__(self, config: NoConfig) -> None:
+        super().__init__(config)
+        self.classifier = FashionClassifier()
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        logits = self.classifier(pixels).to(pixels.dtype)
+        written = F.pad(logits / RANGE + 0.5, (0, pixels[0].numel() - logits.shape[1]))
+        return written.view_as(pixels)
+
+    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        return {}
+
+
+class Reader(nn.Module):
+    """The classifier in front of which :class:`Written` is trained: it reads the logits off the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.range = nn.Parameter(torch.tensor(RANGE))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.flatten(1)[:, :10] - 0.5) * self.range
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--data", default=ROBUST_DATA)
+    parser.add_argument("--epochs", type=int, default=ROBUST["epochs"], help="of the purifier")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--one", choices=("purifier", "probe", "yardstick"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    given.out.mkdir(exist_ok=True)
+    if given.one:
+        train_one(given.one, given.data, given.out, given.epochs)
+        return
+    print(
+        f"torch {torch.__version__}, {given.processes} processes, {given.data}; one core multiplies matrices at "
+        f"{matmul_rate(torch.float32):.0f} GFLOP/s in float32, {matmul_rate(torch.bfloat16):.0f} in bfloat16"
+    )
+    seconds = launch("purifier", given, given.epochs)
+    launch("yardstick", given, max(1, round(seconds / launch("probe", given, 1))))
+    written, _ = read_tensors(checkpoint_of(given.out, "yardstick"))
+    weights = {name.removeprefix("classifier."): value for name, value in written.items()}
+    write_tensors(weights, given.out / "yardstick.safetensors", {})
+
+
+def launch(which: str, given: argparse.Namespace, epochs: int) -> float:
+    """Train under torchrun unless that was done before; prints what the log says, returns the seconds of its epochs."""
+    log = log_path(checkpoint_of(given.out, which))
+    path = checkpoint_of(given.out, which)
+    if state_path(path).exists() or not path.exists():
+        run(which, given, epochs)
+    entries = [json.loads(line) for line in log.read_text().splitlines()[1:]]
+    seconds: float = sum(entry["seconds"] for entry in entries)
+    speed = sum(entry["images_per_second"] for entry in entries) / len(entries)
+    figures = ", ".join(f"{name} {value:.1%}" for name, value in entries[-1]["figures"].items())
+    print(f"{which}: {len(entries)} epochs in {seconds / 60:.1f} minutes, {speed:.0f} images/s; {figures}", flush=True)
+    return seconds
+
+
+def run(which: str, given: argparse.Namespace, epochs: int) -> None:
+    """The training itself, on several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(given.processes)]
+    command += [__file__, "--out", str(given.out), "--data", given.data, "--epochs", str(epochs), "--one", which]
+    threads = max(1, (os.cpu_count() or 1) // given.processes)
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+
+
+def train_one(which: str, data: str, out: Path, epochs: int) -> None:
+    """What one of torchrun's processes does."""
+    path, images = checkpoint_of(out, which), load_data(data)
+    options = {**ROBUST, "epochs": epochs, "resume": state_path(path).exists()}
+    if which == "purifier":
+        train("vae", images, path, classifier=demo_classifier(), **options)
+        return
+    purifiers.register("written", Written)
+    train("written", images, path, classifier=Reader(), **{**options, "config": None})
+
+
+def checkpoint_of(out: Path, which: str) -> Path:
+    return out / (f"{which}.safetensors" if which == "purifier" else f"{which}-written.safetensors")
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 1024, seconds: float = 2.0) -> float:
+    """GFLOP/s of one thread multiplying square matrices."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return 2 * size**3 / best / 1e9
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The shipped robust purifier: it holds along the exact route, and its exported file answers as torch does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+import purifier
+from purifier.assets.build import ROBUST, ROBUST_DATA
+from purifier.attack_specs import read_attack
+from purifier.classifier import load_classifier
+from purifier.data import load_data
+from purifier.guard import GuardedModule
+from purifier.seeding import SampleGenerator
+from purifier.target import Target
+from purifier.threat import Threat
+
+COUNT = 100
+
+
+def test_it_holds_and_its_onnx_file_answers_alike(tmp_path: Path) -> None:
+    guarded = purifier.guard(load_classifier("demo"), "demo")
+    assert isinstance(guarded, GuardedModule)
+    made = guarded.purifier.provenance
+    assert (made["recipe"], made["data"]) == (ROBUST["recipe"], ROBUST_DATA)
+    assert ROBUST["config"].items() <= made["config"].items()
+    pixels, labels = load_data("demo").batch(range(COUNT))
+    threat, streams = Threat("linf", 0.1), [SampleGenerator(seed, range(COUNT)) for seed in (0, 1)]
+    target = Target(guarded.pixel_classifier(), guarded.purifier, "exact", streams[0])
+    attack = read_attack("apgd-ce:steps=20").attack
+    adversarial = threat.project(attack.perturb(target, pixels, labels, threat, streams[1]).detach(), pixels)
+    exported = purifier.export(guarded, tmp_path / "guarded.onnx")
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    rates = []
+    for images in (pixels, adversarial):
+        with torch.no_grad():
+            expected = guarded(images)
+        logits = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+        torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+        assert torch.equal(logits.argmax(1), expected.argmax(1))
+        rates.append((logits.argmax(1) == labels).double().mean().item())
+    assert rates[0] > 0.8 and rates[0] - 0.05 > rates[1] > 0.6
+    plain = purifier.guard(load_classifier("demo"), "demo-plain")
+    assert isinstance(plain, GuardedModule)
+    target = Target(plain.pixel_classifier(), plain.purifier, "exact", streams[0])
+    fooling = threat.project(attack.perturb(target, pixels, labels, threat, streams[1]).detach(), pixels)
+    with torch.no_grad():
+        assert (plain(fooling).argmax(1) == labels).double().mean() < 0.2
