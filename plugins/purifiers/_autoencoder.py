@@ -75,8 +75,8 @@ class Bottleneck(nn.Module):
         super().__init__()
         narrow = width // EXPANSION
         last = nn.Conv2d(narrow, width, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        for weight in last.parameters():
+            nn.init.zeros_(weight)
         self.layers = nn.Sequential(
             nn.SiLU(),
             nn.Conv2d(width, narrow, 1),
@@ -87,7 +87,8 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        return features + self.layers(features)  # type: ignore[no-any-return]
+        change: Tensor = self.layers(features)
+        return features + change
 
 
 class Decoder(nn.Module):
@@ -110,7 +111,8 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:
-        return self.layers(latent)  # type: ignore[no-any-return]
+        logits: Tensor = self.layers(latent)
+        return logits
 
     def with_pullback(self, latent: Tensor) -> tuple[Tensor, Pullback]:
         """The logits, and the map from a gradient with respect to them to the one with respect to ``latent``.

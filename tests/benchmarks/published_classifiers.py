@@ -5,6 +5,8 @@ MODEL specs when this folder is on PYTHONPATH: ``published_classifiers:a --weigh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -58,11 +60,11 @@ def d() -> nn.Module:
 
 
 class Ensemble(nn.Module):
-    """A to D answering together: the mean of their log-probabilities."""
+    """Classifiers answering together: the mean of their log-probabilities."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.members = nn.ModuleList([a(), b(), c(), d()])
+        self.members = nn.ModuleList(members)
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([member(images).log_softmax(1) for member in self.members]).mean(0)

@@ -34,6 +34,8 @@ from purifier.interfaces import Purifier, purifiers
 from purifier.training import train
 from purifier.training.state import log_path, state_path
 
+PROBED = 4
+"""Epochs of the yardstick to see how long one takes; the first, which also warms up, does not count."""
 RANGE = 128.0
 """Logits from -RANGE / 2 to RANGE / 2 are pixels from 0 to 1."""
 
@@ -89,24 +91,26 @@ def main() -> None:
         f"torch {torch.__version__}, {given.processes} processes, {given.data}; one core multiplies matrices at "
         f"{matmul_rate(torch.float32):.0f} GFLOP/s in float32, {matmul_rate(torch.bfloat16):.0f} in bfloat16"
     )
-    seconds = launch("purifier", given, given.epochs)
-    launch("yardstick", given, max(1, round(seconds / launch("probe", given, 1))))
+    seconds = sum(launch("purifier", given, given.epochs))
+    _, *probed = launch("probe", given, PROBED)
+    launch("yardstick", given, max(1, round(seconds * len(probed) / sum(probed))))
     written, _ = read_tensors(checkpoint_of(given.out, "yardstick"))
     weights = {name.removeprefix("classifier."): value for name, value in written.items()}
     write_tensors(weights, given.out / "yardstick.safetensors", {})
 
 
-def launch(which: str, given: argparse.Namespace, epochs: int) -> float:
-    """Train under torchrun unless that was done before; prints what the log says, returns the seconds of its epochs."""
+def launch(which: str, given: argparse.Namespace, epochs: int) -> list[float]:
+    """Train under torchrun unless that was done before; prints what the log says, returns each epoch's seconds."""
     log = log_path(checkpoint_of(given.out, which))
     path = checkpoint_of(given.out, which)
     if state_path(path).exists() or not path.exists():
         run(which, given, epochs)
     entries = [json.loads(line) for line in log.read_text().splitlines()[1:]]
-    seconds: float = sum(entry["seconds"] for entry in entries)
+    seconds: list[float] = [entry["seconds"] for entry in entries]
     speed = sum(entry["images_per_second"] for entry in entries) / len(entries)
     figures = ", ".join(f"{name} {value:.1%}" for name, value in entries[-1]["figures"].items())
-    print(f"{which}: {len(entries)} epochs in {seconds / 60:.1f} minutes, {speed:.0f} images/s; {figures}", flush=True)
+    minutes = sum(seconds) / 60
+    print(f"{which}: {len(entries)} epochs in {minutes:.1f} minutes, {speed:.0f} images/s; {figures}", flush=True)
     return seconds
 
 
