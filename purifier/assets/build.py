@@ -22,6 +22,7 @@ from ..training import train
 from ..training.state import log_path
 from .classifier import WEIGHTS, FashionClassifier, demo_classifier
 
+ASSETS = ("images", "classifier", "plain", "robust")
 DEMO_IMAGES = 300
 PLAIN: Mapping[str, Any] = {"config": {"channels": 16, "depth": 2, "latent": 64}, "epochs": 15}
 ROBUST_DATA = "fashion-mnist:train:55000"
@@ -36,13 +37,13 @@ ROBUST: Mapping[str, Any] = {
 def main() -> None:
     """Build the assets named on the command line, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", default=["images", "classifier", "plain", "robust"])
+    parser.add_argument("what", nargs="*", default=ASSETS)
     parser.add_argument("--root", help="folder of Fashion-MNIST")
     parser.add_argument("--out", type=Path, default=WEIGHTS.parent)
     given = parser.parse_args()
-    unknown = set(given.what) - {"images", "classifier", "plain", "robust"}
+    unknown = set(given.what) - set(ASSETS)
     if unknown:
-        parser.error(f"no asset {min(unknown)!r}; expected of images, classifier, plain, robust")
+        parser.error(f"no asset {min(unknown)!r}; expected of {', '.join(ASSETS)}")
     if "images" in given.what:
         write_images(load_data("fashion-mnist:test", root=given.root), given.out / "demo-images.npz")
     if "classifier" in given.what:

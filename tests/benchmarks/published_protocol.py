@@ -22,6 +22,7 @@ from typing import Any
 import published_classifiers
 import torch
 from published_classifiers import NAMES, Ensemble
+from robust_table import is_complete
 from torch import nn
 from torch.nn import functional as F
 
@@ -171,11 +172,6 @@ def audit_all(out: Path, classifier: str, defence: str) -> None:
         )
         report.save(folder)
         print(f"{folder}", flush=True)
-
-
-def is_complete(path: Path) -> bool:
-    """Whether there is a report without an error in it."""
-    return path.exists() and not any(row["error"] for row in json.loads(path.read_text())["rows"])
 
 
 def table(out: Path) -> None:
