@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..errors import PurifierError
+from ..memory import keep_freed_memory
 from .audit import audit
 from .calibrate import calibrate
 from .console import plain_console
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit: 0 pass, 1 a gate failed, 2 usage or bad input, 3 inconclusive."""
     if arguments is None:
         signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed
+        keep_freed_memory()
     try:
         app(arguments)
     except PurifierError as error:

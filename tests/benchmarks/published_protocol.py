@@ -30,6 +30,7 @@ import purifier
 from purifier.assets.build import ROBUST, ROBUST_DATA
 from purifier.checkpoint import read_tensors, write_tensors
 from purifier.data import ImageData, load_data
+from purifier.memory import keep_freed_memory
 from purifier.threat import Norm
 from purifier.training import train
 from purifier.training.state import state_path
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--classifiers", nargs="+", choices=NAMES, default=NAMES)
     given = parser.parse_args()
     given.out.mkdir(exist_ok=True)
+    keep_freed_memory()
     if given.what == "train":
         train_all(given.out, given.classifiers)
     elif given.what == "audit":

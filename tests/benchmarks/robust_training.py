@@ -31,6 +31,7 @@ from purifier.assets.classifier import FashionClassifier, demo_classifier
 from purifier.checkpoint import read_tensors, write_tensors
 from purifier.data import load_data
 from purifier.interfaces import Purifier, purifiers
+from purifier.memory import keep_freed_memory
 from purifier.training import train
 from purifier.training.state import log_path, state_path
 
@@ -124,6 +125,7 @@ def run(which: str, given: argparse.Namespace, epochs: int) -> None:
 
 def train_one(which: str, data: str, out: Path, epochs: int) -> None:
     """What one of torchrun's processes does."""
+    keep_freed_memory()
     path, images = checkpoint_of(out, which), load_data(data)
     options = {**ROBUST, "epochs": epochs, "resume": state_path(path).exists()}
     if which == "purifier":
