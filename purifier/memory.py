@@ -11,7 +11,7 @@ NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees, for the next batch: a long job on the CPU takes about 15% less time.
+    """Let the process keep what it frees, for the next batch: training on the CPU takes about 15% less time.
 
     glibc maps each large block anew, has the kernel zero it, and gives it back when it is freed, so every layer of
     every batch faults its pages in again. Holds for the whole process, which stays as large as it once was; so it is
