@@ -11,11 +11,12 @@ NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees, for the next batch: training on the CPU takes about 15% less time.
+    """Let the process keep what it frees, for the next batch: training on the CPU takes about a fifth less time.
 
     glibc maps each large block anew, has the kernel zero it, and gives it back when it is freed, so every layer of
-    every batch faults its pages in again. Holds for the whole process, which stays as large as it once was; so it is
-    for processes of one's own: the command line calls it, the library does not. Without glibc it does nothing.
+    every batch faults its pages in again (``tests/benchmarks/memory_speed.py``). Holds for the whole process, which
+    stays as large as it once was; so it is for processes of one's own: the command line calls it, the library does
+    not. Without glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return
