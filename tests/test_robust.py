@@ -112,6 +112,20 @@ def test_one_step_is_n_fgsm(data: ImageData) -> None:
     assert all(pixels.min() >= 0 and pixels.max() <= 1 for pixels in recorder.asked)
 
 
+@pytest.mark.parametrize(("loss", "term"), [("ce", "adversarial"), ("trades", "clean")])
+def test_distillation_is_from_the_answer_to_the_clean_image(loss: str, term: str, data: ImageData) -> None:
+    net, found = trained("net"), {}
+    for share in (0, 0.25, 1):
+        recorder, batch = Recorder(NoConfig()), batch_of(data, range(20))
+        found[share] = build_recipe(f"robust:loss={loss},distillation={share}").step(recorder, batch)[term].item()
+    with torch.no_grad():
+        logits = net(recorder.purify(recorder.seen[0][0] if loss == "ce" else batch.pixels))
+        own = net(batch.pixels).softmax(1)
+    assert found[0] == pytest.approx(nn.functional.cross_entropy(logits, batch.labels).item(), rel=1e-5)
+    assert found[1] == pytest.approx(nn.functional.cross_entropy(logits, own).item(), rel=1e-5)
+    assert found[0.25] == pytest.approx(0.75 * found[0] + 0.25 * found[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("recipe", [f"robust:eps={EPS},steps=3", "robust:eps=0.8,norm=l2,steps=3,loss=trades"])
 def test_several_steps_stay_in_the_threat_and_do_harm(recipe: str, data: ImageData) -> None:
     recorder, batch, net = Recorder(NoConfig()), batch_of(data, range(50)), trained("net")
@@ -244,6 +258,7 @@ class Cut(nn.Module):
         ({"recipe": "robust:steps=0"}, ConfigError, "robust: steps must be at least 1"),
         ({"recipe": "robust:eps=2"}, ConfigError, "eps must be at most 1 for linf"),
         ({"recipe": "robust:ramp=2"}, ConfigError, r"ramp is a share of training in \[0, 1\], got 2"),
+        ({"recipe": "robust:distillation=1.5"}, ConfigError, r"distillation is a share in \[0, 1\], got 1.5"),
         ({"recipe": "robust:kl=nan"}, ConfigError, "kl must be a number of at least 0, got nan"),
         ({"recipe": "robust:norm=l1"}, ConfigError, "option 'norm' expected one of linf, l2, got 'l1'"),
         ({"ema": 1.0}, ConfigError, r"ema: expected a decay in \[0, 1\)"),

@@ -30,7 +30,7 @@ ROBUST_DATA = "fashion-mnist:train:55000"
 ROBUST: Mapping[str, Any] = {
     "config": {"channels": 16, "depth": 2, "latent": 16, "spatial": True, "blocks": 4},
     "recipe": "robust:eps=0.1",
-    "epochs": 30,
+    "epochs": 28,
 }
 
 

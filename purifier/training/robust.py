@@ -53,6 +53,10 @@ class Robust(Recipe):
         The share of training over which eps grows from 0.
     clean
         Weight of the cross-entropy on the clean images, ``ce`` only.
+    distillation
+        What cross-entropy is taken from: 1: the classifier's own answer to the clean image (Hinton et al. 2015, at
+        temperature 1; of adversarial training Chen et al. 2021, "Robust overfitting may be mitigated by properly
+        learned smoothening"); 0: the label; between: both, in that share. The attacks go against labels.
     reconstruction, kl
         Weights of the purifier's own loss terms: those named ``kl``, and all others. They are taken on the adversarial
         images with the clean ones as target.
@@ -71,6 +75,7 @@ class Robust(Recipe):
     beta: float = 6.0
     ramp: float = 0.1
     clean: float = 0.0
+    distillation: float = 1.0
     reconstruction: float = 1e-3
     kl: float = 2e-4
 
@@ -80,6 +85,8 @@ class Robust(Recipe):
             raise ConfigError(f"robust: steps must be at least 1, got {self.steps}")
         if not 0 <= self.ramp <= 1:
             raise ConfigError(f"robust: ramp is a share of training in [0, 1], got {self.ramp}")
+        if not 0 <= self.distillation <= 1:
+            raise ConfigError(f"robust: distillation is a share in [0, 1], got {self.distillation}")
         for name in ("beta", "clean", "reconstruction", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"robust: {name} must be a number of at least 0, got {getattr(self, name)}")
@@ -99,22 +106,23 @@ class Robust(Recipe):
         start = random_offset(pixels, threat, batch.generator)
         noise = purifier.draw(pixels, batch.generator)
         answer = _answering(batch.classifier, purifier, noise)
+        target = self._target(batch.classifier, pixels, labels)
         terms: dict[str, Tensor] = {}
         if self.loss == "trades":
             clean = answer(pixels)
             aim = clean.detach().softmax(1)
-            terms["clean"] = F.cross_entropy(clean, labels)
+            terms["clean"] = F.cross_entropy(clean, target)
             adversarial = self._adversary(lambda images: _divergence(answer(images), aim), start, pixels, threat)
         else:
             adversarial = self._adversary(lambda images: _errors(answer(images), labels), start, pixels, threat)
             if self.clean:
-                terms["clean"] = self.clean * F.cross_entropy(answer(pixels), labels)
+                terms["clean"] = self.clean * F.cross_entropy(answer(pixels), target)
         purified, own = purified_and_loss_of(purifier, adversarial, pixels, noise, labels)
         logits = batch.classifier(purified).float()
         if self.loss == "trades":
             terms["divergence"] = self.beta * _divergence(logits, clean.softmax(1)) / len(pixels)
         else:
-            terms["adversarial"] = F.cross_entropy(logits, labels)
+            terms["adversarial"] = F.cross_entropy(logits, target)
         for name, value in own.items():
             terms[name] = terms.get(name, 0) + value * (self.kl if name == "kl" else self.reconstruction)
         return terms
@@ -147,6 +155,14 @@ class Robust(Recipe):
             )
         names = ("right_clean", "right_after_1", f"right_after_{WATCHED_STEPS}")
         return {name: total / count for name, total in zip(names, right, strict=True)}
+
+    def _target(self, classifier: PixelClassifier, pixels: Tensor, labels: Tensor) -> Tensor:
+        """What the guard is to answer: labels (N,), or probabilities (N, classes)."""
+        if not self.distillation:
+            return labels
+        with torch.no_grad():
+            own = classifier(pixels).float().softmax(1)
+        return torch.lerp(F.one_hot(labels, own.shape[1]).float(), own, self.distillation)
 
     def _adversary(self, loss: Callable[[Tensor], Tensor], start: Tensor, pixels: Tensor, threat: Threat) -> Tensor:
         """Images in [0, 1] with a large loss; ``start`` is noise within the threat."""

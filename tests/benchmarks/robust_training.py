@@ -66,14 +66,23 @@ class Written(Purifier):
 
 
 class Reader(nn.Module):
-    """The classifier in front of which :class:`Written` is trained: it reads the logits off the image."""
+    """The classifier in front of which :class:`Written` is trained: it reads the logits off the image.
+
+    What is not written is a real image, and answered by the shipped classifier: recipes distil it into the yardstick
+    as into the purifier.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.range = nn.Parameter(torch.tensor(RANGE))
+        self.shipped = demo_classifier()
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images.flatten(1)[:, :10] - 0.5) * self.range
+        logits, rest = images.flatten(1).split([10, images[0].numel() - 10], 1)
+        if rest.any():
+            shipped: Tensor = self.shipped(images)
+            return shipped
+        return (logits - 0.5) * self.range
 
 
 def main() -> None:
