@@ -1,6 +1,6 @@
 """The recipe ``robust`` in front of the shipped classifier, and its yardstick: that classifier trained by the recipe.
 
-``python tests/benchmarks/robust_training.py --out robust [--data fashion-mnist:train:55000] [--epochs N]``
+``python tests/benchmarks/robust_training.py --out robust [--recipe robust:eps=0.1] [--epochs N]``
 trains the purifier, then from scratch, with the same loop, recipe and data and for as many minutes, the classifier's
 own architecture; what is done is not done again. It prints images a second beside the machine's matmul rate, and writes
 ``purifier.safetensors`` and ``yardstick.safetensors``, for audits by
@@ -89,13 +89,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--data", default=ROBUST_DATA)
+    parser.add_argument("--recipe", default=ROBUST["recipe"], help="of all")
     parser.add_argument("--epochs", type=int, default=ROBUST["epochs"], help="of the purifier")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--one", choices=("purifier", "probe", "yardstick"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(exist_ok=True)
     if given.one:
-        train_one(given.one, given.data, given.out, given.epochs)
+        train_one(given.one, given.data, given.out, given.recipe, given.epochs)
         return
     print(
         f"torch {torch.__version__}, {given.processes} processes, {given.data}; one core multiplies matrices at "
@@ -127,16 +128,17 @@ def launch(which: str, given: argparse.Namespace, epochs: int) -> list[float]:
 def run(which: str, given: argparse.Namespace, epochs: int) -> None:
     """The training itself, on several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(given.processes)]
-    command += [__file__, "--out", str(given.out), "--data", given.data, "--epochs", str(epochs), "--one", which]
+    command += [__file__, "--out", str(given.out), "--data", given.data, "--recipe", given.recipe]
+    command += ["--epochs", str(epochs), "--one", which]
     threads = max(1, (os.cpu_count() or 1) // given.processes)
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
 
 
-def train_one(which: str, data: str, out: Path, epochs: int) -> None:
+def train_one(which: str, data: str, out: Path, recipe: str, epochs: int) -> None:
     """What one of torchrun's processes does."""
     keep_freed_memory()
     path, images = checkpoint_of(out, which), load_data(data)
-    options = {**ROBUST, "epochs": epochs, "resume": state_path(path).exists()}
+    options = {**ROBUST, "recipe": recipe, "epochs": epochs, "resume": state_path(path).exists()}
     if which == "purifier":
         train("vae", images, path, classifier=demo_classifier(), **options)
         return
