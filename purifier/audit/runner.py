@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..detector import calibration_of
 from ..errors import AuditError, ConfigError, PluginError, PurifierError
 from ..guard import Guard, GuardedModule, GuardedSession
 from ..interfaces import Attack, Purifier, purifiers
+from ..layout import channels_last, ways_through
 from ..pixels import check_pixels
 from ..rest import at_rest
 from ..seeding import SampleGenerator
@@ -124,8 +126,12 @@ def audit(
     calibration = calibration_of(guard.purifier)
     jobs = plan(classifier, purifier, attacks, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
-    with at_rest(classifier, purifier, device=device) as used:
+    with ExitStack() as stack:
+        used = stack.enter_context(at_rest(classifier, purifier, device=device))
         random = _try_out(classifier, purifier, loaded, used)
+        some = loaded.batch(range(min(2, len(loaded))))[0]
+        stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], some))
+        stack.enter_context(channels_last(purifier, ways_through(purifier), some))
         trial = Trial(classifier, purifier, used, seed, eot if random else 1, judgements if random else 1, batch_size)
         left_out: list[str] = []
         if chosen is not None:

@@ -16,6 +16,7 @@ from .. import checkpoint
 from ..data import ImageData, load_data
 from ..errors import ConfigError, TrainingError
 from ..interfaces import Purifier, purifiers
+from ..layout import channels_last
 from ..rest import at_rest
 from ..seeding import mix_seed
 from ..specs import build
@@ -159,6 +160,8 @@ def train(
         if frozen is not None:
             stack.enter_context(at_rest(frozen, device=place))
             check_classifier(frozen, chosen, images, place)
+            some = images.batch(images.spread(2))[0]
+            stack.enter_context(channels_last(frozen, lambda pixels: [frozen(pixels)], some))
         processes = joined(place)
         entry = read_state(state_path(out), follower, settings) if resume else None
         run = Run(
