@@ -93,6 +93,18 @@ def test_augmentation_moves_whole_images_alike_in_any_batch() -> None:
         assert torch.equal(moved, pixels) == (how == "none")
 
 
+@pytest.mark.parametrize(("has", "expected"), [({}, "float32"), ({"amx_bf16": True}, "bfloat16")])
+def test_bfloat16_only_where_the_cpu_has_it(
+    has: dict[str, bool], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, **has})
+    out = tmp_path / "a.safetensors"
+    train("vae", "demo:20", out, config=SMALL, recipe="robust", classifier=trained("net"), epochs=1)
+    assert _log(tmp_path / "a.log.jsonl")[0]["settings"]["precision"] == expected
+    assert Optimisation(precision="bfloat16").on(torch.device("cpu")).precision == "bfloat16"
+    assert Optimisation().on(torch.device("cpu")).precision == "float32"
+
+
 class Stopped(Exception):
     pass
 

@@ -70,13 +70,18 @@ def test_it_holds_where_a_plain_vae_falls_and_the_classifier_stays(data: ImageDa
 
 
 @pytest.mark.parametrize(
-    ("plugin", "recipe"),
-    [("vae", "robust:steps=2"), ("gmvae", "robust:loss=trades"), ("vae", "robust:norm=l2,eps=1,clean=0.5")],
+    ("plugin", "recipe", "optimizer"),
+    [
+        ("vae", "robust:steps=2", "adam"),
+        ("gmvae", "robust:loss=trades", "adam"),
+        ("vae", "robust:norm=l2,eps=1,clean=0.5", "adam"),
+        ("gmvae", "robust", "muon"),
+    ],
 )
-def test_every_kind_learns(plugin: str, recipe: str, data: ImageData, tmp_path: Path) -> None:
+def test_every_kind_learns(plugin: str, recipe: str, optimizer: str, data: ImageData, tmp_path: Path) -> None:
     config = {"channels": 4, "latent": 8} | ({"components": 3} if plugin == "gmvae" else {})
     options = {"config": config, "recipe": recipe, "classifier": trained("net"), "batch_size": 20}
-    options |= {"optimizer": "adam", "lr": 1e-2}
+    options |= {"optimizer": optimizer, "lr": 1e-2}
     train(plugin, "fashion-mnist:train:300", tmp_path / "p.safetensors", epochs=6, **options)
     lines = (tmp_path / "p.log.jsonl").read_text().splitlines()
     shares = [json.loads(line)["figures"]["right_clean"] for line in lines[1:]]
@@ -264,7 +269,7 @@ class Cut(nn.Module):
         ({"ema": 1.0}, ConfigError, r"ema: expected a decay in \[0, 1\)"),
         ({"clip": -1}, ConfigError, "clip: expected a number of at least 0"),
         ({"schedule": "steep"}, ConfigError, "'schedule' expected one of constant, cosine, got 'steep'"),
-        ({"precision": "float16"}, ConfigError, "'precision' expected one of float32, bfloat16"),
+        ({"precision": "float16"}, ConfigError, "'precision' expected one of float32, bfloat16, auto"),
         ({"augment": "mixup"}, ConfigError, "'augment' expected one of none, shift, flip"),
     ],
 )

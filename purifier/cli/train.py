@@ -44,7 +44,9 @@ def train(
     ema: Annotated[
         float | None, typer.Option(help="Decay a step of the averaged weights, 0 for none (robust: 0.999).")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 (robust: bfloat16).")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has it (robust: auto).")
+    ] = None,
     augment: Annotated[str | None, typer.Option(help="none, shift, or flip: shifts and mirror images.")] = None,
     seed: Annotated[int, typer.Option(help="Names every random number of the run.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")] = False,

@@ -130,7 +130,7 @@ def train(
             "precision": precision,
             "augment": augment,
         }
-    )
+    ).on(place)
     images = load_data(data, root=root) if isinstance(data, str) else data
     if not isinstance(images, ImageData):
         raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")

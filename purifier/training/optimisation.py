@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..specs import build
 
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""What a CPU that multiplies in bfloat16 has one of, in torch's words: x86's two, Arm's."""
 WARM_UP = 0.1
 """The share of all steps over which the schedule ``cosine`` rises to its rate."""
 
@@ -38,7 +40,8 @@ class Optimisation:
         Decay a step of the exponential moving average of the weights that the checkpoint gets, (1 + t) / (10 + t) at
         step t while that is less; 0 for the weights themselves.
     precision
-        ``bfloat16`` computes layers in torch.autocast's; weights and sums stay float32.
+        ``bfloat16`` computes layers in torch.autocast's; weights and sums stay float32. ``auto``: that where the
+        device has instructions for it, else ``float32``.
     augment
         ``shift`` moves each image up to two pixels each way, ``flip`` also mirrors one in two, by chance.
     """
@@ -48,7 +51,7 @@ class Optimisation:
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float = 0.0
     ema: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     augment: Literal["none", "shift", "flip"] = "none"
 
     def __post_init__(self) -> None:
@@ -63,6 +66,12 @@ class Optimisation:
         """These settings, with those in their place that are not None."""
         chosen = {name: value for name, value in given.items() if value is not None}
         return build(Optimisation, {**asdict(self), **chosen}, what="training")
+
+    def on(self, device: torch.device) -> Optimisation:
+        """These settings, with the precision ``auto`` settled for a device."""
+        if self.precision != "auto":
+            return self
+        return replace(self, precision="bfloat16" if _has_bfloat16(device) else "float32")
 
     def rate(self, done: float) -> float:
         """The learning rate when the share ``done`` of all steps, in [0, 1), is over."""
@@ -144,6 +153,13 @@ class Follower:
     def result(self) -> nn.Module:
         """The module that training is for: the average, or the module itself."""
         return self.module if self.average is None else self.average
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether it multiplies in bfloat16; elsewhere that is emulated, ten times and more as slow as float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16)
 
 
 def _matrices(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:

@@ -63,7 +63,7 @@ class Robust(Recipe):
     """
 
     suggested: ClassVar[Optimisation] = Optimisation(
-        optimizer="muon", lr=5e-3, schedule="cosine", clip=1.0, ema=0.999, precision="bfloat16"
+        optimizer="muon", lr=5e-3, schedule="cosine", clip=1.0, ema=0.999, precision="auto"
     )
     needs_classifier: ClassVar[bool] = True
     needs_exact: ClassVar[bool] = True
