@@ -20,7 +20,9 @@ from typing import Any
 from purifier.audit import wilson
 
 EPS = 0.1
-CLASSIFIER = ["--classifier", "purifier.assets.classifier:FashionClassifier"]
+YARDSTICK = ["--classifier", "purifier.assets.classifier:FashionClassifier", "--purifier", "identity"]
+YARDSTICK += ["--route", "exact", "--route", "none"]
+"""Through the purifier ``identity`` bpda and oblivious are exact once more."""
 
 
 def main() -> None:
@@ -34,19 +36,21 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--part", type=int, default=500)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", choices=("purifier", "yardstick"))
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     models = {
         "purifier": ["--classifier", "demo", "--purifier", str(given.made / "purifier.safetensors")],
-        "yardstick": [*CLASSIFIER, "--weights", str(given.made / "yardstick.safetensors"), "--purifier", "identity"],
+        "yardstick": [*YARDSTICK, "--weights", str(given.made / "yardstick.safetensors")],
     }
     models = {name: options for name, options in models.items() if given.only in (None, name)}
     last = given.first + given.count
     parts = [f"{start}-{min(start + given.part, last)}" for start in range(given.first, last, given.part)]
     if not given.table:
+        common = ["--eps", str(EPS), "--device", given.device]
         waiting = [
-            ["audit", *options, "--data", f"{given.data}:{part}", "--eps", str(EPS), "--out", str(folder)]
+            ["audit", *options, *common, "--data", f"{given.data}:{part}", "--out", str(folder)]
             for part in parts
             for name, options in models.items()
             if not is_complete((folder := given.out / name / part) / "report.json")
