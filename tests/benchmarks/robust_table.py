@@ -1,6 +1,6 @@
-"""Preset ``standard`` on all test images, for the purifier and the yardstick that ``robust_training.py`` makes.
+"""Preset ``standard`` on all test images, for the shipped purifier and the yardstick that ``robust_training.py`` makes.
 
-``python tests/benchmarks/robust_table.py --made robust --out audited [--count 10000] [--part 500] [--processes 2]``
+``python tests/benchmarks/robust_table.py --out audited [--count 10000] [--part 250] [--processes 2]``
 audits in parts, each with its own ``report.json`` as ``purifier audit`` writes it, goes on where it was stopped, and
 prints what the parts say together. ``--table`` only prints.
 """
@@ -27,22 +27,21 @@ YARDSTICK += ["--route", "exact", "--route", "none"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--made", type=Path, required=True, help="folder of purifier.safetensors, yardstick.safetensors"
-    )
+    parser.add_argument("--purifier", default="demo", help="PURIFIER spec")
+    parser.add_argument("--yardstick", default="robust/yardstick.safetensors", help="its weights")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a range")
     parser.add_argument("--first", type=int, default=0, help="image")
     parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--part", type=int, default=500)
+    parser.add_argument("--part", type=int, default=250)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", choices=("purifier", "yardstick"))
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     models = {
-        "purifier": ["--classifier", "demo", "--purifier", str(given.made / "purifier.safetensors")],
-        "yardstick": [*YARDSTICK, "--weights", str(given.made / "yardstick.safetensors")],
+        "purifier": ["--classifier", "demo", "--purifier", given.purifier],
+        "yardstick": [*YARDSTICK, "--weights", given.yardstick],
     }
     models = {name: options for name, options in models.items() if given.only in (None, name)}
     last = given.first + given.count
