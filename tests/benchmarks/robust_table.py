@@ -84,15 +84,15 @@ def show(name: str, reports: Sequence[Mapping[str, Any]]) -> None:
     if not reports:
         print(f"{name}: no part is done")
         return
-    seconds = sum(row["seconds"] for report in reports for row in report["rows"])
+    rows = [row for report in reports for row in report["rows"] if row["model"] == "guarded"]
+    seconds = sum(row["seconds"] for row in rows)
     flags = sorted({flag["name"] for report in reports for flag in report["flags"]})
     print(f"{name}: {len(reports)} parts, {seconds / 3600:.1f} hours of attacks, flags: {', '.join(flags) or 'none'}")
     found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for row in rows:
+        key = (row["attack"], row["route"] or "clean", row["sequence"] or "")
+        found.setdefault(key, []).append((row["correct"], row["count"]))
     for report in reports:
-        for row in report["rows"]:
-            if row["model"] == "guarded":
-                key = (row["attack"], row["route"] or "clean", row["sequence"] or "")
-                found.setdefault(key, []).append((row["correct"], row["count"]))
         for case in report["worst_case"]:
             if case["model"] == "guarded":
                 found.setdefault(("worst case", case["scope"], ""), []).append((case["correct"], case["count"]))
