@@ -1,18 +1,24 @@
-"""Convolutions in channels-last layout, in which a CPU computes them faster, for as long as a module is attacked."""
+"""Convolutions in channels-last layout, in which a CPU computes them faster, while a module is attacked or trained."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from .classifier import evaluating
 from .interfaces import LatentSpace, Purifier
 from .seeding import SampleGenerator
 
 ROUNDING = 1e-4
 """How far answers in another layout may be from the first, in shares of the largest."""
+
+M = TypeVar("M", bound=nn.Module)
 
 Ask = Callable[[Tensor], Sequence[Tensor]]
 """Pixels (N, C, H, W) -> all that a module says of them, differentiable."""
@@ -27,13 +33,35 @@ def channels_last(module: nn.Module, ask: Ask, pixels: Tensor) -> Iterator[bool]
     Afterwards the weights are the tensors that they were.
     """
     held = [(weight, weight.data) for weight in module.parameters() if weight.ndim == 4 and weight.is_cpu]
+
+    def change() -> None:
+        for weight, value in held:
+            weight.data = value.contiguous(memory_format=torch.channels_last)
+
     try:
-        used = bool(held) and _answers_alike(ask, pixels, held)
+        used = bool(held) and _answers_alike(ask, pixels, change)
         if not used:
             _put_back(held)
         yield used
     finally:
         _put_back(held)
+
+
+@contextmanager
+def fed_channels_last(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> Iterator[bool]:
+    """Hand a module's convolutions their images in channels-last layout, and leave its weights to their optimizer.
+
+    As :func:`channels_last` does, it leaves alone what answers otherwise then. ``ask`` is put to a copy in evaluation
+    mode: a module that is trained may count how often it was asked.
+    """
+    hooks = []
+    if pixels.is_cpu and _can_be_fed(module, ask, pixels):
+        hooks = _feed(module)
+    try:
+        yield bool(hooks)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def ways_through(purifier: Purifier) -> Ask:
@@ -51,19 +79,18 @@ def ways_through(purifier: Purifier) -> Ask:
     return ask
 
 
-def _answers_alike(ask: Ask, pixels: Tensor, held: Sequence[tuple[nn.Parameter, Tensor]]) -> bool:
-    """Put the weights into channels-last layout, and say whether the answers stay."""
+def _answers_alike(ask: Ask, pixels: Tensor, change: Callable[[], object]) -> bool:
+    """Change the layout, and say whether the answers stay."""
     try:
         before = _answers(ask, pixels)
-        for weight, value in held:
-            weight.data = value.contiguous(memory_format=torch.channels_last)
+        change()
         after = _answers(ask, pixels)
+        return all(
+            new.shape == old.shape and bool(((new - old).abs() <= ROUNDING * old.abs().max()).all())
+            for new, old in zip(after, before, strict=True)
+        )
     except Exception:  # noqa: BLE001 - somebody else's module can fail in any way; where it matters it will again
         return False
-    return all(
-        new.shape == old.shape and torch.allclose(new, old, rtol=0, atol=ROUNDING * float(old.abs().max()))
-        for new, old in zip(after, before, strict=True)
-    )
 
 
 def _answers(ask: Ask, pixels: Tensor) -> list[Tensor]:
@@ -79,3 +106,26 @@ def _answers(ask: Ask, pixels: Tensor) -> list[Tensor]:
 def _put_back(held: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
     for weight, value in held:
         weight.data = value
+
+
+def _can_be_fed(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> bool:
+    try:
+        copied = copy.deepcopy(module)
+        evaluating(copied)
+    except Exception:  # noqa: BLE001 - likewise
+        return False
+    return _answers_alike(ask(copied), pixels, lambda: _feed(copied))
+
+
+def _feed(module: nn.Module) -> list[RemovableHandle]:
+    layers = (part for part in module.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d))
+    return [layer.register_forward_pre_hook(_hand_over) for layer in layers]
+
+
+def _hand_over(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    images, *more = given
+    if images.ndim == 4 and images.shape[1] == 1:
+        # With one channel both layouts are the same memory, and strides alone tell the convolution which is meant.
+        count, _, height, width = images.shape
+        return images.reshape(count, height, width, 1).permute(0, 3, 1, 2), *more
+    return (images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images), *more

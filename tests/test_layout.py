@@ -13,7 +13,7 @@ import purifier
 from nets import trained
 from purifier.data import load_data
 from purifier.interfaces import Attack, Purifier
-from purifier.layout import Ask, channels_last, ways_through
+from purifier.layout import Ask, channels_last, fed_channels_last, ways_through
 from purifier.seeding import SampleGenerator
 from purifier.target import Target
 from purifier.threat import Threat
@@ -56,6 +56,16 @@ class Dead(nn.Conv2d):
         if images.requires_grad:
             raise ValueError("no gradients here")
         return super().forward(images).mean((2, 3))
+
+
+class Counting(nn.Conv2d):
+    """Answers by how often it was asked, and cannot say at first."""
+
+    asked = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.asked += 1
+        return super().forward(images).mean((2, 3)) / (self.asked - 1)
 
 
 class Viewed(Purifier):
@@ -155,6 +165,49 @@ def test_weights_come_back_when_what_is_inside_fails() -> None:
     with pytest.raises(KeyError), channels_last(net, _ask(net), PIXELS):
         raise KeyError
     assert _unchanged(net, own)
+
+
+class Told(nn.Conv2d):
+    """Notes in which layout its images come."""
+
+    last: bool | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.last = images.stride(1) == 1
+        return super().forward(images)
+
+
+def test_convolutions_are_fed_channels_last_meanwhile_and_learn_alike() -> None:
+    torch.manual_seed(0)
+    first, second = Told(1, 8, 3), Told(8, 4, 3)
+    net = nn.Sequential(first, second, nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 24 * 24, 10)).train()
+    own, batch = _own(net), PIXELS.clone().requires_grad_()
+
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(1)
+        found = torch.autograd.grad(net(batch).logsumexp(1).sum(), [batch, *net.parameters()])
+        return list(found)
+
+    before = gradients()
+    assert not first.last and not second.last
+    with fed_channels_last(net, _ask, PIXELS) as used:
+        assert used and net.training and net[3].training
+        after = gradients()
+        assert first.last and second.last
+    assert _unchanged(net, own)
+    for new, old in zip(after, before, strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
+    gradients()
+    assert not first.last and not second.last
+
+
+@pytest.mark.parametrize("module", [Viewing(), Looking(), Dead(1, 10, 3), nn.Linear(28, 10), Counting(1, 10, 3)])
+def test_what_cannot_be_fed_so_is_not(module: nn.Module) -> None:
+    module.train()
+    with fed_channels_last(module, _ask, PIXELS) as used:
+        assert not used and module.training
+        assert not any(part._forward_pre_hooks for part in module.modules())
+        assert not isinstance(module, Counting) or module.asked == 0
 
 
 def test_an_audit_holds_both_and_gives_them_back() -> None:

@@ -19,6 +19,7 @@ from purifier.interfaces import Purifier
 from purifier.seeding import SampleGenerator
 from purifier.training import Progress, train
 from purifier.training.augment import augmented
+from purifier.training.muon import Muon
 from purifier.training.optimisation import Follower, Optimisation
 from purifier.training.processes import Processes
 
@@ -72,6 +73,25 @@ def test_muon_steps_are_orthogonal_and_as_long_as_adams() -> None:
         assert (moved[name] * slopes[name]).sum() < 0
     for name in ("0.bias", "2.bias", "3.weight", "3.bias"):
         torch.testing.assert_close(moved[name], -0.01 * slopes[name].sign(), rtol=0.01, atol=0)
+
+
+def test_muon_is_torchs_but_for_the_precision() -> None:
+    chance = torch.Generator().manual_seed(0)
+    shapes = (16, 9), (64, 256), (256, 64)
+    first = [torch.randn(shape, generator=chance) for shape in shapes]
+    models = [[nn.Parameter(weight.clone()) for weight in first] for _ in range(3)]
+    same, exact = Muon(models[1], 0.01, torch.bfloat16), Muon(models[2], 0.01)
+    reference = torch.optim.Muon(models[0], 0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        slopes = [torch.randn(shape, generator=chance) for shape in shapes]
+        for model, optimizer in zip(models, (reference, same, exact), strict=True):
+            for weight, slope in zip(model, slopes, strict=True):
+                weight.grad = slope.clone()
+            optimizer.step()
+    assert all(torch.equal(*pair) for pair in zip(models[0], models[1], strict=True))
+    for weight, rounded, start in zip(models[2], models[0], first, strict=True):
+        assert not torch.equal(weight, rounded)
+        assert (weight - rounded).norm() < 0.01 * (weight - start).norm()
 
 
 def test_augmentation_moves_whole_images_alike_in_any_batch() -> None:

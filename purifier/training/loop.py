@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .. import checkpoint
 from ..data import ImageData, load_data
 from ..errors import ConfigError, TrainingError
 from ..interfaces import Purifier, purifiers
-from ..layout import channels_last
+from ..layout import channels_last, fed_channels_last
 from ..rest import at_rest
 from ..seeding import mix_seed
 from ..specs import build
@@ -25,6 +26,7 @@ from .epoch import NotFinite, Progress, Run
 from .frozen import check_classifier, classifier_for, described
 from .optimisation import Follower
 from .processes import joined, own_device
+from .recipe import learned_of
 from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
 
@@ -157,11 +159,12 @@ def train(
     }
     header = {**settings, "epochs": epochs, "device": str(device)}
     with ExitStack() as stack:
+        pixels, labels = (part.to(place) for part in images.batch(images.spread(2)))
         if frozen is not None:
             stack.enter_context(at_rest(frozen, device=place))
             check_classifier(frozen, chosen, images, place)
-            some = images.batch(images.spread(2))[0]
-            stack.enter_context(channels_last(frozen, lambda pixels: [frozen(pixels)], some))
+            stack.enter_context(channels_last(frozen, lambda images: [frozen(images)], pixels))
+        stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
         processes = joined(place)
         entry = read_state(state_path(out), follower, settings) if resume else None
         run = Run(

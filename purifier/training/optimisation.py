@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..specs import build
+from .muon import Muon
 
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """What a CPU that multiplies in bfloat16 has one of, in torch's words: x86's two, Arm's."""
@@ -27,9 +28,8 @@ class Optimisation:
     Parameters
     ----------
     optimizer
-        ``adam``; or ``muon`` (Jordan et al. 2024) for the weights of convolutions and linear layers, flattened to
-        matrices after their first dimension, and Adam for all others. Muon's steps are scaled to the length of Adam's
-        (Liu et al. 2025, "Muon is scalable for LLM training", equation 4), so one rate serves both.
+        ``adam``; or ``muon`` for the weights of convolutions and linear layers, flattened to matrices after their first
+        dimension, and Adam for all others; one rate serves both (:class:`~purifier.training.muon.Muon`).
     lr
         Learning rate; the highest of the schedule.
     schedule
@@ -40,8 +40,8 @@ class Optimisation:
         Decay a step of the exponential moving average of the weights that the checkpoint gets, (1 + t) / (10 + t) at
         step t while that is less; 0 for the weights themselves.
     precision
-        ``bfloat16`` computes layers in torch.autocast's; weights and sums stay float32. ``auto``: that where the
-        device has instructions for it, else ``float32``.
+        ``bfloat16`` computes layers in torch.autocast's, and Muon's iteration; weights and sums stay float32. ``auto``:
+        that where the device has instructions for it, else ``float32``.
     augment
         ``shift`` moves each image up to two pixels each way, ``flip`` also mirrors one in two, by chance.
     """
@@ -97,8 +97,8 @@ class Follower:
         if others:
             self.optimizers.append(torch.optim.Adam(others, lr=settings.lr))
         if self.matrices:
-            muon = torch.optim.Muon(self.matrices.values(), settings.lr, 0.0, adjust_lr_fn="match_rms_adamw")
-            self.optimizers.append(muon)
+            dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+            self.optimizers.append(Muon(self.matrices.values(), settings.lr, dtype))
         self.average = copy.deepcopy(module).requires_grad_(False).eval() if settings.ema else None
         self.averaged = torch.zeros((), dtype=torch.int64)
         """How many steps the average holds."""

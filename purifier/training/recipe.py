@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -90,3 +90,14 @@ def purified_and_loss_of(
     if isinstance(purifier, OnePass):
         return purifier.purify_and_loss(pixels, target, noise, labels)
     return purifier.purify(pixels, noise), loss_of(purifier, pixels, target, noise, labels)
+
+
+def learned_of(labels: Tensor, purifier: Purifier) -> Callable[[Tensor], Sequence[Tensor]]:
+    """Pixels (N, C, H, W) with these labels -> all that recipes ask of a purifier."""
+
+    def ask(pixels: Tensor) -> Sequence[Tensor]:
+        noise = purifier.draw(pixels, SampleGenerator(0, range(len(pixels))))
+        purified, terms = purified_and_loss_of(purifier, pixels, pixels.detach(), noise, labels)
+        return [purified, purifier.purify(pixels, noise), *terms.values()]
+
+    return ask
