@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -118,8 +119,17 @@ def _can_be_fed(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> bool:
 
 
 def _feed(module: nn.Module) -> list[RemovableHandle]:
-    layers = (part for part in module.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d))
-    return [layer.register_forward_pre_hook(_hand_over) for layer in layers]
+    layers = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
+    weights = {weight for layer in layers for weight in layer.parameters() if weight.requires_grad}
+    # Their gradients come channels-last; data-parallel training wants them as the weights lie.
+    return [
+        *(layer.register_forward_pre_hook(_hand_over) for layer in layers),
+        *(weight.register_hook(partial(_lying_as, weight)) for weight in weights),  # type: ignore[no-untyped-call]
+    ]
+
+
+def _lying_as(weight: Tensor, gradient: Tensor) -> Tensor:
+    return torch.empty_like(weight).copy_(gradient)
 
 
 def _hand_over(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -194,6 +194,7 @@ def test_convolutions_are_fed_channels_last_meanwhile_and_learn_alike() -> None:
         assert used and net.training and net[3].training
         after = gradients()
         assert first.last and second.last
+        assert all(slope.stride() == weight.stride() for slope, weight in zip(after[1:], net.parameters(), strict=True))
     assert _unchanged(net, own)
     for new, old in zip(after, before, strict=True):
         torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
