@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.parameter import is_lazy
 
 from .classifier import evaluating
 from .interfaces import LatentSpace, Purifier
@@ -18,6 +18,8 @@ from .seeding import SampleGenerator
 
 ROUNDING = 1e-4
 """How far answers in another layout may be from the first, in shares of the largest."""
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -50,19 +52,23 @@ def channels_last(module: nn.Module, ask: Ask, pixels: Tensor) -> Iterator[bool]
 
 @contextmanager
 def fed_channels_last(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> Iterator[bool]:
-    """Hand a module's convolutions their images in channels-last layout, and leave its weights to their optimizer.
+    """Hand a module's convolutions their images in channels-last layout, on the CPU; gives whether that is so.
 
-    As :func:`channels_last` does, it leaves alone what answers otherwise then. ``ask`` is put to a copy in evaluation
-    mode: a module that is trained may count how often it was asked.
+    Its weights, which an optimizer holds, stay as they lie, and so do their gradients. As :func:`channels_last` does,
+    it leaves alone what fails or answers otherwise then on ``pixels`` (N, C, H, W). That is seen on a copy, which is
+    asked in evaluation mode and then in training mode: a module that is trained may count how often it was asked.
     """
-    hooks = []
-    if pixels.is_cpu and _can_be_fed(module, ask, pixels):
-        hooks = _feed(module)
-    try:
-        yield bool(hooks)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = _feedable(module, ask, pixels)
+    weights = {weight for layer in layers for weight in layer.parameters() if weight.requires_grad}
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(_hand_over).remove)
+        for weight in weights:
+            # A size of 1 hides from autograd in which layout the gradient comes; data-parallel training minds.
+            if 1 in weight.shape:
+                hook = weight.register_hook(partial(_lying_as, weight))  # type: ignore[no-untyped-call]
+                stack.callback(hook.remove)
+        yield bool(layers)
 
 
 def ways_through(purifier: Purifier) -> Ask:
@@ -109,33 +115,45 @@ def _put_back(held: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
         weight.data = value
 
 
-def _can_be_fed(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> bool:
+def _feedable(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> list[nn.Module]:
+    """The convolutions that were handed images when a copy was asked; none, if it took that amiss."""
+    if not pixels.is_cpu or any(is_lazy(weight) for weight in module.parameters()):
+        return []
+    handed: set[str] = set()
     try:
         copied = copy.deepcopy(module)
         evaluating(copied)
+        parts = {name: part for name, part in copied.named_modules() if isinstance(part, CONVOLUTIONS)}
+
+        def change() -> None:
+            for name, part in parts.items():
+                part.register_forward_pre_hook(partial(_noting, handed, name))
+
+        with torch.random.fork_rng(devices=[]):
+            if not _answers_alike(ask(copied), pixels, change):
+                return []
+            copied.train()
+            _answers(ask(copied), pixels)
     except Exception:  # noqa: BLE001 - likewise
-        return False
-    return _answers_alike(ask(copied), pixels, lambda: _feed(copied))
+        return []
+    return [module.get_submodule(name) for name in sorted(handed)]
 
 
-def _feed(module: nn.Module) -> list[RemovableHandle]:
-    layers = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
-    weights = {weight for layer in layers for weight in layer.parameters() if weight.requires_grad}
-    # Their gradients come channels-last; data-parallel training wants them as the weights lie.
-    return [
-        *(layer.register_forward_pre_hook(_hand_over) for layer in layers),
-        *(weight.register_hook(partial(_lying_as, weight)) for weight in weights),  # type: ignore[no-untyped-call]
-    ]
-
-
-def _lying_as(weight: Tensor, gradient: Tensor) -> Tensor:
-    return torch.empty_like(weight).copy_(gradient)
+def _noting(handed: set[str], name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    handed.add(name)
+    return _hand_over(layer, given)
 
 
 def _hand_over(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not given or given[0].ndim != 4:
+        return given
     images, *more = given
-    if images.ndim == 4 and images.shape[1] == 1:
-        # With one channel both layouts are the same memory, and strides alone tell the convolution which is meant.
-        count, _, height, width = images.shape
-        return images.reshape(count, height, width, 1).permute(0, 3, 1, 2), *more
-    return (images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images), *more
+    if images.shape[1] != 1:
+        return images.contiguous(memory_format=torch.channels_last), *more
+    # With one channel both layouts are the same memory, and strides alone tell the convolution which is meant.
+    count, _, height, width = images.shape
+    return images.reshape(count, height, width, 1).permute(0, 3, 1, 2), *more
+
+
+def _lying_as(weight: Tensor, gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else torch.empty_like(weight).copy_(gradient)

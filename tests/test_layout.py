@@ -13,7 +13,7 @@ import purifier
 from nets import trained
 from purifier.data import load_data
 from purifier.interfaces import Attack, Purifier
-from purifier.layout import Ask, channels_last, fed_channels_last, ways_through
+from purifier.layout import Ask, channels_last, ways_through
 from purifier.seeding import SampleGenerator
 from purifier.target import Target
 from purifier.threat import Threat
@@ -56,16 +56,6 @@ class Dead(nn.Conv2d):
         if images.requires_grad:
             raise ValueError("no gradients here")
         return super().forward(images).mean((2, 3))
-
-
-class Counting(nn.Conv2d):
-    """Answers by how often it was asked, and cannot say at first."""
-
-    asked = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.asked += 1
-        return super().forward(images).mean((2, 3)) / (self.asked - 1)
 
 
 class Viewed(Purifier):
@@ -111,23 +101,23 @@ def _is_last(module: nn.Module) -> bool:
     return all(weight.is_contiguous(memory_format=torch.channels_last) for weight in _wide(module))
 
 
-def _own(module: nn.Module) -> list[tuple[int, tuple[int, ...], Tensor]]:
+def own_tensors(module: nn.Module) -> list[tuple[int, tuple[int, ...], Tensor]]:
     return [(weight.data_ptr(), weight.stride(), weight.detach().clone()) for weight in module.parameters()]
 
 
-def _unchanged(module: nn.Module, own: list[tuple[int, tuple[int, ...], Tensor]]) -> bool:
-    pairs = zip(_own(module), own, strict=True)
+def unchanged(module: nn.Module, own: list[tuple[int, tuple[int, ...], Tensor]]) -> bool:
+    pairs = zip(own_tensors(module), own, strict=True)
     return all(new[:2] == old[:2] and torch.equal(new[2], old[2]) for new, old in pairs)
 
 
-def _ask(module: nn.Module) -> Ask:
+def said(module: nn.Module) -> Ask:
     return ways_through(module) if isinstance(module, Purifier) else lambda pixels: [module(pixels)]
 
 
 @pytest.mark.parametrize("module", [trained("net"), purifier.load("demo"), purifier.load("demo-plain")])
 def test_convolutions_are_channels_last_meanwhile_and_answer_alike(module: nn.Module) -> None:
     module.eval()
-    own, ask = _own(module), _ask(module)
+    own, ask = own_tensors(module), said(module)
     assert not _is_last(module)
     with torch.no_grad():
         before = ask(PIXELS)
@@ -135,7 +125,7 @@ def test_convolutions_are_channels_last_meanwhile_and_answer_alike(module: nn.Mo
         assert used and _is_last(module)
         for new, old in zip(ask(PIXELS), before, strict=True):
             torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-4)
-    assert _unchanged(module, own)
+    assert unchanged(module, own)
 
 
 @pytest.mark.parametrize(
@@ -151,69 +141,25 @@ def test_convolutions_are_channels_last_meanwhile_and_answer_alike(module: nn.Mo
 )
 def test_what_cannot_take_it_stays_as_it_is(module: nn.Module) -> None:
     module.eval()
-    own = _own(module)
+    own = own_tensors(module)
     with torch.no_grad():
         before = module(PIXELS)
-        with channels_last(module, _ask(module), PIXELS) as used:
-            assert not used and _unchanged(module, own)
+        with channels_last(module, said(module), PIXELS) as used:
+            assert not used and unchanged(module, own)
             assert torch.equal(module(PIXELS), before)
 
 
 def test_weights_come_back_when_what_is_inside_fails() -> None:
     net = trained("net").eval()
-    own = _own(net)
-    with pytest.raises(KeyError), channels_last(net, _ask(net), PIXELS):
+    own = own_tensors(net)
+    with pytest.raises(KeyError), channels_last(net, said(net), PIXELS):
         raise KeyError
-    assert _unchanged(net, own)
-
-
-class Told(nn.Conv2d):
-    """Notes in which layout its images come."""
-
-    last: bool | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.last = images.stride(1) == 1
-        return super().forward(images)
-
-
-def test_convolutions_are_fed_channels_last_meanwhile_and_learn_alike() -> None:
-    torch.manual_seed(0)
-    first, second = Told(1, 8, 3), Told(8, 4, 3)
-    net = nn.Sequential(first, second, nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 24 * 24, 10)).train()
-    own, batch = _own(net), PIXELS.clone().requires_grad_()
-
-    def gradients() -> list[Tensor]:
-        torch.manual_seed(1)
-        found = torch.autograd.grad(net(batch).logsumexp(1).sum(), [batch, *net.parameters()])
-        return list(found)
-
-    before = gradients()
-    assert not first.last and not second.last
-    with fed_channels_last(net, _ask, PIXELS) as used:
-        assert used and net.training and net[3].training
-        after = gradients()
-        assert first.last and second.last
-        assert all(slope.stride() == weight.stride() for slope, weight in zip(after[1:], net.parameters(), strict=True))
-    assert _unchanged(net, own)
-    for new, old in zip(after, before, strict=True):
-        torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
-    gradients()
-    assert not first.last and not second.last
-
-
-@pytest.mark.parametrize("module", [Viewing(), Looking(), Dead(1, 10, 3), nn.Linear(28, 10), Counting(1, 10, 3)])
-def test_what_cannot_be_fed_so_is_not(module: nn.Module) -> None:
-    module.train()
-    with fed_channels_last(module, _ask, PIXELS) as used:
-        assert not used and module.training
-        assert not any(part._forward_pre_hooks for part in module.modules())
-        assert not isinstance(module, Counting) or module.asked == 0
+    assert unchanged(net, own)
 
 
 def test_an_audit_holds_both_and_gives_them_back() -> None:
     net, vae, watching = trained("net").eval(), purifier.load("demo"), Watching()
-    own = _own(net), _own(vae)
+    own = own_tensors(net), own_tensors(vae)
     purifier.audit(purifier.guard(net, vae), "demo:4", attacks=[watching], routes=["none"])
     assert len(watching.seen) >= 2 and all(watching.seen)
-    assert _unchanged(net, own[0]) and _unchanged(vae, own[1])
+    assert unchanged(net, own[0]) and unchanged(vae, own[1])

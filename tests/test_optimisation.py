@@ -19,7 +19,6 @@ from purifier.interfaces import Purifier
 from purifier.seeding import SampleGenerator
 from purifier.training import Progress, train
 from purifier.training.augment import augmented
-from purifier.training.muon import Muon
 from purifier.training.optimisation import Follower, Optimisation
 from purifier.training.processes import Processes
 
@@ -57,41 +56,6 @@ def test_clipping_bounds_the_gradient_of_all_weights_together() -> None:
     follower.step(1000 * layer(torch.ones(1, 2)).sum(), 0)
     total = torch.cat([weight.grad.flatten() for weight in layer.parameters()]).norm()
     assert total.item() == pytest.approx(0.5, rel=1e-4)
-
-
-def test_muon_steps_are_orthogonal_and_as_long_as_adams() -> None:
-    chance = torch.Generator().manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8))
-    before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
-    slopes = {name: torch.randn(weight.shape, generator=chance) for name, weight in before.items()}
-    loss = sum((weight * slopes[name]).sum() for name, weight in module.named_parameters())
-    Follower(module, Optimisation(optimizer="muon", lr=0.01)).step(loss, 0)
-    moved = {name: weight.detach() - before[name] for name, weight in module.named_parameters()}
-    for name, columns in {"0.weight": 12, "2.weight": 36}.items():
-        lengths = torch.linalg.svdvals(moved[name].flatten(1)) / (0.01 * 0.2 * columns**0.5)
-        assert lengths.min() > 0.6 and lengths.max() < 1.3
-        assert (moved[name] * slopes[name]).sum() < 0
-    for name in ("0.bias", "2.bias", "3.weight", "3.bias"):
-        torch.testing.assert_close(moved[name], -0.01 * slopes[name].sign(), rtol=0.01, atol=0)
-
-
-def test_muon_is_torchs_but_for_the_precision() -> None:
-    chance = torch.Generator().manual_seed(0)
-    shapes = (16, 9), (64, 256), (256, 64)
-    first = [torch.randn(shape, generator=chance) for shape in shapes]
-    models = [[nn.Parameter(weight.clone()) for weight in first] for _ in range(3)]
-    same, exact = Muon(models[1], 0.01, torch.bfloat16), Muon(models[2], 0.01)
-    reference = torch.optim.Muon(models[0], 0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    for _ in range(5):
-        slopes = [torch.randn(shape, generator=chance) for shape in shapes]
-        for model, optimizer in zip(models, (reference, same, exact), strict=True):
-            for weight, slope in zip(model, slopes, strict=True):
-                weight.grad = slope.clone()
-            optimizer.step()
-    assert all(torch.equal(*pair) for pair in zip(models[0], models[1], strict=True))
-    for weight, rounded, start in zip(models[2], models[0], first, strict=True):
-        assert not torch.equal(weight, rounded)
-        assert (weight - rounded).norm() < 0.01 * (weight - start).norm()
 
 
 def test_augmentation_moves_whole_images_alike_in_any_batch() -> None:
@@ -199,8 +163,8 @@ def test_two_processes_learn_as_one(tmp_path: Path) -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command = [*(launcher if count > 1 else [sys.executable]), str(script), str(folder), here]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, check=True, timeout=300, env=environment, capture_output=True, text=True)
-        assert "Grad strides" not in done.stderr
+        done = subprocess.run(command, timeout=300, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "Grad strides" not in done.stderr, done.stderr
         names = ("elbo", "denoise", "robust")
         assert sorted(path.name for path in folder.iterdir()) == sorted(
             f"{name}{end}" for name in names for end in (".safetensors", ".log.jsonl")

@@ -93,11 +93,12 @@ def purified_and_loss_of(
 
 
 def learned_of(labels: Tensor, purifier: Purifier) -> Callable[[Tensor], Sequence[Tensor]]:
-    """Pixels (N, C, H, W) with these labels -> all that recipes ask of a purifier."""
+    """Pixels (N, C, H, W) with these labels -> what recipes ask of a purifier in the mode it is in."""
 
     def ask(pixels: Tensor) -> Sequence[Tensor]:
         noise = purifier.draw(pixels, SampleGenerator(0, range(len(pixels))))
         purified, terms = purified_and_loss_of(purifier, pixels, pixels.detach(), noise, labels)
-        return [purified, purifier.purify(pixels, noise), *terms.values()]
+        alone = [purifier.purify(pixels, noise)] if isinstance(purifier, OnePass) else []
+        return [purified, *alone, *terms.values()]
 
     return ask
