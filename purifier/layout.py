@@ -66,7 +66,7 @@ def fed_channels_last(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> Ite
         for weight in weights:
             # A size of 1 hides from autograd in which layout the gradient comes; data-parallel training minds.
             if 1 in weight.shape:
-                hook = weight.register_hook(partial(_lying_as, weight))  # type: ignore[no-untyped-call]
+                hook = weight.register_hook(partial(_lying_as, weight))  # type: ignore[no-untyped-call]  # torch's
                 stack.callback(hook.remove)
         yield bool(layers)
 
@@ -86,7 +86,7 @@ def ways_through(purifier: Purifier) -> Ask:
     return ask
 
 
-def _answers_alike(ask: Ask, pixels: Tensor, change: Callable[[], object]) -> bool:
+def _answers_alike(ask: Ask, pixels: Tensor, change: Callable[[], None]) -> bool:
     """Change the layout, and say whether the answers stay."""
     try:
         before = _answers(ask, pixels)
@@ -134,7 +134,7 @@ def _feedable(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> list[nn.Mod
                 return []
             copied.train()
             _answers(ask(copied), pixels)
-    except Exception:  # noqa: BLE001 - likewise
+    except Exception:  # noqa: BLE001 - somebody else's module, as above; trained as it is, it may never fail
         return []
     return [module.get_submodule(name) for name in sorted(handed)]
 

@@ -12,6 +12,7 @@ COEFFICIENTS = (3.4445, -4.775, 2.0315)
 """Of the Newton-Schulz iteration."""
 ITERATIONS = 5
 SMALLEST = 1e-7
+"""What a norm is at least divided by."""
 LENGTH = 0.2
 """Of Adam's steps, root mean square, in learning rates."""
 
@@ -20,8 +21,8 @@ class Muon(torch.optim.Optimizer):
     """Jordan et al. 2024, with Nesterov's momentum and steps of the length of Adam's, so one rate serves both (Liu et
     al. 2025, "Muon is scalable for LLM training", equation 4).
 
-    The steps of ``torch.optim.Muon(weight_decay=0, adjust_lr_fn="match_rms_adamw")``, but that one iterates in
-    bfloat16, which takes ten times as long where a CPU only emulates it; this one in ``dtype``.
+    The steps of ``torch.optim.Muon(weight_decay=0, adjust_lr_fn="match_rms_adamw")``, but that one always iterates in
+    bfloat16, which is slow where a CPU only emulates it (``tests/benchmarks/step_speed.py``); this one in ``dtype``.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]  # nobody here hands it a closure
         """Move every weight that has a gradient; its state is one tensor, ``momentum_buffer``."""
         for group in self.param_groups:
             for weight in group["params"]:
