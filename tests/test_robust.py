@@ -255,6 +255,7 @@ class Cut(nn.Module):
         ({"classifier": 8}, ConfigError, "classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec"),
         ({"preprocessing": "grey"}, purifier.PurifierError, "preprocessing"),
         ({"recipe": "robust:loss=trades,clean=1"}, ConfigError, "clean weighs the clean images of loss=ce"),
+        ({"recipe": "robust:beta=1"}, ConfigError, "beta weighs the divergence of loss=trades"),
         (
             {"classifier": OfBytes(), "preprocessing": Preprocessing(dtype="uint8", scale=255)},
             ConfigError,

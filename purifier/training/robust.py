@@ -48,7 +48,7 @@ class Robust(Recipe):
         1: N-FGSM (de Jorge et al. 2022), one step of ``eps`` from uniform noise twice as wide as the threat, which is
         not projected back and so overfits less to one step. More: PGD from uniform noise.
     beta
-        Weight of TRADES' divergence.
+        Weight of the divergence, ``trades`` only.
     ramp
         The share of training over which eps grows from 0.
     clean
@@ -92,6 +92,8 @@ class Robust(Recipe):
                 raise ConfigError(f"robust: {name} must be a number of at least 0, got {getattr(self, name)}")
         if self.clean and self.loss == "trades":
             raise ConfigError("robust: clean weighs the clean images of loss=ce; with trades lower beta instead")
+        if self.beta != type(self).beta and self.loss == "ce":
+            raise ConfigError("robust: beta weighs the divergence of loss=trades; add loss=trades, or leave beta out")
 
     @property
     def needs_gradients(self) -> bool:
