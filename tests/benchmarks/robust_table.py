@@ -21,8 +21,9 @@ from purifier.audit import wilson
 
 EPS = 0.1
 YARDSTICK = ["--classifier", "purifier.assets.classifier:FashionClassifier", "--purifier", "identity"]
-YARDSTICK += ["--route", "exact", "--route", "none"]
-"""Through the purifier ``identity`` bpda and oblivious are exact once more."""
+YARDSTICK += ["--route", "oblivious"]
+"""The classifier alone: its rows are the report's ``undefended`` ones, the route ``oblivious`` white-box there."""
+JUDGED = {"purifier": "guarded", "yardstick": "undefended"}
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
         run_all(waiting, given.processes)
     for name in models:
         paths = [given.out / name / part / "report.json" for part in parts]
-        show(name, [json.loads(path.read_text()) for path in paths if is_complete(path)])
+        show(name, JUDGED[name], [json.loads(path.read_text()) for path in paths if is_complete(path)])
 
 
 def run_all(commands: Sequence[Sequence[str]], processes: int) -> None:
@@ -79,12 +80,12 @@ def is_complete(path: Path) -> bool:
     return path.exists() and not any(row["error"] for row in json.loads(path.read_text())["rows"])
 
 
-def show(name: str, reports: Sequence[Mapping[str, Any]]) -> None:
+def show(name: str, model: str, reports: Sequence[Mapping[str, Any]]) -> None:
     """The parts' counts added up, with 95% intervals."""
     if not reports:
         print(f"{name}: no part is done")
         return
-    rows = [row for report in reports for row in report["rows"] if row["model"] == "guarded"]
+    rows = [row for report in reports for row in report["rows"] if row["model"] == model]
     seconds = sum(row["seconds"] for row in rows)
     flags = sorted({flag["name"] for report in reports for flag in report["flags"]})
     print(f"{name}: {len(reports)} parts, {seconds / 3600:.1f} hours of attacks, flags: {', '.join(flags) or 'none'}")
@@ -94,7 +95,7 @@ def show(name: str, reports: Sequence[Mapping[str, Any]]) -> None:
         found.setdefault(key, []).append((row["correct"], row["count"]))
     for report in reports:
         for case in report["worst_case"]:
-            if case["model"] == "guarded":
+            if case["model"] == model:
                 found.setdefault(("worst case", case["scope"], ""), []).append((case["correct"], case["count"]))
     for (attack, route, sequence), counts in found.items():
         right, count = (sum(column) for column in zip(*counts, strict=True))
