@@ -110,5 +110,7 @@ def check_search(attack: str, search: WeightSearch) -> None:
     for name, value in (("searches", search.searches), ("steps", search.steps)):
         if value < 1:
             raise ConfigError(f"attack {attack!r}: {name} must be at least 1, got {value}")
+    if not 0 < search.first < float("inf"):
+        raise ConfigError(f"attack {attack!r}: initial_const must be a finite positive number, got {search.first}")
     if not 0 <= search.confidence < float("inf"):
         raise ConfigError(f"attack {attack!r}: confidence must be a finite number >= 0, got {search.confidence}")

@@ -24,8 +24,6 @@ INSIDE = 0.95
 The nearer to 1, the more steps a pixel needs to leave a wall: with 0.95 the first of 0.01 moves it by 5e-4, with 0.999
 by 1e-5, with 1 - 1e-6 by 1e-8."""
 WALL = math.atanh(INSIDE)
-FIRST_WEIGHT = 1e-3
-"""The margin's first weight, as in the authors' code."""
 FIRST, SECOND, TINY = 0.9, 0.999, 1e-8
 """Adam's decays of the moments and its smallest denominator (Kingma & Ba 2015)."""
 
@@ -47,7 +45,10 @@ class CarliniWagner(Attack):
     steps
         The most steps of a descent, at least 1.
     searches
-        Descents, at least 1: the weight grows tenfold from 0.001 until one succeeds, and is halved in from there.
+        Descents, at least 1: the weight grows tenfold until one succeeds, and is halved in from there.
+    initial_const
+        The margin's first weight, 0.001 as in the authors' code. A large one with one search is fast, and far from
+        the smallest distance.
     step_size
         Adam's step, in units of w.
     confidence
@@ -61,6 +62,7 @@ class CarliniWagner(Attack):
 
     steps: int = 200
     searches: int = 9
+    initial_const: float = 1e-3
     step_size: float = 0.01
     confidence: float = 0.0
     minimal: bool = False
@@ -79,7 +81,7 @@ class CarliniWagner(Attack):
         return best.result(target)
 
     def _search(self) -> WeightSearch:
-        return WeightSearch(self.searches, self.steps, self.confidence, FIRST_WEIGHT)
+        return WeightSearch(self.searches, self.steps, self.confidence, self.initial_const)
 
 
 class _TanhAdam:

@@ -16,9 +16,6 @@ from purifier.threat import Threat
 from ._minimal import Nearest
 from ._minimal_search import WeightSearch, check_search
 
-FIRST_WEIGHT = 1.0
-"""The margin's first weight; below it ``step_size`` times a gradient's values of 1 stays under ``beta``."""
-
 
 @dataclass(frozen=True)
 class Ead(Attack):
@@ -37,7 +34,9 @@ class Ead(Attack):
     steps
         The most steps of a descent, at least 1.
     searches
-        Descents, at least 1: the weight grows tenfold from 1 until one succeeds, and is halved in from there.
+        Descents, at least 1: the weight grows tenfold until one succeeds, and is halved in from there.
+    initial_const
+        The margin's first weight. Where ``step_size`` times it is less than ``beta``, a gradient of 1 moves nothing.
     step_size
         The first step, a factor of the gradient.
     beta
@@ -53,6 +52,7 @@ class Ead(Attack):
 
     steps: int = 200
     searches: int = 9
+    initial_const: float = 1.0
     step_size: float = 0.01
     beta: float = 0.01
     confidence: float = 0.0
@@ -74,7 +74,7 @@ class Ead(Attack):
         return best.result(target)
 
     def _search(self) -> WeightSearch:
-        return WeightSearch(self.searches, self.steps, self.confidence, FIRST_WEIGHT)
+        return WeightSearch(self.searches, self.steps, self.confidence, self.initial_const)
 
 
 class _Fista:

@@ -83,6 +83,16 @@ def test_as_near_as_foolboxs(net, images):
     assert ours.median() <= 1.05 * theirs.median()
 
 
+def test_a_large_initial_const_needs_one_search(net, images):
+    pixels, labels = images[0][:16], net(images[0][:16]).argmax(1)
+    small, large = (
+        run(f"cw:steps=60,searches=1,minimal=true,initial_const={first}", net, pixels, labels, Threat(NORM, 30))
+        for first in (1e-3, 100)
+    )
+    assert (net(small).argmax(1) == labels).all()
+    assert (net(large).argmax(1) != labels).sum() > 12
+
+
 def test_confidence_is_the_margin_reached(net, images):
     pixels, labels = images[0][:8], net(images[0][:8]).argmax(1)
     near, sure = (
@@ -97,6 +107,8 @@ def test_confidence_is_the_margin_reached(net, images):
     [
         ("steps=0", "attack 'cw': steps must be at least 1, got 0"),
         ("searches=0", "attack 'cw': searches must be at least 1, got 0"),
+        ("initial_const=0", "attack 'cw': initial_const must be a finite positive number, got 0"),
+        ("initial_const=inf", "attack 'cw': initial_const must be a finite positive number, got inf"),
         ("step_size=0", "attack 'cw': step_size must be a finite positive number, got 0"),
         ("confidence=-1", "attack 'cw': confidence must be a finite number >= 0, got -1"),
     ],

@@ -86,6 +86,7 @@ def test_confidence_is_the_margin_reached(net, images):
     [
         ("steps=0", "attack 'ead': steps must be at least 1, got 0"),
         ("searches=0", "attack 'ead': searches must be at least 1, got 0"),
+        ("initial_const=-1", "attack 'ead': initial_const must be a finite positive number, got -1"),
         ("step_size=0", "attack 'ead': step_size must be a finite positive number, got 0"),
         ("confidence=-1", "attack 'ead': confidence must be a finite number >= 0, got -1"),
         ("beta=-1", "attack 'ead': beta must be a finite number >= 0, got -1"),
