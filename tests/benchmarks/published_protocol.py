@@ -212,7 +212,8 @@ def reports(out: Path) -> dict[tuple[str, str], dict[str, str]]:
                 report = json.loads(path.read_text()) if path.exists() else {"rows": [], "flags": []}
                 for row in (row for row in report["rows"] if row["model"] == "guarded"):
                     threat = row["threat"]
-                    name = f"{row['attack']}, {threat['norm']} {threat['eps']:g}, {row['route']}" if threat else "clean"
+                    attack = row["attack"].partition(":")[0]
+                    name = f"{attack} {threat['norm']} {threat['eps']:g} {row['route']}" if threat else "clean"
                     few = f" ({row['count']})" if row["count"] and row["count"] < 1000 else ""
                     figure = "error" if row["accuracy"] is None else f"{row['accuracy']:.1%}{few}"
                     cells.setdefault(name, figure + ("!" if threat and report["flags"] else ""))
