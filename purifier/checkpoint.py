@@ -27,7 +27,7 @@ KINDS = {"format": int, "plugin": str, "config": dict}
 KEY = "purifier"
 SHIPPED = {"demo": "fashion-robust.safetensors", "demo-plain": "fashion-vae.safetensors"}
 """Shipped VAEs for Fashion-MNIST: trained against an attacker behind the shipped classifier, and on clean images."""
-KEPT = ("recipe", "classifier", "seed", "data", "metrics", "calibration")
+KEPT = ("recipe", "classifier", "seed", "data", "training", "metrics", "calibration")
 """Facts of its making that a purifier keeps when it is saved again."""
 
 
@@ -72,7 +72,8 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
     Parameters
     ----------
     metadata
-        JSON-able facts of its making: ``recipe``, ``classifier``, ``seed``, ``data``, ``metrics``, ``calibration``.
+        JSON-able facts of its making: ``recipe``, ``classifier``, ``seed``, ``data``, ``training``, ``metrics``,
+        ``calibration``.
         What a loaded purifier brought along is kept unless given anew.
     """
     if not isinstance(purifier, Purifier):

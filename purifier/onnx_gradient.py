@@ -45,11 +45,15 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
     def __init__(self, model: ModelProto, preprocessing: Preprocessing, input: int | str | None = None) -> None:
         super().__init__(model, preprocessing, input)
         if preprocessing.dtype != "float32":
-            raise ConfigError(f"gradients of an ONNX model need float32 images, this one takes {preprocessing.dtype}")
+            raise ConfigError(
+                f"gradients of an ONNX model need float32 images, this one takes {preprocessing.dtype}; {CANNOT}"
+            )
         shape = image_input(model, input).shape
         sides = [size for size in shape[1:] if size is not None]
         if len(sides) < len(shape) - 1:
-            raise ConfigError(f"gradients of an ONNX model need fixed height, width and channels, it takes {shape}")
+            raise ConfigError(
+                f"gradients of an ONNX model need fixed height, width and channels, it takes {shape}; {CANNOT}"
+            )
         self.size = self.fixed_batch if isinstance(self.fixed_batch, int) else CHUNK
         size = preprocessing.to_pixels(torch.zeros(self.size, *sides)).shape
         pixels = torch.rand(size, generator=torch.Generator().manual_seed(0))

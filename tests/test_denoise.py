@@ -65,6 +65,8 @@ def test_made_anew_each_epoch_or_once(data: ImageData) -> None:
     assert torch.equal(part, first[5:12])
     fresh = shown(build_recipe("denoise:attacks=rfgsm,eps=0.1,cached=true"), batch_of(data, range(5, 12), epoch=4))
     assert torch.equal(fresh, part), "a resumed run makes other images"
+    across = shown(recipe, batch_of(data, range(15, 25), epoch=3))
+    assert torch.equal(across[:5], first[15:]) and not torch.equal(across[5:], batch_of(data, range(20, 25)).pixels)
     assert ((first * 255 - (first * 255).round()).abs() < 1e-3).all()
 
 
@@ -95,7 +97,7 @@ def test_queries_serve_where_there_are_no_gradients(tmp_path: Path) -> None:
         external_data=False,
         verbose=False,
     )
-    train(
+    made = train(
         "vae",
         "fashion-mnist:train:20",
         tmp_path / "p.safetensors",
@@ -104,6 +106,9 @@ def test_queries_serve_where_there_are_no_gradients(tmp_path: Path) -> None:
         classifier=path,
         epochs=2,
     )
+    how = made.provenance["training"]
+    assert how["options"] == {"attacks": "square:queries=20", "eps": [0.1], "norm": "linf", "cached": True}
+    assert (how["epochs"], how["batch_size"], how["optimizer"]) == (2, 128, "adam")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +148,23 @@ def test_an_attack_that_fails_is_named(data: ImageData) -> None:
             shown(build_recipe("denoise:attacks=falls"), batch_of(data, range(9)))
     finally:
         attacks.unregister("falls")
+
+
+class Breaks(purifier.interfaces.Attack):
+    needs = "labels"
+    norms = ("linf",)
+
+    def perturb(self, target, pixels, labels, threat, generator):
+        return pixels * torch.nan
+
+
+def test_an_attack_that_gives_no_numbers_is_named(data: ImageData) -> None:
+    attacks.register("breaks", Breaks)
+    try:
+        with pytest.raises(TrainingError, match=r"denoise: Breaks failed \(ValueError: expected finite images"):
+            shown(build_recipe("denoise:attacks=breaks,cached=true"), batch_of(data, range(9)))
+    finally:
+        attacks.unregister("breaks")
 
 
 def test_an_attacks_own_options_and_precision(data: ImageData) -> None:

@@ -215,7 +215,7 @@ def test_a_run_that_goes_wrong_keeps_its_last_good_state(data: ImageData, tmp_pa
     out = tmp_path / "p.safetensors"
     try:
         with pytest.raises(
-            TrainingError, match=r"not finite at epoch \d, step \d .*epoch \d is kept in .*lr below"
+            TrainingError, match=r"not finite at epoch \d, step \d .*lr below .*epoch \d is kept in .*epochs=\d"
         ) as stopped:
             train("explodes", data, out, config={**SMALL, "pretrain": 0.2}, epochs=3, batch_size=50)
     finally:

@@ -153,5 +153,8 @@ class Learning(Purifier):
 
 def test_training_hands_over_channels_last_images(told: list[bool], tmp_path: Path) -> None:
     purifiers.register("learning", Learning)
-    train("learning", "demo:20", tmp_path / "a.safetensors", epochs=1, batch_size=10)
+    try:
+        train("learning", "demo:20", tmp_path / "a.safetensors", epochs=1, batch_size=10)
+    finally:
+        purifiers.unregister("learning")
     assert told[-2:] == [True, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nets import trained
 from purifier.data import load_data
@@ -30,7 +31,7 @@ SMALL = {"channels": 2, "latent": 4}
 def test_the_cosine_rises_then_falls_to_nothing() -> None:
     settings = Optimisation(lr=0.1, schedule="cosine")
     rates = [settings.rate(done / 100) for done in range(100)]
-    assert max(rates) == pytest.approx(0.1, rel=0.03) and rates.index(max(rates)) == 10
+    assert max(rates) == pytest.approx(0.1 * (1 + math.cos(math.pi / 10)) / 2) and rates.index(max(rates)) == 10
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
     assert rates[0] < 0.001 and rates[-1] < 0.001
     assert {Optimisation(lr=0.1).rate(done) for done in (0, 0.5, 0.99)} == {0.1}
@@ -77,14 +78,28 @@ def test_augmentation_moves_whole_images_alike_in_any_batch() -> None:
         assert torch.equal(moved, pixels) == (how == "none")
 
 
+class Overhears(nn.Module):
+    """A classifier that notes in what precision it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.heard = trained("net"), [False]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.heard.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16)
+        return self.net(pixels)
+
+
 @pytest.mark.parametrize(("has", "expected"), [({}, "float32"), ({"amx_bf16": True}, "bfloat16")])
 def test_bfloat16_only_where_the_cpu_has_it(
     has: dict[str, bool], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, **has})
     out = tmp_path / "a.safetensors"
-    train("vae", "demo:20", out, config=SMALL, recipe="robust", classifier=trained("net"), epochs=1)
+    classifier = Overhears()
+    train("vae", "demo:20", out, config=SMALL, recipe="robust", classifier=classifier, epochs=1)
     assert _log(tmp_path / "a.log.jsonl")[0]["settings"]["precision"] == expected
+    assert any(classifier.heard) == (expected == "bfloat16")
     assert Optimisation(precision="bfloat16").on(torch.device("cpu")).precision == "bfloat16"
     assert Optimisation().on(torch.device("cpu")).precision == "float32"
 
@@ -127,18 +142,28 @@ def _same(one: Purifier, other: Purifier) -> bool:
 
 
 SCRIPT = """
+import json
+import os
 import sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from nets import trained
 from purifier.training import train
+from purifier.training.optimisation import Follower
+lengths, step = [], Follower.step
+def noted(follower, loss, done):
+    step(follower, loss, done)
+    lengths.append(float(sum(weight.grad.square().sum() for weight in follower.weights if weight.grad is not None)))
+Follower.step = noted
 for name, plugin, recipe in (
-    ("elbo", "gmvae", "elbo"), ("denoise", "vae", "denoise:attacks=fgsm"), ("robust", "vae", "robust")
+    ("elbo", "gmvae", "elbo"), ("denoise", "gmvae", "denoise:attacks=fgsm"), ("robust", "vae", "robust:eps=0.05")
 ):
     train(plugin, "fashion-mnist:train:67", sys.argv[1] + f"/{name}.safetensors", recipe=recipe, epochs=2,
           config={"channels": 2, "latent": 4} | ({"components": 3} if plugin == "gmvae" else {}), batch_size=22,
-          classifier=None if recipe == "elbo" else trained("net"), precision="float32", lr=1e-2)
+          classifier=None if recipe == "elbo" else trained("net"), precision="float32", lr=1e-2, clip=0)
+with open(sys.argv[1] + f".{os.environ.get('RANK', 0)}.json", "w") as file:
+    json.dump(lengths, file)
 """
 
 
@@ -173,3 +198,5 @@ def test_two_processes_learn_as_one(tmp_path: Path) -> None:
     for name, alone in logs[1].items():
         for one, two in zip(alone, logs[2][name], strict=True):
             assert two["terms"] == pytest.approx(one["terms"], rel=2e-3), name
+    alone, *shared = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1.0", "2.0", "2.1"))
+    assert len(alone) == 18 and shared[0] == shared[1] == pytest.approx(alone, rel=0.02)

@@ -174,7 +174,7 @@ def test_catastrophic_overfitting_stops_training(data: ImageData, tmp_path: Path
     assert recipe.watch(Shield(NoConfig()), [batch_of(grey, range(20), net=net)])["right_after_10"] == 0
     purifiers.register("shield", Shield)
     try:
-        with pytest.raises(TrainingError, match=r"catastrophic overfitting.*\(nothing was saved yet\)"):
+        with pytest.raises(TrainingError, match=r"catastrophic overfitting.*; nothing was saved yet"):
             train(
                 "shield", grey, tmp_path / "p.safetensors", recipe="robust", classifier=net, epochs=1, lr=1e-9, clip=0
             )
@@ -237,6 +237,18 @@ class Cut(nn.Module):
         return pixels.detach().flatten(1)[:, :10]
 
 
+class Coarse(nn.Module):
+    """Autograd goes through it and brings zeros."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (pixels * 7).round() / 7
+
+
+class Unsure(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (pixels.flatten(1)[:, :10] - 1).sqrt()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
@@ -250,6 +262,8 @@ class Cut(nn.Module):
         ),
         ({"classifier": nn.Linear(3, 10)}, TrainingError, "torch Linear fails on images"),
         ({"classifier": Cut()}, ConfigError, "gives none; give the torch .* or take the recipe denoise with att"),
+        ({"classifier": nn.Sequential(Coarse(), trained("net"))}, ConfigError, "gives none; .*no_grad or rounding"),
+        ({"classifier": Unsure()}, TrainingError, "Unsure gives NaN for an image of .*; check its weights"),
         ({"recipe": "elbo", "classifier": None, "weights": "w"}, ConfigError, "the recipe elbo takes no classifier"),
         ({"weights": "w.safetensors"}, ConfigError, "weights go with a MODEL spec"),
         ({"classifier": 8}, ConfigError, "classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec"),

@@ -33,7 +33,9 @@ def climb(
 
 
 def ascent(loss: Callable[[Tensor], Tensor], pixels: Tensor, threat: Threat) -> Tensor:
-    """Where a loss of ``pixels`` grows fastest: a step of length 1 in the threat's norm, ``linf`` or ``l2``."""
+    """Where a loss of ``pixels`` (N, C, H, W) grows fastest: for each image, in this shape, a step of length 1 in the
+    threat's norm, ``linf`` or ``l2``.
+    """
     leaf = pixels.detach().requires_grad_()
     with torch.enable_grad():
         total = loss(leaf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -38,7 +38,8 @@ class Denoise(Recipe):
         What eps measures.
     cached
         Make each image's adversarial twin once and keep it, as bytes, in memory: for slow attacks, and without
-        augmentation. Otherwise it is made anew in each epoch.
+        augmentation. A resumed run makes them again, the same but for rounding; under torchrun each process keeps
+        those of the images that were its share. Otherwise they are made anew in each epoch.
     """
 
     needs_classifier: ClassVar[bool] = True
@@ -98,9 +99,18 @@ class Denoise(Recipe):
         return attack, [build(Threat, one, what=f"denoise: {name}") for one in given]
 
     def _remembered(self, purifier: Purifier, batch: Batch) -> Tensor:
-        if any(index not in self._cache for index in batch.indices):
-            made = (self._made(purifier, batch, batch.lasting) * 255).round().to(torch.uint8).cpu()
-            self._cache.update(zip(batch.indices, made, strict=True))
+        missing = [place for place, index in enumerate(batch.indices) if index not in self._cache]
+        if missing:
+            at = torch.tensor(missing, device=batch.pixels.device)
+            part = replace(
+                batch,
+                pixels=batch.pixels[at],
+                labels=batch.labels[at],
+                lasting=batch.lasting.select(at),
+                indices=[batch.indices[place] for place in missing],
+            )
+            made = (self._made(purifier, part, part.lasting) * 255).round().to(torch.uint8).cpu()
+            self._cache.update(zip(part.indices, made, strict=True))
         return torch.stack([self._cache[index] for index in batch.indices]).to(batch.pixels) / 255
 
     def _made(self, purifier: Purifier, batch: Batch, generator: SampleGenerator) -> Tensor:
@@ -120,8 +130,10 @@ class Denoise(Recipe):
             try:
                 # Attacks compare losses that differ by less than bfloat16 can tell.
                 with torch.autocast(pixels.device.type, enabled=False):
-                    made = attack.perturb(target, pixels, batch.labels[at], threat, streams)
-                    found[at] = threat.project(made.detach(), pixels)
+                    made = attack.perturb(target, pixels, batch.labels[at], threat, streams).detach()
+                if made.shape != pixels.shape or not made.isfinite().all():
+                    raise ValueError(f"expected finite images {tuple(pixels.shape)}, got {tuple(made.shape)}")
+                found[at] = threat.project(made, pixels)
             except PurifierError:
                 raise
             except Exception as error:  # a plugin can fail in any way

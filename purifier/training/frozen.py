@@ -65,7 +65,7 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
     try:
         with torch.no_grad():
             logits = classifier(pixels)
-        reached = recipe.needs_gradients and classifier.differentiable and _gradient_arrives(classifier, pixels[:1])
+        reached = recipe.needs_gradients and classifier.differentiable and _gradient_arrives(classifier, pixels)
     except PurifierError:
         raise
     except Exception as error:  # torch, ONNX Runtime and the user's own module raise many kinds
@@ -76,11 +76,13 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
     if described(classifier) != before:
         classifier.load_state_dict(state)
         raise TrainingError(f"{classifier.describe()} changes when it is asked, in evaluation mode; make it hold still")
+    if logits.isnan().any():
+        raise TrainingError(f"{classifier.describe()} gives NaN for an image of {data.name}; check its weights")
     if recipe.needs_gradients and not reached:
         raise ConfigError(
             f"this recipe needs gradients of the classifier, and {classifier.describe()} gives none; give the torch "
-            "module (package.module:factory with --weights) without detach or no_grad, or take the recipe denoise with "
-            "attacks that need none: denoise:attacks=square, or "
+            "module (package.module:factory with --weights) without detach, no_grad or rounding, or take the recipe "
+            "denoise with attacks that need none: denoise:attacks=square, or "
             "denoise:attacks=transfer:surrogate=package.module:factory;weights=FILE"
         )
     if recipe.needs_gradients and are_probabilities(logits):
@@ -107,10 +109,15 @@ def described(classifier: PixelClassifier) -> dict[str, Any]:
 
 
 def _gradient_arrives(classifier: PixelClassifier, pixels: Tensor) -> bool:
+    """Whether there is one that is not zero everywhere, as behind a rounding."""
     leaf = pixels.clone().requires_grad_()
     with torch.enable_grad():
         logits = classifier(leaf)
-    return bool(logits.requires_grad) and torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
+    if not logits.requires_grad:
+        return False
+    some = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    gradient = torch.autograd.grad((logits * some).sum(), leaf, allow_unused=True)[0]
+    return gradient is not None and bool(gradient.any())
 
 
 def _bytes(tensor: Tensor) -> bytes:

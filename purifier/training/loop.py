@@ -150,6 +150,7 @@ def train(
         "plugin": plugin,
         "config": dataclasses.asdict(purifier.config),
         "recipe": recipe,
+        "options": {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen) if field.init},
         "classifier": None if frozen is None else described(frozen),
         **dataclasses.asdict(optimisation),
         "batch_size": batch_size,
@@ -190,8 +191,10 @@ def train(
             }
             result = follower.result
             assert isinstance(result, Purifier)
-            made = {"recipe": recipe, "classifier": settings["classifier"], "seed": seed, "data": images.name}
-            checkpoint.save(result, out, **made, metrics=metrics)
+            told = ("recipe", "classifier", "seed", "data")
+            made = {name: settings[name] for name in told}
+            how = {name: header[name] for name in header if name not in (*told, "plugin", "config")}
+            checkpoint.save(result, out, **made, training=how, metrics=metrics)
         processes.wait()
         trained = checkpoint.load(out)
         processes.wait()
@@ -218,14 +221,16 @@ def _run(
     if entry and writes:  # it is this run's own log; another's stays until this run has an epoch to show
         write_log(log, header, entries)
     for epoch in range(done + 1, epochs + 1):
-        kept = f"epoch {done} is kept in {state}" if done else "nothing was saved yet"
+        kept = "nothing was saved yet"
+        if done:
+            kept = f"epoch {done} is kept in {state}: to resume with epochs={done} makes it the checkpoint"
         try:
             entry = run.epoch(epoch)
         except NotFinite as problem:
             lr = run.follower.settings.lr
-            raise TrainingError(f"{problem}; {kept}: start again with lr below {lr:g}") from None
+            raise TrainingError(f"{problem}; start again with lr below {lr:g}; {kept}") from None
         except TrainingError as problem:
-            raise TrainingError(f"{problem} ({kept})") from problem
+            raise TrainingError(f"{problem}; {kept}") from problem
         if run.classifier is not None and described(run.classifier) != settings["classifier"]:
             raise TrainingError(f"{run.classifier.describe()} changed while it was trained for; it must stay as it is")
         entries.append(entry)

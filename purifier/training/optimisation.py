@@ -18,7 +18,7 @@ from .muon import Muon
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """What a CPU that multiplies in bfloat16 has one of, in torch's words: x86's two, Arm's."""
 WARM_UP = 0.1
-"""The share of all steps over which the schedule ``cosine`` rises to its rate."""
+"""The share of all steps over which the schedule ``cosine`` rises."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Optimisation:
         ``adam``; or ``muon`` for the weights of convolutions and linear layers, flattened to matrices after their first
         dimension, and Adam for all others; one rate serves both (:class:`~purifier.training.muon.Muon`).
     lr
-        Learning rate; the highest of the schedule.
+        Learning rate, before the schedule's factor.
     schedule
-        ``constant``, or ``cosine``: a linear rise over the first tenth of the steps, then half a cosine to 0.
+        ``constant``, or ``cosine``: half a cosine from 1 to 0, times a linear rise over the first tenth of the steps.
     clip
         Largest L2 norm of the gradient of all weights together; 0 for no limit.
     ema

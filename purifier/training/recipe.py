@@ -34,7 +34,7 @@ class Batch:
     classifier
         The classifier the purifier is for, at rest; None if the recipe needs none.
     done
-        Which share of all steps is over, in [0, 1).
+        Which share of all steps is over, in [0, 1]; 1 when the last epoch is watched.
     """
 
     pixels: Tensor
@@ -46,6 +46,7 @@ class Batch:
     done: float = 0.0
 
 
+@dataclass(frozen=True)
 class Recipe(ABC):
     """One way to train a purifier; a frozen dataclass."""
 
