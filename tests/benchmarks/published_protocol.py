@@ -7,7 +7,9 @@ Defense-VAE (recipe ``denoise``), and with the recipe ``robust`` a purifier for 
 does these only, so that several commands share the work.
 
 Published: FGSM and RAND-FGSM (alpha 0.05) at linf 0.3 and CW in l2, oblivious (Samangouei et al. 2018, Li & Ji 2018).
-Defense-GAN is the preset ``defense-gan`` of ``latent`` on the shipped plain VAE's decoder.
+There CW has no budget; here its images are moved to the edge of l2 3, along the direction it found. The random step of
+RAND-FGSM is a sixth of its budget. Defense-VAE keeps the KL term, which its authors' code weighs with 0, and is half as
+wide. Defense-GAN is the preset ``defense-gan`` of ``latent`` on the shipped plain VAE's decoder.
 """
 
 from __future__ import annotations
@@ -193,31 +195,40 @@ def audit_all(out: Path, classifier: str, defence: str, device: str) -> None:
 
 
 def table(out: Path) -> None:
-    """A Markdown table a classifier: a row a defence, a column an attack."""
-    columns = ["clean", *dict.fromkeys(name for found in reports(out).values() for name in found if name != "clean")]
+    """A Markdown table, a row a classifier and defence, a column an attack; then how the figures came about."""
+    columns: dict[str, str] = {"clean": ""}
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    found = list(reports(out))
+    for classifier, defence, report in found:
+        cells = lines.setdefault((classifier, defence), {})
+        for row in (row for row in report["rows"] if row["model"] == "guarded"):
+            attack, threat = row["attack"], row["threat"]
+            name = (
+                f"{attack.partition(':')[0]} {threat['norm']} {threat['eps']:g} {row['route']}" if threat else "clean"
+            )
+            own = attack if attack != columns.setdefault(name, attack) and threat else ""
+            notes = ", ".join(note for note in (str(row["count"]) if row["count"] < 1000 else "", own) if note)
+            figure = "error" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+            flagged = "!" if threat and report["flags"] else ""
+            cells.setdefault(name, figure + flagged + (f" ({notes})" if notes else ""))
     print("| classifier | defence | " + " | ".join(columns) + " |\n" + "| --- " * (len(columns) + 2) + "|")
-    for (classifier, defence), found in reports(out).items():
-        cells = (found.get(column, "-") for column in columns)
-        print(f"| {classifier.upper()} | {defence} | " + " | ".join(cells) + " |")
+    for (classifier, defence), cells in lines.items():
+        print(f"| {classifier.upper()} | {defence} | " + " | ".join(cells.get(name, "-") for name in columns) + " |")
+    print("\n1,000 images or (as many), with (another attack than the first); !: flags in the report")
+    print("attacks: " + ", ".join(dict.fromkeys(attack for attack in columns.values() if attack)))
+    for what in ("seed", "device", "versions"):
+        print(f"{what}: " + " or ".join(sorted({str(report[what]) for *_, report in found})))
+    print("created: " + " to ".join(pick(report["created"] for *_, report in found) for pick in (min, max)))
 
 
-def reports(out: Path) -> dict[tuple[str, str], dict[str, str]]:
-    """Classifier and defence -> attack, budget and route -> accuracy, and the images if few; ``!`` if flagged."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
+def reports(out: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Classifier, defence and report of each audit that is done."""
     for classifier in NAMES:
         for defence in defences(out, classifier):
-            cells = found.setdefault((classifier, defence), {})
             for trial in trials(classifier, defence):
                 path = out / "audits" / classifier / defence / trial.name / "report.json"
-                report = json.loads(path.read_text()) if path.exists() else {"rows": [], "flags": []}
-                for row in (row for row in report["rows"] if row["model"] == "guarded"):
-                    threat = row["threat"]
-                    attack = row["attack"].partition(":")[0]
-                    name = f"{attack} {threat['norm']} {threat['eps']:g} {row['route']}" if threat else "clean"
-                    few = f" ({row['count']})" if row["count"] and row["count"] < 1000 else ""
-                    figure = "error" if row["accuracy"] is None else f"{row['accuracy']:.1%}{few}"
-                    cells.setdefault(name, figure + ("!" if threat and report["flags"] else ""))
-    return {key: cells for key, cells in found.items() if cells}
+                if path.exists():
+                    yield classifier, defence, json.loads(path.read_text())
 
 
 if __name__ == "__main__":

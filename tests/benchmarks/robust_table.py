@@ -85,6 +85,8 @@ def show(name: str, model: str, reports: Sequence[Mapping[str, Any]]) -> None:
     if not reports:
         print(f"{name}: no part is done")
         return
+    if len({(report["classifier"], report["purifier"]["sha256"]) for report in reports}) > 1:
+        raise SystemExit(f"{name}: the parts are not of one model; give another --out")
     rows = [row for report in reports for row in report["rows"] if row["model"] == model]
     seconds = sum(row["seconds"] for row in rows)
     flags = sorted({flag["name"] for report in reports for flag in report["flags"]})
