@@ -55,7 +55,7 @@ def load(spec: str | Path) -> Purifier:
     cls, what = purifiers.get(name), f"purifier {name!r}"
     config: object = build(cls.Config, options, what=what)
     _rehearse(cls, config, what)
-    return _make(cls, config, what).eval()
+    return make(cls, config, what).eval()
 
 
 def checkpoint_path(spec: str | Path) -> Path | None:
@@ -173,7 +173,7 @@ def _load_file(path: Path) -> Purifier:
         rehearsed = _rehearse(cls, config, what)
         if rehearsed is not None:
             rehearsed.load_state_dict(tensors, assign=True)
-        purifier = _make(cls, config, what)
+        purifier = make(cls, config, what)
         purifier.load_state_dict(tensors)
     except (ConfigError, RuntimeError) as error:
         raise CheckpointError(
@@ -212,7 +212,8 @@ def _rehearse(cls: type[Purifier], config: Any, what: str) -> Purifier | None:
         return None
 
 
-def _make(cls: type[Purifier], config: Any, what: str) -> Purifier:
+def make(cls: type[Purifier], config: Any, what: str) -> Purifier:
+    """An untrained purifier; :class:`ConfigError` if ``what``, with this config, cannot be built."""
     try:
         with torch.random.fork_rng(devices=[]):
             return cls(config)

@@ -89,8 +89,13 @@ class TorchPixelClassifier(PixelClassifier):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = self.preprocessing.to_classifier(pixels)
-        output = self.module(**{self.input: images}) if isinstance(self.input, str) else self.module(images)
-        return logits_of(output)
+        try:
+            output = self.module(**{self.input: images}) if isinstance(self.input, str) else self.module(images)
+        except SystemExit as error:
+            raise ClassifierError(
+                f"{self.describe()} ended the program (exit {error.code}) when asked; let it raise an error instead", ""
+            ) from error
+        return _a_row_each(logits_of(output), pixels)
 
     def describe(self) -> str:
         return f"torch {type(self.module).__name__}"
@@ -113,7 +118,7 @@ class OnnxPixelClassifier(PixelClassifier):
         images = self.preprocessing.to_classifier(pixels.detach()).cpu().numpy()
         parts = [self._run(part) for part in self._parts(images)]
         outputs = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
-        return logits_of(outputs).to(pixels.device, torch.float32)
+        return _a_row_each(logits_of(outputs), pixels).to(pixels.device, torch.float32)
 
     def describe(self) -> str:
         return f"an ONNX model on {self.session.get_providers()[0]}"
@@ -124,7 +129,7 @@ class OnnxPixelClassifier(PixelClassifier):
         names = [output.name for output in self.session.get_outputs()]
         outputs = self.session.run(None, {self.name: padded})
         return {
-            name: value[: len(images)]
+            name: value[: len(images)] if len(value) == len(padded) else value
             for name, value in zip(names, outputs, strict=True)
             if isinstance(value, np.ndarray) and value.ndim
         }
@@ -165,6 +170,14 @@ def logits_of(output: Any) -> Tensor:
             return part.flatten(1)
     got = [f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__ for part in parts]
     raise ClassifierError(f"the classifier must give logits, floats (N, K); it gives {', '.join(got) or 'nothing'}", "")
+
+
+def _a_row_each(logits: Tensor, pixels: Tensor) -> Tensor:
+    if len(logits) != len(pixels):
+        raise ClassifierError(
+            f"the classifier must give a row of logits for each image, it gives {len(logits)} for {len(pixels)}", ""
+        )
+    return logits
 
 
 def are_probabilities(output: Tensor) -> bool:

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, ExportError
 from .guard import Guard
 from .interfaces import ExportReport, Purifier, exporters
 
@@ -55,4 +55,9 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
             raise ConfigError(
                 f"exporter {format!r} has no option {name!r}; its options are: {', '.join(known) or 'none'}"
             )
-    return exporter.export(guard, path, **options)
+    try:
+        return exporter.export(guard, path, **options)
+    except SystemExit as error:
+        raise ExportError(
+            f"the classifier ended the program (exit {error.code}) when asked; let it raise an error instead", path
+        ) from error

@@ -19,6 +19,7 @@ from .pixels import Preprocessing, check_range, check_scale, check_shape, read_p
 from .refusal import OnReject, check_exportable, refusal_of
 from .seeding import SampleGenerator
 from .session import GuardedSession as GuardedSession
+from .signature import find_input
 
 
 class GuardedModule(nn.Module):
@@ -47,7 +48,7 @@ class GuardedModule(nn.Module):
         self.refusal = refusal_of(purifier, on_reject, abstain)
         self.classifier, self.purifier = classifier, purifier.eval()
         self.preprocessing, self.score, self.seed, self.check = preprocessing, score, seed, check
-        self.position, self.input = _find_input(classifier, input)
+        self.position, self.input = find_input(classifier, input)
         self.training = classifier.training
 
     def train(self, mode: bool = True) -> GuardedModule:
@@ -274,26 +275,6 @@ def guard(
         abstain=abstain,
         **options,
     )
-
-
-def _find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str]:
-    """The image's position (None if keyword only) and parameter name in the classifier's forward."""
-    try:
-        parameters = list(inspect.signature(classifier.forward).parameters.values())
-    except ValueError:  # a traced module does not tell
-        parameters = [inspect.Parameter("images", inspect.Parameter.VAR_POSITIONAL)]
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    open_ended = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
-    takes = f"the classifier takes {', '.join(p.name for p in parameters) or 'no argument'}"
-    if isinstance(input, int):
-        if input < 0 or (input >= len(positional) and not open_ended):
-            raise ConfigError(f"input: {takes}, got position {input}; give a position or a name")
-        return input, positional[input] if input < len(positional) else f"argument {input}"
-    if input in positional:
-        return positional.index(input), input
-    if not open_ended and input not in [p.name for p in parameters]:
-        raise ConfigError(f"input: {takes}, got {input!r}")
-    return None, input
 
 
 def _as_nchw(image: Tensor, preprocessing: Preprocessing) -> Tensor:

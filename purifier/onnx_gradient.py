@@ -57,8 +57,13 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         self.size = self.fixed_batch if isinstance(self.fixed_batch, int) else CHUNK
         size = preprocessing.to_pixels(torch.zeros(self.size, *sides)).shape
         pixels = torch.rand(size, generator=torch.Generator().manual_seed(0))
-        outputs = self._run(preprocessing.to_classifier(pixels).numpy())
+        try:
+            outputs = self._run(preprocessing.to_classifier(pixels).numpy())
+        except Exception as error:  # onnxruntime raises many kinds
+            raise ConfigError(f"this ONNX model fails on {self.size} images ({error}): {CANNOT}") from error
         logits = logits_of({name: torch.from_numpy(value) for name, value in outputs.items()})
+        if len(logits) != self.size:
+            raise ConfigError(f"this ONNX model gives {len(logits)} rows of logits for {self.size} images: {CANNOT}")
         self.logits = next(name for name, value in outputs.items() if value.ctypes.data == logits.data_ptr())
         self.answer_shape = outputs[self.logits].shape[1:]
         self.adjoint = _adjoint(model, self.name, self.logits, self.size)
@@ -99,7 +104,9 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         with torch.no_grad():
             rise = ((self(pixels + ahead) - self(pixels - ahead)) * upstream).sum(1) / (2 * STEP)
         error = float((rise - length).abs().median() / length.median())
-        if not error < ERROR:  # that of a gradient of zeros is NaN
+        if not length.median() > 0:
+            raise ConfigError(f"the gradient of this ONNX model is zero or NaN: {CANNOT}")
+        if not error < ERROR:
             raise ConfigError(
                 f"the gradient of this ONNX model is off by {error:.0%} from finite differences, expected at most "
                 f"{ERROR:.0%}: {CANNOT}"

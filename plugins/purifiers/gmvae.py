@@ -184,12 +184,13 @@ class Gmvae(Variational):
             )
         if not self.config.labelled:
             return
-        counts = torch.bincount(data.labels[data.spread(FIT_IMAGES)], minlength=components)
-        if len(counts) > components:
+        highest = int(data.labels.max())
+        if highest >= components:
             raise TrainingError(
-                f"gmvae: labelled=true needs a component for each class, the labels go up to {len(counts) - 1}, "
-                f"components is {components}; set components={len(counts)}"
+                f"gmvae: labelled=true needs a component for each class, the labels go up to {highest}, "
+                f"components is {components}; set components={highest + 1}"
             )
+        counts = torch.bincount(data.labels[data.spread(FIT_IMAGES)], minlength=components)
         rarest = int(counts.argmin())
         if counts[rarest] < 2:
             raise TrainingError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,12 +18,39 @@ class _Rehearsed(Exception):
     """Ends a write before it replaces anything."""
 
 
-def check_out(out: Path) -> None:
+def check_kinds(plugin: object, out: object, config: object, recipe: object, progress: object) -> None:
+    """Refuse arguments of another type than :func:`purifier.training.train` takes."""
+    for name, value, kinds, wanted in (
+        ("plugin", plugin, str, "a plugin's name"),
+        ("out", out, str | Path, "a file name"),
+        ("config", config, Mapping | None, "options by name"),
+        ("recipe", recipe, str, "a recipe, such as 'robust:eps=0.1'"),
+    ):
+        if not isinstance(value, kinds):
+            raise ConfigError(f"{name}: expected {wanted}, got {value!r}")
+    for name in config if isinstance(config, Mapping) else ():
+        if not isinstance(name, str):
+            raise ConfigError(f"config: expected options by name, got {name!r}")
+    if progress is not None and not callable(progress):
+        raise ConfigError(f"progress: expected a function of a Progress, got {progress!r}")
+
+
+def check_out(out: Path, weights: object) -> None:
     """Rehearse the writes to come: before the work, not after it. Nothing is left of them."""
+    try:
+        unfit = b"\0" in str(out.absolute()).encode()
+    except UnicodeEncodeError:
+        unfit = True
+    if unfit:
+        raise OutputError(f"cannot write {str(out)!r}: expected a name in UTF-8 without zeros", "")
     if out.suffix != ".safetensors":
         raise OutputError(f"cannot write {out}: expected a name ending in .safetensors", out)
     if out.name.endswith(".train.safetensors"):
         raise OutputError(f"cannot write {out}: .train.safetensors is for training states; give another name", out)
+    if isinstance(weights, str | Path) and out.exists() and Path(weights).exists() and out.samefile(weights):
+        raise OutputError(f"cannot write {out}: the classifier's weights lie there; give another name", out)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process writes
+        return
     for path in (out, state_path(out), log_path(out)):
         with suppress(_Rehearsed), atomic_path(path):
             raise _Rehearsed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from itertools import chain
@@ -11,13 +12,22 @@ from typing import Any
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from ..classifier import OnnxPixelClassifier, PixelClassifier, are_probabilities, load_classifier, pixel_classifier
+from ..classifier import (
+    OnnxPixelClassifier,
+    PixelClassifier,
+    are_probabilities,
+    load_classifier,
+    pixel_classifier,
+)
 from ..data import ImageData
 from ..errors import ConfigError, PurifierError, TrainingError
+from ..guard import GuardedModule
 from ..onnx_file import image_input, infer_preprocessing
 from ..onnx_gradient import OnnxGradientClassifier
 from ..pixels import read_preprocessing
+from ..signature import find_input
 from .recipe import Recipe
 
 LOOKED_AT = 64
@@ -48,11 +58,20 @@ def classifier_for(
     wanted = read_preprocessing(preprocessing)
     if isinstance(model, ModelProto) and recipe.needs_gradients:
         return OnnxGradientClassifier(model, wanted, input)
+    if isinstance(model, GuardedModule):
+        raise ConfigError("classifier: this model is guarded already; give its .classifier")
     if not isinstance(model, nn.Module | ModelProto):
         raise ConfigError(
             f"classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got {type(model).__name__}"
         )
-    return pixel_classifier(model, wanted, input)
+    if isinstance(model, ModelProto):
+        return pixel_classifier(model, wanted, input)
+    position, found = find_input(model, 0 if input is None else input)
+    if any(is_lazy(tensor) or tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        raise ConfigError(
+            f"classifier: {type(model).__name__} has no weights yet; load them, or run it on an image once"
+        )
+    return pixel_classifier(model, wanted, 0 if position == 0 else found)
 
 
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:
@@ -61,10 +80,13 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
     A classifier that changes when it is asked gets its weights and buffers back.
     """
     pixels = data.batch(data.spread(LOOKED_AT))[0].to(device)
-    before, state = described(classifier), {name: value.clone() for name, value in classifier.state_dict().items()}
+    kept, before, state = pixels.clone(), described(classifier), copy.deepcopy(classifier.state_dict())
     try:
         with torch.no_grad():
             logits = classifier(pixels)
+            classifier(pixels[:1])  # batches are of any size
+        if not torch.equal(pixels, kept):
+            raise TrainingError(f"{classifier.describe()} changes the images it is given; let it work on a copy")
         reached = recipe.needs_gradients and classifier.differentiable and _gradient_arrives(classifier, pixels)
     except PurifierError:
         raise
@@ -76,8 +98,8 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
     if described(classifier) != before:
         classifier.load_state_dict(state)
         raise TrainingError(f"{classifier.describe()} changes when it is asked, in evaluation mode; make it hold still")
-    if logits.isnan().any():
-        raise TrainingError(f"{classifier.describe()} gives NaN for an image of {data.name}; check its weights")
+    if logits.isnan().any() or (recipe.needs_gradients and logits.isinf().any()):
+        raise TrainingError(f"{classifier.describe()} gives NaN or infinity for an image of {data.name}; mend it")
     if recipe.needs_gradients and not reached:
         raise ConfigError(
             f"this recipe needs gradients of the classifier, and {classifier.describe()} gives none; give the torch "
@@ -105,7 +127,12 @@ def described(classifier: PixelClassifier) -> dict[str, Any]:
         digest.update(classifier.digest)
     for tensor in chain(classifier.parameters(), classifier.buffers()):
         digest.update(_bytes(tensor))
-    return {"sha256": digest.hexdigest(), "preprocessing": dataclasses.asdict(classifier.preprocessing)}
+    for value in classifier.state_dict().values():
+        if not isinstance(value, Tensor):  # as of quantised layers
+            digest.update(repr(value).encode())
+    input = classifier.name if isinstance(classifier, OnnxPixelClassifier) else getattr(classifier, "input", 0)
+    preprocessing = dataclasses.asdict(classifier.preprocessing)
+    return {"sha256": digest.hexdigest(), "input": input, "preprocessing": preprocessing}
 
 
 def _gradient_arrives(classifier: PixelClassifier, pixels: Tensor) -> bool:

@@ -21,7 +21,7 @@ from ..layout import channels_last, fed_channels_last
 from ..rest import at_rest
 from ..seeding import mix_seed
 from ..specs import build
-from .checks import check_numbers, check_out, device_of
+from .checks import check_kinds, check_numbers, check_out, device_of
 from .epoch import NotFinite, Progress, Run
 from .frozen import check_classifier, classifier_for, described
 from .optimisation import Follower
@@ -115,9 +115,10 @@ def train(
     OutputError
         ``out`` cannot be written, or somebody else's file lies where the state goes.
     """
+    check_kinds(plugin, out, config, recipe, progress)
     out = Path(out)
     check_numbers(epochs, batch_size, seed, save_every)
-    check_out(out)
+    check_out(out, weights)
     if not resume:
         check_replaceable(state_path(out))
     place = device_of(own_device(device))
@@ -231,6 +232,10 @@ def _run(
             raise TrainingError(f"{problem}; start again with lr below {lr:g}; {kept}") from None
         except TrainingError as problem:
             raise TrainingError(f"{problem}; {kept}") from problem
+        except RuntimeError as problem:
+            if not isinstance(problem, torch.OutOfMemoryError) and "can't allocate memory" not in str(problem):
+                raise
+            raise TrainingError(f"out of memory; lower batch_size or the purifier's sizes; {kept}") from problem
         if run.classifier is not None and described(run.classifier) != settings["classifier"]:
             raise TrainingError(f"{run.classifier.describe()} changed while it was trained for; it must stay as it is")
         entries.append(entry)
@@ -256,7 +261,7 @@ def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(mix_seed(seed, "weights"))
-        purifier = cls(built)
+        purifier = checkpoint.make(cls, built, f"purifier {plugin!r}")
     if not any(weight.requires_grad for weight in purifier.parameters()):
         raise TrainingError(f"purifier {plugin!r} has nothing to train; use it as it is")
     return purifier

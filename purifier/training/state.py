@@ -111,7 +111,10 @@ def _check_state(
     epoch, terms = (entry.get("epoch"), entry.get("terms")) if isinstance(entry, dict) else (None, None)
     if not (isinstance(entry, dict) and type(epoch) is int and epoch >= 1 and isinstance(terms, dict)):
         raise damaged(f"expected the entry of an epoch with its terms, got {entry!r}")
-    for figure in (*terms.values(), entry.get("images_per_second")):
+    figures = entry.get("figures", {})
+    if not (terms and isinstance(figures, dict)):
+        raise damaged(f"expected terms and figures in the entry of its epoch, got {terms!r} and {figures!r}")
+    for figure in (*terms.values(), *figures.values(), entry.get("images_per_second")):
         if not (isinstance(figure, float) and math.isfinite(figure)):
             raise damaged(f"expected numbers in the entry of its epoch, got {figure!r}")
     for name in sorted(tensors.keys() | expected.keys()):
@@ -120,7 +123,8 @@ def _check_state(
             raise damaged(f"{name}: expected {wanted}, got {found}")
         if not tensors[name].isfinite().all():
             raise damaged(f"{name} holds NaN or infinity")
-        if name.startswith("optimizer.") and name.endswith((".step", ".exp_avg_sq")) and tensors[name].min() < 0:
+        counted = name == "averaged" or (name.startswith("optimizer.") and name.endswith((".step", ".exp_avg_sq")))
+        if counted and tensors[name].min() < 0:
             raise damaged(f"{name}: expected no number below 0")
     return entry
 
