@@ -73,8 +73,7 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
     ----------
     metadata
         JSON-able facts of its making: ``recipe``, ``classifier``, ``seed``, ``data``, ``training``, ``metrics``,
-        ``calibration``.
-        What a loaded purifier brought along is kept unless given anew.
+        ``calibration``. What a loaded purifier brought along is kept unless given anew.
     """
     if not isinstance(purifier, Purifier):
         raise ConfigError(f"save: expected a purifier, got {type(purifier).__name__}; of a guard, save its .purifier")

@@ -141,30 +141,25 @@ class Falls(purifier.interfaces.Attack):
         raise KeyError("ladder")
 
 
-def test_an_attack_that_fails_is_named(data: ImageData) -> None:
-    attacks.register("falls", Falls)
-    try:
-        with pytest.raises(TrainingError, match=r"denoise: Falls failed \(KeyError: 'ladder'\); choose another"):
-            shown(build_recipe("denoise:attacks=falls"), batch_of(data, range(9)))
-    finally:
-        attacks.unregister("falls")
-
-
-class Breaks(purifier.interfaces.Attack):
-    needs = "labels"
-    norms = ("linf",)
-
+class Breaks(Falls):
     def perturb(self, target, pixels, labels, threat, generator):
         return pixels * torch.nan
 
 
-def test_an_attack_that_gives_no_numbers_is_named(data: ImageData) -> None:
-    attacks.register("breaks", Breaks)
+@pytest.mark.parametrize(
+    ("attack", "says"),
+    [
+        (Falls, r"denoise: Falls failed \(KeyError: 'ladder'\); choose another"),
+        (Breaks, r"denoise: Breaks failed \(ValueError: expected finite images .*; choose another"),
+    ],
+)
+def test_an_attack_that_fails_is_named(attack: type[purifier.interfaces.Attack], says: str, data: ImageData) -> None:
+    attacks.register("bad", attack)
     try:
-        with pytest.raises(TrainingError, match=r"denoise: Breaks failed \(ValueError: expected finite images"):
-            shown(build_recipe("denoise:attacks=breaks,cached=true"), batch_of(data, range(9)))
+        with pytest.raises(TrainingError, match=says):
+            shown(build_recipe("denoise:attacks=bad"), batch_of(data, range(9)))
     finally:
-        attacks.unregister("breaks")
+        attacks.unregister("bad")
 
 
 def test_an_attacks_own_options_and_precision(data: ImageData) -> None:

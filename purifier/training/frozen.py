@@ -14,13 +14,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..classifier import (
-    OnnxPixelClassifier,
-    PixelClassifier,
-    are_probabilities,
-    load_classifier,
-    pixel_classifier,
-)
+from ..classifier import OnnxPixelClassifier, PixelClassifier, are_probabilities, load_classifier, pixel_classifier
 from ..data import ImageData
 from ..errors import ConfigError, PurifierError, TrainingError
 from ..guard import GuardedModule

@@ -56,8 +56,8 @@ class Robust(Recipe):
     distillation
         What cross-entropy is taken from: 1: the classifier's own answer to the clean image (Hinton et al. 2015, at
         temperature 1; of adversarial training Chen et al. 2021, "Robust overfitting may be mitigated by properly
-        learned smoothening"); 0: the label; between: both, in that share. With ``loss=ce`` attacks
-        go against labels all the same.
+        learned smoothening"); 0: the label; between: both, in that share. With ``loss=ce`` attacks go
+        against labels all the same.
     reconstruction, kl
         Weights of the purifier's own loss terms: those named ``kl``, and all others. They are taken on the adversarial
         images with the clean ones as target.

@@ -115,7 +115,7 @@ def _check_state(
     if not (terms and isinstance(figures, dict)):
         raise damaged(f"expected terms and figures in the entry of its epoch, got {terms!r} and {figures!r}")
     for figure in (*terms.values(), *figures.values(), entry.get("images_per_second")):
-        if not (isinstance(figure, float) and math.isfinite(figure)):
+        if not (isinstance(figure, int | float) and math.isfinite(figure)):
             raise damaged(f"expected numbers in the entry of its epoch, got {figure!r}")
     for name in sorted(tensors.keys() | expected.keys()):
         found, wanted = (_kind(group.get(name)) for group in (tensors, expected))
