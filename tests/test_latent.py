@@ -154,6 +154,7 @@ def test_only_random_starts_are_drawn(latent: Callable[[str], Purifier], pixels:
     assert latent("preset=fast").draw(pixels, generator) is None
     assert latent("start=bank,bank=20,restarts=3").draw(pixels, generator) is None
     assert latent("restarts=3").draw(pixels, generator).shape == (12, 2, 6)
+    assert latent("restarts=3,sample=false").draw(pixels, generator) is None
 
 
 @torch.no_grad()

@@ -51,6 +51,9 @@ class LatentConfig:
         How many of the last steps the surrogate differentiates, beside an encoder's start.
     loop
         In an exported graph, write the steps as one ONNX Loop in the place of a copy for each: a smaller file.
+    sample
+        Draw random starts anew for each image. False: the same few prior draws for every image, as in an exported
+        graph.
     """
 
     base: str
@@ -66,6 +69,7 @@ class LatentConfig:
     bank: int | None = None
     truncate: int = 1
     loop: bool = False
+    sample: bool = True
 
     def __post_init__(self) -> None:
         used = self.settings
@@ -143,7 +147,7 @@ class Latent(Purifier):
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
         """Prior draws (N, random starts, *latent_shape); None where no start is random."""
         count = self._random_starts
-        if count == 0:
+        if count == 0 or not self.config.sample:
             return None
         shape = self.base.latent_shape
         normal, uniform = generator.normal((count, *shape), pixels), generator.uniform((count,), pixels)

@@ -18,7 +18,7 @@ from ..target import Route, Spent, Target
 from ..threat import Norm, Threat
 from .flags import beyond, fewer, only
 from .plan import Job
-from .report import Flag
+from .report import PROBED, Flag
 from .statistics import wilson
 from .trial import Batch, Trial
 
@@ -32,7 +32,7 @@ ALONE = 8
 """How many images are also shown one at a time."""
 
 
-def probe(trial: Trial, data: ImageData, threats: Sequence[Threat], *, count: int = 64) -> list[Flag]:
+def probe(trial: Trial, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED) -> list[Flag]:
     """The flags that a guard raises by itself, whatever attacks an audit runs. Its modules are at rest.
 
     A breakdown is a flag too: attacks that ran are not lost for it.

@@ -17,6 +17,8 @@ from .detection import Detection, read_detection
 from .statistics import Rate, read_rate
 
 SCHEMA_VERSION = 3
+PROBED = 64
+"""On how many images flags are looked for, unless told."""
 FILE_NAME = "report.json"
 WHITE_BOX = ("exact", "bpda")
 """The routes that see the purifier and follow gradients; no other figure may be called white-box."""
@@ -116,6 +118,8 @@ class AuditReport:
     calibration: Mapping[str, Any] | None
     """The threshold's ``fpr``, ``threshold``, ``data`` and ``count``; None if the purifier is not calibrated."""
     rows: Sequence[Row]
+    probes: int = PROBED
+    """On how many images, at most, flags were looked for; a report that does not say it is older, and of 64."""
     command: Sequence[str] | None = None
     """The command line that repeats it, if it came from one."""
     schema_version: int = SCHEMA_VERSION

@@ -32,7 +32,7 @@ from .flags import ENOUGH, compare
 from .plan import Job, plan, plan_preset
 from .presets import DEFAULT_PRESET, preset_of
 from .probes import probe
-from .report import AuditReport, check_writable
+from .report import PROBED, AuditReport, check_writable
 from .tally import rows_of, worst_cases
 from .trial import Progress, Trial
 
@@ -50,6 +50,7 @@ def audit(
     seed: int = 0,
     eot: int = 10,
     judgements: int = 5,
+    probes: int = PROBED,
     device: str | torch.device | None = None,
     root: str | Path | None = None,
     progress: Progress | None = None,
@@ -87,6 +88,8 @@ def audit(
         Noise draws a gradient is averaged over; 1 if the purifier is deterministic.
     judgements
         How often each image is judged with fresh noise; 1 if the purifier is deterministic.
+    probes
+        On how many images, at most, flags are looked for: each costs some 60 gradients a threat. Fewer show less.
     device
         Where to run; by default where the purifier and classifier are.
     root
@@ -111,7 +114,7 @@ def audit(
         raise ConfigError(f"audit: expected what purifier.guard() returns, got {type(guard).__name__}")
     if not isinstance(data, ImageData | str):
         raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
-    for name, value in (("batch_size", batch_size), ("eot", eot), ("judgements", judgements)):
+    for name, value in {"batch_size": batch_size, "eot": eot, "judgements": judgements, "probes": probes}.items():
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
@@ -144,7 +147,7 @@ def audit(
         flags = []
         if jobs:
             decisive = not random or judgements >= ENOUGH
-            flags = [*probe(trial, loaded, threats), *compare(rows, strongest, decisive=decisive)]
+            flags = [*probe(trial, loaded, threats, count=probes), *compare(rows, strongest, decisive=decisive)]
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
@@ -171,6 +174,7 @@ def audit(
         calibration=None
         if calibration is None
         else {name: getattr(calibration, name) for name in ("fpr", "threshold", "data", "count")},
+        probes=probes,
         rows=rows_of(rows, None if calibration is None else calibration.threshold, trial.judgements, trial.eot),
     )
     if out is not None:

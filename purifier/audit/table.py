@@ -10,7 +10,7 @@ from rich.table import Table
 from ..threat import Threat
 from .detection import Detection
 from .flags import FLAGS
-from .report import WHITE_BOX, AuditReport, Row, WorstCase
+from .report import PROBED, WHITE_BOX, AuditReport, Row, WorstCase
 from .statistics import Rate
 
 LONGEST = 300
@@ -59,6 +59,8 @@ def print_doubts(report: AuditReport, console: Console) -> None:
         if flag.name in FLAGS:  # a later version may know more
             kind = FLAGS[flag.name]
             console.print(f"  why: {escape(kind.why)}\n  what to do: {escape(kind.what_to_do)}")
+    if report.probes < PROBED:
+        console.print(f"flags were looked for on no more than {report.probes} images: fewer show less")
     if report.flags:
         console.print("[bold red]inconclusive[/bold red]: robustness is at most what stands here, and may be far less")
 

@@ -11,6 +11,7 @@ import typer
 
 from ..audit import audit as run
 from ..audit import check_gate, check_writable, print_report
+from ..audit.report import PROBED
 from ..classifier import load_classifier
 from ..errors import ConfigError
 from ..guard import guard
@@ -53,6 +54,7 @@ def audit(
     seed: Annotated[int, typer.Option(help="Names every random number of the audit.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws a gradient is averaged over, if the purifier is random.")] = 10,
     judgements: Annotated[int, typer.Option(help="How often a random purifier judges each image.")] = 5,
+    probes: Annotated[int, typer.Option(help="On how many images flags are looked for; fewer show less.")] = PROBED,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda.")] = "cpu",
     fail_under: Annotated[
         float | None,
@@ -90,6 +92,7 @@ def audit(
             seed=seed,
             eot=eot,
             judgements=judgements,
+            probes=probes,
             device=device,
             root=root,
             progress=show,
@@ -111,6 +114,7 @@ def audit(
         "seed": [seed],
         "eot": [eot],
         "judgements": [judgements],
+        "probes": [probes],
         "device": [device],
         "fail-under": [fail_under],
         "out": [out],

@@ -74,3 +74,14 @@ def test_the_table_shows_the_worst_case_first_and_both_models_side_by_side(repor
 def test_the_table_tells_of_repeated_judgement(classifier, data):
     found = audit(guard(classifier, Noisy(NoConfig())), data, attacks=("fgsm",), eot=2)
     assert "means over 5 judgements" in printed(found) and "means over 2 draws" in printed(found)
+
+
+def test_the_table_tells_of_few_probes(report):
+    assert "no more than 7 images" in printed(replace(report, probes=7))
+    assert "no more than" not in printed(report)
+
+
+def test_a_report_of_before_probes_were_counted_is_read(report, tmp_path):
+    path = report.save(tmp_path)
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "probes"}))
+    assert AuditReport.load(path) == report

@@ -78,6 +78,23 @@ def test_a_healthy_guard_raises_none(make, eot, classifier, data):
     assert raised(*make(classifier), data, LINF, Threat("linf", 0.03), eot=eot) == []
 
 
+def test_as_many_images_are_probed_as_asked(classifier, data):
+    seen = []
+
+    class Spy(Broken):
+        def purify(self, pixels, noise=None):
+            if pixels.requires_grad:
+                seen.append(len(pixels))
+            return pixels
+
+    for count in (3, 5):
+        seen.clear()
+        report = purifier.audit(guard(classifier, Spy()), data, attacks=["fgsm"], routes=["exact"], probes=count)
+        assert report.probes == count
+        first, *probed = seen
+        assert first > 5 and set(probed) <= set(range(count + 1)) and probed[0] == count
+
+
 @pytest.mark.parametrize("filter_", ["demo", "demo-plain", "blur", "identity", "bit-depth"])
 def test_the_demo_raises_none(filter_):
     assert raised(load_classifier("demo"), filter_, load_data("demo"), LINF, Threat("linf", 0.03), count=12) == []
