@@ -197,6 +197,7 @@ def test_a_demo_whose_audit_is_incomplete_is_inconclusive(
     command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "ATTACK", "failing")
+    monkeypatch.setattr(demo, "load_data", lambda spec: load_data(f"{spec}:40"))
     purifier.attacks.register("failing", Failing)
     try:
         code, out, _ = command("demo", "--out", tmp_path)
@@ -212,10 +213,11 @@ def test_a_demo_whose_file_is_not_the_guard_fails(command, tmp_path: Path, monke
         return purifier.export(purifier.guard(guarded.classifier, "blur:sigma=9"), path, image_shape=(1, 28, 28))
 
     monkeypatch.setattr(demo, "ATTACK", "pgd:steps=10")
+    monkeypatch.setattr(demo, "load_data", lambda spec: load_data(f"{spec}:40"))
     monkeypatch.setattr(demo, "export", export_another)
     code, _, err = command("demo", "--out", tmp_path)
     assert code == 2
-    assert re.search(r"guarded\.onnx in onnxruntime gives another class than torch on \d+ of 300 clean images", err)
+    assert re.search(r"guarded\.onnx in onnxruntime gives another class than torch on \d+ of 40 clean images", err)
 
 
 def test_assets_stay_small() -> None:
