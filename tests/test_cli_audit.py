@@ -83,8 +83,10 @@ def test_an_audit_prints_its_table_and_writes_its_report(command, folder):
 
 
 def test_the_stored_command_repeats_the_audit(command, folder):
-    command(*arguments(eps="8/255", route="bpda", seed=3, weights="weights.pt", preprocessing="mean=0.5,std=0.25"))
+    given = {"eps": "8/255", "route": "bpda", "seed": 3, "probes": 3, "weights": "weights.pt"}
+    command(*arguments(**given, preprocessing="mean=0.5,std=0.25"))
     first = json.loads((folder / "found" / "report.json").read_text())
+    assert (first["seed"], first["probes"]) == (3, 3)
     assert first["command"][:2] == ["purifier", "audit"]
     (folder / "found" / "report.json").unlink()
     assert command(*first["command"][1:])[0] == 0

@@ -252,6 +252,8 @@ def test_bases_that_are_no_base(latent: Callable[[str], Purifier], tmp_path: Pat
         ("beta=nan", "beta >= 0"),
         ("start=bank,bank=0", r"bank must be from restarts \(1\) to 100000, got 0"),
         ("bank=7", "bank is for start=bank, these descents start at 'encoder'"),
+        ("sample=false", "sample=false is for random starts, these descents have none"),
+        ("start=bank,restarts=3,sample=false", "sample=false is for random starts"),
         ("momentum=0.5", "momentum is for optimizer=momentum, this is adam"),
         ("start=random,truncate=0", r"truncate must be from 1 to steps"),
         ("start=bank,bank=3,restarts=4", r"bank must be from restarts \(4\) to 100000, got 3"),

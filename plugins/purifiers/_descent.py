@@ -55,6 +55,11 @@ class Settings:
     momentum: float
     beta: float
 
+    @property
+    def random_starts(self) -> int:
+        """How many of the restarts begin at prior draws."""
+        return {"random": self.restarts, "encoder": self.restarts - 1, "bank": 0}[self.start]
+
 
 class Descent:
     """Minimises ``E(z) = |G(z) - x|^2 - beta log p(z)`` over z, G the decoder of ``model``."""

@@ -87,6 +87,8 @@ class LatentConfig:
             raise ConfigError(f"latent: bank must be from restarts ({used.restarts}) to {MOST_BANK}, got {self.banked}")
         if self.momentum is not None and used.optimizer == "adam":
             raise ConfigError("latent: momentum is for optimizer=momentum, this is adam; leave momentum out")
+        if not self.sample and not used.random_starts:
+            raise ConfigError("latent: sample=false is for random starts, these descents have none; leave sample out")
         fewest = 0 if used.start == "encoder" else 1  # without the encoder, only steps carry a gradient
         if not fewest <= self.truncate <= used.steps:
             raise ConfigError(f"latent: truncate must be from {fewest} to steps ({used.steps}), got {self.truncate}")
@@ -139,14 +141,14 @@ class Latent(Purifier):
         self.base, self.settings = base.requires_grad_(False), config.settings
         self.descent = Descent(base, self.settings)
         banked = self.settings.start == "bank"
-        starts = self._prior_draws(config.banked if banked else self._random_starts)
+        starts = self._prior_draws(config.banked if banked else self.settings.random_starts)
         self.register_buffer("starts", starts)
         decoded = [self.base.decoded(part) for part in torch.split(starts, 500)] if banked else []
         self.register_buffer("bank_images", torch.cat(decoded) if banked else None)
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
-        """Prior draws (N, random starts, *latent_shape); None where no start is random."""
-        count = self._random_starts
+        """Prior draws (N, random starts, *latent_shape); None where no start is random, or not ``sample``."""
+        count = self.settings.random_starts
         if count == 0 or not self.config.sample:
             return None
         shape = self.base.latent_shape
@@ -184,11 +186,6 @@ class Latent(Purifier):
         state = (latent.detach() + (start - start.detach()), moments[0], moments[1])
         latent = self.descent.run(pixels, state, range(first, self.settings.steps))[0]
         return self.base.decoded(latent)
-
-    @property
-    def _random_starts(self) -> int:
-        settings = self.settings
-        return {"random": settings.restarts, "encoder": settings.restarts - 1, "bank": 0}[settings.start]
 
     def _descend(self, pixels: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """The image and energy of the best restart."""

@@ -42,7 +42,8 @@ def probe(trial: Trial, data: ImageData, threats: Sequence[Threat], *, count: in
     trial
         Crafts and judges.
     data
-        The first ``count`` images are shown to the guard; the first ``count`` it has right are attacked.
+        The first ``count`` images, at least ``ALONE``, are shown to the guard; the first ``count`` it has right are
+        attacked.
     threats
         The audit's budgets.
     """
@@ -55,7 +56,7 @@ def probe(trial: Trial, data: ImageData, threats: Sequence[Threat], *, count: in
 
 
 def _of_guard(trial: Trial, data: ImageData, threats: Sequence[Threat], count: int) -> list[Flag]:
-    first = range(min(count, max(ALONE, trial.batch_size), len(data)))
+    first = range(min(max(ALONE, min(count, trial.batch_size)), len(data)))
     flags = [*_of_layers(trial), *_of_logits(trial, _batch(trial, data, first))]
     right = _right(trial, data, count) if trial.classifier.differentiable else None
     if right is None:
@@ -202,8 +203,9 @@ def _batch(trial: Trial, data: ImageData, indices: Sequence[int]) -> Batch:
 def _right(trial: Trial, data: ImageData, count: int) -> Batch | None:
     """The first ``count`` images that the guard has right in most judgements; None if there are none."""
     chosen: list[int] = []
-    for start in range(0, len(data), trial.batch_size):
-        indices = range(start, min(start + trial.batch_size, len(data)))
+    size = min(count, trial.batch_size)
+    for start in range(0, len(data), size):
+        indices = range(start, min(start + size, len(data)))
         shares = trial.judge("guarded", _batch(trial, data, indices), "none").shares
         chosen += [indices[place] for place in (shares > 0.5).nonzero().squeeze(1).tolist()]
         if len(chosen) >= count:

@@ -89,7 +89,8 @@ def audit(
     judgements
         How often each image is judged with fresh noise; 1 if the purifier is deterministic.
     probes
-        On how many images, at most, flags are looked for: each costs some 60 gradients a threat. Fewer show less.
+        On how many images, at most, flags are looked for: each costs some 60 gradients a threat, times ``eot``. Fewer
+        show less, and below 6 ``one-step-wins`` and ``no-rise`` cannot be raised.
     device
         Where to run; by default where the purifier and classifier are.
     root
@@ -115,7 +116,7 @@ def audit(
     if not isinstance(data, ImageData | str):
         raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
     for name, value in {"batch_size": batch_size, "eot": eot, "judgements": judgements, "probes": probes}.items():
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
     if attacks is None:

@@ -59,7 +59,7 @@ def print_doubts(report: AuditReport, console: Console) -> None:
         if flag.name in FLAGS:  # a later version may know more
             kind = FLAGS[flag.name]
             console.print(f"  why: {escape(kind.why)}\n  what to do: {escape(kind.what_to_do)}")
-    if report.probes < PROBED:
+    if report.probes < PROBED and report.worst_case:
         console.print(f"flags were looked for on no more than {report.probes} images: fewer show less")
     if report.flags:
         console.print("[bold red]inconclusive[/bold red]: robustness is at most what stands here, and may be far less")

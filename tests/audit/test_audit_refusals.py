@@ -32,6 +32,7 @@ from purifier.guard import guard
         ({"eot": 0}, ConfigError, "eot must be a whole number"),
         ({"judgements": 0}, ConfigError, "judgements must be a whole number"),
         ({"probes": 0}, ConfigError, "probes must be a whole number of at least 1, got 0"),
+        ({"probes": True}, ConfigError, "probes must be a whole number of at least 1, got True"),
         ({"device": "abacus"}, ConfigError, "device 'abacus' cannot be used"),
         ({"device": "meta"}, ConfigError, "weights moved there are lost"),
         ({"eps": None}, ConfigError, "eps: expected one budget"),
