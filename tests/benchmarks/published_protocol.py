@@ -220,7 +220,7 @@ def table(out: Path) -> None:
     for (classifier, defence), cells in lines.items():
         print(f"| {classifier.upper()} | {defence} | " + " | ".join(cells.get(name, "-") for name in columns) + " |")
     print("\n1,000 images or (as many), with (another attack than the first); !: flags in the report")
-    for defence, count in {(defence, report.get("probes", PROBED)) for _, defence, report in found}:
+    for defence, count in sorted({(defence, report.get("probes", PROBED)) for _, defence, report in found}):
         if count < PROBED:
             print(f"{defence}: flags were looked for on {count} images, not {PROBED}")
     print("attacks: " + ", ".join(dict.fromkeys(attack for attack in columns.values() if attack)))
