@@ -1,6 +1,6 @@
 """Preset ``standard`` on all test images, for the shipped purifier and the yardstick that ``robust_training.py`` makes.
 
-``python tests/benchmarks/robust_table.py --out audited [--count 10000] [--part 250] [--processes 2]``
+``python tests/benchmarks/robust_table.py --out audited [--count 10000] [--part 250] [--processes 2] [--device cuda]``
 audits in parts, each with its own ``report.json`` as ``purifier audit`` writes it, goes on where it was stopped, and
 prints what the parts say together. ``--table`` only prints.
 """
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a range")
     parser.add_argument("--first", type=int, default=0, help="image")
     parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--part", type=int, default=250)
+    parser.add_argument("--part", type=int, default=250, help="images an audit, attacked at once")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", choices=("purifier", "yardstick"))
@@ -48,7 +48,7 @@ def main() -> None:
     last = given.first + given.count
     parts = [f"{start}-{min(start + given.part, last)}" for start in range(given.first, last, given.part)]
     if not given.table:
-        common = ["--eps", str(EPS), "--device", given.device]
+        common = ["--eps", str(EPS), "--device", given.device, "--batch-size", str(given.part)]
         waiting = [
             ["audit", *options, *common, "--data", f"{given.data}:{part}", "--out", str(folder)]
             for part in parts
