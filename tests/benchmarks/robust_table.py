@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a range")
     parser.add_argument("--first", type=int, default=0, help="image")
     parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--part", type=int, default=250, help="images an audit, attacked at once")
+    parser.add_argument("--part", type=int, default=250, help="images of one audit, attacked in one batch")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", choices=("purifier", "yardstick"))
@@ -58,7 +58,7 @@ def main() -> None:
         run_all(waiting, given.processes)
     for name in models:
         paths = [given.out / name / part / "report.json" for part in parts]
-        show(name, JUDGED[name], [json.loads(path.read_text()) for path in paths if is_complete(path)])
+        show(name, JUDGED[name], [json.loads(path.read_text()) for path in paths if is_complete(path)], len(parts))
 
 
 def run_all(commands: Sequence[Sequence[str]], processes: int) -> None:
@@ -80,17 +80,19 @@ def is_complete(path: Path) -> bool:
     return path.exists() and not any(row["error"] for row in json.loads(path.read_text())["rows"])
 
 
-def show(name: str, model: str, reports: Sequence[Mapping[str, Any]]) -> None:
-    """The parts' counts added up, with 95% intervals."""
+def show(name: str, model: str, reports: Sequence[Mapping[str, Any]], parts: int) -> None:
+    """The counts of the ``parts`` that are done added up, with 95% intervals."""
     if not reports:
-        print(f"{name}: no part is done")
+        print(f"{name}: none of these parts is done; give --first, --count and --part as when they were made")
         return
-    if len({(report["classifier"], report["purifier"]["sha256"]) for report in reports}) > 1:
-        raise SystemExit(f"{name}: the parts are not of one model; give another --out")
+    asked = [(each["classifier"], each["purifier"]["sha256"], each["threats"], each["seed"]) for each in reports]
+    if any(other != asked[0] for other in asked):
+        raise SystemExit(f"{name}: the parts are not of one model, budget and seed; give another --out")
     rows = [row for report in reports for row in report["rows"] if row["model"] == model]
     seconds = sum(row["seconds"] for row in rows)
     flags = sorted({flag["name"] for report in reports for flag in report["flags"]})
-    print(f"{name}: {len(reports)} parts, {seconds / 3600:.1f} hours of attacks, flags: {', '.join(flags) or 'none'}")
+    hours, raised = seconds / 3600, ", ".join(flags) or "none"
+    print(f"{name}: {len(reports)} of {parts} parts, {hours:.1f} hours of attacks, flags: {raised}")
     found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for row in rows:
         key = (row["attack"], row["route"] or "clean", row["sequence"] or "")
