@@ -60,6 +60,25 @@ class Masks(Around):
         return self.net(images) - torch.tensor([0.0] * 9 + [torch.inf])
 
 
+class Unsmooth(Around):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images) + (images - images.detach()).flatten(1).square().sum(1, keepdim=True).sqrt()
+
+
+class Later(Around):
+    """Fails once it has been trained for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.asked += 1
+        if self.asked > 20:
+            raise KeyError("late")
+        return self.net(images)
+
+
 def attempt(out: Path, classifier: object, **options: object) -> None:
     given = {"config": {"channels": 2, "latent": 4}, "recipe": "robust", "epochs": 1, **options}
     train("vae", "demo:40", out, classifier=classifier, **given)
@@ -76,6 +95,9 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
         (Shifts, {"recipe": QUERIES}, TrainingError, "changes the images it is given; let it work on a copy"),
         (Forty, {}, TrainingError, r"fails on images .* \(RuntimeError"),
         (Masks, {}, TrainingError, "gives NaN or infinity for an image of"),
+        (Unsmooth, {}, TrainingError, "has gradients that are NaN or infinite; mend it: a root or logarithm of 0"),
+        (Later, {}, TrainingError, r"failed in epoch 1 \(KeyError: 'late'\); mend it; nothing was saved yet"),
+        (Around, {"recipe": "robust:kl=1e40"}, TrainingError, r"step 1 \(.*kl inf\), before anything is learned"),
         (Around, {"input": 1}, ConfigError, "input: the classifier takes images, got position 1"),
         (Around, {"input": "x"}, ConfigError, "input: the classifier takes images, got 'x'"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), {}, ConfigError, "Sequential has no weights yet"),
@@ -147,6 +169,9 @@ def test_its_weights_are_not_overwritten(tmp_path: Path) -> None:
     weights.write_bytes((Path(__file__).parent / "nets.safetensors").read_bytes())
     with pytest.raises(OutputError, match="the classifier's weights lie there; give another name"):
         attempt(weights, "nets:trained", weights=weights)
+    recipe = f"denoise:attacks=fgsm+transfer:surrogate=nets:trained;weights={weights},eps=0.1"
+    with pytest.raises(OutputError, match="the classifier's weights lie there; give another name"):
+        attempt(weights, Around(), recipe=recipe)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +182,8 @@ def test_its_weights_are_not_overwritten(tmp_path: Path) -> None:
         ({"recipe": None}, "recipe: expected a recipe, such as"),
         ({"config": "channels=2"}, "config: expected options by name, got 'channels=2'"),
         ({"config": {1: 2}}, "config: expected options by name, got 1"),
+        ({"weights": 5}, "weights: expected a file name, got 5"),
+        ({"root": 5}, "root: expected a folder, got 5"),
         ({"progress": 5}, "progress: expected a function of a Progress, got 5"),
         ({"out": "a\0b.safetensors"}, r"cannot write .*: expected a name in UTF-8 without zeros"),
         ({"out": "a\udcffb.safetensors"}, r"cannot write .*: expected a name in UTF-8 without zeros"),

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from purifier.attack_specs import read_attack
-from purifier.classifier import PixelClassifier, load_classifier, pixel_classifier
+from purifier.classifier import PixelClassifier, are_probabilities, load_classifier, pixel_classifier
 from purifier.errors import ConfigError
 from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
@@ -20,6 +20,9 @@ from purifier.threat import Threat
 
 from ._losses import cross_entropy
 from ._queries import everyone, fooled, votes_for
+
+TRIED = 64
+"""Images a surrogate is tried on."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Transfer(Attack):
         return model
 
     def _classifier(self, target: Target, pixels: Tensor) -> PixelClassifier:
-        """The surrogate in pixel space, on the device of ``pixels`` (N, C, H, W), after a trial on one image."""
+        """The surrogate in pixel space, on the device of ``pixels`` (N, C, H, W), after a trial on some of them."""
         if self.surrogate is None:
             surrogate = target.classifier
         else:
@@ -124,17 +127,23 @@ class Transfer(Attack):
         size = "x".join(map(str, pixels.shape[1:]))
         try:
             with torch.no_grad():
-                classes = surrogate(pixels[:1]).shape[1]
+                logits = surrogate(pixels[:TRIED])
         except Exception as error:  # a module raises any kind for an image of the wrong size
             raise ConfigError(
                 f"attack 'transfer': the surrogate {self.surrogate!r} must take the audited images, {size}, and fails "
-                f"on them ({str(error).splitlines()[0]}); give one made for them"
+                f"on them ({type(error).__name__}: {error}); give one made for them"
             ) from error
         with torch.no_grad():
             expected = target.classifier(pixels[:1]).shape[1]
-        if classes != expected:
+        if logits.shape[1] != expected:
             raise ConfigError(
-                f"attack 'transfer': the surrogate must have the classifier's {expected} classes, got {classes} from "
-                f"{self.surrogate!r}; give one trained on the same classes"
+                f"attack 'transfer': the surrogate must have the classifier's {expected} classes, got "
+                f"{logits.shape[1]} from {self.surrogate!r}; give one trained on the same classes"
+            )
+        if not logits.isfinite().all() or are_probabilities(logits):
+            given = "probabilities" if logits.isfinite().all() else "NaN or infinity"
+            raise ConfigError(
+                f"attack 'transfer': the surrogate must give logits, and {self.surrogate!r} gives {given}; mend it, or "
+                "give another"
             )
         return surrogate

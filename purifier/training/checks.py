@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,13 +18,17 @@ class _Rehearsed(Exception):
     """Ends a write before it replaces anything."""
 
 
-def check_kinds(plugin: object, out: object, config: object, recipe: object, progress: object) -> None:
+def check_kinds(
+    plugin: object, out: object, config: object, recipe: object, progress: object, weights: object, root: object
+) -> None:
     """Refuse arguments of another type than :func:`purifier.training.train` takes."""
     for name, value, kinds, wanted in (
         ("plugin", plugin, str, "a plugin's name"),
         ("out", out, str | Path, "a file name"),
         ("config", config, Mapping | None, "options by name"),
         ("recipe", recipe, str, "a recipe, such as 'robust:eps=0.1'"),
+        ("weights", weights, str | Path | None, "a file name"),
+        ("root", root, str | Path | None, "a folder"),
     ):
         if not isinstance(value, kinds):
             raise ConfigError(f"{name}: expected {wanted}, got {value!r}")
@@ -35,8 +39,8 @@ def check_kinds(plugin: object, out: object, config: object, recipe: object, pro
         raise ConfigError(f"progress: expected a function of a Progress, got {progress!r}")
 
 
-def check_out(out: Path, weights: object) -> None:
-    """Rehearse the writes to come: before the work, not after it. Nothing is left of them."""
+def check_out(out: Path, read: Iterable[object]) -> None:
+    """Rehearse the writes to come, before the work: nothing is left of them, and no file ``read`` is replaced."""
     try:
         unfit = b"\0" in str(out.absolute()).encode()
     except UnicodeEncodeError:
@@ -47,8 +51,9 @@ def check_out(out: Path, weights: object) -> None:
         raise OutputError(f"cannot write {out}: expected a name ending in .safetensors", out)
     if out.name.endswith(".train.safetensors"):
         raise OutputError(f"cannot write {out}: .train.safetensors is for training states; give another name", out)
-    if isinstance(weights, str | Path) and out.exists() and Path(weights).exists() and out.samefile(weights):
-        raise OutputError(f"cannot write {out}: the classifier's weights lie there; give another name", out)
+    for file in read:
+        if isinstance(file, str | Path) and out.exists() and Path(file).exists() and out.samefile(file):
+            raise OutputError(f"cannot write {out}: the classifier's weights lie there; give another name", out)
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process writes
         return
     for path in (out, state_path(out), log_path(out)):

@@ -70,6 +70,12 @@ class Denoise(Recipe):
         return any(attack.needs == "gradient" for attack, _ in self._choices)
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The weights of surrogates."""
+        found = (getattr(attack, "weights", None) for attack, _ in self._choices)
+        return tuple(file for file in found if file is not None)
+
+    @property
     def takes_moved(self) -> bool:
         """Not if what was made once is given again."""
         return not self.cached

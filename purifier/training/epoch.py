@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..classifier import PixelClassifier
 from ..data import ImageData
+from ..errors import PurifierError, TrainingError
 from ..interfaces import Purifier, Scheduled
 from ..seeding import SampleGenerator, mix_seed
 from .augment import augmented
@@ -88,7 +90,7 @@ class Run:
         NotFinite
             The loss, a weight or the optimizer's state became NaN or infinite.
         TrainingError
-            The recipe says that training has gone wrong.
+            The recipe says that training has gone wrong, or purifier or classifier fail.
         """
         order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self._seed("shuffle", epoch)))
         batches = list(_batches(order.tolist(), self.batch_size))
@@ -108,7 +110,7 @@ class Run:
                 done = ((epoch - 1) * len(batches) + step - 1) / (self.epochs * len(batches))
                 batch = self._batch(own, epoch, done=done)
                 moved = augmented(batch.pixels, batch.generator, self.follower.settings.augment)
-                with self.follower.settings.autocast(self.device):
+                with self.follower.settings.autocast(self.device), _explained(epoch):
                     row = self.step(replace(batch, pixels=moved))
                 self.follower.step(row.sum() * (weight * self.processes.count), batch.done)
                 rows.append(row.detach() * weight)
@@ -155,7 +157,7 @@ class Run:
         batches = (self._batch(part, epoch, done=epoch / self.epochs) for part in parts)
         training = result.training
         try:
-            with self.follower.settings.autocast(self.device):
+            with self.follower.settings.autocast(self.device), _explained(epoch):
                 watched = self.recipe.watch(result.eval(), batches)
         finally:
             result.train(training)
@@ -186,14 +188,33 @@ class Run:
         return mix_seed(self.seed, what, epoch)
 
 
+def out_of_memory(problem: Exception) -> bool:
+    """Whether torch says so, on a GPU or the CPU."""
+    return isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
+
+
+@contextmanager
+def _explained(epoch: int) -> Iterator[None]:
+    """What purifier and classifier raise, as :class:`TrainingError`."""
+    try:
+        yield
+    except Exception as problem:  # the user's own module, and plugins, raise many kinds
+        if isinstance(problem, PurifierError) or out_of_memory(problem):
+            raise
+        what = f"{type(problem).__name__}: {problem}"
+        raise TrainingError(f"purifier or classifier failed in epoch {epoch} ({what}); mend it") from problem
+
+
 def _check_finite(rows: Sequence[Tensor], names: Sequence[str], epoch: int, steps_before: int) -> None:
     stacked = torch.stack(list(rows))
     bad = (~stacked.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
+        step = steps_before + bad[0] + 1
         values = (f"{name} {value:g}" for name, value in zip(names, stacked[bad[0]].tolist(), strict=True))
-        raise NotFinite(
-            f"the loss is not finite at epoch {epoch}, step {steps_before + bad[0] + 1} ({', '.join(values)})"
-        )
+        found = f"the loss is not finite at epoch {epoch}, step {step} ({', '.join(values)})"
+        if epoch == step == 1:
+            raise TrainingError(f"{found}, before anything is learned: lower that term's weight, or mend what gives it")
+        raise NotFinite(found)
 
 
 def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:

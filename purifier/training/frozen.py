@@ -81,7 +81,7 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
             classifier(pixels[:1])  # batches are of any size
         if not torch.equal(pixels, kept):
             raise TrainingError(f"{classifier.describe()} changes the images it is given; let it work on a copy")
-        reached = recipe.needs_gradients and classifier.differentiable and _gradient_arrives(classifier, pixels)
+        gradient = _gradient(classifier, pixels) if recipe.needs_gradients and classifier.differentiable else None
     except PurifierError:
         raise
     except Exception as error:  # torch, ONNX Runtime and the user's own module raise many kinds
@@ -94,12 +94,17 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
         raise TrainingError(f"{classifier.describe()} changes when it is asked, in evaluation mode; make it hold still")
     if logits.isnan().any() or (recipe.needs_gradients and logits.isinf().any()):
         raise TrainingError(f"{classifier.describe()} gives NaN or infinity for an image of {data.name}; mend it")
-    if recipe.needs_gradients and not reached:
+    if recipe.needs_gradients and (gradient is None or not gradient.any()):  # as behind a rounding
         raise ConfigError(
             f"this recipe needs gradients of the classifier, and {classifier.describe()} gives none; give the torch "
             "module (package.module:factory with --weights) without detach, no_grad or rounding, or take the recipe "
             "denoise with attacks that need none: denoise:attacks=square, or "
             "denoise:attacks=transfer:surrogate=package.module:factory;weights=FILE"
+        )
+    if gradient is not None and not gradient.isfinite().all():
+        raise TrainingError(
+            f"{classifier.describe()} has gradients that are NaN or infinite; mend it: a root or logarithm of 0, or a "
+            "division by 0, say"
         )
     if recipe.needs_gradients and are_probabilities(logits):
         raise ConfigError(
@@ -129,16 +134,15 @@ def described(classifier: PixelClassifier) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "input": input, "preprocessing": preprocessing}
 
 
-def _gradient_arrives(classifier: PixelClassifier, pixels: Tensor) -> bool:
-    """Whether there is one that is not zero everywhere, as behind a rounding."""
+def _gradient(classifier: PixelClassifier, pixels: Tensor) -> Tensor | None:
+    """That of a random sum of the logits; None if there is none."""
     leaf = pixels.clone().requires_grad_()
     with torch.enable_grad():
         logits = classifier(leaf)
     if not logits.requires_grad:
-        return False
+        return None
     some = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
-    gradient = torch.autograd.grad((logits * some).sum(), leaf, allow_unused=True)[0]
-    return gradient is not None and bool(gradient.any())
+    return torch.autograd.grad((logits * some).sum(), leaf, allow_unused=True)[0]
 
 
 def _bytes(tensor: Tensor) -> bytes:

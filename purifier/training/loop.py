@@ -22,7 +22,7 @@ from ..rest import at_rest
 from ..seeding import mix_seed
 from ..specs import build
 from .checks import check_kinds, check_numbers, check_out, device_of
-from .epoch import NotFinite, Progress, Run
+from .epoch import NotFinite, Progress, Run, out_of_memory
 from .frozen import check_classifier, classifier_for, described
 from .optimisation import Follower
 from .processes import joined, own_device
@@ -115,14 +115,14 @@ def train(
     OutputError
         ``out`` cannot be written, or somebody else's file lies where the state goes.
     """
-    check_kinds(plugin, out, config, recipe, progress)
+    check_kinds(plugin, out, config, recipe, progress, weights, root)
     out = Path(out)
     check_numbers(epochs, batch_size, seed, save_every)
-    check_out(out, weights)
+    chosen = build_recipe(recipe)
+    check_out(out, (weights, *chosen.reads))
     if not resume:
         check_replaceable(state_path(out))
     place = device_of(own_device(device))
-    chosen = build_recipe(recipe)
     optimisation = chosen.suggested.with_given(
         {
             "optimizer": optimizer,
@@ -233,7 +233,7 @@ def _run(
         except TrainingError as problem:
             raise TrainingError(f"{problem}; {kept}") from problem
         except RuntimeError as problem:
-            if not isinstance(problem, torch.OutOfMemoryError) and "can't allocate memory" not in str(problem):
+            if not out_of_memory(problem):
                 raise
             raise TrainingError(f"out of memory; lower batch_size or the purifier's sizes; {kept}") from problem
         if run.classifier is not None and described(run.classifier) != settings["classifier"]:

@@ -63,6 +63,11 @@ class Recipe(ABC):
         return False
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Files it reads, which the checkpoint must not replace."""
+        return ()
+
+    @property
     def takes_moved(self) -> bool:
         """Whether the images may be another augmentation of themselves in each epoch."""
         return True

@@ -43,6 +43,8 @@ def models(net, images, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.net, module.other = net, other.eval().requires_grad_(False)  # type: ignore[attr-defined]
     module.five = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))  # type: ignore[attr-defined]
     module.large = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))  # type: ignore[attr-defined]
+    module.nan = nn.Sequential(net, nn.Hardtanh(torch.nan, torch.nan))  # type: ignore[attr-defined]
+    module.softmax = nn.Sequential(net, nn.Softmax(1))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "surrogates", module)
     return module
 
@@ -162,6 +164,8 @@ def test_a_surrogate_is_loaded_once(net, images, models, monkeypatch):
     [
         ("five", "must have the classifier's 10 classes, got 5 from 'surrogates:five'; give one trained on the same"),
         ("large", "'surrogates:large' must take the audited images, 1x28x28, and fails on them .*; give one made for"),
+        ("nan", "must give logits, and 'surrogates:nan' gives NaN or infinity; mend it, or give another"),
+        ("softmax", "must give logits, and 'surrogates:softmax' gives probabilities; mend it, or give another"),
     ],
 )
 def test_a_surrogate_of_another_kind(surrogate, said, net, images, models):

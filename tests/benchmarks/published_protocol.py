@@ -98,11 +98,13 @@ def main() -> None:
     parser.add_argument("--classifiers", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    given.out.mkdir(exist_ok=True)
     keep_freed_memory()
     if given.what == "train":
+        given.out.mkdir(parents=True, exist_ok=True)
         train_all(given.out, given.classifiers, given.device)
     elif given.what == "audit":
+        if missing := [name for name in given.classifiers if not (given.out / f"{name}.safetensors").exists()]:
+            raise SystemExit(f"{given.out} holds no classifier {' or '.join(missing)}; run train first")
         for classifier in given.classifiers:
             for defence in defences(given.out, classifier):
                 audit_all(given.out, classifier, defence, given.device)
@@ -204,6 +206,8 @@ def table(out: Path) -> None:
     columns: dict[str, str] = {"clean": ""}
     lines: dict[tuple[str, str], dict[str, str]] = {}
     found = list(reports(out))
+    if not found:
+        raise SystemExit(f"{out} holds no report of this protocol; run train, then audit, or give docs/published")
     for classifier, defence, report in found:
         cells = lines.setdefault((classifier, defence), {})
         for row in (row for row in report["rows"] if row["model"] == "guarded"):

@@ -33,9 +33,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a range")
     parser.add_argument("--first", type=int, default=0, help="image")
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--part", type=int, default=250, help="images of one audit, attacked in one batch")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--count", type=positive, default=10_000)
+    parser.add_argument("--part", type=positive, default=250, help="images of one audit, attacked in one batch")
+    parser.add_argument("--processes", type=positive, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", choices=("purifier", "yardstick"))
     parser.add_argument("--table", action="store_true")
@@ -47,6 +47,7 @@ def main() -> None:
     models = {name: options for name, options in models.items() if given.only in (None, name)}
     last = given.first + given.count
     parts = [f"{start}-{min(start + given.part, last)}" for start in range(given.first, last, given.part)]
+    well = True
     if not given.table:
         common = ["--eps", str(EPS), "--device", given.device, "--batch-size", str(given.part)]
         waiting = [
@@ -55,24 +56,33 @@ def main() -> None:
             for name, options in models.items()
             if not is_complete((folder := given.out / name / part) / "report.json")
         ]
-        run_all(waiting, given.processes)
+        well = run_all(waiting, given.processes)
     for name in models:
         paths = [given.out / name / part / "report.json" for part in parts]
         show(name, JUDGED[name], [json.loads(path.read_text()) for path in paths if is_complete(path)], len(parts))
+    sys.exit(0 if well else 1)
 
 
-def run_all(commands: Sequence[Sequence[str]], processes: int) -> None:
-    """Run ``purifier`` commands, some at a time; a report is written whole, or not at all."""
+def positive(given: str) -> int:
+    """A whole number, 1 or more."""
+    if (number := int(given)) < 1:
+        raise ValueError
+    return number
+
+
+def run_all(commands: Sequence[Sequence[str]], processes: int) -> bool:
+    """Run ``purifier`` commands, some at a time, and say whether all went well; a report is written whole or not."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
-    def run(command: Sequence[str]) -> None:
+    def run(command: Sequence[str]) -> bool:
         whole = [sys.executable, "-m", "purifier.cli", *command]
         code = subprocess.run(whole, env=environment, stdout=subprocess.DEVNULL).returncode
         print(f"{command[-1]}: exit code {code}", flush=True)
+        return code == 0
 
     with ThreadPoolExecutor(processes) as pool:
-        list(pool.map(run, commands))
+        return all(list(pool.map(run, commands)))
 
 
 def is_complete(path: Path) -> bool:
