@@ -15,7 +15,7 @@ from .checkpoint import load
 from .classifier import PixelClassifier, load_classifier, pixel_classifier
 from .errors import ConfigError, PixelError, PluginError
 from .interfaces import Purifier, dtype_of
-from .pixels import Preprocessing, check_range, check_scale, check_shape, read_preprocessing
+from .pixels import Preprocessing, check_range, check_scale, check_shape, into_range, read_preprocessing
 from .refusal import OnReject, check_exportable, refusal_of
 from .seeding import SampleGenerator
 from .session import GuardedSession as GuardedSession
@@ -142,7 +142,7 @@ class GuardedModule(nn.Module):
         if self.check and not torch.compiler.is_exporting():
             check_scale(image, self.preprocessing, name=self.input)
             check_range(raw, name=self.input)
-        return raw.clamp(0, 1).to(dtype_of(self.purifier))
+        return into_range(raw).to(dtype_of(self.purifier))
 
     def _purify(self, pixels: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         name, score = type(self.purifier).__name__, None

@@ -117,6 +117,18 @@ def read_preprocessing(value: Any) -> Preprocessing:
     return Preprocessing(mean=tuple(map(float, normal[0].mean)), std=tuple(map(float, normal[0].std)))
 
 
+def into_range(pixels: Tensor) -> Tensor:
+    """Pixels clamped to [0, 1], with the gradient they would have as they are.
+
+    ``clamp`` has none beyond its bounds, where rounding may put what is black or white, and in torch 2.15, other than
+    in 2.11, none at the bounds either: attackers would see nothing of such pixels, and a guard would look stronger.
+    """
+    clamped = pixels.clamp(0, 1)
+    if torch.compiler.is_exporting() or not clamped.requires_grad:
+        return clamped
+    return clamped.detach() + (pixels - pixels.detach())
+
+
 def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...] | None = None) -> None:
     """Raise :class:`PixelError` unless ``pixels`` are floats (N, C, H, W) in [0, 1], of ``shape`` if given."""
     check_shape(pixels, name=name, shape=shape)

@@ -63,6 +63,16 @@ def test_the_guard_is_the_purifier_then_the_classifier(net: Net, images) -> None
     assert torch.equal(purifier.guard(net, "identity")(pixels), net(pixels))
 
 
+@pytest.mark.parametrize("preprocessing", [Preprocessing(), Preprocessing(mean=(0.286,), std=(0.353,))], ids=str)
+def test_black_and_white_pixels_keep_their_gradient(preprocessing: Preprocessing, net: Net, images) -> None:
+    """Whether they stand at the bounds or rounding puts them beyond: an attacker sees all of them."""
+    guarded = purifier.guard(net, "identity", preprocessing=preprocessing).eval()
+    image = preprocessing.to_classifier(images[0].round()).requires_grad_()
+    found, expected = (torch.autograd.grad(one(image).logsumexp(1).sum(), image)[0] for one in (guarded, net))
+    assert expected.count_nonzero() > expected.numel() / 2
+    torch.testing.assert_close(found, expected)
+
+
 def test_arguments_pass_through_and_the_image_may_be_named(net: Net, images) -> None:
     pixels, shift = images[0], torch.arange(10.0)
     guarded = purifier.guard(net, "identity")

@@ -71,6 +71,13 @@ def test_blur_is_the_gaussian_of_scipy(images) -> None:
     )
 
 
+@pytest.mark.parametrize("grey", [0.0, 1.0])
+def test_blur_shows_the_gradient_of_black_and_white_images(grey: float) -> None:
+    image = torch.full((1, 1, 28, 28), grey, requires_grad=True)
+    purifier.load("blur:sigma=1.5").purify(image).sum().backward()
+    torch.testing.assert_close(image.grad.sum(), torch.tensor(784.0))
+
+
 def test_kl_term_agrees_with_torch_distributions(images) -> None:
     vae, (pixels, _) = purifier.load(SMALL), images
     mean, log_variance = vae.encode(pixels)

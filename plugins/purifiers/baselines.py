@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from purifier.errors import ConfigError
 from purifier.interfaces import Purifier
+from purifier.pixels import into_range
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Blur(Purifier):
         column = self.kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
         padded = F.pad(pixels, (radius, radius, radius, radius), mode="replicate")
         blurred = F.conv2d(F.conv2d(padded, column, groups=channels), column.transpose(2, 3), groups=channels)
-        return blurred.clamp(0, 1)
+        return into_range(blurred)
 
 
 @dataclass(frozen=True)

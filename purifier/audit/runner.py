@@ -232,7 +232,10 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
         ) from error
     low, high = purified.aminmax()
     if low < 0 or high > 1:
-        raise AuditError(f"{type(purifier).__name__} must purify to [0, 1], it gave [{low:.3g}, {high:.3g}]; clamp")
+        raise AuditError(
+            f"{type(purifier).__name__} must purify to [0, 1], it gave [{low:.3g}, {high:.3g}]; "
+            "purifier.pixels.into_range clamps and keeps the gradient"
+        )
     if purified.shape != pixels.shape or not torch.equal(given, pixels):
         raise AuditError(
             f"{type(purifier).__name__} must give images {tuple(pixels.shape)} and leave its input alone, it gave "
