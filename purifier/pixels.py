@@ -118,15 +118,16 @@ def read_preprocessing(value: Any) -> Preprocessing:
 
 
 def into_range(pixels: Tensor) -> Tensor:
-    """Pixels clamped to [0, 1], with the gradient they would have as they are.
+    """Pixels clamped to [0, 1], with the gradient they would have as they are, at the bounds and a rounding beyond.
 
     ``clamp`` has none beyond its bounds, where rounding may put what is black or white, and in torch 2.15, other than
     in 2.11, none at the bounds either: attackers would see nothing of such pixels, and a guard would look stronger.
     """
     clamped = pixels.clamp(0, 1)
-    if torch.compiler.is_exporting() or not clamped.requires_grad:
+    if torch.compiler.is_exporting():
         return clamped
-    return clamped.detach() + (pixels - pixels.detach())
+    near = (pixels >= -RANGE_SLACK) & (pixels <= 1 + RANGE_SLACK)
+    return clamped.detach() + torch.where(near, pixels - pixels.detach(), 0)
 
 
 def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...] | None = None) -> None:

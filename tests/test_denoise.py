@@ -151,8 +151,11 @@ class Breaks(Falls):
 @pytest.mark.parametrize(
     ("attack", "says"),
     [
-        (Falls, r"denoise: Falls failed \(KeyError: 'ladder'\); choose another"),
-        (Breaks, r"denoise: Breaks failed \(ValueError: expected finite images .*; choose another"),
+        (Falls, r"denoise: Falls failed \(KeyError: 'ladder'\); mend the classifier, or choose another"),
+        (
+            Breaks,
+            r"denoise: Breaks failed \(ValueError: expected finite images .*; mend the classifier, or choose another",
+        ),
     ],
 )
 def test_an_attack_that_fails_is_named(attack: type[purifier.interfaces.Attack], says: str, data: ImageData) -> None:

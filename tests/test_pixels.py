@@ -9,7 +9,7 @@ from torchvision.models import ResNet18_Weights
 
 from purifier import Preprocessing
 from purifier.errors import ConfigError, PixelError
-from purifier.pixels import check_pixels, check_scale, read_preprocessing
+from purifier.pixels import check_pixels, check_scale, into_range, read_preprocessing
 
 WAYS = [
     Preprocessing(),
@@ -18,6 +18,18 @@ WAYS = [
     Preprocessing(scale=255, layout="NHWC", dtype="uint8"),
     Preprocessing(mean=(0.5,), std=(0.5,), layout="NHWC", dtype="float16"),
 ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_into_range_is_clamp_with_the_gradient_of_what_is_at_the_bounds(dtype: torch.dtype) -> None:
+    pixels = torch.tensor([-torch.inf, -3, -1e-3, 0, 0.5, 1, 1.001, 3, torch.inf, torch.nan], dtype=dtype)
+    expected, there = pixels.clamp(0, 1), torch.tensor([0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=dtype)
+    wanting = pixels.clone().requires_grad_()
+    found = into_range(wanting)
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(into_range(pixels), expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(torch.autograd.grad(found.nan_to_num().sum(), wanting)[0], there)
+    assert torch.equal(torch.func.grad(lambda x: torch.vmap(into_range)(x).sum())(pixels[2:7]), there[2:7])
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

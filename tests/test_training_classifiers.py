@@ -65,6 +65,11 @@ class Unsmooth(Around):
         return self.net(images) + (images - images.detach()).flatten(1).square().sum(1, keepdim=True).sqrt()
 
 
+class Gamma(Around):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images ** (1 / 2.2))
+
+
 class Later(Around):
     """Fails once it has been trained for a while."""
 
@@ -96,6 +101,12 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
         (Forty, {}, TrainingError, r"fails on images .* \(RuntimeError"),
         (Masks, {}, TrainingError, "gives NaN or infinity for an image of"),
         (Unsmooth, {}, TrainingError, "has gradients that are NaN or infinite; mend it: a root or logarithm of 0"),
+        (
+            Later,
+            {"recipe": "denoise:attacks=fgsm+pgd"},
+            TrainingError,
+            r"'late'\); mend the classifier, or choose another",
+        ),
         (Later, {}, TrainingError, r"failed in epoch 1 \(KeyError: 'late'\); mend it; nothing was saved yet"),
         (Around, {"recipe": "robust:kl=1e40"}, TrainingError, r"step 1 \(.*kl inf\), before anything is learned"),
         (Around, {"input": 1}, ConfigError, "input: the classifier takes images, got position 1"),
@@ -164,13 +175,18 @@ def test_a_state_may_hold_more_than_tensors(tmp_path: Path) -> None:
     assert purifier.load(tmp_path / "p.safetensors").provenance["recipe"] == "robust"
 
 
+def test_a_root_that_is_steep_at_black_may_stay(tmp_path: Path) -> None:
+    attempt(tmp_path / "p.safetensors", Gamma())
+    assert purifier.load(tmp_path / "p.safetensors").provenance["recipe"] == "robust"
+
+
 def test_its_weights_are_not_overwritten(tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes((Path(__file__).parent / "nets.safetensors").read_bytes())
-    with pytest.raises(OutputError, match="the classifier's weights lie there; give another name"):
+    with pytest.raises(OutputError, match="weights that are read lie there; give another name"):
         attempt(weights, "nets:trained", weights=weights)
     recipe = f"denoise:attacks=fgsm+transfer:surrogate=nets:trained;weights={weights},eps=0.1"
-    with pytest.raises(OutputError, match="the classifier's weights lie there; give another name"):
+    with pytest.raises(OutputError, match="weights that are read lie there; give another name"):
         attempt(weights, Around(), recipe=recipe)
 
 

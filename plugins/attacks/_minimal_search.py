@@ -46,7 +46,8 @@ class Hinge:
     confidence: float
 
     def __call__(self, logits: Tensor) -> Tensor:
-        return (margin(logits, self.labels) - self.confidence).clamp_max(0)
+        gap = margin(logits, self.labels) - self.confidence
+        return torch.where(gap > 0, 0, gap)  # in torch 2.15 clamp_max would give a tie no gradient
 
     def select(self, keep: Tensor) -> Hinge:
         return Hinge(self.labels[keep], self.confidence)

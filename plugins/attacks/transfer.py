@@ -140,8 +140,10 @@ class Transfer(Attack):
                 f"attack 'transfer': the surrogate must have the classifier's {expected} classes, got "
                 f"{logits.shape[1]} from {self.surrogate!r}; give one trained on the same classes"
             )
-        if not logits.isfinite().all() or are_probabilities(logits):
-            given = "probabilities" if logits.isfinite().all() else "NaN or infinity"
+        # A logit of -inf is a class that is never chosen.
+        broken = bool(logits.isnan().any()) or not logits.amax(1).isfinite().all()
+        if broken or are_probabilities(logits):
+            given = "NaN or infinity" if broken else "probabilities"
             raise ConfigError(
                 f"attack 'transfer': the surrogate must give logits, and {self.surrogate!r} gives {given}; mend it, or "
                 "give another"

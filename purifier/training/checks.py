@@ -53,7 +53,7 @@ def check_out(out: Path, read: Iterable[object]) -> None:
         raise OutputError(f"cannot write {out}: .train.safetensors is for training states; give another name", out)
     for file in read:
         if isinstance(file, str | Path) and out.exists() and Path(file).exists() and out.samefile(file):
-            raise OutputError(f"cannot write {out}: the classifier's weights lie there; give another name", out)
+            raise OutputError(f"cannot write {out}: weights that are read lie there; give another name", out)
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process writes
         return
     for path in (out, state_path(out), log_path(out)):

@@ -16,6 +16,7 @@ from ..seeding import SampleGenerator
 from ..specs import build, split_spec
 from ..target import Target
 from ..threat import Threat
+from .epoch import out_of_memory
 from .recipe import Batch, Recipe, loss_of
 
 
@@ -142,9 +143,9 @@ class Denoise(Recipe):
                 found[at] = threat.project(made, pixels)
             except PurifierError:
                 raise
-            except Exception as error:  # a plugin can fail in any way
-                name = type(attack).__name__
-                raise TrainingError(
-                    f"denoise: {name} failed ({type(error).__name__}: {error}); choose another"
-                ) from error
+            except Exception as error:  # a plugin, or the user's classifier, can fail in any way
+                if out_of_memory(error):
+                    raise
+                what = f"{type(attack).__name__} failed ({type(error).__name__}: {error})"
+                raise TrainingError(f"denoise: {what}; mend the classifier, or choose another attack") from error
         return found

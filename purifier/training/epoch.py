@@ -102,7 +102,8 @@ class Run:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self._seed("layers", epoch))
             if isinstance(self.purifier, Scheduled):
-                self.purifier.begin_epoch(epoch, self.epochs, self.data)
+                with _explained(epoch):
+                    self.purifier.begin_epoch(epoch, self.epochs, self.data)
                 self.processes.agreed(self.purifier)
             looked = 0
             for step, indices in enumerate(batches, 1):
@@ -112,7 +113,8 @@ class Run:
                 moved = augmented(batch.pixels, batch.generator, self.follower.settings.augment)
                 with self.follower.settings.autocast(self.device), _explained(epoch):
                     row = self.step(replace(batch, pixels=moved))
-                self.follower.step(row.sum() * (weight * self.processes.count), batch.done)
+                with _explained(epoch):
+                    self.follower.step(row.sum() * (weight * self.processes.count), batch.done)
                 rows.append(row.detach() * weight)
                 seen += len(indices)
                 if step % REPORT_STEPS == 0 or step == len(batches):
@@ -190,7 +192,7 @@ class Run:
 
 def out_of_memory(problem: Exception) -> bool:
     """Whether torch says so, on a GPU or the CPU."""
-    return isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
+    return isinstance(problem, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(problem)
 
 
 @contextmanager
@@ -199,7 +201,7 @@ def _explained(epoch: int) -> Iterator[None]:
     try:
         yield
     except Exception as problem:  # the user's own module, and plugins, raise many kinds
-        if isinstance(problem, PurifierError) or out_of_memory(problem):
+        if isinstance(problem, PurifierError | NotFinite) or out_of_memory(problem):
             raise
         what = f"{type(problem).__name__}: {problem}"
         raise TrainingError(f"purifier or classifier failed in epoch {epoch} ({what}); mend it") from problem

@@ -136,7 +136,7 @@ def described(classifier: PixelClassifier) -> dict[str, Any]:
 
 def _gradient(classifier: PixelClassifier, pixels: Tensor) -> Tensor | None:
     """That of a random sum of the logits; None if there is none."""
-    leaf = pixels.clone().requires_grad_()
+    leaf = (0.98 * pixels + 0.01).requires_grad_()  # a root may be infinitely steep at black, which training avoids
     with torch.enable_grad():
         logits = classifier(leaf)
     if not logits.requires_grad:

@@ -102,6 +102,17 @@ def test_confidence_is_the_margin_reached(net, images):
     assert (sure > near)[found].all() and found.sum() > 5
 
 
+@pytest.mark.parametrize("spec", ["cw", "ead"])
+def test_a_tie_that_goes_to_the_label_is_broken(spec):
+    """Right, for of equal logits the first is the largest, and on the hinge's edge."""
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).requires_grad_(False)
+    module[1].weight.copy_(torch.stack([torch.zeros(16), torch.ones(16)]))
+    module[1].bias.copy_(torch.tensor([8.0, 0.0]))
+    pixels, labels = torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, dtype=torch.int64)
+    assert module(pixels).argmax(1) == 0 and module(pixels).diff() == 0
+    assert module(run(spec, module, pixels, labels, Threat("l2", 1.0))).argmax(1) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -47,7 +47,6 @@ def main() -> None:
     models = {name: options for name, options in models.items() if given.only in (None, name)}
     last = given.first + given.count
     parts = [f"{start}-{min(start + given.part, last)}" for start in range(given.first, last, given.part)]
-    well = True
     if not given.table:
         common = ["--eps", str(EPS), "--device", given.device, "--batch-size", str(given.part)]
         waiting = [
@@ -56,11 +55,14 @@ def main() -> None:
             for name, options in models.items()
             if not is_complete((folder := given.out / name / part) / "report.json")
         ]
-        well = run_all(waiting, given.processes)
+        run_all(waiting, given.processes)
+    missing = 0
     for name in models:
         paths = [given.out / name / part / "report.json" for part in parts]
-        show(name, JUDGED[name], [json.loads(path.read_text()) for path in paths if is_complete(path)], len(parts))
-    sys.exit(0 if well else 1)
+        done = [json.loads(path.read_text()) for path in paths if is_complete(path)]
+        show(name, JUDGED[name], done, len(parts))
+        missing += len(parts) - len(done)
+    sys.exit(1 if missing else 0)
 
 
 def positive(given: str) -> int:
@@ -70,19 +72,18 @@ def positive(given: str) -> int:
     return number
 
 
-def run_all(commands: Sequence[Sequence[str]], processes: int) -> bool:
-    """Run ``purifier`` commands, some at a time, and say whether all went well; a report is written whole or not."""
+def run_all(commands: Sequence[Sequence[str]], processes: int) -> None:
+    """Run ``purifier`` commands, some at a time; a report is written whole, or not at all."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
-    def run(command: Sequence[str]) -> bool:
+    def run(command: Sequence[str]) -> None:
         whole = [sys.executable, "-m", "purifier.cli", *command]
         code = subprocess.run(whole, env=environment, stdout=subprocess.DEVNULL).returncode
         print(f"{command[-1]}: exit code {code}", flush=True)
-        return code == 0
 
     with ThreadPoolExecutor(processes) as pool:
-        return all(list(pool.map(run, commands)))
+        list(pool.map(run, commands))
 
 
 def is_complete(path: Path) -> bool:
