@@ -43,8 +43,8 @@ def models(net, images, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.net, module.other = net, other.eval().requires_grad_(False)  # type: ignore[attr-defined]
     module.five = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))  # type: ignore[attr-defined]
     module.large = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))  # type: ignore[attr-defined]
-    module.nan = nn.Sequential(net, nn.Hardtanh(torch.nan, torch.nan))  # type: ignore[attr-defined]
-    module.softmax = nn.Sequential(net, nn.Softmax(1))  # type: ignore[attr-defined]
+    module.nan = nn.Sequential(net, nn.Hardtanh(torch.nan, torch.nan))
+    module.softmax = nn.Sequential(net, nn.Softmax(1))
     monkeypatch.setitem(sys.modules, "surrogates", module)
     return module
 
