@@ -12,31 +12,24 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from purifier.data.pixels import Preprocessing
 from purifier.errors import ExportError, PurifierError
-from purifier.guard import GuardedModule
-from purifier.onnx_file import MAX_BYTES
-from purifier.onnx_front import (
-    NOISE,
-    PURIFIED,
-    REFUSED,
-    SCORE,
-    PurifierFront,
-    cause_of,
-    example_images,
-    export_module,
-    noise_for,
-)
-from purifier.onnx_graph import purified_name, raise_opset
-from purifier.onnx_guard import guarded_graph, shown_outputs
-from purifier.onnx_refusal import replaced_output
-from purifier.pixels import Preprocessing
-from purifier.session import GuardedSession
+from purifier.guards.module import GuardedModule
+from purifier.guards.session import GuardedSession
+from purifier.onnx.front import PurifierFront, example_images, noise_for
+from purifier.onnx.graft import purified_name
+from purifier.onnx.guarded import guarded_graph, shown_outputs
+from purifier.onnx.names import NOISE, PURIFIED, REJECTED, SCORE
+from purifier.onnx.opset import raise_opset
+from purifier.onnx.reader import MAX_BYTES
+from purifier.onnx.rejection import replaced_output
+from purifier.onnx.torch_export import cause_of, export_module
 
 from ._verify import SIZE_ADVICE, Candidate, Expected, open_quietly, other_inputs
 
 Shape: TypeAlias = tuple[int, int, int] | None
 Answer: TypeAlias = tuple[Any, Tensor | None, Tensor | None]
-"""A classifier's output, the scores (N,) and which images are refused, bool (N,)."""
+"""A classifier's output, the scores (N,) and which images are rejected, bool (N,)."""
 
 
 class FlatGuard(nn.Module):
@@ -54,9 +47,9 @@ class FlatGuard(nn.Module):
 
     def named(self, answer: Answer) -> dict[str, Tensor]:
         """The graph's outputs: every tensor in a classifier's output, then what the guard adds."""
-        output, score, refused = answer
-        extras = {SCORE: score, REFUSED: refused}
-        shown = shown_outputs(self.guard.score, self.guard.refusal)
+        output, score, rejected = answer
+        extras = {SCORE: score, REJECTED: rejected}
+        shown = shown_outputs(self.guard.score, self.guard.rejection)
         pairs = list(_flatten(output, ""))
         if not pairs:
             raise TypeError("it returns no tensor")
@@ -89,7 +82,7 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
     with _explained(path, f"{kind} and its purifier cannot be copied to the CPU"):
         flat = FlatGuard(copy.deepcopy(guard).cpu().eval())
     front = PurifierFront(flat.guard.purifier, guard.preprocessing)
-    scored = guard.score or guard.refusal.active
+    scored = guard.score or guard.rejection.active
     images = _images(front, _in_layout(shape, guard.preprocessing), mixed=scored)
     examples = [images(2)]
     inputs = [guard.input if guard.input.isidentifier() else "images"]
@@ -118,21 +111,21 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
         images,
         reference,
         noise=_noise(front) if noise else None,
-        threshold=guard.refusal.threshold if scored else None,
-        replaced="logits" if guard.refusal.replaces else None,
+        threshold=guard.rejection.threshold if scored else None,
+        replaced="logits" if guard.rejection.replaces else None,
     )
 
 
 def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, noise: bool) -> Candidate:
     """A guarded session, to be compared with the purifier in torch followed by the original classifier."""
     quiet = copy.deepcopy(guard.purifier).cpu()
-    scored = guard.score or guard.refusal.active
-    front = PurifierFront(quiet, guard.preprocessing, scored, guard.refusal).eval()
+    scored = guard.score or guard.rejection.active
+    front = PurifierFront(quiet, guard.preprocessing, scored, guard.rejection).eval()
     original = open_quietly(guard.classifier)
     given = _in_layout(shape or (None, None, None), guard.preprocessing)
     declared = tuple(size or wish for size, wish in zip(guard.image.shape, given, strict=True))
-    tap, shown = purified_name(guard.classifier), shown_outputs(guard.score, guard.refusal)
-    replaced = replaced_output(guard.classifier) if guard.refusal.replaces else None
+    tap, shown = purified_name(guard.classifier), shown_outputs(guard.score, guard.rejection)
+    replaced = replaced_output(guard.classifier) if guard.rejection.replaces else None
 
     @torch.no_grad()
     def reference(batch: Tensor, noise: Tensor | None, given: Any) -> Expected:
@@ -146,7 +139,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
         if replaced is not None:
             logits = torch.from_numpy(found[replaced])
             pixels = front.pixels(batch)
-            found[replaced] = guard.refusal.replace(logits, made[REFUSED], quiet, pixels).numpy()
+            found[replaced] = guard.rejection.replace(logits, made[REJECTED], quiet, pixels).numpy()
         found.update({name: made[name].numpy() for name in shown})
         found.update({} if given is None else {tap: made[PURIFIED].numpy()})
         return Expected(found, _array(made.get(SCORE)))
@@ -159,7 +152,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
             guard.purifier,
             guard.preprocessing,
             score=guard.score,
-            refusal=guard.refusal,
+            rejection=guard.rejection,
             noise=True,
         )
     return Candidate(
@@ -169,7 +162,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
         reference,
         tap,
         noise=_noise(front) if noise else None,
-        threshold=guard.refusal.threshold if scored else None,
+        threshold=guard.rejection.threshold if scored else None,
         replaced=replaced,
     )
 

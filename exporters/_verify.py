@@ -14,9 +14,10 @@ from onnx import ModelProto, ValueInfoProto
 from torch import Tensor
 
 from purifier.errors import ClassifierError, ExportError, PurifierError
-from purifier.onnx_front import NOISE, REFUSED, SCORE, cause_of
-from purifier.onnx_graph import opset_of
-from purifier.runtime import CPU, open_session
+from purifier.onnx.names import NOISE, REJECTED, SCORE
+from purifier.onnx.opset import opset_of
+from purifier.onnx.runtime import CPU, open_session
+from purifier.onnx.torch_export import cause_of
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Outputs: TypeAlias = Mapping[str, Any]
@@ -60,9 +61,9 @@ class Candidate:
     noise: Callable[[Tensor], Tensor] | None = None
     """Images -> what the input ``purifier_noise`` is fed, if the model has it."""
     threshold: float | None = None
-    """Of the scores that decide what is refused, if outputs depend on it."""
+    """Of the scores that decide what is rejected, if outputs depend on it."""
     replaced: str | None = None
-    """The output whose rows are replaced for refused images."""
+    """The output whose rows are replaced for rejected images."""
 
 
 @dataclass(frozen=True)
@@ -138,22 +139,22 @@ class Verifier:
         if self._unsure:
             notes.append(
                 f"{self._unsure} of the images compared score within rounding of the threshold; whether they are "
-                "refused was not compared"
+                "rejected was not compared"
             )
         if len(self._seen) == 1:
-            case, other = ("refused", "accepted") if self._seen == {True} else ("accepted", "refused")
+            case, other = ("rejected", "accepted") if self._seen == {True} else ("accepted", "rejected")
             notes.append(f"all images compared were {case}; no {other} one was run")
         return notes
 
     def _sure(self, score: Array | None) -> Array | slice:
-        """Which images' refusal can be compared: their score is not within the tolerance of the threshold."""
+        """Which images' rejection can be compared: their score is not within the tolerance of the threshold."""
         threshold = self.candidate.threshold
         if score is None or threshold is None:
             return slice(None)
         scale = max(float(np.abs(score[np.isfinite(score)]).max(initial=0.0)), abs(threshold))
-        sure: Array = ~(np.abs(score - threshold) <= self.tolerance * scale)  # NaN is refused for certain
+        sure: Array = ~(np.abs(score - threshold) <= self.tolerance * scale)  # NaN is rejected for certain
         self._unsure += int((~sure).sum())
-        self._seen |= {bool(refused) for refused in ~(score[sure] <= threshold)}
+        self._seen |= {bool(rejected) for rejected in ~(score[sure] <= threshold)}
         return sure
 
     def _reference(self, batch: Tensor, noise: Tensor | None, purified: Array | None) -> Expected:
@@ -185,10 +186,10 @@ class Verifier:
     def _largest(self, found: Outputs, expected: Outputs, tolerance: float, sure: Array | slice) -> float:
         errors = []
         for name, value in found.items():
-            by_refusal, wanted = name in (REFUSED, self.candidate.replaced), expected[name]
-            if by_refusal and value.shape == wanted.shape:
+            by_rejection, wanted = name in (REJECTED, self.candidate.replaced), expected[name]
+            if by_rejection and value.shape == wanted.shape:
                 value, wanted = value[sure], wanted[sure]
-            errors.append(_compare(value, wanted, self.path, name, tolerance, strange=by_refusal or name == SCORE))
+            errors.append(_compare(value, wanted, self.path, name, tolerance, strange=by_rejection or name == SCORE))
         return max(errors)
 
 

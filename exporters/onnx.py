@@ -11,12 +11,15 @@ from onnx import ModelProto
 
 from purifier.atomic import atomic_path
 from purifier.errors import ConfigError, ExportError
-from purifier.guard import Guard, GuardedModule
-from purifier.interfaces import Exporter, ExportReport
-from purifier.onnx_file import MAX_BYTES
-from purifier.onnx_front import OPSET, PurifierFront, draw_of
-from purifier.onnx_graph import add_metadata, opset_of, purifier_metadata
-from purifier.refusal import check_exportable
+from purifier.guards.exporter import Exporter, ExportReport
+from purifier.guards.guard import Guard
+from purifier.guards.module import GuardedModule
+from purifier.onnx.front import PurifierFront, draw_of
+from purifier.onnx.metadata import add_metadata, purifier_metadata
+from purifier.onnx.names import OPSET
+from purifier.onnx.opset import opset_of
+from purifier.onnx.reader import MAX_BYTES
+from purifier.rejection.policy import check_exportable
 
 from ._candidates import from_module, from_session, too_large
 from ._verify import COARSE_TOLERANCE, Candidate, Verifier
@@ -43,8 +46,8 @@ class OnnxExporter(Exporter):
         A torch guard is compared with itself in evaluation mode, a guarded session with the purifier in torch
         followed by the original classifier. Outputs of a torch classifier are named ``logits`` (a tensor),
         ``output_0``, ``output_1``... (a tuple), or by its keys. ``purifier_score`` (N,) comes after them if the guard
-        has it, and then ``purifier_refused``, bool (N,), if it flags images or has a score and a threshold. Images
-        that score within rounding of the threshold may be refused by one of guard and file only; the notes count
+        has it, and then ``purifier_rejected``, bool (N,), if it flags images or has a score and a threshold. Images
+        that score within rounding of the threshold may be rejected by one of guard and file only; the notes count
         those met in the comparison.
 
         Parameters
@@ -71,7 +74,7 @@ class OnnxExporter(Exporter):
             The guard cannot be exported, or the file does not reproduce it; no file is left.
         """
         _check_options(image_shape, opset, batches, tolerance, noise)
-        check_exportable(guard.refusal)
+        check_exportable(guard.rejection)
         target, as_input, notes = Path(path), noise == "input", []
         shape = image_shape or getattr(guard.purifier.config, "image_shape", None)
         if isinstance(guard, GuardedModule):
@@ -88,7 +91,7 @@ class OnnxExporter(Exporter):
             notes.append("the purifier is random; the file takes its draw() as the input purifier_noise")
         elif _draws(guard, candidate):
             notes.append("the purifier is random; the file holds its mean, without noise")
-        add_metadata(candidate.model, purifier_metadata(guard.purifier, guard.refusal, as_input))
+        add_metadata(candidate.model, purifier_metadata(guard.purifier, guard.rejection, as_input))
         _check_model(candidate.model, target)
         with atomic_path(path) as temporary:
             temporary.write_bytes(candidate.model.SerializeToString())
@@ -127,4 +130,4 @@ def _check_model(model: ModelProto, path: Path) -> None:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"{path}: onnx's checker refuses the guarded graph: {error}", path) from error
+        raise ExportError(f"{path}: onnx's checker rejects the guarded graph: {error}", path) from error

@@ -1,32 +1,108 @@
 """purifier: a learned filter in front of an image classifier, and an honest attack on both.
 
 ``guard(model, "purifier.safetensors")`` gives the classifier back with the filter in front of it; ``audit`` attacks the
-result through the filter; ``export`` writes it to one ONNX file.
+result through the filter; ``export`` writes it to one ONNX file. Nothing is imported before it is used (PEP 562), so
+that ``import purifier`` and ``purifier --help`` do not wait for torch.
 """
 
 from importlib import import_module as _import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from .audit import audit as audit
-from .checkpoint import load as load
-from .checkpoint import save as save
-from .detector import calibrate as calibrate
-from .errors import PurifierError as PurifierError
-from .errors import RefusedError as RefusedError
-from .exporting import export as export
-from .guard import GuardedModule as GuardedModule
-from .guard import GuardedSession as GuardedSession
-from .guard import guard as guard
-from .interfaces import Attack as Attack
-from .interfaces import Exporter as Exporter
-from .interfaces import ExportReport as ExportReport
-from .interfaces import Purifier as Purifier
-from .interfaces import attacks as attacks
-from .interfaces import exporters as exporters
-from .interfaces import purifiers as purifiers
-from .pixels import Preprocessing as Preprocessing
-from .threat import Threat as Threat
+if _TYPE_CHECKING:
+    from .attacking.attack import Attack, attacks
+    from .attacking.target import Target
+    from .attacking.threat import Threat
+    from .auditing.audit import audit
+    from .auditing.report import AuditReport
+    from .contracts.checkpoint import load, save
+    from .contracts.purifier import Purifier, purifiers
+    from .data.images import ImageData
+    from .data.loading import load_data
+    from .data.pixels import Preprocessing
+    from .errors import PurifierError, RejectedError
+    from .guards.exporter import Exporter, ExportReport, exporters
+    from .guards.exporting import export
+    from .guards.guard import guard
+    from .guards.module import GuardedModule
+    from .guards.session import GuardedSession
+    from .pictures import draw_purifications, purify_images, read_images
+    from .rejection.calibration import calibrate
+    from .seeding import SampleGenerator
+    from .training.loop import train
 
-# A sub-package of the registry's name, imported later by a plugin, would take the name: import it now, give it back.
-_registry = exporters
+__version__ = _version("adversarial-purifier")
+
+__all__ = [
+    "Attack",
+    "AuditReport",
+    "ExportReport",
+    "Exporter",
+    "GuardedModule",
+    "GuardedSession",
+    "ImageData",
+    "Preprocessing",
+    "Purifier",
+    "PurifierError",
+    "RejectedError",
+    "SampleGenerator",
+    "Target",
+    "Threat",
+    "__version__",
+    "attacks",
+    "audit",
+    "calibrate",
+    "draw_purifications",
+    "export",
+    "exporters",
+    "guard",
+    "load",
+    "load_data",
+    "purifiers",
+    "purify_images",
+    "read_images",
+    "save",
+    "train",
+]
+
+_HOMES = {
+    "attacking.attack": ("Attack", "attacks"),
+    "attacking.target": ("Target",),
+    "attacking.threat": ("Threat",),
+    "auditing.audit": ("audit",),
+    "auditing.report": ("AuditReport",),
+    "contracts.checkpoint": ("load", "save"),
+    "contracts.purifier": ("Purifier", "purifiers"),
+    "data.images": ("ImageData",),
+    "data.loading": ("load_data",),
+    "data.pixels": ("Preprocessing",),
+    "errors": ("PurifierError", "RejectedError"),
+    "guards.exporter": ("ExportReport", "Exporter", "exporters"),
+    "guards.exporting": ("export",),
+    "guards.guard": ("guard",),
+    "guards.module": ("GuardedModule",),
+    "guards.session": ("GuardedSession",),
+    "pictures": ("draw_purifications", "purify_images", "read_images"),
+    "rejection.calibration": ("calibrate",),
+    "seeding": ("SampleGenerator",),
+    "training.loop": ("train",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(_import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# The subpackage and the registry of exporters share a name, and the import system sets it to whichever package is
+# imported later: import the (empty) package now, and let the name go.
 _import_module(".exporters", __name__)
-exporters = _registry
+del globals()["exporters"]

@@ -55,5 +55,5 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
 
 
 def unwritable(path: str | Path, error: OSError) -> OutputError:
-    """The error for an output that the operating system refuses."""
+    """The error for an output that the operating system rejects."""
     return OutputError(f"cannot write {path}: {error.strerror or error}; choose a place you may write to", path)

@@ -36,15 +36,15 @@ class GradientError(AuditError):
     """A gradient was asked for along a route that has none."""
 
 
-class RefusedError(PurifierError):
-    """Images were refused: their purifier scores them as too unusual.
+class RejectedError(PurifierError):
+    """Images were rejected: their purifier scores them as too unusual.
 
-    ``refused`` is bool (N,), ``score`` floats (N,): tensors from a module, arrays from a session.
+    ``rejected`` is bool (N,), ``score`` floats (N,): tensors from a module, arrays from a session.
     """
 
-    def __init__(self, message: str, refused: Any = None, score: Any = None) -> None:
-        super().__init__(message, refused, score)
-        self.refused, self.score = refused, score
+    def __init__(self, message: str, rejected: Any = None, score: Any = None) -> None:
+        super().__init__(message, rejected, score)
+        self.rejected, self.score = rejected, score
 
 
 class SpecError(PurifierError):

@@ -44,7 +44,7 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
     Raises
     ------
     ConfigError
-        An option is unknown, missing or of the wrong type, or the class refuses its value.
+        An option is unknown, missing or of the wrong type, or the class rejects its value.
     """
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
     try:
         return cls(**values)
     except (ValueError, ArithmeticError, MemoryError) as error:
-        raise ConfigError(f"{what} refuses these options: {error or type(error).__name__}; change them") from error
+        raise ConfigError(f"{what} rejects these options: {error or type(error).__name__}; change them") from error
 
 
 def _convert(value: object, hint: Any) -> object:

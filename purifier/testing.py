@@ -16,17 +16,22 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load, save
-from .classifier import TorchPixelClassifier, logits_of
+from .attacking.attack import NEEDS, Attack
+from .attacking.target import Target
+from .attacking.threat import Threat
+from .classifiers.logits import logits_of
+from .classifiers.pixel_classifier import TorchPixelClassifier
+from .contracts.checkpoint import load, save
+from .contracts.purifier import Purifier
+from .data.pixels import Preprocessing
 from .errors import PurifierError
-from .guard import Guard, GuardedModule
-from .interfaces import NEEDS, Attack, Exporter, Purifier
-from .onnx_front import NOISE, example_images, noise_for
-from .pixels import Preprocessing
+from .guards.exporter import Exporter
+from .guards.guard import Guard
+from .guards.module import GuardedModule
+from .onnx.front import example_images, noise_for
+from .onnx.names import NOISE
 from .seeding import SampleGenerator
 from .specs import build
-from .target import Target
-from .threat import Threat
 
 
 def check_purifier(

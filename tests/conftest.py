@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def fashion():
     """Real Fashion-MNIST test images."""
-    from purifier.data import load_data
+    from purifier.data.loading import load_data
 
     return load_data("fashion-mnist:test")
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from purifier import Threat
-from purifier.data import load_data
+from purifier.data.loading import load_data
 
 WEIGHTS = Path(__file__).with_name("nets.safetensors")
 WIDTHS = {"net": 8, "hardened": 16}

@@ -1,4 +1,4 @@
-"""A purifier whose scores are plain to see, for tests of refusal."""
+"""A purifier whose scores are plain to see, for tests of rejection."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from purifier.detector import KEY
-from purifier.interfaces import Purifier
+from purifier.contracts.purifier import Purifier
+from purifier.rejection.calibration import CALIBRATION_KEY
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def calibrated(purifier: Purifier, threshold: float = 0.5) -> Purifier:
     """The purifier with a threshold as if it had been calibrated."""
     quantiles = [threshold * place / 100 for place in range(101)]
     stored = {"fpr": 0.05, "threshold": threshold, "data": "demo", "count": 300, "quantiles": quantiles}
-    purifier.provenance = {**purifier.provenance, KEY: stored}
+    purifier.provenance = {**purifier.provenance, CALIBRATION_KEY: stored}
     return purifier.eval()
 
 

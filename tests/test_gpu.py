@@ -10,8 +10,8 @@ import torch
 
 import purifier
 import purifier.training
-from purifier.classifier import load_classifier
-from purifier.runtime import CUDA, open_session
+from purifier.classifiers.loading import load_classifier
+from purifier.onnx.runtime import CUDA, open_session
 
 pytestmark = pytest.mark.gpu
 

@@ -9,13 +9,13 @@ import torch
 
 import purifier
 from purifier.assets.build import ROBUST, ROBUST_DATA
-from purifier.attack_specs import read_attack
-from purifier.classifier import load_classifier
-from purifier.data import load_data
-from purifier.guard import GuardedModule
+from purifier.attacking.specs import read_attack
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
+from purifier.classifiers.loading import load_classifier
+from purifier.data.loading import load_data
+from purifier.guards.module import GuardedModule
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
-from purifier.threat import Threat
 
 COUNT = 100
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError, GradientError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator, mix_seed
-from purifier.target import Target
-from purifier.threat import Threat
 
 ALL = ("linf", "l2", "l1")
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -136,7 +136,7 @@ class Adapter(Attack):
                 f"install it: {self.install}"
             ) from error
 
-    def _refuse(self, why: str) -> ConfigError:
+    def _reject(self, why: str) -> ConfigError:
         return ConfigError(f"attack {self.library!r}: {why}")
 
     def _check_name(self, known: Collection[str]) -> None:
@@ -144,20 +144,20 @@ class Adapter(Attack):
             folded = {name.lower(): name for name in known}
             near = difflib.get_close_matches(self.name.lower(), folded, n=4, cutoff=0.5)
             hint = "did you mean " + ", ".join(folded[name] for name in near) if near else ", ".join(sorted(known))
-            raise self._refuse(f"there is no attack {self.name!r} that can be run here; {hint}")
+            raise self._reject(f"there is no attack {self.name!r} that can be run here; {hint}")
 
     def _check_options(self, accepted: Collection[str]) -> None:
         for option in self.options:
             if option in FROM_THE_THREAT:
-                raise self._refuse(f"{option} comes from the threat, and attacks are untargeted; leave {option} out")
+                raise self._reject(f"{option} comes from the threat, and attacks are untargeted; leave {option} out")
             if option not in accepted:
                 open_to = ", ".join(sorted(name for name in accepted if name not in FROM_THE_THREAT)) or "none"
-                raise self._refuse(f"{self.name} has no option {option!r}; its options are: {open_to}")
+                raise self._reject(f"{self.name} has no option {option!r}; its options are: {open_to}")
 
     def _settle(self, *, norms: tuple[str, ...], needs: str) -> None:
         """What this attack of the library needs and where it works; both are read as attributes."""
         if not norms:
-            raise self._refuse(f"{self.name} bounds neither linf nor l2 nor l1; choose another attack")
+            raise self._reject(f"{self.name} bounds neither linf nor l2 nor l1; choose another attack")
         object.__setattr__(self, "norms", norms)
         object.__setattr__(self, "needs", needs)
 

@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from purifier.steps import steepest
-from purifier.threat import Threat, scale_like
+from purifier.attacking.steps import steepest
+from purifier.attacking.threat import Threat
+from purifier.torch_tools.norms import scale_like
 
-MOMENTUM = 0.75
+APGD_MOMENTUM = 0.75
 """The share of the new step in each move, alpha in the paper; the rest goes on as before."""
 RISING = 0.75
 """The share of a stretch's moves that must raise the loss for the step to keep its length, rho in the paper."""
@@ -113,8 +114,8 @@ class MomentumAscent(Ascent):
         along = steepest(self.gradient, self.threat.norm) * scale_like(self._length, self.here)
         there = self.threat.project(self.here + along, self.clean)
         if self.made:
-            glide = (self.here - self._before) * (1 - MOMENTUM)
-            there = self.threat.project(torch.lerp(self.here, there, MOMENTUM) + glide, self.clean)
+            glide = (self.here - self._before) * (1 - APGD_MOMENTUM)
+            there = self.threat.project(torch.lerp(self.here, there, APGD_MOMENTUM) + glide, self.clean)
         self._before, self.here = self.here, there
 
 

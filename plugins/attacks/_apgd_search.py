@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from purifier.attacking.steps import random_start
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.seeding import SampleGenerator
-from purifier.steps import random_start
-from purifier.target import Target
-from purifier.threat import Threat, scale_like
+from purifier.torch_tools.norms import scale_like
 
 from ._apgd import Ascent, MomentumAscent, SparseAscent
 from ._steps import Best

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from purifier.attacking.target import Target
 from purifier.errors import ConfigError
-from purifier.target import Target
 
 FLAT = 1e-12
 """The least that a difference of logits divides by."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purifier.steps import steepest
-from purifier.target import Target
-from purifier.threat import Norm, Threat, norm_of, scale_like
+from purifier.attacking.steps import steepest
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
+from purifier.torch_tools.norms import norm_of, scale_like
+from purifier.vocabulary import Norm
 
 from ._losses import loss_of, margin
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purifier.threat import Norm
+from purifier.vocabulary import Norm
 
 CORNER_STEPS = 100
 """More than Newton's method ever took; each step but the last leaves one pixel at its wall for good."""

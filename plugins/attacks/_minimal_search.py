@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from purifier.attacking.target import Target
 from purifier.errors import ConfigError
-from purifier.target import Target
-from purifier.threat import scale_like
+from purifier.torch_tools.norms import scale_like
 
 from ._losses import margin
 from ._minimal import Nearest

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from purifier.target import Target
+from purifier.attacking.target import Target
 
 VOTES = 5
 """How often a random target is asked for one verdict."""

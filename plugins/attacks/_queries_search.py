@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from purifier.target import Target
+from purifier.attacking.target import Target
 
 from ._losses import NamedLoss
 from ._queries import answers

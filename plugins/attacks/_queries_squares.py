@@ -10,20 +10,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifier.seeding import SampleGenerator
-from purifier.threat import norm_of, scale_like
+from purifier.torch_tools.norms import norm_of, scale_like
 
 LOOK = 4
 """Squares looked at ahead for one whose outcome is not known."""
 REMEMBERED = 2**16
-"""Most different squares an image remembers to have refused; where there are more, few would come twice."""
+"""Most different squares an image remembers to have rejected; where there are more, few would come twice."""
 
 
 class Boxes:
     """Squares for ``linf``, of one sign a channel (algorithm 2), on vertical stripes.
 
     Each pixel stands at the top or the bottom of its span, so a square can change nothing at all. Another may have been
-    refused before in the same place, at the same size and sign: a few pixels changed elsewhere since then seldom make
-    it worth a second query. Such squares use up their step without a proposal; refused ones only with ``recalls``, for
+    rejected before in the same place, at the same size and sign: a few pixels changed elsewhere since then seldom make
+    it worth a second query. Such squares use up their step without a proposal; rejected ones only with ``recalls``, for
     a target that answers the same each time.
 
     ``clean`` (N, C, H, W) in [0, 1]; ``sizes`` (T,) int64 are the squares' sides.
@@ -40,7 +40,7 @@ class Boxes:
         self._tops = (numbers[..., 0] * (self._height - self._sizes + 1)).int()
         self._lefts = (numbers[..., 1] * (self._width - self._sizes + 1)).int()
         self._up = numbers[..., 2:] < 0.5
-        # Refusals hold for squares of the same size only.
+        # Rejections hold for squares of the same size only.
         fresh = torch.cat([sizes.new_ones(1), (sizes.diff() != 0).long()]) if len(sizes) else sizes
         self._since = (fresh * torch.arange(len(sizes))).cummax(0).values.to(clean.device)
         kinds = self._height * self._width * 2**channels
@@ -48,8 +48,8 @@ class Boxes:
         # Rows of the three tables above; a table is not copied whenever an image leaves.
         self._row = torch.arange(count, device=clean.device)
         self._step = torch.zeros_like(self._row)
-        # The step at which a square was refused last; until it is taken, a square asked about counts as refused.
-        self._refused = torch.full((count, kinds if self._recalls else 0), -1, dtype=torch.int32, device=clean.device)
+        # The step at which a square was rejected last; until it is taken, a square asked about counts as rejected.
+        self._rejected = torch.full((count, kinds if self._recalls else 0), -1, dtype=torch.int32, device=clean.device)
         self._latest = torch.zeros_like(self._row)
         self._bits = 2 ** torch.arange(channels, device=clean.device)
 
@@ -68,15 +68,15 @@ class Boxes:
         useful = within & self._changes(rows, columns, up, size)
         if self._recalls:
             kind = (top * self._width + left).long() * 2 ** up.shape[2] + (up * self._bits).sum(2)
-            refused = self._refused.gather(1, kind) >= self._since[look]
-            useful &= ~refused
+            rejected = self._rejected.gather(1, kind) >= self._since[look]
+            useful &= ~rejected
         has, first = useful.max(1)
         self._step = self._step + torch.where(has, first + 1, LOOK)
         asks = has.nonzero().squeeze(1)
         chosen = asks, first[asks]
         if self._recalls:
             self._latest[asks] = kind[chosen]
-            self._refused[asks, kind[chosen]] = look[chosen].int()
+            self._rejected[asks, kind[chosen]] = look[chosen].int()
         square = rows[chosen].unsqueeze(2) & columns[chosen].unsqueeze(1)
         filled = torch.where(up[chosen][..., None, None], self._high[asks], self._low[asks])
         return asks, torch.where(square.unsqueeze(1), filled, self.here[asks])
@@ -86,11 +86,11 @@ class Boxes:
         self._raised[rows] = (proposals == self._high[rows]).to(proposals)
         if self._recalls:
             # What later squares overwrite may be worth having again.
-            self._refused[rows, self._latest[rows]] = -1
+            self._rejected[rows, self._latest[rows]] = -1
 
     def select(self, keep: Tensor) -> None:
         self.here, self._low, self._high = self.here[keep], self._low[keep], self._high[keep]
-        self._raised, self._refused, self._latest = self._raised[keep], self._refused[keep], self._latest[keep]
+        self._raised, self._rejected, self._latest = self._raised[keep], self._rejected[keep], self._latest[keep]
         self._row, self._step = self._row[keep], self._step[keep]
 
     def over(self) -> Tensor:

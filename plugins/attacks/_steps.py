@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from purifier.attacking.steps import MOVED, random_start, steepest, unit
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
-from purifier.steps import MOVED, random_start, steepest, unit
-from purifier.target import Target
-from purifier.threat import Threat
 
 from ._losses import loss_of
 

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from purifier.threat import ORDERS, Threat
+from purifier.attacking.threat import Threat
+from purifier.torch_tools.norms import ORDERS
 
 from ._adapter import ALL, Adapter, Shown, parameters_of, rescaled
 
-NORMS: dict[str, tuple[str, ...]] = {
+ART_NORMS: dict[str, tuple[str, ...]] = {
     "AutoConjugateGradient": ALL,
     "AutoProjectedGradientDescent": ALL,
     "BasicIterativeMethod": ("linf",),
@@ -34,7 +35,7 @@ NORMS: dict[str, tuple[str, ...]] = {
     "ZooAttack": ("l2",),
 }
 """The attacks on an image of its own that want logits, and the norms they minimise or bound."""
-QUERIES = {
+ART_QUERIES = {
     "BoundaryAttack": "labels",
     "HopSkipJump": "labels",
     "SignOPTAttack": "labels",
@@ -70,10 +71,10 @@ class ArtAttack(Adapter):
     install: ClassVar[str] = "pip install 'adversarial-purifier[art]'"
 
     def __post_init__(self) -> None:
-        self._check_name(NORMS)
+        self._check_name(ART_NORMS)
         taken = parameters_of(self._kind())
         self._check_options(taken.keys() - {"classifier", "estimator"})
-        self._settle(norms=NORMS[self.name], needs=QUERIES.get(self.name, "gradient"))
+        self._settle(norms=ART_NORMS[self.name], needs=ART_QUERIES.get(self.name, "gradient"))
 
     def _kind(self) -> Any:
         return getattr(self._import("art.attacks.evasion"), self.name)

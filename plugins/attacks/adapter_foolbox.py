@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from purifier.threat import Threat
+from purifier.attacking.threat import Threat
 
 from ._adapter import ALL, Adapter, Shown, parameters_of
 
-QUERIES = ("Noise", "Contrast", "Blur", "Inversion", "Boundary", "HopSkipJump")
+FOOLBOX_QUERIES = ("Noise", "Contrast", "Blur", "Inversion", "Boundary", "HopSkipJump")
 """Words in the names of attacks that follow no gradient; all of them look at the predicted label only."""
-OTHERS = ("BinarizationRefinementAttack", "DatasetAttack", "GenAttack", "PointwiseAttack", "SpatialAttack")
+FOOLBOX_EXCLUDED = ("BinarizationRefinementAttack", "DatasetAttack", "GenAttack", "PointwiseAttack", "SpatialAttack")
 """They need starting points, a data set or a target class, or know no distance."""
 
 
@@ -50,10 +50,10 @@ class FoolboxAttack(Adapter):
             for name, kind in vars(foolbox.attacks).items()
             if isinstance(kind, type) and issubclass(kind, base.Attack) and not inspect.isabstract(kind)
         }
-        self._check_name(kinds - {*OTHERS})
+        self._check_name(kinds - {*FOOLBOX_EXCLUDED})
         taken = parameters_of(getattr(foolbox.attacks, self.name))
         self._check_options(taken.keys() - {"distance", "constraint", "args", "kwargs"})
-        asks = any(word in self.name for word in QUERIES)
+        asks = any(word in self.name for word in FOOLBOX_QUERIES)
         self._settle(norms=self._norms(foolbox, taken), needs="labels" if asks else "gradient")
 
     def _norms(self, foolbox: Any, taken: dict[str, Any]) -> tuple[str, ...]:
@@ -68,11 +68,11 @@ class FoolboxAttack(Adapter):
         try:
             return getattr(foolbox.attacks, self.name)(**{**self.options, **settings})
         except ImportError as error:
-            raise self._refuse(
+            raise self._reject(
                 f"{self.name} needs {error.name}, which is not installed: pip install {error.name}"
             ) from error
         except TypeError as error:
-            raise self._refuse(f"{self.name} refuses its options: {error}") from error
+            raise self._reject(f"{self.name} rejects its options: {error}") from error
 
     def _run(self, model: Shown, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         foolbox = self._import("foolbox")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from purifier.threat import Threat
+from purifier.attacking.threat import Threat
 
 from ._adapter import NAMES, Adapter, Shown
 
@@ -54,7 +54,7 @@ class PyAutoAttackEnsemble(Adapter):
         self._check_options(OPTIONS)
         for option, value in self.options.items():
             if not isinstance(value, int) or value < 1:
-                raise self._refuse(f"{option} must be a whole number of at least 1, got {value!r}")
+                raise self._reject(f"{option} must be a whole number of at least 1, got {value!r}")
         self._settle(norms=self.norms, needs="scores" if self.name == "square" else "gradient")
 
     def _run(self, model: Shown, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from purifier.threat import Threat
+from purifier.attacking.threat import Threat
 
 from ._adapter import ALL, NAMES, Adapter, Shown, parameters_of, rescaled
 
-NORMS: dict[str, tuple[str, ...]] = {
+TORCHATTACKS_NORMS: dict[str, tuple[str, ...]] = {
     "APGD": ("linf", "l2"),
     "APGDT": ("linf", "l2"),
     "AutoAttack": ("linf", "l2"),
@@ -33,9 +33,9 @@ NORMS: dict[str, tuple[str, ...]] = {
 
 FAB names l1 there too, and breaks down in it (3.5.1).
 """
-QUERIES = {"GN": "labels", "SPSA": "scores", "Square": "scores"}
+TORCHATTACKS_QUERIES = {"GN": "labels", "SPSA": "scores", "Square": "scores"}
 """Attacks that follow no gradient."""
-OTHERS = ("LGV", "MultiAttack", "VANILA")
+TORCHATTACKS_EXCLUDED = ("LGV", "MultiAttack", "VANILA")
 """They train or combine models and attacks, or change nothing."""
 
 
@@ -68,9 +68,11 @@ class TorchattacksAttack(Adapter):
 
     def __post_init__(self) -> None:
         torchattacks = self._import("torchattacks")
-        self._check_name(set(torchattacks.__all__) - {*OTHERS})
+        self._check_name(set(torchattacks.__all__) - {*TORCHATTACKS_EXCLUDED})
         self._check_options(parameters_of(getattr(torchattacks, self.name)).keys() - {"model"})
-        self._settle(norms=NORMS.get(self.name, ("linf",)), needs=QUERIES.get(self.name, "gradient"))
+        self._settle(
+            norms=TORCHATTACKS_NORMS.get(self.name, ("linf",)), needs=TORCHATTACKS_QUERIES.get(self.name, "gradient")
+        )
 
     def _run(self, model: Shown, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         kind = getattr(self._import("torchattacks"), self.name)

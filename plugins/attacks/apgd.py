@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
-from purifier.threat import Threat
 
 from ._apgd_search import LossAt, Search
 from ._losses import check_loss, targeted_ce, targeted_dlr

@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.steps import random_start
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.steps import random_start
-from purifier.target import Target
-from purifier.threat import Threat, norm_of, scale_like
+from purifier.torch_tools.norms import norm_of, scale_like
 
 from ._minimal import Gap, Nearest
 from ._minimal_planes import onto_plane

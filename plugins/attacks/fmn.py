@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.steps import steepest
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.steps import steepest
-from purifier.target import Target
-from purifier.threat import Threat, norm_of
+from purifier.torch_tools.norms import norm_of
 
 from ._losses import check_loss, loss_from, loss_of
 from ._minimal import DUAL, Nearest, onto_balls

@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.steps import steepest
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.steps import steepest
-from purifier.target import Target
-from purifier.threat import Threat, norm_of, scale_like
+from purifier.torch_tools.norms import norm_of, scale_like
 
 from ._queries import blocks, everyone, fooled, votes_for
 
@@ -22,7 +23,7 @@ MIXES = (1.0, 0.75, 0.5, 0.25)
 """How much noise the tries for a start hold, one after the other: pure noise may look like an image's own class."""
 FIRST_REACH = 0.1
 """How far the first guess of a gradient looks, as a share of the span of pixels."""
-HALVINGS = 15
+BISECTIONS = 15
 """How often a step that ends in the right class is halved before it is given up."""
 
 
@@ -181,7 +182,7 @@ class _Walk:
         direction = steepest(self._normal(samples, reaches), self._norm)
         length = length / math.sqrt(rounds)
         open_ = torch.ones_like(self._at, dtype=torch.bool)
-        for _ in range(HALVINGS):
+        for _ in range(BISECTIONS):
             rows = (open_ & self._can_pay(self._votes)).nonzero().squeeze(1)
             if not len(rows):
                 break

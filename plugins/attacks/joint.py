@@ -9,12 +9,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.steps import random_start, steepest, unit
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.steps import random_start, steepest, unit
-from purifier.target import Target
-from purifier.threat import Norm, Threat, scale_like
+from purifier.torch_tools.norms import scale_like
+from purifier.vocabulary import Norm
 
 from ._losses import NamedLoss, check_loss, loss_from, margin
 from ._steps import check_steps
@@ -124,7 +126,7 @@ class _Quietest:
         """Take over what is better of candidates (N, C, H, W) with their logits (N, K) and scores (N,)."""
         fooled = logits.argmax(1) != self._labels
         wrongness = margin(logits, self._labels)
-        # A NaN score is refused: no better than the highest.
+        # A NaN score is rejected: no better than the highest.
         quiet = torch.where(score.isnan(), -torch.inf, -score.float())
         value = torch.where(fooled, quiet, wrongness) if self._scored else wrongness
         better = (fooled & ~self._fooled) | ((fooled == self._fooled) & (value > self._value))

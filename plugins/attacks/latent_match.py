@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.steps import random_start, steepest, unit
+from purifier.attacking.target import Target, check_differentiable
+from purifier.attacking.threat import Threat
+from purifier.contracts.purifier import LatentSpace
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack, LatentSpace
 from purifier.seeding import SampleGenerator
-from purifier.steps import random_start, steepest, unit
-from purifier.target import Target, check_differentiable
-from purifier.threat import Threat
 
 from ._losses import margin
 from ._queries import answers

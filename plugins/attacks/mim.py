@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
-from purifier.threat import Threat
 
 from ._losses import check_loss
 from ._steps import Best, check_steps, climb

@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.steps import random_direction, random_start
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.steps import random_direction, random_start
-from purifier.target import Target
-from purifier.threat import Threat
 
 from ._queries import everyone, fooled, votes_for
 

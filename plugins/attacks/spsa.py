@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.steps import steepest
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.steps import steepest
-from purifier.target import Target
-from purifier.threat import Threat
 
 from ._losses import NamedLoss
 from ._queries import answers, blocks

@@ -8,17 +8,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from purifier.attacking.attack import Attack
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
-from purifier.threat import Threat
 
 from ._queries_search import Search, Squares
 from ._queries_squares import Boxes, Bumps
 from ._steps import Best
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+SIZE_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After how many of 10000 queries the squares' share of the image is halved (the authors' code; section 5)."""
 
 
@@ -29,9 +29,9 @@ class Square(Attack):
     Algorithms 1 to 3 of Andriushchenko et al. 2020: in ``linf`` squares of one sign a channel, from vertical stripes;
     in ``l2`` squares of opposite bumps that take the budget of another square, from a grid of bumps. An image leaves
     as soon as the model that will judge it misclassifies it. In ``linf`` a square that changes nothing, or that was
-    refused before, counts as a query but is not asked again.
+    rejected before, counts as a query but is not asked again.
 
-    Under a random target nothing leaves, and a refused square may be asked again. One whose answer beats the mean for
+    Under a random target nothing leaves, and a rejected square may be asked again. One whose answer beats the mean for
     what stands is asked once more and kept if the mean of both does; what stands is asked again from time to time. The
     last image of each restart is a candidate, ranked on fresh draws. On the route ``oblivious`` the loss is climbed to
     the last query.
@@ -89,4 +89,4 @@ class Square(Attack):
 
     def _share(self, step: int, steps: int) -> float:
         """The share of the image that a square covers at one of ``steps``, as if they were 10000."""
-        return float(self.p / 2 ** sum(10000 * step > bound * steps for bound in HALVINGS))
+        return float(self.p / 2 ** sum(10000 * step > bound * steps for bound in SIZE_HALVINGS))

@@ -10,13 +10,15 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from purifier.attack_specs import read_attack
-from purifier.classifier import PixelClassifier, are_probabilities, load_classifier, pixel_classifier
+from purifier.attacking.attack import Attack
+from purifier.attacking.specs import read_attack
+from purifier.attacking.target import Target
+from purifier.attacking.threat import Threat
+from purifier.classifiers.loading import load_classifier
+from purifier.classifiers.logits import are_probabilities
+from purifier.classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from purifier.errors import ConfigError
-from purifier.interfaces import Attack
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
-from purifier.threat import Threat
 
 from ._losses import cross_entropy
 from ._queries import everyone, fooled, votes_for

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDEST = 256
+MAX_CHANNELS = 256
 EXPANSION = 4
 """How much wider the map between residual blocks is than the one inside them."""
 
@@ -156,4 +156,4 @@ def _with_pullback(layer: nn.Module, given: Tensor) -> tuple[Tensor, Pullback]:
 
 def layer_widths(channels: int, depth: int) -> list[int]:
     """Channels before the first halving and after each."""
-    return [min(channels << level, max(channels, WIDEST)) for level in range(depth + 1)]
+    return [min(channels << level, max(channels, MAX_CHANNELS)) for level in range(depth + 1)]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from purifier.contracts.purifier import Purifier
+from purifier.data.pixels import check_shape
 from purifier.errors import ConfigError
-from purifier.interfaces import Purifier
-from purifier.pixels import check_shape
 from purifier.seeding import SampleGenerator
 
 from ._autoencoder import EXPANSION, Decoder, Encoder, layer_widths

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from purifier.contracts.purifier import Purifier
+from purifier.data.pixels import into_range
 from purifier.errors import ConfigError
-from purifier.interfaces import Purifier
-from purifier.pixels import into_range
 
 
 @dataclass(frozen=True)

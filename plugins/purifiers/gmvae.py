@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purifier.data import ImageData
+from purifier.data.images import ImageData
 from purifier.errors import ConfigError, TrainingError
 
 from ._mixture import Mixture

@@ -11,16 +11,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from purifier.checkpoint import load
+from purifier.contracts.checkpoint import load
+from purifier.contracts.purifier import Purifier, purifiers
+from purifier.data.pixels import check_shape
 from purifier.errors import ConfigError
-from purifier.interfaces import Purifier, purifiers
-from purifier.pixels import check_shape
 from purifier.seeding import SampleGenerator
 
 from ._descent import Descent, Settings
 from ._variational import Variational
 
-PRESETS = {
+LATENT_PRESETS = {
     "defense-gan": Settings(
         start="random", restarts=10, steps=200, optimizer="momentum", lr=10.0, momentum=0.7, beta=0.0
     ),
@@ -103,7 +103,7 @@ class LatentConfig:
         """The preset with what was given in its place."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         return dataclasses.replace(
-            PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None}
+            LATENT_PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None}
         )
 
 

@@ -16,9 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from ..atomic import atomic_write
-from ..checkpoint import SHIPPED, write_tensors
-from ..data import ImageData, load_data
-from ..training import train
+from ..contracts.checkpoint import SHIPPED, write_tensors
+from ..data.images import ImageData
+from ..data.loading import load_data
+from ..training.loop import train
 from ..training.state import log_path
 from .classifier import WEIGHTS, FashionClassifier, demo_classifier
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..checkpoint import read_tensors
+from ..contracts.checkpoint import read_tensors
 
 WEIGHTS = Path(str(files("purifier.assets") / "fashion-classifier.safetensors"))
 

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..errors import PurifierError
-from ..memory import keep_freed_memory
+from ..torch_tools.memory import keep_freed_memory
 from .audit import audit
 from .calibrate import calibrate
 from .console import plain_console

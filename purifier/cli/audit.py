@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from ..audit import audit as run
-from ..audit import check_gate, check_writable, print_report
-from ..audit.report import PROBED
-from ..classifier import load_classifier
+from ..auditing.audit import audit as run
+from ..auditing.report import PROBED, check_gate, check_writable
+from ..auditing.table import print_report
+from ..classifiers.loading import load_classifier
 from ..errors import ConfigError
-from ..guard import guard
-from ..threat import Norm
+from ..guards.guard import guard
+from ..vocabulary import Norm
 from .console import plain_console
 from .options import INPUT, PREPROCESSING, read_input_option, read_preprocessing_option
 from .progress import audit_progress

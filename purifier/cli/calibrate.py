@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from ..checkpoint import annotate, checkpoint_path, load, save
-from ..detector import KEY
-from ..detector import calibrate as run
+from ..contracts.checkpoint import annotate, checkpoint_path, load, save
 from ..errors import SpecError
+from ..rejection.calibration import CALIBRATION_KEY
+from ..rejection.calibration import calibrate as run
 from .console import plain_console
 from .progress import audit_progress
 
-SHOWN = (0, 5, 25, 50, 75, 95, 100)
+SHOWN_QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def calibrate(
@@ -22,7 +22,7 @@ def calibrate(
         str, typer.Argument(metavar="CKPT", help="Checkpoint to calibrate; with --out any PURIFIER spec.")
     ],
     data: Annotated[str, typer.Option(help="DATA spec of clean images that it was not trained on.")],
-    fpr: Annotated[float, typer.Option(help="Share of clean images that may be refused.")] = 0.05,
+    fpr: Annotated[float, typer.Option(help="Share of clean images that may be rejected.")] = 0.05,
     out: Annotated[
         Path | None, typer.Option(help="Checkpoint to write; by default CKPT itself, its weights unchanged.")
     ] = None,
@@ -30,7 +30,7 @@ def calibrate(
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 250,
     device: Annotated[str | None, typer.Option(help="Where to score: cpu, cuda.")] = None,
 ) -> None:
-    """Find the score above which images are refused, on clean images, and store it in the checkpoint."""
+    """Find the score above which images are rejected, on clean images, and store it in the checkpoint."""
     path = checkpoint_path(checkpoint)
     if path is None and out is None:
         raise SpecError(
@@ -45,10 +45,10 @@ def calibrate(
         save(purifier, out)
     else:
         # In place a link stays one: what it points to is replaced.
-        annotate(path, out or path.resolve(), **{KEY: purifier.provenance[KEY]})
+        annotate(path, out or path.resolve(), **{CALIBRATION_KEY: purifier.provenance[CALIBRATION_KEY]})
     score = getattr(purifier.config, "score", None)
     console.print(f"threshold  {found.threshold:.6g}" + (f" ({score})" if isinstance(score, str) else ""), markup=False)
-    console.print(f"refuses    at most {100 * found.fpr:.12g}% of clean images, expected", markup=False)
+    console.print(f"rejects    at most {100 * found.fpr:.12g}% of clean images, expected", markup=False)
     console.print(f"data       {found.data}, {found.count} images", markup=False)
-    shown = "  ".join(f"{place}%: {found.quantiles[place]:.4g}" for place in SHOWN)
+    shown = "  ".join(f"{place}%: {found.quantiles[place]:.4g}" for place in SHOWN_QUANTILES)
     console.print(f"quantiles  {shown}\ncheckpoint {out or path}", markup=False)

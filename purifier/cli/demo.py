@@ -15,21 +15,26 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ..audit import AuditReport, Rate, audit, check_writable, print_doubts, read_attack
-from ..classifier import load_classifier
-from ..data import load_data
+from ..attacking.specs import read_attack
+from ..attacking.threat import Threat
+from ..auditing.audit import audit
+from ..auditing.report import AuditReport, check_writable
+from ..auditing.statistics import Rate
+from ..auditing.table import print_doubts
+from ..classifiers.loading import load_classifier
+from ..data.loading import load_data
 from ..errors import ExportError
-from ..exporting import export
-from ..guard import GuardedModule, guard
-from ..strips import Stage, stages, write_strip
-from ..threat import Threat
+from ..guards.exporting import export
+from ..guards.guard import guard
+from ..guards.module import GuardedModule
+from ..pictures import Stage, stages, write_strip
 from .audit import INCONCLUSIVE
 from .console import plain_console
 from .progress import audit_progress
 
 ATTACK = "pgd"
 ROUTES = ("exact", "oblivious")
-SHOWN = 8
+SHOWN_IMAGES = 8
 PURIFIERS = {"plain": "demo-plain", "robust": "demo"}
 
 
@@ -68,12 +73,12 @@ def demo(
         console.print(f"\nreports  {' '.join(map(str, saved))}", markup=False)
         raise typer.Exit(INCONCLUSIVE)
 
-    rows, adversarial = _stages(guards, *data.batch(range(SHOWN)), threat)
+    rows, adversarial = _stages(guards, *data.batch(range(SHOWN_IMAGES)), threat)
     exported = export(guards["robust"], out / "guarded.onnx")
     images = {"clean": data.batch(range(len(data)))[0], "adversarial": adversarial["robust"]}
     for kind, pixels in images.items():
         console.print(_compare(exported.path, guards["robust"], kind, pixels), markup=False)
-    picture = write_strip(out / "strip.png", rows, data.batch(range(SHOWN))[1], data.classes)
+    picture = write_strip(out / "strip.png", rows, data.batch(range(SHOWN_IMAGES))[1], data.classes)
     console.print(
         f"\nreports  {' '.join(map(str, saved))}\nmodel    {exported.path} ({exported.size / 1e6:.1f} MB)\n"
         f"picture  {picture}\ndone in {time.perf_counter() - began:.0f} s",

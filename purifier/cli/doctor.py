@@ -11,7 +11,7 @@ import torch
 import typer
 
 from ..errors import ConfigError
-from ..runtime import CPU, CUDA, installed_wheels, working_providers
+from ..onnx.runtime import CPU, CUDA, installed_wheels, working_providers
 from .console import plain_console
 
 

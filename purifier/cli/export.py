@@ -8,10 +8,10 @@ from typing import Annotated, cast
 import typer
 from rich.table import Table
 
-from ..classifier import load_classifier
-from ..exporting import export as export_guard
-from ..guard import guard
-from ..refusal import OnReject
+from ..classifiers.loading import load_classifier
+from ..guards.exporting import export as export_guard
+from ..guards.guard import guard
+from ..rejection.policy import OnReject
 from .console import plain_console
 from .options import (
     IMAGE_SHAPE,
@@ -38,10 +38,10 @@ def export(
     input: Annotated[str | None, INPUT] = None,
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
     score: Annotated[
-        bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_refused.")
+        bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_rejected.")
     ] = False,
     on_reject: Annotated[
-        str, typer.Option(help="What becomes of refused images: ignore, flag, abstain or reclassify.")
+        str, typer.Option(help="What becomes of rejected images: ignore, flag, abstain or reclassify.")
     ] = "ignore",
     abstain: Annotated[
         int | None, typer.Option(help="With --on-reject abstain: the class to answer; without it NaN.", metavar="CLASS")

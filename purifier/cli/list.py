@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..interfaces import attacks, exporters, purifiers
+from ..attacking.attack import attacks
+from ..contracts.purifier import purifiers
+from ..guards.exporter import exporters
 from .console import plain_console
 
 

@@ -6,8 +6,8 @@ import re
 
 import typer
 
+from ..data.pixels import Preprocessing
 from ..errors import SpecError
-from ..pixels import Preprocessing
 from ..specs import build, split_spec
 
 PREPROCESSING = typer.Option(

@@ -9,10 +9,10 @@ import typer
 from rich.cells import cell_len, set_cell_size
 
 from ..atomic import atomic_path
-from ..checkpoint import load
-from ..detector import calibration_of
+from ..contracts.checkpoint import load
 from ..errors import ConfigError
-from ..strips import draw_purifications, purify_images, read_images
+from ..pictures import draw_purifications, purify_images, read_images
+from ..rejection.calibration import calibration_of
 from .console import plain_console
 
 
@@ -39,13 +39,13 @@ def purify(
     console = plain_console(soft_wrap=True)
     width = max(cell_len(one.name) for one in found)
     for one in found:
-        verdict = "" if one.refused is None else "  refused" if one.refused else "  not refused"
+        verdict = "" if one.rejected is None else "  rejected" if one.rejected else "  not rejected"
         console.print(f"{set_cell_size(one.name, width)}  {one.score:<10.4g}{verdict}".rstrip(), markup=False)
     if calibration is None:
-        console.print("not calibrated: to know what to refuse, run `purifier calibrate CKPT --data SPEC --fpr 0.05`")
+        console.print("not calibrated: to know what to reject, run `purifier calibrate CKPT --data SPEC --fpr 0.05`")
     else:
         console.print(
-            f"refused: score above {calibration.threshold:.4g}, calibrated on {calibration.data} to a "
+            f"rejected: score above {calibration.threshold:.4g}, calibrated on {calibration.data} to a "
             f"false-positive rate of {calibration.fpr:g}",
             markup=False,
         )

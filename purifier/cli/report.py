@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..audit import AuditReport, print_report
+from ..auditing.report import AuditReport
+from ..auditing.table import print_report
 from ..errors import FileError
 from .console import plain_console
 

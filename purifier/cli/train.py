@@ -10,11 +10,11 @@ import typer
 from rich import progress as bars
 from rich.console import Console
 
-from ..data import load_data
+from ..data.loading import load_data
 from ..errors import SpecError
 from ..specs import split_spec
-from ..training import Progress
-from ..training import train as run
+from ..training.epoch import Progress
+from ..training.loop import train as run
 from ..training.state import log_path
 from .console import plain_console
 from .options import INPUT, PREPROCESSING, read_input_option, read_preprocessing_option

@@ -1,6 +1,1 @@
-"""Training: the loop, and the recipes it follows."""
-
-from .epoch import Progress as Progress
-from .loop import train as train
-from .recipe import Batch as Batch
-from .recipe import Recipe as Recipe
+"""Training: the loop and its recipes."""

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..attack_specs import read_attack
+from ..attacking.attack import Attack
+from ..attacking.specs import read_attack
+from ..attacking.target import Target
+from ..attacking.threat import Threat
+from ..contracts.purifier import Purifier
 from ..errors import ConfigError, PurifierError, TrainingError
-from ..interfaces import Attack, Purifier
 from ..seeding import SampleGenerator
 from ..specs import build, split_spec
-from ..target import Target
-from ..threat import Threat
 from .epoch import out_of_memory
 from .recipe import Batch, Recipe, loss_of
 

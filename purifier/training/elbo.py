@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..interfaces import Purifier
+from ..contracts.purifier import Purifier
 from .recipe import Batch, Recipe, loss_of
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..classifier import PixelClassifier
-from ..data import ImageData
+from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.purifier import Purifier, Scheduled
+from ..data.images import ImageData
 from ..errors import PurifierError, TrainingError
-from ..interfaces import Purifier, Scheduled
 from ..seeding import SampleGenerator, mix_seed
-from .augment import augmented
+from .augmentation import augmented
 from .optimisation import Follower
-from .processes import Processes
 from .recipe import Batch, Recipe
+from .torchrun import Processes
 
 REPORT_STEPS = 20
 """How often the loss is looked at: each look makes a GPU wait."""

@@ -13,22 +13,23 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from .. import checkpoint
-from ..data import ImageData, load_data
+from ..contracts import checkpoint
+from ..contracts.purifier import Purifier, purifiers
+from ..data.images import ImageData
+from ..data.loading import load_data
 from ..errors import ConfigError, TrainingError
-from ..interfaces import Purifier, purifiers
-from ..layout import channels_last, fed_channels_last
-from ..rest import at_rest
 from ..seeding import mix_seed
 from ..specs import build
-from .checks import check_kinds, check_numbers, check_out, device_of
+from ..torch_tools.channels_last import channels_last, fed_channels_last
+from ..torch_tools.freezing import freeze
+from .argument_checks import check_kinds, check_numbers, check_out, device_of
+from .classifier_checks import check_classifier, classifier_for, described
 from .epoch import NotFinite, Progress, Run, out_of_memory
-from .frozen import check_classifier, classifier_for, described
 from .optimisation import Follower
-from .processes import joined, own_device
 from .recipe import learned_of
 from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
+from .torchrun import joined, own_device
 
 
 def train(
@@ -163,7 +164,7 @@ def train(
     with ExitStack() as stack:
         pixels, labels = (part.to(place) for part in images.batch(images.spread(2)))
         if frozen is not None:
-            stack.enter_context(at_rest(frozen, device=place))
+            stack.enter_context(freeze(frozen, device=place))
             check_classifier(frozen, chosen, images, place)
             stack.enter_context(channels_last(frozen, lambda images: [frozen(images)], pixels))
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-MOMENTUM = 0.95
+MUON_MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 """Of the Newton-Schulz iteration."""
 ITERATIONS = 5
@@ -48,8 +48,8 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[weight]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(weight)
-                mean = state["momentum_buffer"].lerp_(weight.grad, 1 - MOMENTUM)
-                direction = orthogonal(weight.grad.lerp(mean, MOMENTUM).to(self.dtype))
+                mean = state["momentum_buffer"].lerp_(weight.grad, 1 - MUON_MOMENTUM)
+                direction = orthogonal(weight.grad.lerp(mean, MUON_MOMENTUM).to(self.dtype))
                 weight.add_(direction, alpha=-group["lr"] * LENGTH * max(weight.shape) ** 0.5)
 
 

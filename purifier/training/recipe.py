@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..classifier import PixelClassifier
-from ..interfaces import OnePass, Purifier
+from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.purifier import OnePass, Purifier
 from ..seeding import SampleGenerator
 from .optimisation import Optimisation
 

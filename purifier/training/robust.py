@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..classifier import PixelClassifier
+from ..attacking.steps import random_offset
+from ..attacking.threat import Threat
+from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.purifier import Purifier
 from ..errors import ConfigError, TrainingError
-from ..interfaces import Purifier
-from ..steps import random_offset
-from ..threat import Threat
-from .adversary import ascent, climb
+from .inner_attack import ascent, climb
 from .optimisation import Optimisation
 from .recipe import Batch, Recipe, purified_and_loss_of
 
 WATCHED_STEPS = 10
 """Of the attack that watches over training."""
-ENOUGH = 32
+ENOUGH_RIGHT = 32
 """Fewer images right after one step say nothing of a collapse."""
 COLLAPSE = 0.5
 """Training has collapsed when less than this share of the images right under one step are right under ten."""
@@ -151,7 +151,7 @@ class Robust(Recipe):
                 found = [int((answer(images).argmax(1) == labels).sum()) for images in (pixels, one, ten)]
             right = [total + more for total, more in zip(right, found, strict=True)]
             count, done = count + len(pixels), batch.done
-        if right[2] < COLLAPSE * right[1] and right[1] >= ENOUGH and done >= self.ramp:
+        if right[2] < COLLAPSE * right[1] and right[1] >= ENOUGH_RIGHT and done >= self.ramp:
             raise TrainingError(
                 f"catastrophic overfitting: {right[1]} of {count} images are right after one step of an attack, but "
                 f"{right[2]} after {WATCHED_STEPS}; raise robust:steps, or lower lr"

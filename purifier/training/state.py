@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from ..atomic import atomic_write
-from ..checkpoint import read_tensors, write_tensors
+from ..contracts.checkpoint import read_tensors, write_tensors
 from ..errors import CheckpointError, OutputError, TrainingError
 from .optimisation import Follower
 
-KEY = "purifier.training"
+STATE_KEY = "purifier.training"
 
 
 def state_path(out: Path) -> Path:
@@ -37,7 +37,7 @@ def check_replaceable(path: Path) -> None:
         _, metadata = read_tensors(path)
     except CheckpointError:
         metadata = {}
-    if KEY not in metadata:
+    if STATE_KEY not in metadata:
         raise OutputError(
             f"{path} is in the way: training keeps its state there, and this file is no training state; "
             "move it, or give the checkpoint another name",
@@ -47,7 +47,7 @@ def check_replaceable(path: Path) -> None:
 
 def write_state(path: Path, follower: Follower, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
     """Write atomically all that the epochs after ``entry``, the log entry of the last one, depend on."""
-    write_tensors(_tensors(follower), path, {KEY: {"settings": settings, "entry": entry}})
+    write_tensors(_tensors(follower), path, {STATE_KEY: {"settings": settings, "entry": entry}})
 
 
 def read_state(path: Path, follower: Follower, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def read_state(path: Path, follower: Follower, settings: Mapping[str, Any]) -> d
             f"nothing to resume: no training state {path} (it is removed when training ends); start without resume"
         )
     tensors, metadata = read_tensors(path)
-    entry = _check_state(path, tensors, metadata.get(KEY), _tensors(follower), settings)
+    entry = _check_state(path, tensors, metadata.get(STATE_KEY), _tensors(follower), settings)
     follower.module.load_state_dict(_below("weights.", tensors))
     if follower.average is not None:
         follower.average.load_state_dict(_below("average.", tensors))
@@ -92,7 +92,7 @@ def _check_state(
     expected: Mapping[str, Tensor],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Refuse all that :func:`write_state` would not have written in such a run; returns the log entry."""
+    """Reject all that :func:`write_state` would not have written in such a run; returns the log entry."""
     if not isinstance(described, dict):
         raise TrainingError(f"{path} is not a training state; start without resume")
 

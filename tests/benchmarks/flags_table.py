@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "audit"))
 import purifier
 from audit_stage import NearestMean
 from broken import CONTROLS
-from purifier.data import load_data
-from purifier.guard import GuardedModule, GuardedSession
+from purifier.data.loading import load_data
+from purifier.guards.module import GuardedModule
+from purifier.guards.session import GuardedSession
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 import purifier
-from purifier.classifier import load_classifier
-from purifier.data import load_data
-from purifier.runtime import CPU, CUDA, open_session
+from purifier.classifiers.loading import load_classifier
+from purifier.data.loading import load_data
+from purifier.onnx.runtime import CPU, CUDA, open_session
 
 ROUNDS = 30
 

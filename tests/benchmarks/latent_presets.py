@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import purifier
-from purifier.data import load_data
+from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator
 
 BATCH = 50

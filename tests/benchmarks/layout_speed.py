@@ -14,15 +14,17 @@ import torch
 
 from guard_speed import measure
 from purifier.assets.classifier import demo_classifier
-from purifier.checkpoint import load
-from purifier.classifier import TorchPixelClassifier
-from purifier.data import load_data
-from purifier.layout import channels_last, ways_through
-from purifier.memory import keep_freed_memory
-from purifier.pixels import Preprocessing
-from purifier.rest import at_rest
+from purifier.attacking.target import Target
+from purifier.auditing.channels_last_check import everything_asked
+from purifier.classifiers.pixel_classifier import TorchPixelClassifier
+from purifier.contracts.checkpoint import load
+from purifier.data.loading import load_data
+from purifier.data.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
-from purifier.target import Route, Target
+from purifier.torch_tools.channels_last import channels_last
+from purifier.torch_tools.freezing import freeze
+from purifier.torch_tools.memory import keep_freed_memory
+from purifier.vocabulary import Route
 
 
 def main() -> None:
@@ -35,9 +37,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.count} images, {given.purifier}")
     own, last = ((TorchPixelClassifier(demo_classifier(), Preprocessing()), load(given.purifier)) for _ in range(2))
     with (
-        at_rest(*own, *last),
+        freeze(*own, *last),
         channels_last(last[0], lambda images: [last[0](images)], pixels[:2]) as first_used,
-        channels_last(last[1], ways_through(last[1]), pixels[:2]) as second_used,
+        channels_last(last[1], everything_asked(last[1]), pixels[:2]) as second_used,
     ):
         print(f"channels-last: classifier {first_used}, purifier {second_used}")
         routes: dict[Route, str] = {"oblivious": "classifier alone", "exact": "guarded", "bpda": "guarded"}

@@ -23,9 +23,9 @@ import torch
 import purifier
 from purifier.assets.build import ROBUST
 from purifier.assets.classifier import demo_classifier
-from purifier.data import load_data
-from purifier.memory import keep_freed_memory
-from purifier.training import train
+from purifier.data.loading import load_data
+from purifier.torch_tools.memory import keep_freed_memory
+from purifier.training.loop import train
 
 FIGURES = ("seconds", "system seconds", "faults", "peak MB")
 

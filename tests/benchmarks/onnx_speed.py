@@ -15,10 +15,10 @@ import torch
 
 import purifier
 from guard_speed import measure
-from purifier.data import load_data
-from purifier.onnx_front import purifier_graph
-from purifier.pixels import Preprocessing
-from purifier.runtime import CPU, CUDA, open_session
+from purifier.data.loading import load_data
+from purifier.data.pixels import Preprocessing
+from purifier.onnx.front import purifier_graph
+from purifier.onnx.runtime import CPU, CUDA, open_session
 
 DEFAULT = ("demo", "demo-plain", "latent:base=demo-plain", "latent:base=demo-plain,loop=true")
 

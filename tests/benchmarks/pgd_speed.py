@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from purifier import Threat
-from purifier.audit import read_attack
-from purifier.classifier import TorchPixelClassifier, load_classifier
-from purifier.data import load_data
-from purifier.interfaces import purifiers
-from purifier.pixels import Preprocessing
+from purifier.attacking.specs import read_attack
+from purifier.attacking.target import Target
+from purifier.classifiers.loading import load_classifier
+from purifier.classifiers.pixel_classifier import TorchPixelClassifier
+from purifier.contracts.purifier import purifiers
+from purifier.data.loading import load_data
+from purifier.data.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
 
 BUDGETS = {"usual": 0.1, "images stay": 0.002}
 IMAGES = 256

@@ -31,14 +31,15 @@ from torch.nn import functional as F
 
 import purifier
 from purifier.assets.build import ROBUST, ROBUST_DATA
-from purifier.audit.report import PROBED
-from purifier.checkpoint import read_tensors, write_tensors
-from purifier.data import ImageData, load_data
-from purifier.memory import keep_freed_memory
-from purifier.threat import Norm
-from purifier.training import train
+from purifier.auditing.report import PROBED
+from purifier.contracts.checkpoint import read_tensors, write_tensors
+from purifier.data.images import ImageData
+from purifier.data.loading import load_data
+from purifier.torch_tools.memory import keep_freed_memory
+from purifier.training.loop import train
 from purifier.training.optimisation import Optimisation
 from purifier.training.state import state_path
+from purifier.vocabulary import Norm
 
 PUBLISHED = ("fgsm", "rfgsm:alpha=0.1667")
 CW = "cw:steps=100,searches=1,initial_const=1,step_size=0.05"

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import purifier
-from purifier.audit.statistics import wilson
-from purifier.data import load_data
+from purifier.auditing.statistics import wilson
+from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator
 
 BATCH = 250
@@ -54,10 +54,10 @@ def line(rows: list[dict[str, Any]]) -> str:
         known = [one for one in seen if one["fooled"]]
         auc = sum(one["fooled"] * one["auc"]["value"] for one in known) / fooled
         parts.append(f"AUC {auc:.2f} over {fooled} fooled")
-    refused = [one["refused"] for one in seen if one["refused"]]
-    if refused:
-        hits, total = (sum(one[name] for one in refused) for name in ("correct", "count"))
-        parts.append(f"refused {hits / total:.1%} of {'the fooled' if fooled else 'all'}")
+    rejected = [one["rejected"] for one in seen if one["rejected"]]
+    if rejected:
+        hits, total = (sum(one[name] for one in rejected) for name in ("correct", "count"))
+        parts.append(f"rejected {hits / total:.1%} of {'the fooled' if fooled else 'all'}")
     return ", ".join(parts)
 
 

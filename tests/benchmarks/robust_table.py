@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from purifier.audit import wilson
+from purifier.auditing.statistics import wilson
 
 EPS = 0.1
 YARDSTICK = ["--classifier", "purifier.assets.classifier:FashionClassifier", "--purifier", "identity"]

@@ -28,11 +28,11 @@ from torch.nn import functional as F
 
 from purifier.assets.build import ROBUST, ROBUST_DATA
 from purifier.assets.classifier import FashionClassifier, demo_classifier
-from purifier.checkpoint import read_tensors, write_tensors
-from purifier.data import load_data
-from purifier.interfaces import Purifier, purifiers
-from purifier.memory import keep_freed_memory
-from purifier.training import train
+from purifier.contracts.checkpoint import read_tensors, write_tensors
+from purifier.contracts.purifier import Purifier, purifiers
+from purifier.data.loading import load_data
+from purifier.torch_tools.memory import keep_freed_memory
+from purifier.training.loop import train
 from purifier.training.state import log_path, state_path
 
 PROBED = 4

@@ -22,14 +22,16 @@ from torch import Tensor, nn
 import purifier
 from pgd_speed import Way, art, measure, ours, peer, torchattacks
 from purifier import Threat
-from purifier.audit import read_attack
-from purifier.classifier import TorchPixelClassifier, load_classifier
-from purifier.data import ImageData, load_data
-from purifier.guard import GuardedModule
-from purifier.interfaces import purifiers
-from purifier.pixels import Preprocessing
+from purifier.attacking.specs import read_attack
+from purifier.attacking.target import Target
+from purifier.classifiers.loading import load_classifier
+from purifier.classifiers.pixel_classifier import TorchPixelClassifier
+from purifier.contracts.purifier import purifiers
+from purifier.data.images import ImageData
+from purifier.data.loading import load_data
+from purifier.data.pixels import Preprocessing
+from purifier.guards.module import GuardedModule
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 STEPS = 40

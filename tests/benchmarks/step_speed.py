@@ -16,14 +16,14 @@ import torch
 from guard_speed import measure
 from purifier.assets.build import ROBUST
 from purifier.assets.classifier import demo_classifier
-from purifier.classifier import TorchPixelClassifier
-from purifier.data import load_data
-from purifier.interfaces import Purifier, purifiers
-from purifier.layout import channels_last, fed_channels_last
-from purifier.memory import keep_freed_memory
-from purifier.pixels import Preprocessing
-from purifier.rest import at_rest
+from purifier.classifiers.pixel_classifier import TorchPixelClassifier
+from purifier.contracts.purifier import Purifier, purifiers
+from purifier.data.loading import load_data
+from purifier.data.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
+from purifier.torch_tools.channels_last import channels_last, fed_channels_last
+from purifier.torch_tools.freezing import freeze
+from purifier.torch_tools.memory import keep_freed_memory
 from purifier.training.optimisation import Follower
 from purifier.training.recipe import Batch, learned_of
 from purifier.training.robust import Robust
@@ -47,7 +47,7 @@ def main() -> None:
         done=0.5,
     )
     with ExitStack() as stack:
-        stack.enter_context(at_rest(classifier))
+        stack.enter_context(freeze(classifier))
         stack.enter_context(channels_last(classifier, lambda images: [classifier(images)], pixels[:2]))
         ways = {}
         for name in ("before", "muon", "both"):

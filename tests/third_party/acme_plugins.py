@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from purifier import Attack, Purifier, Threat
+from purifier.attacking.target import Target
 from purifier.seeding import SampleGenerator
-from purifier.target import Target
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""``python -m purifier`` is the command ``purifier``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Threats, targets and what an attack author writes."""

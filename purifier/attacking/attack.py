@@ -1,0 +1,47 @@
+"""What an attack author writes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor
+
+from ..contracts.registry import Registry
+from ..errors import PluginError
+from ..seeding import SampleGenerator
+
+if TYPE_CHECKING:
+    from .target import Target
+    from .threat import Threat
+
+
+NEEDS = ("gradient", "latent", "scores", "labels")
+
+
+class Attack(ABC):
+    """Looks for adversarial images; usually a frozen dataclass whose fields are its options."""
+
+    needs: ClassVar[Literal["gradient", "latent", "scores", "labels"]]
+    """What it asks of a target: gradients, the purifier's latent space too, logits only, or predicted labels only."""
+    norms: ClassVar[tuple[str, ...]]
+    """The norms it can work in, of ``linf``, ``l2`` and ``l1``."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if getattr(cls, "needs", None) not in NEEDS:
+            raise PluginError(f"{cls.__name__} must declare needs, one of {', '.join(NEEDS)}", cls.__name__)
+        if not isinstance(getattr(cls, "norms", None), tuple):
+            raise PluginError(f"{cls.__name__} must declare norms, a tuple such as ('linf',)", cls.__name__)
+
+    @abstractmethod
+    def perturb(
+        self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
+    ) -> Tensor:
+        """Adversarial pixels, same shape; the core projects them into the threat and judges them.
+
+        ``pixels`` (N, C, H, W) in [0, 1], ``labels`` (N,) int64; neither may be changed in place.
+        """
+
+
+attacks: Registry[Attack] = Registry("purifier.attacks", Attack)

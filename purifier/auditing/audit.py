@@ -1,0 +1,290 @@
+"""audit(): attacks x threats x routes over data, judged on the guard, worst case per image."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from ..attacking.attack import Attack
+from ..attacking.target import is_random
+from ..attacking.threat import Threat
+from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.purifier import Purifier, purifiers
+from ..data.images import ImageData
+from ..data.loading import load_data
+from ..data.pixels import check_pixels
+from ..errors import AuditError, ConfigError, PluginError, PurifierError
+from ..guards.guard import Guard
+from ..guards.module import GuardedModule
+from ..guards.session import GuardedSession
+from ..rejection.calibration import calibration_of
+from ..seeding import SampleGenerator
+from ..torch_tools.channels_last import channels_last
+from ..torch_tools.freezing import freeze
+from ..vocabulary import Norm, Route
+from .channels_last_check import everything_asked
+from .comparing import DECISIVE_JUDGEMENTS, compare
+from .counting import rows_of, worst_cases
+from .plan import Job, plan, plan_preset
+from .presets import DEFAULT_PRESET, preset_of
+from .report import PROBED, AuditReport, check_writable
+from .self_checks import probe
+from .trial import Progress, Trial
+
+
+def audit(
+    guard: Guard,
+    data: ImageData | str,
+    *,
+    norm: Norm = "linf",
+    eps: float | Sequence[float] = 0.1,
+    attacks: Sequence[str | Attack] | None = None,
+    preset: str | None = None,
+    routes: Sequence[str] | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    eot: int = 10,
+    judgements: int = 5,
+    probes: int = PROBED,
+    device: str | torch.device | None = None,
+    root: str | Path | None = None,
+    progress: Progress | None = None,
+    out: str | Path | None = None,
+) -> AuditReport:
+    """Attack a guarded classifier, and the classifier alone, and count what survives.
+
+    Every adversarial image is projected into the threat by the core and judged again on the guard, with fresh
+    noise if the purifier is random. An image is right under an attack only if it is right when clean too.
+    Neither classifier nor purifier is changed: they run in evaluation mode, and their flags are put back.
+    Every image judged on the guard is scored too: how well that tells fooled images from clean ones, and what the
+    threshold rejects if the purifier is calibrated, stands in each row's ``detection``.
+
+    Parameters
+    ----------
+    guard
+        What :func:`purifier.guard` gave.
+    data
+        Labelled images or a DATA spec.
+    norm, eps
+        The threats: one norm, one or several budgets in pixel units.
+    attacks
+        ATTACK specs (``pgd:steps=100``) or attacks, each run on all images; ``()`` for clean images only.
+    preset
+        ``quick``, each of its attacks on all images, or ``standard`` (AutoAttack's four, Croce & Hein 2020) or
+        ``thorough``, which follow one another on what is left; those that cannot work here left out. By default
+        ``standard`` if ``attacks`` is not given.
+    routes
+        Of ``exact``, ``bpda``, ``oblivious``, ``none``; by default all that an attack can follow.
+    batch_size
+        Images at a time; the result does not depend on it, but for rounding.
+    seed
+        Of the attacks' and the purifier's randomness.
+    eot
+        Noise draws a gradient is averaged over; 1 if the purifier is deterministic.
+    judgements
+        How often each image is judged with fresh noise; 1 if the purifier is deterministic.
+    probes
+        On how many images, at most, flags are looked for: each costs some 60 gradients a threat, times ``eot``. Fewer
+        show less, and below 6 ``one-step-wins`` and ``no-rise`` cannot be raised.
+    device
+        Where to run; by default where the purifier and classifier are.
+    root
+        Folder of named data sets.
+    progress
+        Called as the work goes on.
+    out
+        Folder for ``report.json``; checked before the work begins.
+
+    Raises
+    ------
+    ConfigError, SpecError, DataError, OutputError, CheckpointError
+        The audit cannot be carried out as asked; found before any attack runs.
+    GradientError
+        A gradient attack on a classifier that has no gradients, or along a route that does not exist.
+    AuditError
+        Classifier, purifier and data do not fit together. An attack that fails is an error of its row only.
+    """
+    if out is not None:
+        check_writable(out)
+    if not isinstance(guard, GuardedModule | GuardedSession):
+        raise ConfigError(f"audit: expected what purifier.guard() returns, got {type(guard).__name__}")
+    if not isinstance(data, ImageData | str):
+        raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
+    for name, value in {"batch_size": batch_size, "eot": eot, "judgements": judgements, "probes": probes}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+    threats = [Threat(norm, budget) for budget in _budgets(eps)]
+    if attacks is None:
+        attacks, preset = (), DEFAULT_PRESET if preset is None else preset
+    if isinstance(attacks, str) or not isinstance(attacks, Iterable):
+        raise ConfigError(f"attacks: expected a list of ATTACK specs, got {attacks!r}; write [{attacks!r}]")
+    chosen = None if preset is None else preset_of(preset)
+    classifier = guard.pixel_classifier()
+    purifier = _AsItRuns(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
+    strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
+    calibration = calibration_of(guard.purifier)
+    jobs = plan(classifier, purifier, attacks, threats, routes)
+    loaded = load_data(data, root=root) if isinstance(data, str) else data
+    with ExitStack() as stack:
+        used = stack.enter_context(freeze(classifier, purifier, device=device))
+        random = _try_out(classifier, purifier, loaded, used)
+        some = loaded.batch(range(min(2, len(loaded))))[0]
+        stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], some))
+        stack.enter_context(channels_last(purifier, everything_asked(purifier), some))
+        trial = Trial(classifier, purifier, used, seed, eot if random else 1, judgements if random else 1, batch_size)
+        left_out: list[str] = []
+        if chosen is not None:
+            of_preset, left_out = plan_preset(classifier, purifier, chosen, threats, routes, random=random)
+            twice = {job.named.spec for job in of_preset} & {job.named.spec for job in jobs}
+            if twice:
+                raise ConfigError(f"attack {min(twice)!r} is in the preset {preset!r} already; leave it out")
+            jobs = [*of_preset, *jobs]
+        rows = trial.over(loaded, jobs, routes is None or "oblivious" in routes, progress)
+        flags = []
+        if jobs:
+            decisive = not random or judgements >= DECISIVE_JUDGEMENTS
+            flags = [*probe(trial, loaded, threats, count=probes), *compare(rows, strongest, decisive=decisive)]
+    report = AuditReport(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            "purifier": version_of("adversarial-purifier"),
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "python": platform.python_version(),
+            **_libraries(jobs),
+        },
+        data={"name": loaded.name, "count": len(loaded)},
+        classifier=classifier.describe(),
+        preprocessing=_as_json(guard.preprocessing),
+        purifier=_describe(guard.purifier),
+        threats=threats,
+        seed=seed,
+        batch_size=batch_size,
+        judgements=trial.judgements,
+        eot=trial.eot,
+        device=str(used),
+        preset=preset,
+        left_out=left_out,
+        flags=flags,
+        worst_case=worst_cases(rows, strongest, trial.judgements),
+        calibration=None
+        if calibration is None
+        else {name: getattr(calibration, name) for name in ("fpr", "threshold", "data", "count")},
+        probes=probes,
+        rows=rows_of(rows, None if calibration is None else calibration.threshold, trial.judgements, trial.eot),
+    )
+    if out is not None:
+        report.save(out)
+    return report
+
+
+def _budgets(eps: float | Sequence[float]) -> list[float]:
+    try:
+        budgets = [float(eps)] if isinstance(eps, SupportsFloat) else [float(one) for one in eps]
+    except (TypeError, ValueError):
+        budgets = []
+    if not budgets or len(set(budgets)) < len(budgets):
+        raise ConfigError(f"eps: expected one budget or several different ones, got {eps!r}")
+    return budgets
+
+
+class _AsItRuns(Purifier):
+    """The purifier inside a session: the graph has no noise, so a random one gives its mean."""
+
+    Config = object
+    gradient = "exact"
+
+    def __init__(self, inner: Purifier) -> None:
+        super().__init__(inner.config)
+        self.inner = inner
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.inner.purify(pixels)
+
+    def score(self, pixels: Tensor) -> Tensor:
+        return self.inner.score(pixels)
+
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inner.purify_and_score(pixels)
+
+
+@torch.no_grad()
+def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device) -> bool:
+    """Check on two images that data, purifier and classifier fit; say whether the purifier is random."""
+    indices = range(min(2, len(data)))
+    pixels = data.batch(indices)[0].to(device)
+    check_pixels(pixels, name=data.name, shape=getattr(purifier.config, "image_shape", None))
+    given, who = pixels.clone(), f"{type(purifier).__name__} and {classifier.describe()}"
+    try:
+        purified, score = purifier.purify_and_score(given, purifier.draw(given, SampleGenerator(0, indices)))
+        logits = classifier(purified)
+    except PurifierError:
+        raise
+    except Exception as error:  # torch, ONNX Runtime and plugins raise many kinds
+        raise AuditError(
+            f"{who} fail on images {tuple(pixels.shape)} of {data.name} ({type(error).__name__}: {error}); "
+            "do they take this size and preprocessing, in float32?"
+        ) from error
+    low, high = purified.aminmax()
+    if low < 0 or high > 1:
+        raise AuditError(
+            f"{type(purifier).__name__} must purify to [0, 1], it gave [{low:.3g}, {high:.3g}]; "
+            "purifier.data.pixels.into_range clamps and keeps the gradient"
+        )
+    if purified.shape != pixels.shape or not torch.equal(given, pixels):
+        raise AuditError(
+            f"{type(purifier).__name__} must give images {tuple(pixels.shape)} and leave its input alone, it gave "
+            f"{tuple(purified.shape)}; purifier.testing.check_purifier tells more"
+        )
+    if score.shape != (len(pixels),):
+        raise AuditError(
+            f"{type(purifier).__name__} must score images {tuple(pixels.shape)} with ({len(pixels)},) numbers, it gave "
+            f"{tuple(score.shape)}; purifier.testing.check_purifier tells more"
+        )
+    if logits.isnan().any():
+        raise AuditError(f"{who} give NaN for an image of {data.name}; check their weights")
+    highest = int(data.labels.max())
+    if highest >= logits.shape[1]:
+        raise AuditError(
+            f"{data.name} has labels up to {highest}, {classifier.describe()} has {logits.shape[1]} logits; "
+            "choose the data it was trained on"
+        )
+    return is_random(purifier, pixels)
+
+
+def _libraries(jobs: Sequence[Job]) -> dict[str, str]:
+    """Versions of the libraries whose attacks ran: an attack says so with ``distribution``."""
+    named = {str(getattr(job.named.attack, "distribution", "")) for job in jobs} - {""}
+    return {name: version_of(name) for name in sorted(named)}
+
+
+def _describe(purifier: Purifier) -> dict[str, Any]:
+    cls = type(purifier)
+    try:
+        plugin = purifiers.name_of(cls)
+    except PluginError:
+        plugin = f"{cls.__module__}:{cls.__qualname__}"
+    return {
+        "plugin": plugin,
+        "config": _as_json(purifier.config),
+        "surrogate": "identity" if cls.surrogate is Purifier.surrogate else "own",
+        "file": purifier.provenance.get("file"),
+        "sha256": purifier.provenance.get("sha256"),
+    }
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    """A dataclass as it will be read back from JSON: tuples are lists."""
+    plain = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
+    return dict(json.loads(json.dumps(plain)))

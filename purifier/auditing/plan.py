@@ -1,0 +1,165 @@
+"""What an audit will do, settled and checked before any work: attacks, threats, routes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from ..attacking.attack import Attack
+from ..attacking.specs import NamedAttack, read_attack
+from ..attacking.target import check_differentiable, check_route
+from ..attacking.threat import Threat
+from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.purifier import LatentSpace, Purifier
+from ..errors import ConfigError, GradientError
+from ..vocabulary import Route
+from .presets import Preset
+
+QUERY_NEEDS = ("scores", "labels")
+"""What an attack without gradients needs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attack within one threat along one route."""
+
+    named: NamedAttack
+    threat: Threat
+    route: Route
+    sequence: str | None = None
+    """Jobs of one sequence and threat attack only what those before them left right; None: all images."""
+    eot: int | None = None
+    """Draws a gradient is averaged over; None: the audit's."""
+
+    def draws(self, eot: int) -> int:
+        """How many draws an answer is averaged over, where an audit says ``eot``: a query has one answer."""
+        if self.route == "oblivious" or self.named.attack.needs in QUERY_NEEDS:
+            return 1
+        return eot if self.eot is None else self.eot
+
+    def __str__(self) -> str:
+        return f"{self.named.spec} {self.route} {self.threat}" + ("" if self.eot is None else f" eot {self.eot}")
+
+
+def plan(
+    classifier: PixelClassifier,
+    purifier: Purifier,
+    given: Sequence[str | Attack],
+    threats: Sequence[Threat],
+    routes: Sequence[str] | None,
+) -> list[Job]:
+    """All jobs of an audit. ``oblivious`` is always there: it is the attack on the undefended classifier.
+
+    Raises
+    ------
+    ConfigError
+        An attack is given twice, cannot work in the norm, or has no route among ``routes``.
+    GradientError
+        A route cannot be followed through this purifier or classifier.
+    """
+    _check_routes(routes)
+    named = [read_attack(one) for one in given]
+    for one in named:
+        if [other.spec for other in named].count(one.spec) > 1:
+            raise ConfigError(f"attack {one.spec!r} is given twice; give it once, or with other options")
+        for threat in threats:
+            _check_norm(one, threat)
+    chosen = {one.spec: routes_of(one, classifier, purifier, routes) for one in named}
+    return [Job(one, threat, route) for threat in threats for one in named for route in chosen[one.spec]]
+
+
+def plan_preset(
+    classifier: PixelClassifier,
+    purifier: Purifier,
+    preset: Preset,
+    threats: Sequence[Threat],
+    routes: Sequence[str] | None,
+    *,
+    random: bool,
+) -> tuple[list[Job], list[str]]:
+    """The jobs of a preset, and why some of its attacks are left out.
+
+    A sequence goes along the routes that see the purifier, strongest first, another along ``oblivious``; in both,
+    attacks by queries come last.
+
+    Raises
+    ------
+    ConfigError
+        None of its attacks can run.
+    """
+    _check_routes(routes)
+    jobs, left_out = [], []
+    apart, following = ([read_attack(spec) for spec in specs] for specs in (preset.apart, preset.sequence))
+    for threat in threats:
+
+        def of(one: NamedAttack, threat: Threat = threat) -> list[Job]:
+            try:
+                _check_norm(one, threat)
+                return [Job(one, threat, route) for route in routes_of(one, classifier, purifier, routes)]
+            except (ConfigError, GradientError) as error:
+                left_out.append(str(error))
+                return []
+
+        first = [job for one in apart for job in of(one)]
+        if preset.sweep and random and first and first[0].named.attack.needs == "gradient":
+            jobs += [replace(first[0], eot=eot) for eot in preset.sweep]
+        jobs += first
+        in_sequence = [replace(job, sequence=_sequence(job.route)) for one in following for job in of(one)]
+        jobs += sorted(in_sequence, key=_order)  # stable: attacks of a kind stay as they are
+    if not jobs:
+        raise ConfigError("no attack of the preset can run: " + "; ".join(dict.fromkeys(left_out)))
+    return jobs, list(dict.fromkeys(left_out))
+
+
+def routes_of(
+    one: NamedAttack, classifier: PixelClassifier, purifier: Purifier, asked: Sequence[str] | None
+) -> list[Route]:
+    """The routes an attack takes through a guard, of those asked for, and ``oblivious`` where it can."""
+    needs = one.attack.needs
+    if needs == "latent":
+        if not isinstance(purifier, LatentSpace):
+            raise ConfigError(
+                f"attack {one.spec!r} needs a purifier with a latent space (latent_of, decoded); "
+                f"{type(purifier).__name__} has none"
+            )
+        possible: list[Route] = ["exact"]
+    elif needs != "gradient":
+        possible = ["none", "oblivious"]
+    elif purifier.gradient == "exact" or (asked is not None and "exact" in asked):
+        possible = ["exact", "bpda", "oblivious"]
+    else:
+        possible = ["bpda", "oblivious"]
+    routes = [route for route in possible if asked is None or route in asked]
+    if not routes:
+        raise ConfigError(
+            f"attack {one.spec!r} needs {needs} and can follow {', '.join(possible)}, "
+            f"not {', '.join(asked or ())}; add one of these routes"
+        )
+    for route in routes:
+        check_route(classifier, purifier, route)
+        if needs in ("gradient", "latent"):
+            check_differentiable(classifier, route)
+    return routes if "oblivious" in routes or needs == "latent" else [*routes, "oblivious"]
+
+
+def _order(job: Job) -> tuple[int, bool]:
+    return get_args(Route).index(job.route), job.named.attack.needs in QUERY_NEEDS
+
+
+def _sequence(route: Route) -> str:
+    return "oblivious" if route == "oblivious" else "informed"
+
+
+def _check_routes(routes: Sequence[str] | None) -> None:
+    for route in routes or ():
+        if route not in get_args(Route):
+            raise ConfigError(f"route must be one of {', '.join(get_args(Route))}, got {route!r}")
+
+
+def _check_norm(one: NamedAttack, threat: Threat) -> None:
+    if threat.norm not in one.attack.norms:
+        raise ConfigError(
+            f"attack {one.spec!r} works in {', '.join(one.attack.norms)}, not in {threat.norm}; "
+            "choose another attack or norm"
+        )

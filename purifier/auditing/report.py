@@ -1,0 +1,252 @@
+"""The audit's report: what was asked, every figure with its route and interval, and the worst case."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..atomic import atomic_write, unwritable
+from ..attacking.threat import Threat
+from ..errors import ConfigError, FileError, PurifierError
+from .detection import Detection, read_detection
+from .statistics import Rate, read_rate
+
+SCHEMA_VERSION = 3
+PROBED = 64
+"""On how many images flags are looked for, unless told."""
+FILE_NAME = "report.json"
+WHITE_BOX = ("exact", "bpda")
+"""The routes that see the purifier and follow gradients; no other figure may be called white-box."""
+
+Model = Literal["undefended", "guarded"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: a model under one attack along one route.
+
+    Nothing hides an undefended classifier: gradient attacks on it are ``exact``, others ``none``.
+    """
+
+    model: Model
+    attack: str
+    """ATTACK spec, or ``none`` for clean images."""
+    options: Mapping[str, Any]
+    route: str | None
+    """None for clean images only."""
+    threat: Threat | None
+    eot: int
+    """Draws of the purifier's noise a gradient was averaged over."""
+    sequence: str | None
+    """The sequence the attack was part of, or None: then it had all images."""
+    attacked: int
+    """Images attacked; in a sequence those that the attacks before had left right."""
+    result: Rate | None
+    """Images right when clean and under the attack, and in a sequence under those before it; the mean over judgements.
+    None after an error."""
+    worst_of_n: Rate | None
+    """Images right in every judgement; None where one judgement tells all."""
+    majority: Rate | None
+    """Images right in more than half of the judgements; None where one judgement tells all."""
+    queries_per_image: float
+    """Images shown to the target for each image attacked, those shown for a gradient included."""
+    gradients_per_image: float
+    scores_per_image: float
+    """Scores of the guard's purifier the attack asked for: above 0 where it aimed at the detector too."""
+    seconds: float
+    error: str | None = None
+    detection: Detection | None = None
+    """None for the undefended classifier, and after an error."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A sign that the figures are too high to be believed."""
+
+    name: str
+    """A key of the catalogue of flags."""
+    evidence: str
+    """What was seen, in figures."""
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """Per image the worst over all attacks of one threat: robust is what survives each."""
+
+    model: Model
+    threat: Threat
+    scope: Literal["all", "white-box"]
+    routes: Sequence[str]
+    """The routes taken together."""
+    result: Rate
+    worst_of_n: Rate | None
+    majority: Rate | None
+    complete: bool
+    """False if an attack errored: the figure is then an upper bound only."""
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Everything an audit found; :meth:`save` and :meth:`load` keep it as JSON."""
+
+    created: str
+    """UTC, ISO 8601."""
+    versions: Mapping[str, str]
+    data: Mapping[str, Any]
+    classifier: str
+    preprocessing: Mapping[str, Any]
+    purifier: Mapping[str, Any]
+    """Plugin, config, and the checkpoint's file name and sha256 if it came from one."""
+    threats: Sequence[Threat]
+    seed: int
+    batch_size: int
+    judgements: int
+    eot: int
+    device: str
+    preset: str | None
+    """Its attacks are among the rows."""
+    left_out: Sequence[str]
+    """Why attacks of the preset did not run."""
+    flags: Sequence[Flag]
+    """Signs that the figures are too high to be believed: masked gradients, a broken set-up."""
+    worst_case: Sequence[WorstCase]
+    calibration: Mapping[str, Any] | None
+    """The threshold's ``fpr``, ``threshold``, ``data`` and ``count``; None if the purifier is not calibrated."""
+    rows: Sequence[Row]
+    probes: int = PROBED
+    """On how many images, at most, flags were looked for; a report that does not say it is older, and of 64."""
+    command: Sequence[str] | None = None
+    """The command line that repeats it, if it came from one."""
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def complete(self) -> bool:
+        """Whether every attack ran to its end."""
+        return all(row.error is None for row in self.rows)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether every attack ran to its end and no flag was raised."""
+        return self.complete and not self.flags
+
+    def gate(self, least: float) -> list[WorstCase]:
+        """The worst cases of the guard over all routes whose interval reaches below ``least``, a share in [0, 1].
+
+        Raises
+        ------
+        ConfigError
+            ``least`` is no share, or nothing was attacked.
+        """
+        check_gate(least)
+        cases = [case for case in self.worst_case if case.model == "guarded" and case.scope == "all"]
+        if not cases:
+            raise ConfigError("a gate needs an attack on the guard; give one, or leave the gate out")
+        return [case for case in cases if case.result.interval[0] < least]
+
+    def to_json(self) -> str:
+        """The report as JSON text; each rate is spread into its row."""
+        whole = dataclasses.asdict(self)
+        for name in ("rows", "worst_case"):
+            whole[name] = [_flat(entry) for entry in whole[name]]
+        return json.dumps({"schema_version": whole.pop("schema_version"), **whole}, indent=1, allow_nan=False) + "\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``report.json`` into a folder, atomically; return its path."""
+        return atomic_write(Path(folder) / FILE_NAME, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> AuditReport:
+        """Read ``report.json``, or the one in a folder.
+
+        Raises
+        ------
+        FileError
+            The file is missing, no report, or of another schema version.
+        """
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FileError(
+                f"cannot read {path}: {error.strerror or error}; make one with `purifier audit --out`",
+                path,
+            ) from error
+        except ValueError as error:
+            raise FileError(f"{path} is not JSON ({error}); audit again to make a new one", path) from error
+        version = found.get("schema_version") if isinstance(found, dict) else None
+        if version != SCHEMA_VERSION:
+            raise FileError(
+                f"{path}: expected a report of schema version {SCHEMA_VERSION}, got {version!r}; "
+                "read it with the version of purifier that wrote it, or audit again",
+                path,
+            )
+        try:
+            if not found["rows"] or not {"plugin", "surrogate", "file"} <= set(found["purifier"]):
+                raise ValueError("no rows, or no purifier")
+            _check_calibration(found["calibration"])
+            if any((row.get("detection") or {}).get("held") and not found["calibration"] for row in found["rows"]):
+                raise ValueError("images rejected without a calibration")
+            return cls(
+                **{
+                    **found,
+                    "threats": [Threat(**threat) for threat in found["threats"]],
+                    "rows": [_row(row) for row in found["rows"]],
+                    "flags": [Flag(**flag) for flag in found["flags"]],
+                    "worst_case": [WorstCase(**_nested(case)) for case in found["worst_case"]],
+                }
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, PurifierError) as error:
+            raise FileError(f"{path} is not a whole report ({error!r}); audit again to make a new one", path) from error
+
+
+def check_gate(least: float) -> None:
+    """Raise :class:`ConfigError` unless ``least`` is a share of images."""
+    if not 0 <= least <= 1:
+        raise ConfigError(f"a gate is a share of images in [0, 1], such as 0.5, got {least}")
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise :class:`OutputError` unless a report can be written there: before the work, not after it.
+
+    Nothing is made: where the folder is missing, it is the nearest one above it that must be writable.
+    """
+    folder = Path(folder)
+    try:
+        # A link to nowhere is there, though it does not exist: no folder can be made in its place.
+        nearest = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+    result = entry.pop("result") or dict.fromkeys(field.name for field in dataclasses.fields(Rate))
+    return {**entry, **result}
+
+
+def _nested(entry: dict[str, Any]) -> dict[str, Any]:
+    rates = {field.name: entry.pop(field.name) for field in dataclasses.fields(Rate)}
+    return {
+        **entry,
+        "threat": entry["threat"] and Threat(**entry["threat"]),
+        "result": None if rates["count"] is None else read_rate(rates),
+        **{name: entry[name] and read_rate(entry[name]) for name in ("worst_of_n", "majority")},
+    }
+
+
+def _row(entry: dict[str, Any]) -> Row:
+    detection = entry["detection"]
+    return Row(**{**_nested(entry), "detection": detection and read_detection(detection)})
+
+
+def _check_calibration(found: Mapping[str, Any] | None) -> None:
+    kinds = {"fpr": float, "threshold": float, "data": str, "count": int}
+    if found is not None and {name: type(value) for name, value in found.items()} != kinds:
+        raise ValueError(f"calibration {found}")

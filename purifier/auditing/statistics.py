@@ -1,0 +1,129 @@
+"""Rates and areas under the ROC curve, with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RESAMPLES, ENOUGH_SCORES = 500, 20
+"""Draws of the bootstrap, and the least number of positives it is trusted with."""
+Z95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of images with its 95% Wilson interval."""
+
+    accuracy: float
+    correct: float
+    """Images right; a sum of shares where each image was judged several times."""
+    count: int
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Area:
+    """An area under the ROC curve with its 95% interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+def rate(correct: float, count: int) -> Rate:
+    """The rate of ``correct`` of ``count`` images, count at least 1."""
+    return Rate(correct / count, correct, count, wilson(correct, count))
+
+
+def wilson(correct: float, count: int) -> tuple[float, float]:
+    """The 95% score interval of a share (Wilson 1927; Brown, Cai & DasGupta 2001, equation 4), in [0, 1].
+
+    Where each image was judged several times and ``correct`` is a sum of shares, the interval over images is
+    wider than need be, never narrower.
+    """
+    assert 0 <= correct <= count and count > 0
+    share = correct / count
+    spread = Z95**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return (
+        0.0 if correct == 0 else max(0.0, middle - half),
+        1.0 if correct == count else min(1.0, middle + half),
+    )
+
+
+def roc_area(positives: Tensor, negatives: Tensor, chosen: Tensor) -> Area:
+    """P(a positive's score > a negative's), ties half: the area under the ROC curve.
+
+    Parameters
+    ----------
+    positives, negatives
+        Scores of the same N images attacked and clean, (N,), no NaN.
+    chosen
+        Which of the attacked images are positives, bool (N,), at least one.
+
+    The 95% interval is the percentile bootstrap's over images (Efron 1979), an attacked image drawn together with the
+    same image clean: their scores are not independent. Where positives are few, or do not overlap with the negatives,
+    resampling sees too little of the spread: there scores are taken for independent (Hanley & McNeil 1982).
+    """
+    ordered, order = negatives.double().sort()
+    scores = positives[chosen].double()
+    places = torch.stack([torch.searchsorted(ordered, scores, right=right) for right in (False, True)])
+    area = places.double().mean().item() / len(negatives)
+    low, high = _independent(area, len(scores), len(negatives))
+    if len(scores) >= ENOUGH_SCORES and 0 < area < 1:
+        return Area(area, _bootstrap(places, order, chosen))
+    return Area(area, (low, high))
+
+
+def _independent(area: float, count: int, others: int) -> tuple[float, float]:
+    """The interval of an area if all scores were independent: Hanley & McNeil 1982, equations 1 and 2, cut to [0, 1].
+
+    Their error is 0 where the two kinds do not overlap; there it is Wilson's interval over the smaller kind.
+    """
+    if area in (0, 1):
+        return wilson(area * min(count, others), min(count, others))
+    both_above, both_below = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (count - 1) * (both_above - area**2) + (others - 1) * (both_below - area**2)
+    half = Z95 * math.sqrt(max(0.0, variance) / (count * others))
+    return max(0.0, area - half), min(1.0, area + half)
+
+
+def _bootstrap(places: Tensor, order: Tensor, chosen: Tensor) -> tuple[float, float]:
+    """The interval of an area over ``RESAMPLES`` draws of the N images.
+
+    ``places`` (2, P) say how many sorted negatives lie below each positive, and below or level with it; ``order`` (N,)
+    sorts the negatives, ``chosen`` (N,) marks the positives.
+    """
+    count = len(order)
+    generator = torch.Generator().manual_seed(0)
+    areas = []
+    for _ in range(RESAMPLES):
+        drawn = torch.randint(count, (count,), generator=generator)
+        weights = torch.bincount(drawn, minlength=count).double()
+        below = torch.cat([weights.new_zeros(1), weights[order].cumsum(0)])
+        mine = weights[chosen]
+        areas.append((mine * below[places].mean(0)).sum() / (mine.sum() * count))
+    low, high = torch.stack(areas).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return max(0.0, low), min(1.0, high)
+
+
+def read_rate(values: Mapping[str, Any]) -> Rate:
+    """A rate from JSON; what cannot be one raises ValueError, KeyError or TypeError."""
+    low, high = values["interval"]
+    if not 0 <= low <= values["accuracy"] <= high <= 1:
+        raise ValueError(f"accuracy {values['accuracy']} with interval {values['interval']}")
+    return Rate(values["accuracy"], values["correct"], values["count"], (low, high))
+
+
+def read_area(values: Mapping[str, Any]) -> Area:
+    """An area from JSON; what cannot be one raises ValueError, KeyError or TypeError."""
+    low, high = values["interval"]
+    if not 0 <= low <= values["value"] <= high <= 1:
+        raise ValueError(f"area {values['value']} with interval {values['interval']}")
+    return Area(values["value"], (low, high))

@@ -1,0 +1,160 @@
+"""Gradients of an ONNX classifier: onnx-ad writes its adjoint, ONNX Runtime runs it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from ..data.pixels import Preprocessing
+from ..errors import ConfigError
+from ..onnx.image_input import image_input
+from ..onnx.opset import opset_of, raise_opset
+from ..onnx.runtime import open_session
+from ..torch_tools.norms import norm_of, scale_like
+from .logits import logits_of
+from .pixel_classifier import OnnxPixelClassifier
+
+CHUNK = 32
+"""Images at a time: an adjoint has fixed shapes."""
+ADJOINT_OPSET = 13
+"""Models of older opsets are raised to it before they are differentiated."""
+PREFIX = "adjoint_of_"
+CANNOT = "give the torch module, or take a recipe that needs no gradients (denoise:attacks=square)"
+STEP, ERROR = 1e-2, 0.05
+"""Length of the finite difference along the gradient, L2 in pixel units, and the relative error allowed to it."""
+
+
+class OnnxGradientClassifier(OnnxPixelClassifier):
+    """An ONNX model behind its preprocessing, with gradients.
+
+    Its adjoint is another ONNX graph, written by the package onnx-ad, and compared with finite differences before it
+    is used.
+
+    Raises
+    ------
+    ConfigError
+        onnx-ad is not installed, cannot differentiate this model, or is wrong about it.
+    """
+
+    def __init__(self, model: ModelProto, preprocessing: Preprocessing, input: int | str | None = None) -> None:
+        super().__init__(model, preprocessing, input)
+        if preprocessing.dtype != "float32":
+            raise ConfigError(
+                f"gradients of an ONNX model need float32 images, this one takes {preprocessing.dtype}; {CANNOT}"
+            )
+        shape = image_input(model, input).shape
+        sides = [size for size in shape[1:] if size is not None]
+        if len(sides) < len(shape) - 1:
+            raise ConfigError(
+                f"gradients of an ONNX model need fixed height, width and channels, it takes {shape}; {CANNOT}"
+            )
+        self.size = self.fixed_batch if isinstance(self.fixed_batch, int) else CHUNK
+        size = preprocessing.to_pixels(torch.zeros(self.size, *sides)).shape
+        pixels = torch.rand(size, generator=torch.Generator().manual_seed(0))
+        try:
+            outputs = self._run(preprocessing.to_classifier(pixels).numpy())
+        except Exception as error:  # onnxruntime raises many kinds
+            raise ConfigError(f"this ONNX model fails on {self.size} images ({error}): {CANNOT}") from error
+        logits = logits_of({name: torch.from_numpy(value) for name, value in outputs.items()})
+        if len(logits) != self.size:
+            raise ConfigError(f"this ONNX model gives {len(logits)} rows of logits for {self.size} images: {CANNOT}")
+        self.logits = next(name for name, value in outputs.items() if value.ctypes.data == logits.data_ptr())
+        self.answer_shape = outputs[self.logits].shape[1:]
+        self.adjoint = _adjoint(model, self.name, self.logits, self.size)
+        self.differentiable = True
+        self._compare(pixels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = _Run.apply(self.preprocessing.to_classifier(pixels.float()), self)
+        return logits
+
+    def describe(self) -> str:
+        return f"{super().describe()}, differentiated by onnx-ad"
+
+    def answers(self, images: Tensor) -> Tensor:
+        """Logits (N, K) for images as the model takes them."""
+        given = images.detach().cpu().numpy()
+        found = np.concatenate([self._run(part)[self.logits] for part in self._parts(given)])
+        return torch.from_numpy(found).flatten(1).to(images)
+
+    def pulled_back(self, images: Tensor, upstream: Tensor) -> Tensor:
+        """The vector-Jacobian product with ``upstream`` (N, K), as ``images``."""
+        found = []
+        for part, weights in zip(torch.split(images, self.size), torch.split(upstream, self.size), strict=True):
+            feed = {
+                self.name: _padded(part, self.size),
+                PREFIX + self.logits: _padded(weights.view(-1, *self.answer_shape, 1), self.size),
+            }
+            found.append(self.adjoint.run([PREFIX + self.name], feed)[0][: len(part), ..., 0])
+        return torch.from_numpy(np.concatenate(found)).to(images)
+
+    def _compare(self, pixels: Tensor) -> None:
+        """Reject an adjoint that finite differences along its own gradient contradict."""
+        upstream = torch.randn(self.size, *self.answer_shape, generator=torch.Generator().manual_seed(1)).flatten(1)
+        leaf = pixels.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((self(leaf) * upstream).sum(), leaf)
+        length = norm_of(gradient, "l2")
+        ahead = gradient * scale_like(STEP / length.clamp_min(1e-12), gradient)
+        with torch.no_grad():
+            rise = ((self(pixels + ahead) - self(pixels - ahead)) * upstream).sum(1) / (2 * STEP)
+        error = float((rise - length).abs().median() / length.median())
+        if not length.median() > 0:
+            raise ConfigError(f"the gradient of this ONNX model is zero or NaN: {CANNOT}")
+        if not error < ERROR:
+            raise ConfigError(
+                f"the gradient of this ONNX model is off by {error:.0%} from finite differences, expected at most "
+                f"{ERROR:.0%}: {CANNOT}"
+            )
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, classifier: OnnxGradientClassifier) -> Tensor:
+        ctx.save_for_backward(images)
+        ctx.classifier = classifier
+        return classifier.answers(images)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.classifier.pulled_back(ctx.saved_tensors[0], upstream[0]), None
+
+
+def _adjoint(model: ModelProto, image: str, logits: str, size: int) -> onnxruntime.InferenceSession:
+    """A session that gives ``PREFIX + image`` for an image batch of ``size`` and ``PREFIX + logits``."""
+    try:
+        onnx_ad = importlib.import_module("onnx_ad")
+    except ImportError as error:
+        raise ConfigError(
+            "gradients of an ONNX model need the package onnx-ad: pip install 'adversarial-purifier[onnx-ad]'; or "
+            f"{CANNOT}"
+        ) from error
+    fixed = ModelProto()
+    fixed.CopyFrom(raise_opset(model, max(ADJOINT_OPSET, opset_of(model))))
+    stored = {tensor.name for tensor in fixed.graph.initializer}
+    inputs = [value for value in fixed.graph.input if value.name not in stored]
+    del fixed.graph.input[:]
+    fixed.graph.input.extend(inputs)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        if value.name in (image, logits):
+            value.type.tensor_type.shape.dim[0].dim_value = size
+    del fixed.graph.value_info[:]
+    try:
+        fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+        written = onnx_ad.reverse(fixed, inputs=[image], outputs=[logits], prefix=PREFIX, layout="onnx")
+        return open_session(written)
+    except Exception as error:  # onnx, onnx-ad and ONNX Runtime raise many kinds
+        raise ConfigError(f"onnx-ad cannot differentiate this ONNX model ({error}): {CANNOT}") from error
+
+
+def _padded(part: Tensor, size: int) -> np.ndarray[Any, Any]:
+    """(n, ...) -> (size, ...), zeros behind."""
+    filled = part.new_zeros((size, *part.shape[1:]), device="cpu", dtype=torch.float32)
+    filled[: len(part)] = part.detach()
+    return filled.numpy()

@@ -1,0 +1,100 @@
+"""Any classifier, torch or ONNX, from pixels to logits."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from ..data.pixels import Preprocessing
+from ..errors import ClassifierError
+from ..onnx.image_input import image_input
+from ..onnx.runtime import open_session
+from .logits import _a_row_each, logits_of
+
+
+class PixelClassifier(nn.Module):
+    """A classifier as attacks see it: logits (N, K) from pixels (N, C, H, W)."""
+
+    differentiable: bool
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+
+    def describe(self) -> str:
+        """The classifier in a few words, for reports and errors."""
+        raise NotImplementedError
+
+
+class TorchPixelClassifier(PixelClassifier):
+    """A torch module behind its preprocessing."""
+
+    def __init__(self, module: nn.Module, preprocessing: Preprocessing, input: int | str = 0) -> None:
+        super().__init__(preprocessing)
+        self.module, self.input = module, input
+        self.differentiable = preprocessing.dtype != "uint8"
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        images = self.preprocessing.to_classifier(pixels)
+        try:
+            output = self.module(**{self.input: images}) if isinstance(self.input, str) else self.module(images)
+        except SystemExit as error:
+            raise ClassifierError(
+                f"{self.describe()} ended the program (exit {error.code}) when asked; let it raise an error instead", ""
+            ) from error
+        return _a_row_each(logits_of(output), pixels)
+
+    def describe(self) -> str:
+        return f"torch {type(self.module).__name__}"
+
+
+class OnnxPixelClassifier(PixelClassifier):
+    """An ONNX model behind its preprocessing, run by ONNX Runtime: logits, no gradients."""
+
+    differentiable = False
+
+    def __init__(self, model: ModelProto, preprocessing: Preprocessing, input: int | str | None = None) -> None:
+        super().__init__(preprocessing)
+        found = image_input(model, input)
+        self.name, self.fixed_batch = found.name, found.shape[0]
+        content = model.SerializeToString(deterministic=True)
+        self.digest = hashlib.sha256(content).digest()
+        self.session = open_session(content)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        images = self.preprocessing.to_classifier(pixels.detach()).cpu().numpy()
+        parts = [self._run(part) for part in self._parts(images)]
+        outputs = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+        return _a_row_each(logits_of(outputs), pixels).to(pixels.device, torch.float32)
+
+    def describe(self) -> str:
+        return f"an ONNX model on {self.session.get_providers()[0]}"
+
+    def _run(self, images: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        padding = self.fixed_batch - len(images) if isinstance(self.fixed_batch, int) else 0
+        padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)]) if padding else images
+        names = [output.name for output in self.session.get_outputs()]
+        outputs = self.session.run(None, {self.name: padded})
+        return {
+            name: value[: len(images)] if len(value) == len(padded) else value
+            for name, value in zip(names, outputs, strict=True)
+            if isinstance(value, np.ndarray) and value.ndim
+        }
+
+    def _parts(self, images: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        size = self.fixed_batch if isinstance(self.fixed_batch, int) else max(len(images), 1)
+        return [images[start : start + size] for start in range(0, max(len(images), 1), size)]
+
+
+def pixel_classifier(
+    model: nn.Module | ModelProto, preprocessing: Preprocessing, input: int | str | None = None
+) -> PixelClassifier:
+    """Any classifier in pixel space; ``input`` is the image's position or parameter name."""
+    if isinstance(model, ModelProto):
+        return OnnxPixelClassifier(model, preprocessing, input)
+    return TorchPixelClassifier(model, preprocessing, 0 if input is None else input)

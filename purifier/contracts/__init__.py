@@ -1,0 +1,1 @@
+"""What a purifier author writes, and how it is found and stored."""

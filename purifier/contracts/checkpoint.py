@@ -1,0 +1,227 @@
+"""Checkpoints: one safetensors file with the weights, and JSON metadata saying which plugin made it and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from ..atomic import atomic_path
+from ..errors import CheckpointError, ConfigError
+from ..specs import build, split_spec
+from .purifier import Purifier, purifiers
+
+FORMAT = 1
+KINDS = {"format": int, "plugin": str, "config": dict}
+CHECKPOINT_KEY = "purifier"
+SHIPPED = {"demo": "fashion-robust.safetensors", "demo-plain": "fashion-vae.safetensors"}
+"""Shipped VAEs for Fashion-MNIST: trained against an attacker behind the shipped classifier, and on clean images."""
+KEPT = ("recipe", "classifier", "seed", "data", "training", "metrics", "calibration")
+"""Facts of its making that a purifier keeps when it is saved again."""
+
+
+def load(spec: str | Path) -> Purifier:
+    """Load a purifier, in evaluation mode, on the CPU.
+
+    Parameters
+    ----------
+    spec
+        ``file.safetensors``, a plugin's name (``identity``), ``NAME:key=value,...``, or of those shipped ``demo`` or
+        ``demo-plain``.
+
+    Raises
+    ------
+    CheckpointError, SpecError, ConfigError, PluginError
+        The file is missing, damaged or foreign; or the spec is not one.
+    """
+    text = str(spec)
+    if text in SHIPPED:
+        return load(Path(str(files("purifier.assets") / SHIPPED[text])))
+    path = checkpoint_path(spec)
+    if path is not None:
+        return _load_file(path)
+    name, options = split_spec(text)
+    cls, what = purifiers.get(name), f"purifier {name!r}"
+    config: object = build(cls.Config, options, what=what)
+    _rehearse(cls, config, what)
+    return make(cls, config, what).eval()
+
+
+def checkpoint_path(spec: str | Path) -> Path | None:
+    """The file that a PURIFIER spec names, whether it exists or not; None for those shipped and plugins' names."""
+    if isinstance(spec, Path):
+        return spec
+    named = spec.endswith(".safetensors") and not re.match(r"[\w-]+:[\w-]+=", spec)
+    return Path(spec) if spec not in SHIPPED and (named or Path(spec).is_file()) else None
+
+
+def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
+    """Write a purifier's checkpoint atomically.
+
+    Parameters
+    ----------
+    metadata
+        JSON-able facts of its making: ``recipe``, ``classifier``, ``seed``, ``data``, ``training``, ``metrics``,
+        ``calibration``. What a loaded purifier brought along is kept unless given anew.
+    """
+    if not isinstance(purifier, Purifier):
+        raise ConfigError(f"save: expected a purifier, got {type(purifier).__name__}; of a guard, save its .purifier")
+    kept = {key: value for key, value in purifier.provenance.items() if key in KEPT}
+    name = purifiers.name_of(type(purifier))
+    description = {
+        **kept,
+        **metadata,
+        "format": FORMAT,
+        "plugin": name,
+        "version": version_of(name),
+        "config": dataclasses.asdict(purifier.config),
+    }
+    write_tensors(purifier.state_dict(), path, {CHECKPOINT_KEY: description})
+    return Path(path)
+
+
+def annotate(path: Path, out: Path, **facts: Any) -> None:
+    """Write a checkpoint again, atomically, with facts added to what it says of its making."""
+    tensors, metadata = read_tensors(path)
+    if not isinstance(metadata.get(CHECKPOINT_KEY), dict):
+        raise _foreign(path)
+    write_tensors(tensors, out, {**metadata, CHECKPOINT_KEY: {**metadata[CHECKPOINT_KEY], **facts}})
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Write a safetensors file atomically; each metadata value is stored as JSON."""
+    detached = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        written = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
+        temporary.write_bytes(serialize(detached, written))  # safetensors' own save_file makes it unreadable to others
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and JSON metadata of a safetensors file. Nothing is unpickled.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, unreadable, truncated, a pickle, or not safetensors.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as opened:
+            head = opened.read(9)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no file {path}; give the path of an existing file", path) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; give a file that you may read", path) from error
+    # A header's length, with which safetensors begins, can look like a pickle; the header behind it cannot.
+    if not head.endswith(b"{") and head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise CheckpointError(
+            f"{path} is a pickle, which can run code when read; expected safetensors: "
+            "convert it where you trust it with safetensors.torch.save_file(state_dict, ...)",
+            path,
+        )
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
+            metadata = {
+                key: json.loads(value)
+                for key, value in (opened.metadata() or {}).items()
+                if key.startswith(CHECKPOINT_KEY)
+            }
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is truncated, damaged or not safetensors ({error}); copy or make it again", path
+        ) from error
+    return tensors, metadata
+
+
+def version_of(name: str) -> str:
+    """``distribution version`` of a purifier plugin."""
+    return next(f"{entry.distribution} {entry.version}".strip() for entry in purifiers.entries() if entry.name == name)
+
+
+def _load_file(path: Path) -> Purifier:
+    tensors, metadata = read_tensors(path)
+    description = metadata.get(CHECKPOINT_KEY)
+    if not isinstance(description, dict) or not KINDS.keys() <= description.keys():
+        raise _foreign(path)
+    for key, kind in KINDS.items():
+        if not isinstance(description[key], kind):
+            raise CheckpointError(
+                f"{path}: its metadata is damaged: {key!r} expected {kind.__name__}, got {description[key]!r}; "
+                "copy or make it again",
+                path,
+            )
+    if description["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {description['format']}, this version reads {FORMAT}; update purifier",
+            path,
+        )
+    cls = purifiers.get(description["plugin"])
+    try:
+        what = f"purifier {description['plugin']!r}"
+        config: object = build(cls.Config, description["config"], what=what)
+        rehearsed = _rehearse(cls, config, what)
+        if rehearsed is not None:
+            rehearsed.load_state_dict(tensors, assign=True)
+        purifier = make(cls, config, what)
+        purifier.load_state_dict(tensors)
+    except (ConfigError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not fit plugin {description['plugin']!r} (made by {description.get('version')}): {error}",
+            path,
+        ) from error
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path}: weights {broken[0]!r} hold NaN or infinity; train it again", path)
+    purifier.provenance = {
+        **description,
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    return purifier.eval()
+
+
+def _foreign(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a purifier checkpoint: its metadata names no plugin; make one with `purifier train`", path
+    )
+
+
+def _rehearse(cls: type[Purifier], config: Any, what: str) -> Purifier | None:
+    """The purifier without memory for its weights, so that absurd sizes are found before they are allocated.
+
+    None if its class cannot be built that way.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            return cls(config)
+    except Exception as error:  # a plugin's own code, which the meta device can fail in any way
+        if "overflow" in str(error).lower():
+            raise _unbuildable(what, error) from error
+        return None
+
+
+def make(cls: type[Purifier], config: Any, what: str) -> Purifier:
+    """An untrained purifier; :class:`ConfigError` if ``what``, with this config, cannot be built."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return cls(config)
+    except (MemoryError, RuntimeError) as error:
+        raise _unbuildable(what, error) from error
+
+
+def _unbuildable(what: str, error: Exception) -> ConfigError:
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"{what} cannot be built with these options: {cause}; are its sizes right?")

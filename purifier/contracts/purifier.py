@@ -1,0 +1,130 @@
+"""What a purifier author writes: a Purifier, and the protocols it may follow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, PluginError
+from ..seeding import SampleGenerator
+from .registry import Registry
+
+if TYPE_CHECKING:
+    from ..data.images import ImageData
+
+
+class Purifier(nn.Module, ABC):
+    """Maps pixels to pixels: float32, (N, C, H, W), in [0, 1]. An author writes :meth:`purify`."""
+
+    Config: ClassVar[type]
+    """Frozen dataclass, JSON-able: all to rebuild it. A field ``image_shape`` (C, H, W) fixes the images' size."""
+    gradient: ClassVar[Literal["exact", "surrogate"]]
+    """``exact``: autograd through purify is the truth. ``surrogate``: it is not, use :meth:`surrogate`."""
+    surrogate_purifies: ClassVar[bool] = False
+    """Whether :meth:`surrogate` gives what purify gives, so that one pass serves BPDA's two ways."""
+    uses_labels: bool = False
+    """Whether :meth:`loss` also takes ``labels=``, (N,) int64."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.provenance: Mapping[str, Any] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_declared(cls)
+
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
+        """All the randomness of one purification (in training mode: of one loss), (N, ...), or None."""
+        return None
+
+    @abstractmethod
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The purified pixels, same shape: a pure function of its arguments."""
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """What BPDA differentiates in the place of purify; ``gradient = "surrogate"`` has to write its own."""
+        return pixels
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """How unusual each image is, (N,), higher = more: here the mean squared change made by purify."""
+        return _change(self.purify(pixels), pixels)
+
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both at once; to be overridden where they share work."""
+        purified = self.purify(pixels, noise)
+        shared = noise is None and type(self).score is Purifier.score
+        return purified, _change(purified, pixels) if shared else self.score(pixels)
+
+    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        """Named scalar terms, batch means, that training adds up; ``target`` is what to reconstruct."""
+        raise ConfigError(f"{type(self).__name__} has nothing to train; use it as it is")
+
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.purify(pixels, noise)
+
+
+def _change(purified: Tensor, pixels: Tensor) -> Tensor:
+    return (purified - pixels).square().flatten(1).mean(1)
+
+
+def _check_declared(cls: type[Purifier]) -> None:
+    name, declared = cls.__name__, getattr(cls, "gradient", None)
+    if declared not in ("exact", "surrogate") or not hasattr(cls, "Config"):
+        raise PluginError(f"{name} must declare Config and gradient = 'exact' or 'surrogate'", name)
+    if declared == "surrogate" and cls.surrogate is Purifier.surrogate:
+        raise PluginError(f"{name} declares gradient = 'surrogate' and must write surrogate()", name)
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A purifier whose training has stages; training asks for these two where they are."""
+
+    def begin_epoch(self, epoch: int, epochs: int, data: ImageData) -> None:
+        """Called before each epoch, from 1, in training mode; torch's global generator follows the run's seed."""
+
+    def figures(self) -> dict[str, float]:
+        """What the log says of the purifier after an epoch."""
+
+
+@runtime_checkable
+class OnePass(Protocol):
+    """A purifier whose purified pixels and loss come from one pass."""
+
+    def purify_and_loss(
+        self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What ``purify`` gives, and the terms of ``loss`` for it; ``labels`` as ``loss`` takes them."""
+
+
+@runtime_checkable
+class Classifying(Protocol):
+    """A purifier with a classifier of its own, for images that a guard rejects."""
+
+    def classify(self, pixels: Tensor) -> Tensor:
+        """Log-probabilities of the classes, (N, K), for pixels (N, C, H, W)."""
+
+
+@runtime_checkable
+class LatentSpace(Protocol):
+    """A purifier with a latent space, which can be attacked there; both differentiable, without noise."""
+
+    def latent_of(self, pixels: Tensor) -> Tensor:
+        """What the encoder makes of pixels (N, C, H, W): latents (N, ...)."""
+
+    def decoded(self, latent: Tensor) -> Tensor:
+        """The pixels (N, C, H, W) in [0, 1] that a latent (N, ...) is purified to."""
+
+
+def dtype_of(purifier: Purifier) -> torch.dtype:
+    """The dtype of a purifier's weights; float32 for one without."""
+    tensors = chain(purifier.parameters(), purifier.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+
+purifiers: Registry[Purifier] = Registry("purifier.purifiers", Purifier)

@@ -1,0 +1,151 @@
+"""Plugin names -> classes, over entry points. Listing imports nothing, loading imports one."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from ..errors import PluginClashError, PluginError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a plugin comes from, known without importing it."""
+
+    name: str
+    value: str
+    distribution: str
+    version: str
+
+
+class Registry(Generic[T]):
+    """The plugins of one entry-point group.
+
+    Parameters
+    ----------
+    group
+        Entry-point group, such as ``purifier.attacks``.
+    base
+        The abstract class every plugin of the group derives from.
+    """
+
+    def __init__(self, group: str, base: type[T]) -> None:
+        self.group = group
+        self.base = base
+        self._registered: dict[str, type[T]] = {}
+
+    def register(self, name: str, cls: type[T]) -> None:
+        """Add a class for this process only (notebooks, tests); a name in use is a :class:`PluginClashError`."""
+        taken = next((entry for entry in self.entries() if entry.name == name), None)
+        if taken is not None:
+            raise PluginClashError(
+                f"{self.group}: {name!r} is already provided by {taken.distribution}; choose another name",
+                name,
+                (taken.distribution, "register()"),
+            )
+        self._registered[name] = self._checked(name, cls)
+
+    def unregister(self, name: str) -> None:
+        """Forget a class added by :meth:`register`."""
+        if self._registered.pop(name, None) is None:
+            raise PluginError(f"{self.group}: {name!r} was not added by register()", name)
+
+    def entries(self) -> list[Entry]:
+        """All plugins, sorted by name; a name registered twice appears twice."""
+        found = {_entry(point) for point in entry_points(group=self.group)}
+        found |= {Entry(name, _path(cls), "register()", "") for name, cls in self._registered.items()}
+        return sorted(found, key=lambda entry: (entry.name, entry.distribution))
+
+    def names(self) -> list[str]:
+        """The names of all plugins, sorted, each once."""
+        return sorted({entry.name for entry in self.entries()})
+
+    def get(self, name: str) -> type[T]:
+        """Import and return one plugin class.
+
+        Raises
+        ------
+        PluginClashError
+            Two distributions use the name.
+        PluginError
+            There is no such plugin, its import fails, or it is not a subclass of ``base``.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        points = {_entry(point): point for point in entry_points(group=self.group, name=name)}
+        if not points:
+            raise PluginError(self._missing(name), name)
+        if len(points) > 1:
+            owners = tuple(sorted(entry.distribution for entry in points))
+            raise PluginClashError(
+                f"{self.group}: {name!r} is provided by {' and by '.join(owners)}; uninstall one of them",
+                name,
+                owners,
+            )
+        ((entry, point),) = points.items()
+        try:
+            loaded = point.load()
+        except Exception as error:  # a third party's import can fail in any way
+            raise PluginError(
+                f"{self.group}: plugin {name!r} of {entry.distribution} {entry.version} ({entry.value}) "
+                f"failed to import: {type(error).__name__}: {error}",
+                name,
+            ) from error
+        return self._checked(name, loaded)
+
+    def name_of(self, cls: type[T]) -> str:
+        """The name under which a class is registered, in the module that defines it or in one that re-exports it."""
+        entries = self.entries()
+        for entry in entries:
+            if entry.value == _path(cls):
+                return entry.name
+        for entry in entries:
+            if _imported(entry.value) is cls:
+                return entry.name
+        raise PluginError(
+            f"{self.group}: {_path(cls)} has no name; add an entry point in {self.group!r} or call register()",
+            cls.__name__,
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def _missing(self, name: str) -> str:
+        close = difflib.get_close_matches(name, self.names(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        return f"{self.group}: no plugin {name!r}{hint} Installed: {', '.join(self.names()) or 'none'}"
+
+    def _checked(self, name: str, loaded: object) -> type[T]:
+        if isinstance(loaded, type) and issubclass(loaded, self.base):
+            return loaded
+        raise PluginError(
+            f"{self.group}: plugin {name!r} must be a subclass of {self.base.__name__}, got {loaded!r}", name
+        )
+
+
+def _entry(point: EntryPoint) -> Entry:
+    owner = point.dist
+    return Entry(point.name, point.value, owner.name if owner else "unknown", owner.version if owner else "")
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _imported(value: str) -> object:
+    """What an entry point's value stands for if its module is imported already; nothing is imported for it."""
+    module, _, attribute = value.partition("[")[0].strip().partition(":")
+    found: object = sys.modules.get(module)
+    for part in attribute.split("."):
+        # Not getattr: a module's own __getattr__ may import another plugin.
+        found = getattr(found, "__dict__", {}).get(part)
+    return found

@@ -1,0 +1,1 @@
+"""Images in: DATA specs, named sets, folders; pixel space."""

@@ -1,0 +1,192 @@
+"""Pixel space, the one image space inside the project: float32, NCHW, RGB, values in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, PixelError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "uint8": torch.uint8,
+}
+RANGE_SLACK = 1e-2
+"""How far outside [0, 1] float16 normalisation can push a valid pixel."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a classifier wants its images: ``(pixels * scale - mean) / std`` in its dtype, layout and channel order.
+
+    Parameters
+    ----------
+    mean, std
+        Per channel, in units of ``scale`` and in the classifier's own channel order; empty means 0 and 1.
+    scale
+        The value of a white pixel before mean and std: 1, or 255 for 0-255 classifiers.
+    layout
+        ``NCHW`` or ``NHWC``.
+    dtype
+        A key of :data:`DTYPES`; uint8 inputs are rounded and take scale 255 and no mean or std.
+    channels
+        ``RGB`` or ``BGR``, the order in which the classifier takes colours.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    scale: float = 1.0
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: str = "float32"
+    channels: Literal["RGB", "BGR"] = "RGB"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"preprocessing: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.layout not in ("NCHW", "NHWC"):
+            raise ConfigError(f"preprocessing: layout must be NCHW or NHWC, got {self.layout!r}")
+        if self.channels not in ("RGB", "BGR"):
+            raise ConfigError(f"preprocessing: channels must be RGB or BGR, got {self.channels!r}")
+        for name, numbers in (("mean", self.mean), ("std", self.std), ("scale", (self.scale,))):
+            if not isinstance(numbers, tuple) or not all(isinstance(x, int | float) and abs(x) <= 1e6 for x in numbers):
+                wanted = "a number" if name == "scale" else "a tuple of numbers, one a channel"
+                raise ConfigError(f"preprocessing: {name} must be {wanted}, up to 1e6, got {getattr(self, name)!r}")
+        if not self.scale > 0 or any(not value > 0 for value in self.std):
+            raise ConfigError(f"preprocessing: scale and std must be positive, got {self.scale} and {self.std}")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise ConfigError(f"preprocessing: mean and std must have one length, got {self.mean} and {self.std}")
+        if self.dtype == "uint8" and (self.mean or self.std or self.scale != 255):
+            raise ConfigError("preprocessing: a uint8 classifier takes scale=255 and no mean or std")
+
+    def to_classifier(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, C, H, W) -> what the classifier eats. Differentiable unless the dtype is uint8."""
+        images = pixels
+        if self.channels == "BGR":
+            images = images.flip(1)
+        if self.scale != 1:
+            images = images * self.scale
+        if self.mean:
+            images = images - _per_channel(self.mean, images)
+        if self.std:
+            images = images / _per_channel(self.std, images)
+        if self.dtype == "uint8":
+            images = images.round()
+        if self.layout == "NHWC":
+            images = images.permute(0, 2, 3, 1)
+        return images.to(DTYPES[self.dtype])
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """The inverse of :meth:`to_classifier`, without clamping."""
+        pixels = images.permute(0, 3, 1, 2) if self.layout == "NHWC" else images
+        pixels = pixels.to(torch.float32)
+        if self.std:
+            pixels = pixels * _per_channel(self.std, pixels)
+        if self.mean:
+            pixels = pixels + _per_channel(self.mean, pixels)
+        if self.scale != 1:
+            pixels = pixels / self.scale
+        if self.channels == "BGR":
+            pixels = pixels.flip(1)
+        return pixels
+
+
+def read_preprocessing(value: Any) -> Preprocessing:
+    """A :class:`Preprocessing` from None, itself, or what ``weights.transforms()`` of torchvision gives.
+
+    Resizing and cropping are the caller's, before the guard; only mean and std are taken over. A transform
+    pipeline (``Compose``) may hold one ``Normalize``.
+    """
+    if value is None:
+        return Preprocessing()
+    if isinstance(value, Preprocessing):
+        return value
+    steps = getattr(value, "transforms", None) or [value]
+    normal = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
+    if len(normal) != 1:
+        raise ConfigError(
+            "preprocessing: expected purifier.Preprocessing, torchvision's weights.transforms() or a Compose with one "
+            f"Normalize, got {type(value).__name__}"
+        )
+    return Preprocessing(mean=tuple(map(float, normal[0].mean)), std=tuple(map(float, normal[0].std)))
+
+
+def into_range(pixels: Tensor) -> Tensor:
+    """Pixels clamped to [0, 1], with the gradient they would have as they are, at the bounds and a rounding beyond.
+
+    ``clamp`` has none beyond its bounds, where rounding may put what is black or white, and in torch 2.15, other than
+    in 2.11, none at the bounds either: attackers would see nothing of such pixels, and a guard would look stronger.
+    """
+    clamped = pixels.clamp(0, 1)
+    if torch.compiler.is_exporting():
+        return clamped
+    near = (pixels >= -RANGE_SLACK) & (pixels <= 1 + RANGE_SLACK)
+    return clamped.detach() + torch.where(near, pixels - pixels.detach(), 0)
+
+
+def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...] | None = None) -> None:
+    """Raise :class:`PixelError` unless ``pixels`` are floats (N, C, H, W) in [0, 1], of ``shape`` if given."""
+    check_shape(pixels, name=name, shape=shape)
+    if not pixels.dtype.is_floating_point:
+        raise PixelError(f"{name}: expected floats in [0, 1], got {pixels.dtype}")
+    check_range(pixels, name=name)
+
+
+def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = None) -> None:
+    """Raise :class:`PixelError` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given."""
+    if pixels.ndim != 4 or (shape is not None and tuple(pixels.shape[1:]) != tuple(shape)):
+        wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
+        advice = "resize them, or say their layout with preprocessing="
+        if pixels.ndim == 3:
+            advice = "a batch of one is images[None]"
+        elif pixels.ndim == 4 and shape is not None and pixels.shape[1] != shape[0]:
+            advice = f"they have {pixels.shape[1]} channels, not {shape[0]} (or say their layout with preprocessing=)"
+        raise PixelError(f"{name}: expected images {wanted}, got {tuple(pixels.shape)}; {advice}")
+
+
+def check_range(pixels: Tensor, *, name: str) -> None:
+    """Raise :class:`PixelError` if any pixel is NaN or outside [0, 1]."""
+    if pixels.numel() == 0:
+        return
+    low, high = (value.item() for value in torch.aminmax(pixels.detach()))
+    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
+        advice = "say how the classifier wants its images with preprocessing= (mean, std, scale=255)"
+        if math.isnan(low):
+            advice = "the images hold NaN: mend them where they are made"
+        raise PixelError(f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; {advice}")
+
+
+def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> None:
+    """Raise :class:`PixelError` if float images promised as 0-255 can only be pixels of [0, 1].
+
+    Parameters
+    ----------
+    images
+        In the classifier's format, before :meth:`Preprocessing.to_pixels`. Their whole batch within [0, 1] and
+        not all 0 or 1 means pixels. Mean and std move real images there too, so with them nothing is told.
+    """
+    if preprocessing.scale < 255 or preprocessing.mean or preprocessing.std:
+        return
+    if images.numel() == 0 or not images.dtype.is_floating_point:
+        return
+    low, high = (value.item() for value in torch.aminmax(images.detach()))
+    if low >= 0 and high <= 1 and bool((images != images.round()).any()):
+        raise PixelError(
+            f"{name}: expected values from 0 to {preprocessing.scale:g}, as preprocessing= says, got "
+            f"[{low:.4g}, {high:.4g}]; these are pixels in [0, 1]: multiply them by {preprocessing.scale:g}, or leave "
+            "scale out of preprocessing="
+        )
+
+
+def _per_channel(values: tuple[float, ...], pixels: Tensor) -> Tensor:
+    if len(values) not in (1, pixels.shape[1]):
+        raise PixelError(
+            f"preprocessing: {len(values)} means or stds for images of {pixels.shape[1]} channels {tuple(pixels.shape)}"
+        )
+    return torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(1, -1, 1, 1)

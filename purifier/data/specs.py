@@ -1,0 +1,72 @@
+"""DATA specs as text: which split of a set, and which of its images."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from ..errors import SpecError
+from .named import CLASS_NAMES
+
+FORMS = (
+    f"NAME[:train|test][:count|:start-stop] with NAME of {', '.join(CLASS_NAMES)}; folder:DIR; npz:FILE; "
+    "demo[:count|:start-stop]"
+)
+
+
+def read_split(spec: str, rest: str, *, splits: tuple[str, ...]) -> tuple[str, range | None]:
+    """``"train:50000-60000"`` -> the split (``test`` unless given) and the images wanted, None for all.
+
+    Parameters
+    ----------
+    spec
+        The whole spec, for messages.
+    rest
+        What stands behind the set's name.
+    splits
+        The splits that the set has; empty if it cannot be split.
+
+    Raises
+    ------
+    SpecError
+        Something else is there, or no image is asked for.
+    """
+    parts = rest.split(":") if rest else []
+    split = parts.pop(0) if parts and parts[0] in splits else "test"
+    if not parts:
+        return split, None
+    try:
+        (text,) = parts
+        if not re.fullmatch(r"-?\d+(--?\d+)?", text, re.ASCII):
+            raise ValueError(text)
+        bounds = re.fullmatch(r"(-?\d+)-(-?\d+)", text)
+        start, stop = map(int, bounds.groups()) if bounds else (0, int(text))
+    except ValueError:
+        raise SpecError(f"cannot read DATA {spec!r}: expected {FORMS}", spec) from None
+    if bounds and not 0 <= start < stop:
+        raise SpecError(
+            f"DATA {spec!r}: expected start-stop with 0 <= start < stop, such as 0-100, got {text}; the "
+            "first image is 0, and stop is not among them",
+            spec,
+        )
+    if stop < 1:
+        raise SpecError(f"DATA {spec!r}: expected a count of at least 1, got {stop}", spec)
+    return split, range(start, stop)
+
+
+def check_within(spec: str, wanted: range, count: int) -> None:
+    """Raise :class:`SpecError` if images are wanted that a set of ``count`` does not have."""
+    if wanted.stop > count:
+        images = f"images {wanted.start}-{wanted.stop}" if wanted.start else f"{wanted.stop} images"
+        raise SpecError(f"DATA {spec!r}: asked for {images}, there are {count}", spec)
+
+
+def unknown_data(spec: str, kind: str) -> SpecError:
+    """The error for a spec that starts with the name of no set, with what may have been meant."""
+    path = Path(spec)
+    if spec and (path.is_dir() or path.suffix == ".npz"):
+        return SpecError(f"DATA {spec!r} is a path: write {'folder' if path.is_dir() else 'npz'}:{spec}", spec)
+    close = difflib.get_close_matches(kind.lower().replace("_", "-"), (*CLASS_NAMES, "folder", "npz", "demo"), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return SpecError(f"no data set {kind!r}{hint} DATA is one of: {FORMS}", spec)

@@ -1,0 +1,1 @@
+"""Guarded classifiers and their export."""

@@ -1,0 +1,39 @@
+"""What an exporter author writes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..contracts.registry import Registry
+
+if TYPE_CHECKING:
+    from .guard import Guard
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an exporter wrote and how it was verified."""
+
+    path: Path
+    format: str
+    size: int
+    """Bytes on disk."""
+    opset: int
+    max_error: Mapping[int, float] = field(default_factory=dict)
+    """Batch size -> largest absolute difference from the guard, relative to the output's scale."""
+    notes: tuple[str, ...] = ()
+
+
+class Exporter(ABC):
+    """Writes a guard to a file that runs without this project."""
+
+    @abstractmethod
+    def export(self, guard: Guard, path: str | Path, **options: Any) -> ExportReport:
+        """Write and verify ``path``, or raise :class:`~purifier.errors.ExportError` and leave no file."""
+
+
+exporters: Registry[Exporter] = Registry("purifier.exporters", Exporter)

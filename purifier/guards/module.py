@@ -1,0 +1,171 @@
+"""A torch classifier behind a purifier."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
+from ..contracts.purifier import Purifier, dtype_of
+from ..data.pixels import Preprocessing, check_range, check_scale, check_shape, into_range
+from ..errors import PixelError, PluginError
+from ..rejection.policy import OnReject, check_exportable, rejection_of
+from ..seeding import SampleGenerator
+from .signature import find_input
+
+
+class GuardedModule(nn.Module):
+    """A torch classifier behind a purifier; made by :func:`guard`.
+
+    ``forward`` has the classifier's own signature and return value. The image is purified, whether it comes by
+    position or by keyword; every other argument is handed on as it came. The purifier stays in evaluation mode.
+    With ``score=True`` the result is ``(output, score)``, the score (N,); with ``on_reject="flag"`` it is
+    ``(output, rejected)``, rejected bool (N,); with both, ``(output, score, rejected)``.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        purifier: Purifier,
+        *,
+        preprocessing: Preprocessing,
+        input: int | str = 0,
+        score: bool = False,
+        on_reject: OnReject = "ignore",
+        abstain: int | None = None,
+        seed: int | None = None,
+        check: bool = True,
+    ) -> None:
+        super().__init__()
+        self.rejection = rejection_of(purifier, on_reject, abstain)
+        self.classifier, self.purifier = classifier, purifier.eval()
+        self.preprocessing, self.score, self.seed, self.check = preprocessing, score, seed, check
+        self.position, self.input = find_input(classifier, input)
+        self.training = classifier.training
+
+    def train(self, mode: bool = True) -> GuardedModule:
+        """Switch the classifier; the purifier filters the same way in both modes."""
+        self.training = mode
+        try:
+            self.classifier.train(mode)
+        except NotImplementedError:
+            # A torch.export module has its mode baked in; it can be evaluated, and rejects to be trained itself.
+            if mode:
+                raise
+        return self
+
+    def pixel_classifier(self) -> PixelClassifier:
+        """The classifier alone, from pixels to logits."""
+        # By position where it can be: some modules (torch.export's, DataParallel) do not know the parameter's name.
+        return pixel_classifier(self.classifier, self.preprocessing, 0 if self.position == 0 else self.input)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            check_exportable(self.rejection)
+        pixels = self.pixels(args, kwargs)
+        output, score, rejected = self.answer(args, kwargs, pixels, self._draw(pixels))
+        extras = (score,) if self.score else ()
+        if self.rejection.on_reject == "flag":
+            extras = (*extras, rejected)
+        return (output, *extras) if extras else output
+
+    def answer(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Tensor, noise: Tensor | None
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
+        """The classifier's output, the scores (N,) and which images are rejected, bool (N,), for given noise.
+
+        Parameters
+        ----------
+        args, kwargs
+            The classifier's arguments.
+        pixels
+            What :meth:`pixels` makes of them.
+        noise
+            The purifier's ``draw()``; None for its mean.
+
+        Returns
+        -------
+        tuple
+            Scores and rejection are None unless the guard needs them.
+        """
+        purified, score = self._purify(pixels, noise)
+        images = self.preprocessing.to_classifier(purified).to(self._image(args, kwargs).dtype)
+        if self.input in kwargs:
+            kwargs = {**kwargs, self.input: images}
+        else:
+            assert self.position is not None
+            args = (*args[: self.position], images, *args[self.position + 1 :])
+        rejected = None
+        if score is not None and self.rejection.threshold is not None:
+            rejected = self.rejection.of(score)
+            self.rejection.check(score, rejected)
+        output = self.classifier(*args, **kwargs)
+        if self.rejection.replaces:
+            assert rejected is not None
+            output = self.rejection.replace(output, rejected, self.purifier, pixels)
+        return output, score, rejected
+
+    def _image(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        found = kwargs.get(self.input)
+        if found is None and self.position is not None and self.position < len(args):
+            found = args[self.position]
+        if not isinstance(found, Tensor):
+            got = "nothing" if found is None else type(found).__name__
+            raise PixelError(f"{self.input}: expected the image as a tensor, got {got}; say which argument with input=")
+        return found
+
+    def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The image among the classifier's arguments as the purifier takes it, (N, C, H, W) in [0, 1].
+
+        Raises
+        ------
+        PixelError
+            It is no image, or has an impossible shape, type or range.
+        """
+        image = self._image(args, kwargs)
+        wanted = self.preprocessing.dtype
+        if (wanted == "uint8") != (image.dtype == torch.uint8) or not (
+            image.dtype == torch.uint8 or image.dtype.is_floating_point
+        ):
+            raise PixelError(f"{self.input}: expected {wanted} images, got {image.dtype}; see preprocessing=")
+        shape = getattr(self.purifier.config, "image_shape", None)
+        check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
+        raw = self.preprocessing.to_pixels(image)
+        if self.check and not torch.compiler.is_exporting():
+            check_scale(image, self.preprocessing, name=self.input)
+            check_range(raw, name=self.input)
+        return into_range(raw).to(dtype_of(self.purifier))
+
+    def _purify(self, pixels: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        name, score = type(self.purifier).__name__, None
+        if self.score or self.rejection.active:
+            purified, score = self.purifier.purify_and_score(pixels, noise)
+            if score.shape != pixels.shape[:1]:
+                raise PluginError(f"the purifier must give scores ({len(pixels)},), it gave {tuple(score.shape)}", name)
+        else:
+            purified = self.purifier.purify(pixels, noise)
+        if purified.shape != pixels.shape:
+            raise PluginError(
+                f"the purifier must give images {tuple(pixels.shape)}, it gave {tuple(purified.shape)}", name
+            )
+        return purified, score
+
+    def _draw(self, pixels: Tensor) -> Tensor | None:
+        if torch.compiler.is_exporting():
+            return None
+        # With a seed every image has the same stream, so that its result does not depend on its place.
+        places = range(len(pixels)) if self.seed is None else [0] * len(pixels)
+        return self.purifier.draw(pixels, SampleGenerator(self.seed, places))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__signature__":
+            return inspect.signature(self.classifier.forward)
+        return super().__getattr__(name)
+
+
+def _as_nchw(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    return image.permute(0, 3, 1, 2) if preprocessing.layout == "NHWC" and image.ndim == 4 else image

@@ -1,0 +1,1 @@
+"""Somebody else's ONNX graph, ours, and the two in one."""

@@ -1,0 +1,54 @@
+"""A purifier and an ONNX classifier in one ONNX graph, with what happens to rejected images."""
+
+from __future__ import annotations
+
+from onnx import ModelProto
+
+from ..contracts.purifier import Purifier
+from ..data.pixels import Preprocessing
+from ..rejection.policy import Rejection
+from .front import purifier_graph
+from .graft import graft
+from .image_input import ImageInput
+from .metadata import add_metadata, purifier_metadata
+from .names import OPSET, REJECTED, SCORE
+from .opset import opset_of
+
+
+def guarded_graph(
+    classifier: ModelProto,
+    image: ImageInput,
+    purifier: Purifier,
+    preprocessing: Preprocessing,
+    *,
+    score: bool = False,
+    rejection: Rejection | None = None,
+    noise: bool = False,
+) -> ModelProto:
+    """The classifier behind the purifier: its inputs and outputs, and those that score, rejection and noise add.
+
+    Raises
+    ------
+    ClassifierError, ConfigError, PluginError
+        As :func:`~purifier.onnx.front.purifier_graph` and :func:`~purifier.onnx.graft.graft`.
+    """
+    rejection = rejection or Rejection()
+    front = purifier_graph(
+        purifier,
+        preprocessing,
+        image_shape=image.shape,
+        score=score,
+        rejection=rejection,
+        noise=noise,
+        opset=max(OPSET, opset_of(classifier)),
+    )
+    model = graft(front, classifier, image.name, shown=shown_outputs(score, rejection), rejection=rejection)
+    add_metadata(model, purifier_metadata(purifier, rejection, noise))
+    return model
+
+
+def shown_outputs(score: bool, rejection: Rejection) -> tuple[str, ...]:
+    """The outputs that a guard's graph has after the classifier's."""
+    raises = rejection.on_reject == "raise"
+    flags = rejection.on_reject == "flag" or (score and rejection.threshold is not None)
+    return (*((SCORE,) if score or raises else ()), *((REJECTED,) if flags or raises else ()))

@@ -1,0 +1,128 @@
+"""Raising an ONNX model to a newer opset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import onnx_ir as ir
+from onnx import ModelProto, NodeProto, version_converter
+from onnx.inliner import inline_local_functions
+
+from ..errors import ClassifierError, PurifierError
+from .graphs import all_graphs
+from .names import IR_VERSION, OPSET
+from .torch_export import cause_of
+
+
+def raise_opset(model: ModelProto, opset: int) -> ModelProto:
+    """A copy at ``opset`` (or the model's own, if higher) and an IR version to go with it, functions inlined.
+
+    The version number alone is raised where no operator in use changed in between; else onnx's converter
+    rewrites those that did.
+
+    Raises
+    ------
+    ClassifierError
+        The converter does not manage, or the model is malformed.
+    """
+    with _readable(model):
+        return _raised(model, opset)
+
+
+def _raised(model: ModelProto, opset: int) -> ModelProto:
+    copy = _copied(model)
+    if copy.functions:
+        copy = inline_local_functions(copy, convert_version=True)
+    _spell_domain(copy)
+    if copy.ir_version < 4:
+        # There, initializers had to be listed as inputs; now that would let callers overwrite weights.
+        stored = {tensor.name for tensor in copy.graph.initializer}
+        kept = [value for value in copy.graph.input if value.name not in stored]
+        del copy.graph.input[:]
+        copy.graph.input.extend(kept)
+    copy.ir_version = max(copy.ir_version, IR_VERSION)
+    own = opset_of(copy)
+    if own >= opset:
+        return copy
+    nodes = [node for graph in all_graphs(copy.graph) for node in graph.node if node.domain == ""]
+    if any(_changed(node, own, opset) for node in nodes):
+        copy = _convert(_sorted(copy), opset)
+    else:
+        next(entry for entry in copy.opset_import if entry.domain == "").version = opset
+    return copy
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators a model uses."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=OPSET)
+
+
+@contextmanager
+def _readable(model: ModelProto) -> Iterator[None]:
+    """Each tool has its own exceptions for a malformed graph: SerdeError, ValidationError, a bare ValueError..."""
+    try:
+        yield
+    except PurifierError:
+        raise
+    except Exception as error:  # the tools share no base
+        raise ClassifierError(
+            f"the classifier cannot be read as a graph: {cause_of(error)}; see what onnx.checker.check_model says of "
+            "it, and export it again",
+            model.graph.name,
+        ) from error
+
+
+def _copied(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _sorted(model: ModelProto) -> ModelProto:
+    ordered = ir.from_proto(model)
+    ordered.graph.sort()
+    return ir.to_proto(ordered)
+
+
+def _convert(model: ModelProto, opset: int) -> ModelProto:
+    try:
+        converted: ModelProto = version_converter.convert_version(model, opset)
+    except Exception as error:  # C++, which raises whatever its operators do
+        reason = str(error).rpartition("failed: ")[2]
+        raise ClassifierError(
+            f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset} ({reason}); "
+            f"export it again at opset {opset}",
+            model.graph.name,
+        ) from error
+    # The converter forgets these.
+    converted.ir_version = model.ir_version
+    for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(converted, name, getattr(model, name))
+    for kept, field in ((converted, "metadata_props"), (converted.graph, "quantization_annotation")):
+        source = model if kept is converted else model.graph
+        kept.ClearField(field)
+        getattr(kept, field).extend(getattr(source, field))
+    return converted
+
+
+def _changed(node: NodeProto, own: int, opset: int) -> bool:
+    try:
+        then = onnx.defs.get_schema(node.op_type, own, "").since_version
+        now = onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return True
+    return then != now.since_version or now.deprecated
+
+
+def _spell_domain(model: ModelProto) -> None:
+    """Call ONNX's own operators by the empty domain, which is the same as ``ai.onnx``."""
+    for graph in all_graphs(model.graph):
+        for node in graph.node:
+            if node.domain == "ai.onnx":
+                node.domain = ""
+    others = [entry for entry in model.opset_import if entry.domain not in ("", "ai.onnx")]
+    imports = [onnx.helper.make_opsetid("", opset_of(model)), *others]
+    del model.opset_import[:]
+    model.opset_import.extend(imports)

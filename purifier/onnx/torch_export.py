@@ -1,0 +1,132 @@
+"""Any torch module as an ONNX graph, without traces of the machine that made it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+
+import onnx_ir as ir
+import torch
+from onnx import ModelProto
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    DeduplicateInitializersPass,
+    InlinePass,
+    RemoveUnusedNodesPass,
+)
+from torch import Tensor, nn
+
+from .names import IR_VERSION, OPSET
+from .reader import MAX_ELEMENTS
+
+_EXPORTING = threading.Lock()
+"""Warning filters, standard error and loggers are the whole process's: two exports must not put back each other's."""
+
+
+def export_module(
+    module: nn.Module,
+    examples: Sequence[Tensor],
+    *,
+    free: Sequence[Sequence[int]],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int = OPSET,
+) -> ModelProto:
+    """``torch.onnx.export`` of a module into one self-contained model without source paths.
+
+    A copy in evaluation mode on the CPU is exported; the module is not touched. The first dimension of the inputs, if
+    free, is called ``batch``.
+
+    Parameters
+    ----------
+    examples
+        An example of each input.
+    free
+        Of each input the dimensions that may have other sizes; torch fixes those that the module does not leave open,
+        but for the first.
+    """
+    dim = torch.export.Dim
+    sizes = tuple(
+        {place: dim.AUTO if place and number else dim.DYNAMIC for place in places} for number, places in enumerate(free)
+    )
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            copy.deepcopy(module).cpu().eval(),
+            tuple(examples),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=sizes,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    InlinePass()(model)
+    # Unrolled steps have the same weights each. The hashing variant of the pass fails on transposed ones.
+    DeduplicateInitializersPass(size_limit=MAX_ELEMENTS)(model)
+    RemoveUnusedNodesPass()(model)
+    model.metadata_props.clear()
+    model.ir_version = IR_VERSION
+    _name_batch(model)
+    return ir.to_proto(without_sources(model))
+
+
+def _name_batch(model: ir.Model) -> None:
+    """Call the inputs' free first dimension ``batch``, wherever torch's own symbol for it (``s40``) stands."""
+    firsts = [value.shape[0] for value in model.graph.inputs if value.shape]
+    symbols = {first.value for first in firsts if isinstance(first, ir.SymbolicDim) and first.value}
+    if not symbols:
+        return
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, sorted(symbols))) + r")\b")
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+            for place, size in enumerate(value.shape or ()):
+                if isinstance(size, ir.SymbolicDim) and size.value and value.shape is not None:
+                    value.shape[place] = ir.SymbolicDim(pattern.sub("batch", size.value))
+
+
+def without_sources(model: ir.Model) -> ir.Model:
+    """Remove, in place, what exporters note on nodes and values: source lines, stack traces, paths."""
+    ClearMetadataAndDocStringPass()(model)
+    for graph in (model.graph, *model.graph.subgraphs()):
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
+            value.doc_string = None
+            value.metadata_props.clear()
+    return model
+
+
+def cause_of(error: BaseException) -> str:
+    """What went wrong, from an exporter's long message: the start of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep torch's own notices from callers who can do nothing about them; what matters comes as an exception."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    with _EXPORTING:
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(max(logger.level, logging.ERROR))
+            # A failed export prints the graphs it tried to standard error.
+            with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+                # torch and its exporter use names that they have deprecated themselves.
+                for kind in (DeprecationWarning, FutureWarning):
+                    warnings.filterwarnings("ignore", category=kind, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Torch housekeeping; nothing here knows about purifying."""

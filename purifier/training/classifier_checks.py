@@ -1,0 +1,151 @@
+"""The classifier a purifier is trained for: what it must be, and that it stays as it is."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..classifiers.loading import load_classifier
+from ..classifiers.logits import are_probabilities
+from ..classifiers.onnx_gradient import OnnxGradientClassifier
+from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier, pixel_classifier
+from ..data.images import ImageData
+from ..data.pixels import read_preprocessing
+from ..errors import ConfigError, PurifierError, TrainingError
+from ..guards.module import GuardedModule
+from ..guards.signature import find_input
+from ..onnx.image_input import image_input, infer_preprocessing
+from .recipe import Recipe
+
+LOOKED_AT = 64
+"""Images the classifier is tried on."""
+
+
+def classifier_for(
+    recipe: Recipe,
+    given: str | Path | nn.Module | ModelProto | None,
+    *,
+    weights: str | Path | None,
+    preprocessing: Any,
+    input: int | str | None,
+) -> PixelClassifier | None:
+    """The classifier a recipe needs, from what :func:`purifier.guard` takes too; None if it needs none."""
+    name = type(recipe).__name__.lower()
+    if not recipe.needs_classifier:
+        if any(option is not None for option in (given, weights, preprocessing, input)):
+            raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or take denoise or robust")
+        return None
+    if given is None:
+        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; give classifier")
+    if weights is not None and not isinstance(given, str | Path):
+        raise ConfigError("weights go with a MODEL spec package.module:factory; a module or model holds its own")
+    model = load_classifier(given, weights=weights) if isinstance(given, str | Path) else given
+    if isinstance(model, ModelProto) and preprocessing is None:
+        preprocessing = infer_preprocessing(image_input(model, input))
+    wanted = read_preprocessing(preprocessing)
+    if isinstance(model, ModelProto) and recipe.needs_gradients:
+        return OnnxGradientClassifier(model, wanted, input)
+    if isinstance(model, GuardedModule):
+        raise ConfigError("classifier: this model is guarded already; give its .classifier")
+    if not isinstance(model, nn.Module | ModelProto):
+        raise ConfigError(
+            f"classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got {type(model).__name__}"
+        )
+    if isinstance(model, ModelProto):
+        return pixel_classifier(model, wanted, input)
+    position, found = find_input(model, 0 if input is None else input)
+    if any(is_lazy(tensor) or tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        raise ConfigError(
+            f"classifier: {type(model).__name__} has no weights yet; load them, or run it on an image once"
+        )
+    return pixel_classifier(model, wanted, 0 if position == 0 else found)
+
+
+def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:
+    """Raise :class:`ConfigError` or :class:`TrainingError` if nothing can be learned from this classifier's answers.
+
+    A classifier that changes when it is asked gets its weights and buffers back.
+    """
+    pixels = data.batch(data.spread(LOOKED_AT))[0].to(device)
+    kept, before, state = pixels.clone(), described(classifier), copy.deepcopy(classifier.state_dict())
+    try:
+        with torch.no_grad():
+            logits = classifier(pixels)
+            classifier(pixels[:1])  # batches are of any size
+        if not torch.equal(pixels, kept):
+            raise TrainingError(f"{classifier.describe()} changes the images it is given; let it work on a copy")
+        gradient = _gradient(classifier, pixels) if recipe.needs_gradients and classifier.differentiable else None
+    except PurifierError:
+        raise
+    except Exception as error:  # torch, ONNX Runtime and the user's own module raise many kinds
+        raise TrainingError(
+            f"{classifier.describe()} fails on images {tuple(pixels.shape)} of {data.name} "
+            f"({type(error).__name__}: {error}); does it take this size and preprocessing?"
+        ) from error
+    if described(classifier) != before:
+        classifier.load_state_dict(state)
+        raise TrainingError(f"{classifier.describe()} changes when it is asked, in evaluation mode; make it hold still")
+    if logits.isnan().any() or (recipe.needs_gradients and logits.isinf().any()):
+        raise TrainingError(f"{classifier.describe()} gives NaN or infinity for an image of {data.name}; mend it")
+    if recipe.needs_gradients and (gradient is None or not gradient.any()):  # as behind a rounding
+        raise ConfigError(
+            f"this recipe needs gradients of the classifier, and {classifier.describe()} gives none; give the torch "
+            "module (package.module:factory with --weights) without detach, no_grad or rounding, or take the recipe "
+            "denoise with attacks that need none: denoise:attacks=square, or "
+            "denoise:attacks=transfer:surrogate=package.module:factory;weights=FILE"
+        )
+    if gradient is not None and not gradient.isfinite().all():
+        raise TrainingError(
+            f"{classifier.describe()} has gradients that are NaN or infinite; mend it: a root or logarithm of 0, or a "
+            "division by 0, say"
+        )
+    if recipe.needs_gradients and are_probabilities(logits):
+        raise ConfigError(
+            f"{classifier.describe()} gives probabilities (all in [0, 1], their sums 1), whose gradients vanish where "
+            "it is sure; give one that ends in logits: leave its softmax out"
+        )
+    low, high = int(data.labels.min()), int(data.labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise TrainingError(
+            f"labels of {data.name} go from {low} to {high}, expected 0 to {logits.shape[1] - 1}: the classifier has "
+            f"{logits.shape[1]} classes; give the data it was trained on"
+        )
+
+
+def described(classifier: PixelClassifier) -> dict[str, Any]:
+    """Which classifier it is and how it takes its images; the digest is equal only if every bit of its weights is."""
+    digest = hashlib.sha256()
+    if isinstance(classifier, OnnxPixelClassifier):
+        digest.update(classifier.digest)
+    for tensor in chain(classifier.parameters(), classifier.buffers()):
+        digest.update(_bytes(tensor))
+    for value in classifier.state_dict().values():
+        if not isinstance(value, Tensor):  # as of quantised layers
+            digest.update(repr(value).encode())
+    input = classifier.name if isinstance(classifier, OnnxPixelClassifier) else getattr(classifier, "input", 0)
+    preprocessing = dataclasses.asdict(classifier.preprocessing)
+    return {"sha256": digest.hexdigest(), "input": input, "preprocessing": preprocessing}
+
+
+def _gradient(classifier: PixelClassifier, pixels: Tensor) -> Tensor | None:
+    """That of a random sum of the logits; None if there is none."""
+    leaf = (0.98 * pixels + 0.01).requires_grad_()  # a root may be infinitely steep at black, which training avoids
+    with torch.enable_grad():
+        logits = classifier(leaf)
+    if not logits.requires_grad:
+        return None
+    some = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    return torch.autograd.grad((logits * some).sum(), leaf, allow_unused=True)[0]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,48 @@
+"""The inner maximisation of adversarial training: a few large steps up the loss, all images to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..attacking.steps import steepest
+from ..attacking.threat import Threat
+from ..errors import GradientError
+
+
+def climb(
+    loss: Callable[[Tensor], Tensor], start: Tensor, pixels: Tensor, threat: Threat, steps: int, step_size: float
+) -> Tensor:
+    """Projected gradient ascent (Madry et al. 2018, section 2.1): pixels (N, C, H, W) in the threat around ``pixels``.
+
+    Parameters
+    ----------
+    loss
+        Images (N, C, H, W) -> a scalar, to be made large.
+    start
+        Where to begin, (N, C, H, W).
+    steps, step_size
+        How many steps, each of this length in the threat's norm, ``linf`` or ``l2``.
+    """
+    found = threat.project(start, pixels)
+    for _ in range(steps):
+        found = threat.project(found + step_size * ascent(loss, found, threat), pixels)
+    return found
+
+
+def ascent(loss: Callable[[Tensor], Tensor], pixels: Tensor, threat: Threat) -> Tensor:
+    """Where a loss of ``pixels`` (N, C, H, W) grows fastest: for each image, in this shape, a step of length 1 in the
+    threat's norm, ``linf`` or ``l2``.
+    """
+    leaf = pixels.detach().requires_grad_()
+    with torch.enable_grad():
+        total = loss(leaf)
+    gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+    if gradient is None:
+        raise GradientError(
+            "no gradient arrives at the images: the purifier cuts it off (detach, no_grad); make it differentiable, or "
+            "take the recipe denoise, which needs the classifier's gradients only"
+        )
+    return steepest(gradient, threat.norm)

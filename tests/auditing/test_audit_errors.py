@@ -1,0 +1,137 @@
+"""audit(): what it rejects, and what it records when an attack goes wrong."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+import purifier
+from audit_stage import COUNT, Give, NoConfig, OnlySome, audit_quickly, correct, printed, worst
+from purifier.auditing.audit import audit
+from purifier.auditing.report import AuditReport
+from purifier.data.images import ImageData
+from purifier.errors import AuditError, ConfigError, OutputError, PixelError, PluginError
+from purifier.guards.guard import guard
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"routes": ("sideways",)}, ConfigError, "route must be one of exact, bpda, oblivious, none, got 'sideways'"),
+        ({"routes": ("none",)}, ConfigError, "attack 'fgsm' needs gradient and can follow exact, bpda, oblivious"),
+        ({"attacks": ("fgsm", "fgsm")}, ConfigError, "attack 'fgsm' is given twice"),
+        ({"attacks": "fgsm"}, ConfigError, r"expected a list of ATTACK specs, got 'fgsm'; write \['fgsm'\]"),
+        ({"attacks": (OnlySome(),), "norm": "l2"}, ConfigError, "attack 'OnlySome' works in linf, not in l2"),
+        ({"attacks": ("fgms",)}, purifier.PurifierError, "no plugin 'fgms'; did you mean 'fgsm'"),
+        ({"eps": ()}, ConfigError, r"expected one budget or several different ones, got \(\)"),
+        ({"eps": (0.1, 0.1)}, ConfigError, "several different ones"),
+        ({"eps": 8}, ConfigError, "try 8/255"),
+        ({"batch_size": 0}, ConfigError, "batch_size must be a whole number of at least 1, got 0"),
+        ({"eot": 0}, ConfigError, "eot must be a whole number"),
+        ({"judgements": 0}, ConfigError, "judgements must be a whole number"),
+        ({"probes": 0}, ConfigError, "probes must be a whole number of at least 1, got 0"),
+        ({"probes": True}, ConfigError, "probes must be a whole number of at least 1, got True"),
+        ({"device": "abacus"}, ConfigError, "device 'abacus' cannot be used"),
+        ({"device": "meta"}, ConfigError, "weights moved there are lost"),
+        ({"eps": None}, ConfigError, "eps: expected one budget"),
+        ({"attacks": 3}, ConfigError, "expected a list of ATTACK specs, got 3"),
+        ({"preset": "quick", "attacks": ("fgsm",)}, ConfigError, "attack 'fgsm' is in the preset 'quick' already"),
+        ({"attacks": (5,)}, ConfigError, "expected ATTACK specs or attacks, got int"),
+        ({"batch_size": 1.5}, ConfigError, "batch_size must be a whole number"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error_before_any_work(options, error, said):
+    with pytest.raises(error, match=said):
+        audit_quickly(progress=lambda *_: pytest.fail("work began"), **options)
+
+
+def test_data_that_does_not_fit_is_an_error(classifier, data):
+    images, _ = data.batch(range(COUNT))
+    many = ImageData("many", images, torch.arange(COUNT))
+    with pytest.raises(AuditError, match=r"many has labels up to 59, torch NearestMean has 10 logits"):
+        audit(guard(classifier, "identity"), many, attacks=())
+    small = ImageData("small", images[:, :, :20, :20], torch.zeros(COUNT, dtype=torch.int64))
+    with pytest.raises(AuditError, match=r"torch NearestMean fail on images \(2, 1, 20, 20\) of small"):
+        audit(guard(classifier, "identity"), small, attacks=())
+    with pytest.raises(PixelError, match=r"small: expected images \(N, 1, 28, 28\), got \(2, 1, 20, 20\)"):
+        audit(guard(classifier, "vae:image_shape=1x28x28,channels=4,latent=8"), small, attacks=())
+
+
+class Broken(purifier.Purifier):
+    Config, gradient = NoConfig, "exact"
+
+    def __init__(self, act) -> None:
+        super().__init__(NoConfig())
+        self.act = act
+
+    def purify(self, pixels, noise=None):
+        return self.act(pixels)
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda pixels: pixels[:1], r"must give images \(2, 1, 28, 28\) .* it gave \(1, 1, 28, 28\)"),
+        (lambda pixels: pixels.mul_(0.5), "leave its input alone"),
+        (lambda pixels: pixels * float("nan"), "give NaN"),
+        (lambda pixels: None, "fail on images"),
+        (lambda pixels: [][0], "IndexError"),
+    ],
+)
+def test_a_purifier_that_breaks_its_contract_is_named(act, said, classifier, data):
+    with pytest.raises(AuditError, match=said):
+        audit(guard(classifier, Broken(act)), data, attacks=("fgsm",))
+
+
+def test_what_is_no_guard_or_no_data_is_an_error(classifier, data):
+    with pytest.raises(ConfigError, match=r"expected what purifier.guard\(\) returns, got NearestMean"):
+        audit(classifier, data)
+    with pytest.raises(ConfigError, match="expected ImageData or a DATA spec, got int"):
+        audit(guard(classifier, "identity"), 5)
+
+
+def test_an_attack_must_declare_itself():
+    with pytest.raises(PluginError, match="must declare needs"):
+        type("Silent", (purifier.Attack,), {"norms": ("linf",)})
+    with pytest.raises(PluginError, match="must declare norms, a tuple"):
+        type("Text", (purifier.Attack,), {"needs": "labels", "norms": "linf"})
+
+
+def test_an_unwritable_folder_is_found_before_the_work(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(OutputError, match="cannot write .*taken"):
+        audit_quickly(out=tmp_path / "taken", progress=lambda *_: pytest.fail("work began"))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda x, y: x[:, :, 1:], r"attack 'Give:.*' must return images \(60, 1, 28, 28\), got \(60, 1, 27, 28\)"),
+        (lambda x, y: None, "must return images .*, got NoneType"),
+        (lambda x, y: x * float("nan"), "attack 'Give:.*' returned NaN or infinity on the route"),
+    ],
+)
+def test_an_attack_that_breaks_its_contract_is_named(make, said, classifier, data):
+    found = audit(guard(classifier, "identity"), data, attacks=(Give(make), "fgsm"))
+    failed = [row for row in found.rows if row.attack.startswith("Give")]
+    assert failed and all(re.search(said, row.error) and row.result is None for row in failed)
+    assert not found.complete and all(row.error is None for row in found.rows if row.attack == "fgsm")
+
+
+def test_an_attack_that_fails_is_recorded_and_the_others_go_on(classifier, data, tmp_path):
+    def fail(pixels: Tensor, labels: Tensor) -> Tensor:
+        raise ValueError("no such luck")
+
+    found = audit(guard(classifier, "identity"), data, eps=0.1, attacks=(Give(fail), "fgsm"), batch_size=25)
+    assert not found.complete
+    failed = [row for row in found.rows if row.error]
+    assert {row.error for row in failed} == {"ValueError: no such luck"} and len(failed) == 4
+    assert all(row.result is None and row.threat for row in failed)
+    assert correct(found, model="guarded", attack="fgsm", route="exact") == worst(found, "guarded", "all")
+    assert not any(case.complete for case in found.worst_case)
+    shown = printed(found)
+    assert "error of Give" in shown and ": ValueError: no such luck" in shown and "upper bound only" in shown
+    assert AuditReport.load(found.save(tmp_path)) == found

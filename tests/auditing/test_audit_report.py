@@ -1,0 +1,88 @@
+"""The audit's report: what it says, saved, loaded and printed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import purifier
+from audit_stage import COUNT, NoConfig, Noisy, printed, rows
+from purifier.auditing.audit import audit
+from purifier.auditing.report import AuditReport
+from purifier.errors import FileError
+from purifier.guards.guard import guard
+
+
+def test_a_report_is_saved_and_loaded_as_it_was(report, classifier, data, tmp_path):
+    noisy = audit(guard(classifier, Noisy(NoConfig())), data, attacks=("fgsm",), out=tmp_path / "new" / "noisy")
+    assert AuditReport.load(tmp_path / "new" / "noisy") == noisy
+    commanded = replace(report, command=["purifier", "audit"])
+    assert AuditReport.load(commanded.save(tmp_path)) == commanded
+    raw = json.loads((tmp_path / "report.json").read_text())
+    assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 3
+    assert raw["data"] == {"name": f"fashion-mnist:test:{COUNT}", "count": COUNT}
+    assert raw["preprocessing"]["layout"] == "NCHW"
+    known = {"plugin": "blur", "config": {"sigma": 1.0}, "surrogate": "identity"}
+    assert raw["purifier"] == {**known, "file": None, "sha256": None}
+    assert set(raw["versions"]) == {"purifier", "torch", "onnxruntime", "python"}
+    assert raw["rows"][2]["accuracy"] == raw["rows"][2]["correct"] / COUNT
+    assert len(raw["rows"][2]["interval"]) == 2 and raw["rows"][2]["route"] == "exact"
+
+
+def test_a_report_names_the_checkpoint(classifier, data, tmp_path):
+    vae = purifier.load("vae:image_shape=1x28x28,channels=4,latent=8")
+    purifier.save(vae, tmp_path / "vae.safetensors")
+    found = audit(guard(classifier, tmp_path / "vae.safetensors"), data, attacks=())
+    assert found.purifier["plugin"] == "vae" and found.purifier["file"] == "vae.safetensors"
+    assert len(found.purifier["sha256"]) == 64 and found.purifier["config"]["latent"] == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read .*report.json: No such file"),
+        ("{", "report.json is not JSON"),
+        ("[]", "expected a report of schema version 3, got None"),
+        ('{"schema_version": 99}', "expected a report of schema version 3, got 99"),
+        ('{"schema_version": 1}', "expected a report of schema version 3, got 1"),
+        ('{"schema_version": 3, "rows": 3}', "is not a whole report"),
+    ],
+)
+def test_a_file_that_is_no_report_is_an_error(content, said, tmp_path):
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+    with pytest.raises(FileError, match=said):
+        AuditReport.load(tmp_path / "report.json")
+
+
+def test_the_table_shows_the_worst_case_first_and_both_models_side_by_side(report):
+    lines = printed(report).split("detection, ")[0].splitlines()
+    places = [
+        next(i for i, line in enumerate(lines) if part in line)
+        for part in (f"on {COUNT} images", "all routes run (exact, bpda, oblivious)", "white-box (exact, bpda)", "fgsm")
+    ]
+    assert places == sorted(places)
+    (row,) = rows(report, model="guarded", attack="fgsm", route="oblivious")
+    (line,) = (line for line in lines if "fgsm" in line and "oblivious" in line)
+    assert f"{row.result.accuracy:.1%}" in line
+    (alone,) = rows(report, model="undefended", attack="fgsm")
+    low, high = alone.result.interval
+    assert f"{alone.result.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]" in line
+
+
+def test_the_table_tells_of_repeated_judgement(classifier, data):
+    found = audit(guard(classifier, Noisy(NoConfig())), data, attacks=("fgsm",), eot=2)
+    assert "means over 5 judgements" in printed(found) and "means over 2 draws" in printed(found)
+
+
+def test_the_table_tells_of_few_probes(report):
+    assert "no more than 7 images" in printed(replace(report, probes=7))
+    assert "no more than" not in printed(report)
+
+
+def test_a_report_of_before_probes_were_counted_is_read(report, tmp_path):
+    path = report.save(tmp_path)
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "probes"}))
+    assert AuditReport.load(path) == report

@@ -1,0 +1,189 @@
+"""compare(): finished figures that cannot all be true; and the catalogue of flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from broken import CONTROLS, Reversed
+from purifier import Threat
+from purifier.attacking.specs import read_attack
+from purifier.auditing.audit import audit
+from purifier.auditing.comparing import compare
+from purifier.auditing.counting import Judged, Tally
+from purifier.auditing.flags import FLAGS
+from purifier.auditing.plan import Job
+from purifier.auditing.report import Flag
+from purifier.guards.guard import guard
+
+COUNT = 200
+COMPARED = {"black-box-wins", "transfer-wins", "not-monotone", "not-converged", "eot-not-flat"}
+
+
+def right(*places: range) -> Tensor:
+    """Images right in each judgement at these places, and wrong in each elsewhere, (200,)."""
+    shares = torch.zeros(COUNT, dtype=torch.float64)
+    for place in places:
+        shares[place.start : place.stop] = 1
+    return shares
+
+
+def row(spec: str, route: str, shares: Tensor, *, eps: float = 0.1, eot: int | None = None, model="guarded") -> Tally:
+    tally = Tally(model, Job(read_attack(spec), Threat("linf", eps), route, eot=eot), route)
+    judged = Judged(shares, None)
+    tally.add(judged, judged)
+    return tally
+
+
+def clean(model="guarded", shares: Tensor | None = None) -> Tally:
+    tally = Tally(model)
+    judged = Judged(right(range(180)) if shares is None else shares, None)
+    tally.add(judged, judged)
+    return tally
+
+
+WHITE = row("pgd", "exact", right(range(60)))
+
+
+def test_figures_in_order_raise_nothing():
+    rows = [
+        clean(),
+        WHITE,
+        row("fgsm", "exact", right(range(90))),
+        row("pgd", "bpda", right(range(100))),
+        row("noise", "none", right(range(170))),
+        row("pgd", "oblivious", right(range(130))),
+        row("pgd", "exact", right(range(150)), eps=0.03),
+        clean("undefended"),
+        row("pgd", "exact", right(range(2)), model="undefended"),
+        row("noise", "none", right(range(120)), model="undefended"),
+    ]
+    assert compare(rows, "exact") == []
+
+
+@pytest.mark.parametrize(
+    ("route", "name", "said"),
+    [
+        ("none", "black-box-wins", "linf 0.1, guarded: 14 of 200 images are fooled by noise and by"),
+        ("oblivious", "transfer-wins", "linf 0.1, guarded: 14 of 200 images are fooled by noise and by"),
+    ],
+)
+def test_what_sees_less_must_not_find_more(route, name, said):
+    (flag,) = compare([clean(), WHITE, row("noise", route, right(range(46), range(60, 170)))], "exact")
+    assert flag.name == name and flag.evidence.startswith(said)
+
+
+@pytest.mark.parametrize(("count", "wins"), [(2, False), (3, True)])
+def test_one_image_in_a_hundred_is_let_pass(count, wins):
+    found = compare([clean(), WHITE, row("noise", "none", right(range(60 - count)))], "exact")
+    assert [flag.name for flag in found] == ["black-box-wins"] * wins
+
+
+def test_several_attacks_are_taken_together():
+    rows = [row("noise", "none", right(range(2, 180))), row("noise:draws=5", "none", right(range(2), range(4, 180)))]
+    (flag,) = compare([clean(), WHITE, *rows, row("noise:draws=1", "none", right(range(180)))], "exact")
+    assert "4 of 200 images are fooled by noise, noise:draws=5 and" in flag.evidence
+
+
+def test_images_wrong_when_clean_do_not_count():
+    all_wrong = row("noise", "none", right(range(10, 60)))
+    assert compare([clean(shares=right(range(10, 180))), WHITE, all_wrong], "exact") == []
+
+
+def test_the_undefended_classifier_is_compared_too():
+    rows = [
+        clean("undefended"),
+        row("pgd", "exact", right(range(60)), model="undefended"),
+        row("noise", "none", right(range(30)), model="undefended"),
+    ]
+    (flag,) = compare(rows, "bpda")  # the purifier's strongest route is none of its
+    assert flag.name == "black-box-wins" and "undefended" in flag.evidence
+
+
+def test_nothing_beats_a_white_box_attack_that_did_not_run():
+    blind = row("noise", "none", right(range(10)))
+    assert compare([clean(), blind], "exact") == []
+    assert compare([clean(), blind, row("pgd", "bpda", right(range(60)))], "exact") == []
+    broken = row("pgd", "exact", right(range(60)))
+    broken.error = "no such luck"
+    assert compare([clean(), blind, broken], "exact") == []
+
+
+def test_a_random_guards_luck_raises_nothing():
+    generator = torch.Generator().manual_seed(0)
+    chances = torch.rand(COUNT, generator=generator, dtype=torch.float64)
+
+    def judged() -> Tensor:
+        return torch.stack([torch.bernoulli(chances, generator=generator) for _ in range(5)]).mean(0)
+
+    rows = [row("noise", "none", judged()), row("pgd", "oblivious", judged())]
+    rows += [row(f"pgd:steps={steps}", "exact", judged(), eps=eps) for steps in (40, 80) for eps in (0.1, 0.2)]
+    rows += [row("pgd", "exact", judged(), eot=eot) for eot in (1, 10, 20)]
+    assert compare([clean(shares=judged()), *rows], "exact") == []
+
+
+def test_more_budget_must_not_leave_more():
+    rows = [WHITE, row("pgd", "exact", right(range(80)), eps=0.2), row("pgd", "exact", right(range(9)), eps=0.4)]
+    (flag,) = compare([clean(), *rows], "exact")
+    assert flag == Flag("not-monotone", "guarded: 20 of 200 images more are right at linf 0.2 than at linf 0.1")
+
+
+def test_budgets_are_compared_by_the_attacks_they_share():
+    failed = row("noise", "none", right(range(3)), eps=0.2)
+    failed.error = "no such luck"
+    rows = [WHITE, row("pgd", "exact", right(range(55)), eps=0.2), row("noise", "none", right(range(59))), failed]
+    assert compare([clean(), *rows], "exact") == []
+
+
+@pytest.mark.parametrize(
+    ("weak", "strong", "raises"),
+    [
+        ("pgd:steps=40", "pgd:steps=80", True),
+        ("pgd:steps=40", "pgd:steps=80,restarts=2", True),
+        ("pgd:steps=40,restarts=2", "pgd:steps=80,restarts=1", False),
+        ("pgd:steps=40", "pgd:steps=80,loss=margin", False),
+        ("pgd", "bim:steps=80", False),
+    ],
+)
+def test_more_work_must_change_nothing(weak, strong, raises):
+    rows = [clean(), row(weak, "exact", right(range(60))), row(strong, "exact", right(range(40)))]
+    found = compare(rows, "exact")
+    assert [flag.name for flag in found] == ["not-converged"] * raises
+    assert all(f"{strong} exact linf 0.1 leaves 20 of 200 images fewer right than {weak}" in f.evidence for f in found)
+
+
+def test_only_the_last_doubling_counts():
+    rows = [row(f"pgd:steps={steps}", "exact", right(range(left))) for steps, left in ((80, 60), (10, 150), (40, 61))]
+    assert compare([clean(), *rows], "exact") == []
+
+
+@pytest.mark.parametrize(("left", "raises"), [((90, 60, 59), False), ((90, 60, 40), True), ((60, 60, 90), False)])
+def test_more_draws_must_at_last_change_nothing(left, raises):
+    rows = [row("pgd", "exact", right(range(n)), eot=eot) for eot, n in zip((1, 10, 20), left, strict=True)]
+    found = compare([clean(), *rows, WHITE], "exact")
+    assert [flag.name for flag in found] == ["eot-not-flat"] * raises
+
+
+def test_a_whole_audit_of_a_misleading_surrogate_is_seen_through(classifier, data):
+    found = audit(guard(classifier, Reversed()), data, eps=0.1, attacks=("pgd:steps=5", "noise"))
+    assert {"transfer-wins", "black-box-wins"} <= {flag.name for flag in found.flags}
+
+
+def test_a_whole_audit_of_an_honest_one_is_not(report):
+    assert report.flags == []
+
+
+def test_every_flag_is_explained_and_has_its_control():
+    assert set(FLAGS) == COMPARED | {"nondeterministic", "probe-failed"}.union(*(control.flags for control in CONTROLS))
+    for name, kind in FLAGS.items():
+        assert name == kind.name == name.lower() and " " not in name
+        assert all(dataclasses.astuple(kind)) and " et al. " in kind.why
+
+
+def test_a_flag_is_plain_json():
+    flag = Flag("no-rise", "10 of 64")
+    assert Flag(**json.loads(json.dumps(dataclasses.asdict(flag)))) == flag

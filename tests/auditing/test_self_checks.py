@@ -1,0 +1,156 @@
+"""probe(): each broken guard raises its flags, and no healthy one raises any."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import purifier
+from broken import CONTROLS, Behind, Broken, Control, HiddenRandom, Random, Reversed, Surrogate, normalised
+from purifier import Threat
+from purifier.attacking.target import is_random
+from purifier.auditing.report import Flag
+from purifier.auditing.self_checks import probe
+from purifier.auditing.trial import Trial
+from purifier.classifiers.loading import load_classifier
+from purifier.data.images import ImageData
+from purifier.data.loading import load_data
+from purifier.guards.guard import guard
+from purifier.torch_tools.freezing import freeze
+
+LINF = Threat("linf", 0.1)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def raised(model, filter_, data: ImageData, *threats: Threat, count: int = 32, eot: int = 1) -> list[Flag]:
+    guarded = guard(model, filter_)
+    classifier, used = guarded.pixel_classifier(), guarded.purifier
+    with freeze(classifier, used) as device:
+        judgements = 5 if is_random(used, data.batch(range(2))[0]) else 1
+        trial = Trial(classifier, used, device, seed=0, eot=eot, judgements=judgements)
+        return probe(trial, data, threats or (LINF,), count=count)
+
+
+def names(flags: list[Flag]) -> set[str]:
+    return {flag.name for flag in flags}
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)
+def test_a_broken_guard_raises_its_flags(control: Control, classifier, data):
+    model, filter_ = control.make(classifier, data.batch(range(len(data)))[0])
+    assert names(raised(model, filter_, data)) == control.flags
+
+
+def test_undeclared_randomness_is_told_from_a_dependence_on_the_batch(classifier, data):
+    torch.manual_seed(0)
+    found = names(raised(classifier, HiddenRandom(), data))
+    assert "nondeterministic" in found and "batch-dependent" not in found
+
+
+class Times(nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return 1e4 * logits
+
+
+def trained_norm() -> nn.BatchNorm2d:
+    norm = normalised(nn.BatchNorm2d(1))
+    norm.running_mean.fill_(0.286)
+    norm.running_var.fill_(0.353**2)
+    return norm
+
+
+@pytest.mark.parametrize(
+    ("make", "eot"),
+    [
+        pytest.param(lambda model: (model, Broken()), 1, id="nothing"),
+        pytest.param(lambda model: (model, Surrogate()), 1, id="rounded, with a surrogate"),
+        pytest.param(lambda model: (model, "blur"), 1, id="blur"),
+        pytest.param(lambda model: (model, Random()), 10, id="random, with EOT"),
+        pytest.param(lambda model: (Behind(model, after=nn.LogSoftmax(1)), Broken()), 1, id="log-softmax"),
+        # Cross-entropy vanishes in float32 here; the model hides nothing.
+        pytest.param(lambda model: (Behind(model, after=Times()), Broken()), 1, id="very sure"),
+        pytest.param(lambda model: (Behind(model, trained_norm()), Broken()), 1, id="BatchNorm in evaluation mode"),
+        pytest.param(lambda model: (Behind(model, nn.InstanceNorm2d(1)), Broken()), 1, id="InstanceNorm"),
+    ],
+)
+def test_a_healthy_guard_raises_none(make, eot, classifier, data):
+    assert raised(*make(classifier), data, LINF, Threat("linf", 0.03), eot=eot) == []
+
+
+def test_as_many_images_are_probed_as_asked(classifier, data):
+    seen = []
+
+    class Spy(Broken):
+        def purify(self, pixels, noise=None):
+            seen.append((pixels.requires_grad, len(pixels)))
+            return pixels
+
+    for count in (3, 11):
+        seen.clear()
+        raised(classifier, Spy(), data, count=count)
+        assert max(size for with_gradient, size in seen if with_gradient) == count
+        assert max(size for _, size in seen) == max(8, count)
+    report = purifier.audit(guard(classifier, Broken()), data, attacks=["fgsm"], routes=["exact"], probes=3)
+    assert report.probes == 3
+
+
+@pytest.mark.parametrize("filter_", ["demo", "demo-plain", "blur", "identity", "bit-depth"])
+def test_the_demo_raises_none(filter_):
+    assert raised(load_classifier("demo"), filter_, load_data("demo"), LINF, Threat("linf", 0.03), count=12) == []
+
+
+@pytest.mark.parametrize("threat", [Threat("l2", 1), Threat("l1", 10)], ids=str)
+def test_every_norm_is_probed(threat, classifier, data):
+    assert raised(classifier, Broken(), data, threat) == []
+    found = raised(classifier, Reversed(), data, threat)
+    assert "unbounded" in names(found)
+    assert all(flag.evidence.count(threat.norm) == 1 for flag in found)
+
+
+def test_each_threat_is_probed_and_told(classifier, data):
+    found = raised(classifier, Reversed(), data, LINF, Threat("linf", 0.2))
+    assert [flag.name for flag in found] == ["noise-wins", "noise-wins", "unbounded"]
+    assert [
+        threat in flag.evidence for flag, threat in zip(found, ("linf 0.1 ", "linf 0.2 ", "linf 0.5 "), strict=True)
+    ]
+
+
+def test_the_evidence_is_in_figures(classifier, data):
+    control = next(control for control in CONTROLS if control.name == "rounded, exact")
+    zero, unbounded = raised(*control.make(classifier, None), data)
+    assert zero.evidence == "32 of 32 images have no other number in it (exact)"
+    assert "at linf 0.5 (exact) leaves 29 of 32 images right, chance 25.0%" in unbounded.evidence
+
+
+def test_one_seed_one_result_and_the_guard_stays_as_it_was(classifier, data):
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    first, second = (raised(classifier, Random(), data, eot=2) for _ in range(2))
+    assert first == second
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+
+
+def with_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    changed.graph.node.append(onnx.helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1))
+    changed.graph.output[0].name = "probabilities"
+    return changed
+
+
+def test_a_classifier_without_gradients_is_probed_as_far_as_can_be(onnx_classifier, classifier, data):
+    blur = purifier.load("blur")
+    assert raised(onnx_classifier, blur, data) == []
+    assert names(raised(with_softmax(onnx_classifier), blur, data)) == {"probabilities"}
+
+
+def test_where_nothing_is_right_nothing_can_be_masked(classifier, data):
+    pixels, _ = data.batch(range(len(data)))
+    with torch.no_grad():
+        wrong = ImageData("wrong", pixels, classifier(pixels).argmin(1))
+    assert raised(classifier, Broken(), wrong) == []
+
+
+def test_no_budget_and_few_images_raise_nothing(classifier, data):
+    assert raised(classifier, Broken(), data, Threat("linf", 0), count=3) == []

@@ -1,0 +1,90 @@
+"""Intervals against SciPy's and at the edges; areas against scikit-learn's and simulations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+from purifier.auditing.statistics import Z95, Area, rate, roc_area, wilson
+
+
+@pytest.mark.parametrize(("correct", "count"), [(1, 2), (0, 10), (10, 10), (3, 7), (846, 1000), (9999, 10000)])
+def test_wilson_is_scipys(correct, count):
+    theirs = binomtest(correct, count).proportion_ci(method="wilson")
+    assert wilson(correct, count) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_wilson_is_the_textbooks():
+    # Brown, Cai & DasGupta's formula by hand for 5 of 10: (.5 +- 1.96 sqrt(.025 + .0096)) / 1.384
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_the_edges_are_exact_and_inside():
+    assert wilson(0, 20)[0] == 0 and wilson(20, 20)[1] == 1
+    assert 0 < wilson(0, 20)[1] < 0.2
+
+
+def test_a_rate_may_come_from_shares():
+    half = rate(2.5, 5)
+    assert half.accuracy == 0.5 and half.correct == 2.5 and half.interval == wilson(2.5, 5)
+
+
+def area(positives: torch.Tensor, negatives: torch.Tensor) -> Area:
+    """Of positives that are the first of the images, the others of which were never fooled."""
+    count = len(positives)
+    attacked = torch.cat([positives, torch.zeros(len(negatives) - count)])
+    return roc_area(attacked, negatives, torch.arange(len(negatives)) < count)
+
+
+@pytest.mark.parametrize("levels", [3, 20, 10_000])
+def test_the_area_is_scikit_learns_with_ties_and_without(levels):
+    numbers = np.random.default_rng(levels)
+    positives, negatives = numbers.integers(levels // 4, levels, 37), numbers.integers(0, levels, 90)
+    truth = [1] * 37 + [0] * 90
+    found = area(torch.from_numpy(positives).float(), torch.from_numpy(negatives).float())
+    assert found.value == pytest.approx(roc_auc_score(truth, [*positives, *negatives]), abs=1e-12)
+    assert found.interval[0] < found.value < found.interval[1]
+
+
+def test_infinite_scores_rank_above_all_and_tie_with_each_other():
+    scores = torch.tensor([float("inf"), 1.0])
+    assert area(scores, torch.tensor([0.0, float("inf")])).value == (0.75 + 0.5) / 2
+
+
+def test_with_few_positives_the_areas_error_is_that_of_exponential_scores():
+    """For exponential scores Hanley & McNeil's two equations are exact."""
+    numbers = np.random.default_rng(0)
+    times, counts = 3000, (10, 60)
+    positives, negatives = numbers.exponential(4, (times, counts[0])), numbers.exponential(1, (times, counts[1]))
+    areas = (positives[:, :, None] > negatives[:, None, :]).mean((1, 2))
+    assert areas.mean() == pytest.approx(0.8, abs=0.005)
+    found = area(torch.tensor([475.0] * 10), torch.arange(60) * 10.0)
+    assert found.value == 0.8
+    assert (found.value - found.interval[0]) / Z95 == pytest.approx(areas.std(), rel=0.05)
+
+
+def test_the_areas_interval_knows_that_an_image_attacked_is_like_itself_clean():
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(60, 200, generator=generator)
+    attacked = 0.6 * clean + 0.6 * torch.randn(60, 200, generator=generator) + 0.5
+    everyone = torch.ones(200, dtype=torch.bool)
+    found = [roc_area(*pair, everyone) for pair in zip(attacked, clean, strict=True)]
+    # Two normal scores, the second moved: P(a > c) of two different images.
+    truth = 0.5 * math.erfc(-0.5 / math.sqrt(2 * (1 + 0.6**2 + 0.6**2)))
+    covered = sum(one.interval[0] <= truth <= one.interval[1] for one in found)
+    assert 53 <= covered <= 60
+    spread = torch.tensor([one.value for one in found]).std().item()
+    half = sum(one.interval[1] - one.interval[0] for one in found) / 120
+    assert half / Z95 == pytest.approx(spread, rel=0.3)
+
+
+def test_an_areas_interval_is_never_empty_and_stays_inside():
+    few, many = torch.arange(3.0), torch.arange(50.0)
+    assert area(few + 100, many).value == 1 and area(few + 100, many).interval == wilson(3, 3)
+    assert area(few - 100, many).value == 0 and area(few - 100, many).interval == wilson(0, 3)
+    assert area(few + 47, many).interval[1] <= 1

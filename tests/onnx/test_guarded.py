@@ -1,0 +1,293 @@
+"""Rejection inside ONNX graphs: guarded sessions and exported files."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+import purifier
+import purifier.onnx.guarded
+from onnx_models import FLOAT, model_of
+from purifier.contracts.purifier import Purifier
+from purifier.errors import ClassifierError, ConfigError, ExportError, RejectedError
+from purifier.guards.exporting import export
+from purifier.guards.guard import guard
+from purifier.rejection.calibration import CALIBRATION_KEY
+from scoring import Bright, Classes, calibrated, dark_and_bright
+
+PIXELS, REJECTED = dark_and_bright(), np.array([False, True, False, True, True, False])
+WEIGHT = np.random.default_rng(5).normal(size=(784, 10)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_export_a_graph():
+    """Exporting takes seconds, and many tests here guard with the same purifier."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(purifier.onnx.guarded, "purifier_graph", functools.cache(purifier.onnx.guarded.purifier_graph))
+        yield
+
+
+@functools.cache
+def bright() -> Bright:
+    return calibrated(Bright())  # type: ignore[return-value]
+
+
+@functools.cache
+def classes() -> Classes:
+    return calibrated(Classes())  # type: ignore[return-value]
+
+
+def classifier(kind: int = FLOAT, declared: int | str | None = 10, name: str = "scores") -> ModelProto:
+    """Linear; its outputs are the label, the logits and their softmax."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["wide"]),
+        helper.make_node("Cast", ["wide"], [name], to=kind),
+        helper.make_node("ArgMax", [name], ["label"], axis=1, keepdims=0),
+        helper.make_node("Softmax", [name], ["probabilities"], axis=1),
+    ]
+    shape = None if declared is None else ["N", declared]
+    return model_of(
+        nodes,
+        inputs=[("x", FLOAT, ["N", 1, 28, 28])],
+        outputs=[("label", TensorProto.INT64, ["N"]), (name, kind, shape), ("probabilities", kind, shape)],
+        initializers={"weight": WEIGHT},
+    )
+
+
+class Net(nn.Module):
+    """The same in torch, logits alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.from_numpy(WEIGHT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight
+
+
+def run(session: onnxruntime.InferenceSession, **more: Any) -> dict[str, np.ndarray]:
+    values = session.run(None, {"x": PIXELS.numpy(), **more})
+    return {output.name: value for output, value in zip(session.get_outputs(), values, strict=True)}
+
+
+def plain(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def in_torch(which: Purifier, **options: Any) -> np.ndarray:
+    with torch.no_grad():
+        return guard(Net(), which, **options)(PIXELS).numpy()
+
+
+OWN = ["label", "scores", "probabilities"]
+
+
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ({"score": True}, ["purifier_score", "purifier_rejected"]),
+        ({"on_reject": "flag"}, ["purifier_rejected"]),
+        ({"on_reject": "flag", "score": True}, ["purifier_score", "purifier_rejected"]),
+    ],
+)
+def test_rejection_is_an_output_beside_the_score(options: dict[str, Any], added: list[str], tmp_path: Path) -> None:
+    session = guard(classifier(), bright(), **options)
+    found = run(session)
+    assert list(found) == OWN + added
+    np.testing.assert_array_equal(found["purifier_rejected"], REJECTED)
+    assert session.get_outputs()[-1].type == "tensor(bool)"
+    assert session.get_outputs()[-1].shape == ["N"]
+    np.testing.assert_allclose(found["scores"], in_torch(bright()), atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert (metadata["purifier.threshold"], metadata["purifier.fpr"]) == ("0.5", "0.05")
+    export(session, tmp_path / "guarded.onnx")
+    again = run(plain(tmp_path / "guarded.onnx"))
+    assert list(again) == list(found)
+    assert all(np.array_equal(again[name], found[name]) for name in found)
+
+
+def test_a_score_without_calibration_is_a_score_alone() -> None:
+    assert list(run(guard(classifier(), Bright(), score=True))) == [*OWN, "purifier_score"]
+    assert list(run(guard(classifier(), bright()))) == OWN
+
+
+@pytest.mark.parametrize(
+    ("which", "options"),
+    [
+        (bright, {"on_reject": "abstain"}),
+        (bright, {"on_reject": "abstain", "abstain": 7}),
+        (classes, {"on_reject": "reclassify"}),
+    ],
+)
+@pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_the_logits_of_rejected_images_are_replaced_and_nothing_else(
+    which: Callable[[], Purifier], options: dict[str, Any], kind: int
+) -> None:
+    session, untouched = guard(classifier(kind), which(), **options), run(guard(classifier(kind), which()))
+    found = run(session)
+    assert list(found) == OWN
+    atol = 5e-2 if kind == TensorProto.FLOAT16 else 1e-4
+    np.testing.assert_allclose(found["scores"].astype(np.float32), in_torch(which(), **options), atol=atol)
+    assert found["scores"].dtype == untouched["scores"].dtype
+    assert session.get_outputs()[1].shape == ["N", 10]
+    for name in ("label", "probabilities"):
+        np.testing.assert_array_equal(found[name], untouched[name])
+
+
+def test_the_output_called_logits_is_the_one_replaced() -> None:
+    model = classifier(name="logits")
+    outputs = list(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.extend(reversed(outputs))
+    found = run(guard(model, bright(), on_reject="abstain"))
+    assert list(found) == ["probabilities", "logits", "label"]
+    np.testing.assert_array_equal(np.isnan(found["logits"]).all(1), REJECTED)
+    assert np.isfinite(found["probabilities"]).all()
+
+
+def test_a_session_raises_for_rejected_images() -> None:
+    session = guard(classifier(), bright(), on_reject="raise")
+    assert [output.name for output in session.get_outputs()] == OWN
+    dark = {"x": PIXELS[~REJECTED].numpy()}
+    label, scores, _ = session.run(None, dark)
+    np.testing.assert_allclose(scores, in_torch(bright())[~REJECTED], atol=1e-4)
+    assert [value.tolist() for value in session.run(["label"], dark)] == [label.tolist()]
+    score, same = session.run(["purifier_score", "label"], dark)
+    np.testing.assert_allclose(score, bright().score(PIXELS[~REJECTED]), atol=1e-6)
+    assert same.tolist() == label.tolist()
+    with pytest.raises(RejectedError, match="3 of 6 images are rejected: they score above 0.5, or NaN;") as raised:
+        session.run(["label"], {"x": PIXELS.numpy()})
+    np.testing.assert_array_equal(raised.value.rejected, REJECTED)
+    np.testing.assert_allclose(raised.value.score, bright().score(PIXELS), atol=1e-6)
+    shown = guard(classifier(), bright(), on_reject="raise", score=True)
+    assert [output.name for output in shown.get_outputs()][3:] == ["purifier_score", "purifier_rejected"]
+    assert len(shown.run(None, dark)) == 5
+
+
+def test_a_session_that_raises_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="on_reject='raise' cannot be exported"):
+        export(guard(classifier(), bright(), on_reject="raise"), tmp_path / "guarded.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_without_a_score_are_errors() -> None:
+    class Lost(Bright):
+        def score(self, pixels: Tensor) -> Tensor:
+            return torch.log(0.5 - super().score(pixels)) - 10
+
+    found = run(guard(classifier(), calibrated(Lost()), on_reject="flag", score=True))
+    np.testing.assert_array_equal(np.isnan(found["purifier_score"]), REJECTED)
+    np.testing.assert_array_equal(found["purifier_rejected"], REJECTED)
+
+
+def test_classes_that_do_not_fit() -> None:
+    with pytest.raises(ConfigError, match="abstain: the classifier has 10 classes, expected 0 to 9, got 10"):
+        guard(classifier(), bright(), on_reject="abstain", abstain=10)
+    with pytest.raises(ClassifierError, match="'scores' has, which abstain=3 needs; leave abstain out"):
+        guard(classifier(declared="K"), bright(), on_reject="abstain", abstain=3)
+    found = run(guard(classifier(declared=None), bright(), on_reject="abstain"))
+    np.testing.assert_array_equal(np.isnan(found["scores"]).all(1), REJECTED)
+
+    class Five(Classes):
+        def classify(self, pixels: Tensor) -> Tensor:
+            return super().classify(pixels)[:, :5]
+
+    with pytest.raises(ConfigError, match="the purifier knows 5 classes, the classifier 10"):
+        guard(classifier(), calibrated(Five()), on_reject="reclassify")
+
+
+def test_a_classifier_without_logits() -> None:
+    model = classifier()
+    del model.graph.output[1:]
+    with pytest.raises(ClassifierError, match="no output of the classifier can be logits.*'label' INT64.*'flag'"):
+        guard(model, bright(), on_reject="abstain")
+    assert list(run(guard(model, bright(), on_reject="flag"))) == ["label", "purifier_rejected"]
+
+
+def test_a_name_that_is_taken() -> None:
+    with pytest.raises(ClassifierError, match="a value called 'purifier_rejected' already; rename it"):
+        guard(classifier(name="purifier_rejected"), bright(), on_reject="flag")
+
+
+@pytest.mark.parametrize(
+    ("which", "options"),
+    [
+        (bright, {"on_reject": "flag"}),
+        (bright, {"on_reject": "abstain", "abstain": 2, "score": True}),
+        (classes, {"on_reject": "reclassify"}),
+    ],
+)
+def test_torch_guards_and_sessions_make_the_same_file(
+    which: Callable[[], Purifier], options: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "guarded.onnx"
+    report = export(guard(Net(), which(), **options), path)
+    one = run(plain(path))
+    assert report.notes == ()
+    export(guard(classifier(), which(), **options), path)
+    other = run(plain(path))
+    assert list(one) == ["logits", *list(other)[3:]]
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other["scores" if name == "logits" else name], atol=1e-4)
+    metadata = plain(path).get_modelmeta().custom_metadata_map
+    assert metadata["purifier.threshold"] == "0.5"
+    assert metadata.get("purifier.on_reject") == options.get("on_reject")
+    assert metadata.get("purifier.abstain") == ("2" if "abstain" in options else None)
+
+
+@pytest.mark.parametrize("options", [{"on_reject": "flag"}, {"on_reject": "abstain"}])
+def test_a_file_with_another_threshold_is_not_left(options: dict[str, Any], tmp_path: Path) -> None:
+    session = guard(classifier(), bright(), **options)
+    values = [value for value in session.model.graph.initializer if numpy_helper.to_array(value).tolist() == 0.5]
+    assert len(values) == 1
+    values[0].CopyFrom(numpy_helper.from_array(np.float32(0.0), values[0].name))
+    with pytest.raises(ExportError, match="'purifier_rejected': expected|'scores': NaN or infinity in other places"):
+        export(session, tmp_path / "guarded.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_at_the_threshold_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+    pixels, _ = purifier.onnx.front.example_images(bright(), purifier.Preprocessing(), (None, 1, 28, 28), count=1)
+    edge = calibrated(Bright(), bright().score(pixels).item())
+    report = export(guard(Net(), edge, on_reject="flag"), tmp_path / "guarded.onnx", batches=(1,))
+    assert report.notes == (
+        "1 of the images compared score within rounding of the threshold; whether they are rejected was not compared",
+    )
+    report = export(guard(Net(), calibrated(Bright(), 2.0), on_reject="flag"), tmp_path / "guarded.onnx")
+    assert report.notes == ("all images compared were accepted; no rejected one was run",)
+
+
+def test_the_shipped_purifiers_file_scores_and_rejects_real_images_as_torch_does(images, tmp_path: Path) -> None:
+    vae, path = purifier.load("demo-plain"), tmp_path / "guarded.onnx"
+    purifier.calibrate(vae, "demo", fpr=0.2)
+    guarded = guard("demo", vae, on_reject="flag", score=True)
+    assert export(guarded, path).notes == ()
+    with torch.no_grad():
+        expected = guarded(images[0])
+    for found, wanted in zip(plain(path).run(None, {"images": images[0].numpy()}), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    assert 0 < expected[2].sum() < 64
+    # Nothing is encoded or decoded twice for the score.
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    modules = [type(part).__name__ for part in guarded.modules()]
+    assert kinds.count("Conv") == modules.count("Conv2d")
+    assert kinds.count("ConvTranspose") == modules.count("ConvTranspose2d")
+
+
+def test_calibration_in_the_provenance_is_what_the_graph_has() -> None:
+    late = Bright()
+    session = guard(classifier(), late, score=True)
+    calibrated(late)
+    assert CALIBRATION_KEY not in session.purifier.provenance
+    assert "purifier.threshold" not in session.get_modelmeta().custom_metadata_map

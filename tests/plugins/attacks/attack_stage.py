@@ -1,0 +1,110 @@
+"""What the attacks' tests share: purifiers that do next to nothing, classifiers of known optimum, runs of a spec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import purifier
+from purifier import Threat
+from purifier.attacking.specs import read_attack
+from purifier.attacking.target import Target
+from purifier.classifiers.pixel_classifier import TorchPixelClassifier
+from purifier.data.pixels import Preprocessing
+from purifier.seeding import SampleGenerator
+from purifier.vocabulary import Route
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    pass
+
+
+class Same(purifier.Purifier):
+    Config, gradient = NoConfig, "exact"
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels
+
+
+class Noisy(Same):
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor:
+        return generator.normal(pixels.shape[1:], pixels)
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels if noise is None else (pixels + 0.1 * noise).clamp(0, 1)
+
+
+def run(
+    spec: str,
+    module: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    filter_: type[purifier.Purifier] = Same,
+    seed: int = 0,
+    batch: int = 64,
+    route: Route = "exact",
+) -> Tensor:
+    """The attack's images (N, C, H, W), a batch at a time; nothing but the attack has projected them."""
+    classifier = TorchPixelClassifier(module, Preprocessing())
+    found = []
+    for start in range(0, len(pixels), batch):
+        indices = range(start, min(start + batch, len(pixels)))
+        target = Target(classifier, filter_(NoConfig()), route, SampleGenerator(seed + 1, indices))
+        rows = slice(indices.start, indices.stop)
+        found.append(
+            read_attack(spec).attack.perturb(target, pixels[rows], labels[rows], threat, SampleGenerator(seed, indices))
+        )
+    return torch.cat(found)
+
+
+class TwoClasses(nn.Module):
+    """A linear classifier of two classes: the smallest change that flips an image is known."""
+
+    def __init__(self, weight: Tensor, bias: float) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def score(self, pixels: Tensor) -> Tensor:
+        return (pixels * self.weight).flatten(1).sum(1) + self.bias
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        score = self.score(pixels)
+        return torch.stack([-score, score], 1)
+
+
+def two_classes() -> tuple[TwoClasses, Tensor, Tensor, Tensor]:
+    """The classifier, 400 images away from the box's walls, their labels and margins."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(1, 1, 8, 8, generator=generator)
+    pixels = 0.4 + 0.2 * torch.rand(400, 1, 8, 8, generator=generator)
+    linear = TwoClasses(weight, -0.5 * weight.sum().item())
+    score = linear.score(pixels)
+    return linear, pixels, (score > 0).long(), score.abs()
+
+
+def dual_norm(weight: Tensor, norm: str) -> Tensor:
+    """||w||_q with the dual q: |w.x + b| / ||w||_q is a linear classifier's distance (Moosavi-Dezfooli et al. 2016)."""
+    return weight.abs().sum() if norm == "linf" else weight.norm() if norm == "l2" else weight.abs().max()
+
+
+def check_what_every_attack_keeps(
+    spec: str, threat: Threat, net: nn.Module, images: tuple[Tensor, Tensor], *, route: Route = "exact", fools: int = 10
+) -> None:
+    """Inputs untouched, the box, one seed one result, eps 0 the identity; ``fools`` images and more."""
+    pixels, labels = images
+    before = pixels.clone(), labels.clone()
+    found = run(spec, net, pixels, labels, threat, route=route)
+    assert torch.equal(pixels, before[0]) and torch.equal(labels, before[1])
+    assert found.min() >= 0 and found.max() <= 1
+    assert torch.equal(found, run(spec, net, pixels, labels, threat, route=route))
+    judged = threat.project(found, pixels)
+    assert (threat.distance(judged, pixels) <= threat.eps + 1e-6).all()
+    clean, attacked = ((net(one).argmax(1) == labels).sum() for one in (pixels, judged))
+    assert attacked < clean - fools
+    nothing = Threat(threat.norm, 0)
+    assert torch.equal(nothing.project(run(spec, net, pixels, labels, nothing, route=route), pixels), pixels)

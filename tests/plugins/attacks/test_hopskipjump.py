@@ -1,0 +1,148 @@
+"""HopSkipJump: against known distances, by labels alone, within its queries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from attack_stage import Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
+from purifier import Threat
+from purifier.attacking.specs import read_attack
+from purifier.errors import ConfigError
+from purifier.seeding import SampleGenerator
+from purifier.testing import check_attack
+from query_stage import LabelsOnly, in_other_order, same_share, standing, target_of
+
+THREATS = [Threat("linf", 0.1), Threat("l2", 1.5)]
+
+
+@pytest.mark.parametrize(("norm", "median", "most"), [("l2", 1.05, 1.1), ("linf", 1.12, 1.25)])
+def test_on_a_linear_classifier_it_comes_close_to_the_smallest_change(norm, median, most):
+    linear, pixels, labels, margin = (part[:40] if isinstance(part, torch.Tensor) else part for part in two_classes())
+    distance = margin / dual_norm(linear.weight, norm)
+    threat = Threat(norm, 1e-6)  # nothing fools within it, so all queries go into coming closer
+    found = run("hopskipjump:queries=3000", linear, pixels, labels, threat)
+    ratio = threat.distance(found, pixels) / distance
+    assert (linear(found).argmax(1) != labels).all()
+    assert ratio.min() > 0.999
+    assert ratio.median() < median and ratio.max() < most
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_a_linear_classifier_the_images_well_within_eps_flip(norm):
+    linear, pixels, labels, margin = (part[:60] if isinstance(part, torch.Tensor) else part for part in two_classes())
+    distance = margin / dual_norm(linear.weight, norm)
+    threat = Threat(norm, distance.median().item())
+    found = threat.project(run("hopskipjump:queries=2000", linear, pixels, labels, threat), pixels)
+    flipped = linear(found).argmax(1) != labels
+    assert flipped[distance < threat.eps * 0.8].all()
+    assert not flipped[distance > threat.eps * 1.001].any()
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_what_every_attack_keeps(threat, net, images):
+    check_what_every_attack_keeps("hopskipjump:queries=300,init_samples=20", threat, net, images)
+    check_attack(read_attack("hopskipjump:queries=400").attack, norm=threat.norm)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("filter_", [Same, Noisy])
+def test_an_images_result_does_not_depend_on_its_batch_or_its_order(threat, filter_, images):
+    # Labels jump at a boundary by rounding, which differs from batch to batch; a sum of whole numbers does not.
+    class Whole(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            halves = (pixels * 2**16).round().double().flatten(1).unflatten(1, (4, -1)).sum(2)
+            return halves - halves.mean(1, keepdim=True) if len(halves) else halves
+
+    pixels = images[0][:10]
+    labels = Whole()(pixels).argmax(1)
+    spec = "hopskipjump:queries=150,init_samples=8"
+    whole, threes = (run(spec, Whole(), pixels, labels, threat, filter_=filter_, batch=size) for size in (10, 3))
+    turned = in_other_order(spec, Whole(), pixels, labels, threat, filter_=filter_)
+    assert not torch.equal(whole, pixels)
+    assert min(same_share(whole, threes), same_share(whole, turned)) >= 0.999
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_labels_are_enough(threat, net, images):
+    spec = "hopskipjump:queries=300,init_samples=20"
+    logits, labels_only = (run(spec, one, *images, threat) for one in (net, LabelsOnly(net)))
+    assert torch.equal(logits, labels_only)
+
+
+@pytest.mark.parametrize("filter_", [Same, Noisy])
+@pytest.mark.parametrize("queries", [7, 60, 200])
+def test_no_image_asks_more_often_than_it_may(filter_, queries, net, images):
+    pixels, labels = (part[:16] for part in images)
+    attack = read_attack(f"hopskipjump:queries={queries},init_samples=10").attack
+    for image in range(16):
+        target = target_of(net, 1, filter_=filter_)
+        one = slice(image, image + 1)
+        attack.perturb(target, pixels[one], labels[one], Threat("l2", 1e-6), SampleGenerator(0, [image]))
+        assert 0 < target.spent.queries <= max(queries, 5)
+    assert target.spent.gradients == 0
+
+
+def test_an_image_without_a_start_comes_back_unchanged(images):
+    class One(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.stack([torch.ones(len(pixels)), torch.zeros(len(pixels))], 1)
+
+    pixels, _ = images
+    target = target_of(One(), 64)
+    found = read_attack("hopskipjump:starts=9").attack.perturb(
+        target, pixels, torch.zeros(64, dtype=torch.long), THREATS[0], SampleGenerator(0, range(64))
+    )
+    assert torch.equal(found, pixels)
+    assert target.spent.queries == 64 * 10
+
+
+def test_on_the_route_oblivious_images_go_to_the_edge(net, images):
+    pixels, labels = images
+    threat, spec = Threat("l2", 2), "hopskipjump:queries=500,init_samples=20"
+    near, far = (run(spec, net, pixels, labels, threat, route=route) for route in ("none", "oblivious"))
+    inside = (threat.distance(near, pixels) <= threat.eps) & (net(pixels).argmax(1) == labels)
+    assert inside.sum() > 10
+    assert (net(far).argmax(1) != labels)[inside].all()
+    loss = nn.CrossEntropyLoss(reduction="none")
+    assert (loss(net(far), labels) - loss(net(near), labels))[inside].median() > 0.3
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize(("filter_", "route"), [(Same, "oblivious"), (Noisy, "exact")])
+def test_images_misclassified_as_they_are_go_to_the_edge_where_another_answer_may_judge(
+    filter_, route, threat, net, images
+):
+    pixels = images[0][:16]
+    wrong = (net(pixels).argmax(1) + 5) % 10
+    found = run("hopskipjump:queries=60", net, pixels, wrong, threat, filter_=filter_, route=route)
+    assert (threat.distance(found, pixels) > 0.4 * threat.eps).all()
+    assert (threat.distance(found, pixels) <= threat.eps + 1e-6).all()
+    assert (net(found).argmax(1) != wrong).all()
+    kept = run("hopskipjump:queries=60", net, pixels, wrong, threat, route="none")
+    assert torch.equal(kept, pixels)
+
+
+def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
+    pixels, labels = images
+    threat = Threat("l2", 4)
+    found = threat.project(
+        run("hopskipjump:queries=1000,init_samples=50", net, pixels, labels, threat, filter_=Noisy), pixels
+    )
+    noise = run("noise", net, pixels, labels, threat, filter_=Noisy)
+    assert standing(net, found, labels) < standing(net, noise, labels) - 0.1
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("hopskipjump:queries=0", "attack 'hopskipjump': queries and starts must be at least 1, got 0 and 100"),
+        ("hopskipjump:starts=0", "attack 'hopskipjump': queries and starts must be at least 1, got 5000 and 0"),
+        ("hopskipjump:init_samples=1", "attack 'hopskipjump': init_samples must be at least 2, got 1"),
+        ("hopskipjump:gamma=0", "attack 'hopskipjump': gamma must be a positive number, got 0"),
+    ],
+)
+def test_impossible_options(spec, said):
+    with pytest.raises(ConfigError, match=said):
+        read_attack(spec)

@@ -1,0 +1,109 @@
+"""The momentum method: against a peer, against known optima, and what the momentum does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attack_stage import Noisy, Same, TwoClasses, check_what_every_attack_keeps, dual_norm, run, two_classes
+from peer_stage import Idle, equal_share, torchattacks
+from purifier import Threat
+from purifier.attacking.specs import read_attack
+from purifier.errors import ConfigError
+from purifier.testing import check_attack
+
+THREATS = [Threat("linf", 0.06), Threat("l2", 1.2)]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_a_linear_classifier_exactly_the_images_within_eps_flip(norm):
+    linear, pixels, labels, margin = two_classes()
+    distance = margin / dual_norm(linear.weight, norm)
+    eps = distance.median().item()
+    flipped = linear(run("mim", linear, pixels, labels, Threat(norm, eps), batch=400)).argmax(1) != labels
+    assert flipped[distance < eps * 0.999].all()
+    assert not flipped[distance > eps * 1.001].any()
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_it_is_torchattackss(decay, net, images):
+    theirs = torchattacks().MIFGSM(net, eps=0.03, alpha=0.006, steps=10, decay=decay)(*images)
+    ours = run(f"mim:step_size=0.2,decay={decay}", net, *images, Threat("linf", 0.03), filter_=Idle)
+    assert equal_share(ours, theirs) >= 0.999
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", 0.03), Threat("l2", 0.5)], ids=str)
+def test_without_momentum_it_is_bim(threat, net, images):
+    bim, bare, carried = (
+        run(spec, net, *images, threat) for spec in ("bim:steps=5,step_size=0.2", "mim:steps=5,decay=0", "mim:steps=5")
+    )
+    assert ((bim - bare).abs() < 1e-6).double().mean() >= 0.999
+    assert ((bim - carried).abs() > 1e-4).double().mean() > 0.01
+
+
+class Hill(nn.Module):
+    """The logit of class 1 grows with the first pixel up to 0.35, and from there falls ten times as steeply."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        first = pixels[:, 0, 0, 0]
+        height = torch.where(first < 0.35, first, 3.85 - 10 * first)
+        return torch.stack([torch.ones_like(height), height], 1)
+
+
+@pytest.mark.parametrize(
+    ("decay", "path"),
+    [
+        # Beyond the top the new gradient cancels the old one, however much longer it is; the next turns back.
+        (1.0, [0.4, 0.4, 0.3]),
+        (0.5, [0.4, 0.3, 0.4]),
+        (2.0, [0.4, 0.5, 0.6]),
+    ],
+)
+def test_each_gradient_counts_by_its_direction_and_age(decay, path):
+    pixels, threat = torch.full((1, 1, 1, 1), 0.3), Threat("linf", 0.3)
+    for steps, end in enumerate(path, 1):
+        spec = f"mim:steps={steps},step_size={1 / 3},decay={decay}"
+        found = run(spec, Hill(), pixels, torch.tensor([0]), threat, filter_=Idle)
+        assert found.item() == pytest.approx(end, abs=1e-5)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_what_every_attack_keeps(threat, net, images):
+    check_what_every_attack_keeps("mim:steps=5", threat, net, images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_conformance_kit(norm):
+    check_attack(read_attack("mim").attack, norm=norm, eps=0.1)
+
+
+@pytest.mark.parametrize("filter_", [Same, Noisy])
+def test_an_images_result_does_not_depend_on_its_batch(filter_, net, images):
+    pixels, labels = (part[:10] for part in images)
+    whole, ones = (
+        run("mim:steps=5", net, pixels, labels, Threat("linf", 0.05), filter_=filter_, batch=batch) for batch in (10, 1)
+    )
+    assert ((whole - ones).abs() < 1e-5).double().mean() >= 0.999
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_vanished_gradient_adds_nothing(norm, images):
+    flat = TwoClasses(torch.zeros(1, 1, 28, 28), 1.0)
+    found = run("mim", flat, images[0], torch.ones_like(images[1]), Threat(norm, 0.1))
+    assert torch.equal(found, images[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("steps=0", "attack 'mim': steps must be at least 1, got 0"),
+        ("step_size=0", "attack 'mim': step_size is a share of eps and must be positive, got 0.0"),
+        ("decay=-1", "attack 'mim': decay must be a finite number >= 0, got -1.0"),
+        ("decay=inf", "attack 'mim': decay must be a finite number >= 0, got inf"),
+        ("loss=hinge", "attack 'mim': loss must be one of ce, dlr, margin, targeted"),
+    ],
+)
+def test_options_that_make_no_sense_are_errors(options, said):
+    with pytest.raises(ConfigError, match=said):
+        read_attack(f"mim:{options}")

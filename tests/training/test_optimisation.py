@@ -1,0 +1,203 @@
+"""Schedules, averages, augmentation, and several processes: what they promise, to the bit where they promise bits."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nets import trained
+from purifier.contracts.purifier import Purifier
+from purifier.data.loading import load_data
+from purifier.seeding import SampleGenerator
+from purifier.training.augmentation import augmented
+from purifier.training.epoch import Progress
+from purifier.training.loop import train
+from purifier.training.optimisation import Follower, Optimisation
+from purifier.training.torchrun import Processes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = {"channels": 2, "latent": 4}
+
+
+def test_the_cosine_rises_then_falls_to_nothing() -> None:
+    settings = Optimisation(lr=0.1, schedule="cosine")
+    rates = [settings.rate(done / 100) for done in range(100)]
+    assert max(rates) == pytest.approx(0.1 * (1 + math.cos(math.pi / 10)) / 2) and rates.index(max(rates)) == 10
+    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+    assert rates[0] < 0.001 and rates[-1] < 0.001
+    assert {Optimisation(lr=0.1).rate(done) for done in (0, 0.5, 0.99)} == {0.1}
+
+
+def test_the_average_follows_slowly_after_a_quick_start() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    follower = Follower(layer, Optimisation(lr=0.1, ema=0.5))
+    expected = None
+    for step in range(8):
+        follower.step(layer.weight.sum(), 0)
+        decay = min(0.5, (1 + step) / (10 + step))
+        here = layer.weight.item()
+        expected = here if expected is None else decay * expected + (1 - decay) * here
+        assert follower.result.weight.item() == pytest.approx(expected, abs=1e-6)
+    assert follower.result.weight.item() > layer.weight.item() + 0.01
+    assert Follower(layer, Optimisation()).result is layer
+
+
+def test_clipping_bounds_the_gradient_of_all_weights_together() -> None:
+    layer = nn.Linear(2, 3)
+    follower = Follower(layer, Optimisation(clip=0.5))
+    follower.step(1000 * layer(torch.ones(1, 2)).sum(), 0)
+    total = torch.cat([weight.grad.flatten() for weight in layer.parameters()]).norm()
+    assert total.item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_augmentation_moves_whole_images_alike_in_any_batch() -> None:
+    pixels = load_data("fashion-mnist:train:200").batch(range(200))[0]
+    for how in ("none", "shift", "flip"):
+        moved = augmented(pixels, SampleGenerator(4, range(200)), how)
+        assert torch.equal(augmented(pixels[50:60], SampleGenerator(4, range(50, 60)), how), moved[50:60])
+        padded = nn.functional.pad(pixels, (2, 2, 2, 2), mode="replicate")
+        flips = 0
+        for image, whole, bare in zip(moved, padded, pixels, strict=True):
+            windows = [whole[:, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
+            # Mirrored, then moved: its window is one of the mirrored image's.
+            mirrored = nn.functional.pad(bare.flip(2)[None], (2, 2, 2, 2), mode="replicate")[0]
+            others = [mirrored[:, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
+            straight = any(torch.equal(image, window) for window in windows)
+            assert straight or any(torch.equal(image, window) for window in others)
+            flips += not straight
+        assert (70 < flips < 130) == (how == "flip") and (flips == 0) == (how != "flip")
+        assert torch.equal(moved, pixels) == (how == "none")
+
+
+class Overhears(nn.Module):
+    """A classifier that notes in what precision it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.heard = trained("net"), [False]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.heard.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16)
+        return self.net(pixels)
+
+
+@pytest.mark.parametrize(("has", "expected"), [({}, "float32"), ({"amx_bf16": True}, "bfloat16")])
+def test_bfloat16_only_where_the_cpu_has_it(
+    has: dict[str, bool], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, **has})
+    out = tmp_path / "a.safetensors"
+    classifier = Overhears()
+    train("vae", "demo:20", out, config=SMALL, recipe="robust", classifier=classifier, epochs=1)
+    assert _log(tmp_path / "a.log.jsonl")[0]["settings"]["precision"] == expected
+    assert any(classifier.heard) == (expected == "bfloat16")
+    assert Optimisation(precision="bfloat16").on(torch.device("cpu")).precision == "bfloat16"
+    assert Optimisation().on(torch.device("cpu")).precision == "float32"
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_robust_run_resumes_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
+    options = {
+        "recipe": "robust:ramp=0.5",
+        "classifier": trained("net"),
+        "config": SMALL,
+        "epochs": 4,
+        "batch_size": 25,
+        "augment": "flip",
+        "optimizer": optimizer,
+    }
+
+    def stop(now: Progress) -> None:
+        if now.epoch == 3:
+            raise Stopped
+
+    straight = train("vae", "fashion-mnist:train:100", tmp_path / "a.safetensors", **options)
+    with pytest.raises(Stopped):
+        train("vae", "fashion-mnist:train:100", tmp_path / "b.safetensors", **options, progress=stop)
+    resumed = train("vae", "fashion-mnist:train:100", tmp_path / "b.safetensors", **options, resume=True)
+    assert _same(straight, resumed)
+    logs = [_log(tmp_path / f"{name}.log.jsonl") for name in "ab"]
+    assert [entry.get("figures") for entry in logs[0]] == [entry.get("figures") for entry in logs[1]]
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _same(one: Purifier, other: Purifier) -> bool:
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+SCRIPT = """
+import json
+import os
+import sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[2])
+from nets import trained
+from purifier.training.loop import train
+from purifier.training.optimisation import Follower
+lengths, step = [], Follower.step
+def noted(follower, loss, done):
+    step(follower, loss, done)
+    lengths.append(float(sum(weight.grad.square().sum() for weight in follower.weights if weight.grad is not None)))
+Follower.step = noted
+for name, plugin, recipe in (
+    ("elbo", "gmvae", "elbo"), ("denoise", "gmvae", "denoise:attacks=fgsm"), ("robust", "vae", "robust:eps=0.05")
+):
+    train(plugin, "fashion-mnist:train:67", sys.argv[1] + f"/{name}.safetensors", recipe=recipe, epochs=2,
+          config={"channels": 2, "latent": 4} | ({"components": 3} if plugin == "gmvae" else {}), batch_size=22,
+          classifier=None if recipe == "elbo" else trained("net"), precision="float32", lr=1e-2, clip=0)
+with open(sys.argv[1] + f".{os.environ.get('RANK', 0)}.json", "w") as file:
+    json.dump(lengths, file)
+"""
+
+
+def test_every_image_is_some_processes() -> None:
+    for count in (2, 3, 5):
+        for size in (1, 2, 7, 30):
+            parts = [Processes(rank, count).part(range(size)) for rank in range(count)]
+            seen = [index for indices, weight in parts if weight for index in indices]
+            assert sorted(seen) == list(range(size)) and all(len(indices) for indices, _ in parts)
+            assert sum(weight for _, weight in parts) == pytest.approx(1)
+            assert all(weight == pytest.approx(len(indices) / size) for indices, weight in parts if weight)
+
+
+def test_two_processes_learn_as_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    here = str(Path(__file__).parents[1])
+    logs: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command = [*(launcher if count > 1 else [sys.executable]), str(script), str(folder), here]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, timeout=300, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "Grad strides" not in done.stderr, done.stderr
+        names = ("elbo", "denoise", "robust")
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            f"{name}{end}" for name in names for end in (".safetensors", ".log.jsonl")
+        )
+        logs[count] = {name: _log(folder / f"{name}.log.jsonl")[1:] for name in names}
+    for name, alone in logs[1].items():
+        for one, two in zip(alone, logs[2][name], strict=True):
+            assert two["terms"] == pytest.approx(one["terms"], rel=2e-3), name
+    alone, *shared = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1.0", "2.0", "2.1"))
+    assert len(alone) == 18 and shared[0] == shared[1] == pytest.approx(alone, rel=0.02)
