@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from purifier.answering import Answer
 from purifier.data.pixels import Preprocessing
-from purifier.errors import ExportError, PurifierError
+from purifier.errors import ExportError
+from purifier.foreign_code import explained
 from purifier.guards.module import GuardedModule
 from purifier.guards.session import GuardedSession
 from purifier.onnx.front import PurifierFront, example_images, noise_for
@@ -23,13 +25,11 @@ from purifier.onnx.names import NOISE, PURIFIED, REJECTED, SCORE
 from purifier.onnx.opset import raise_opset
 from purifier.onnx.reader import MAX_BYTES
 from purifier.onnx.rejection import replaced_output
-from purifier.onnx.torch_export import cause_of, export_module
+from purifier.onnx.torch_export import export_module, innermost_cause
 
 from ._verify import SIZE_ADVICE, Candidate, Expected, open_quietly, other_inputs
 
 Shape: TypeAlias = tuple[int, int, int] | None
-Answer: TypeAlias = tuple[Any, Tensor | None, Tensor | None]
-"""A classifier's output, the scores (N,) and which images are rejected, bool (N,)."""
 
 
 class FlatGuard(nn.Module):
@@ -47,10 +47,9 @@ class FlatGuard(nn.Module):
 
     def named(self, answer: Answer) -> dict[str, Tensor]:
         """The graph's outputs: every tensor in a classifier's output, then what the guard adds."""
-        output, score, rejected = answer
-        extras = {SCORE: score, REJECTED: rejected}
+        extras = {SCORE: answer.score, REJECTED: answer.rejected}
         shown = shown_outputs(self.guard.score, self.guard.rejection)
-        pairs = list(_flatten(output, ""))
+        pairs = list(_flatten(answer.output, ""))
         if not pairs:
             raise TypeError("it returns no tensor")
         pairs += [(name, value) for name in shown if (value := extras[name]) is not None]
@@ -79,7 +78,8 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
     if weight > MAX_BYTES:
         raise too_large(path, weight)
     kind = type(guard.classifier).__name__
-    with _explained(path, f"{kind} and its purifier cannot be copied to the CPU"):
+    failed = partial(ExportError, path=path)
+    with explained(f"{path}: {kind} and its purifier cannot be copied to the CPU", failed, describe=innermost_cause):
         flat = FlatGuard(copy.deepcopy(guard).cpu().eval())
     front = PurifierFront(flat.guard.purifier, guard.preprocessing)
     scored = guard.score or guard.rejection.active
@@ -90,9 +90,9 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
         examples.append(noise_for(front.purifier, front.pixels(examples[0])))
         inputs.append(NOISE)
     trial = f"{kind} fails on its image alone, random {tuple(examples[0].shape)}"
-    with _explained(path, trial, f"; {SIZE_ADVICE}"), torch.no_grad():
+    with explained(f"{path}: {trial}", failed, SIZE_ADVICE, describe=innermost_cause), torch.no_grad():
         answer = flat.answer(*examples)
-    with _explained(path, f"torch cannot export {kind}"):
+    with explained(f"{path}: torch cannot export {kind}", failed, describe=innermost_cause):
         names = list(flat.named(answer))
         for name in inputs:
             if name in names:
@@ -103,7 +103,7 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
     @torch.no_grad()
     def reference(batch: Tensor, given: Tensor | None, purified: object) -> Expected:
         answer = flat.answer(batch, given)
-        return Expected({name: value.numpy() for name, value in flat.named(answer).items()}, _array(answer[1]))
+        return Expected({name: value.numpy() for name, value in flat.named(answer).items()}, _array(answer.score))
 
     return Candidate(
         model,
@@ -209,17 +209,6 @@ def too_large(path: Path, size: int) -> ExportError:
         "halve its weights first (half precision)",
         path,
     )
-
-
-@contextmanager
-def _explained(path: Path, failure: str, advice: str = "") -> Iterator[None]:
-    """A classifier is anybody's code, which can raise anything."""
-    try:
-        yield
-    except PurifierError:
-        raise
-    except Exception as error:  # a classifier's own code
-        raise ExportError(f"{path}: {failure}: {cause_of(error)}{advice}", path) from error
 
 
 def _flatten(output: Any, name: str) -> Iterator[tuple[str, Tensor]]:

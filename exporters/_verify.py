@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,11 +14,12 @@ import onnxruntime
 from onnx import ModelProto, ValueInfoProto
 from torch import Tensor
 
-from purifier.errors import ClassifierError, ExportError, PurifierError
+from purifier.errors import ClassifierError, ExportError
+from purifier.foreign_code import explained
 from purifier.onnx.names import NOISE, REJECTED, SCORE
 from purifier.onnx.opset import opset_of
 from purifier.onnx.runtime import CPU, open_session
-from purifier.onnx.torch_export import cause_of
+from purifier.onnx.torch_export import innermost_cause
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Outputs: TypeAlias = Mapping[str, Any]
@@ -86,9 +88,10 @@ class Verifier:
         try:
             self._session = open_quietly(file)
         except ClassifierError as error:
+            cause = innermost_cause(error).replace(file.name, path.name)
             raise ExportError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot open the file, which uses opset "
-                f"{opset_of(candidate.model)}; try a lower opset ({cause_of(error).replace(file.name, path.name)})",
+                f"{opset_of(candidate.model)} ({cause}); try a lower opset",
                 path,
             ) from error
 
@@ -158,29 +161,18 @@ class Verifier:
         return sure
 
     def _reference(self, batch: Tensor, noise: Tensor | None, purified: Array | None) -> Expected:
-        try:
+        failure = f"{self.path}: the classifier itself fails on random images {tuple(batch.shape)}"
+        with explained(failure, partial(ExportError, path=self.path), SIZE_ADVICE, describe=innermost_cause):
             return self.candidate.reference(batch, noise, purified)
-        except PurifierError:
-            raise
-        except Exception as error:  # a classifier's own failure, of any kind
-            raise ExportError(
-                f"{self.path}: the classifier itself fails on random images {tuple(batch.shape)}: {cause_of(error)}; "
-                f"{SIZE_ADVICE}",
-                self.path,
-            ) from error
 
     def _run(self, session: onnxruntime.InferenceSession, batch: Tensor, noise: Tensor | None) -> dict[str, Array]:
         given = {self.candidate.input: batch.numpy()}
         if noise is not None:
             given[NOISE] = noise.numpy()
         feed = {**other_inputs(session, given, len(batch), self.path), **given}
-        try:
+        failure = f"{self.path}: the file does not run at batch {len(batch)}, a batch size may be baked in"
+        with explained(failure, partial(ExportError, path=self.path), describe=innermost_cause):
             values = session.run(None, feed)
-        except Exception as error:  # ONNX Runtime raises kinds without a common base
-            raise ExportError(
-                f"{self.path}: the file does not run at batch {len(batch)} (a batch size baked in?): {cause_of(error)}",
-                self.path,
-            ) from error
         return {output.name: value for output, value in zip(session.get_outputs(), values, strict=True)}
 
     def _largest(self, found: Outputs, expected: Outputs, tolerance: float, sure: Array | slice) -> float:

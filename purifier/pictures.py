@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from textwrap import fill
@@ -14,16 +15,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .answering import answer, purify
 from .atomic import atomic_write
 from .attacking.attack import Attack
 from .attacking.target import Target
 from .attacking.threat import Threat
-from .contracts.purifier import Purifier, dtype_of
+from .contracts.purifier import Purifier, dtype_of, image_shape_of
 from .data.images import SUFFIXES, ImageFiles
 from .data.loading import load_data
 from .data.named import CLASS_NAMES
 from .data.pixels import check_pixels
-from .errors import AuditError, ConfigError, DataError, PluginError, PurifierError
+from .errors import AuditError, ConfigError, DataError, PluginError
+from .foreign_code import explained
 from .guards.module import GuardedModule
 from .rejection.calibration import calibration_of, rejected
 from .seeding import SampleGenerator, mix_seed
@@ -74,8 +77,10 @@ def stages(
     classifier = guard.pixel_classifier()
 
     def stage(images: Tensor, purified: bool) -> Stage:
-        shown = guard.purifier.purify(images) if purified else images
-        return shown, classifier(shown).argmax(1)
+        if not purified:
+            return images, classifier(images).argmax(1)
+        given = answer(guard.purifier, classifier, images)
+        return given.purified, given.output.argmax(1)
 
     found = {"clean": stage(pixels, False), "clean, purified": stage(pixels, True)}
     routes: tuple[Route, ...] = ("oblivious", "exact")
@@ -185,21 +190,10 @@ def purify_images(purifier: Purifier, images: Sequence[tuple[str, Tensor]]) -> l
     for shape, group in groupby(images, key=lambda image: image[1].shape):
         names, tensors = zip(*group, strict=True)
         pixels = torch.stack(tensors)
-        check_pixels(pixels, name=names[0], shape=getattr(purifier.config, "image_shape", None))
-        try:
-            purified, score = purifier.purify_and_score(pixels.to(dtype_of(purifier)))
-        except PurifierError:
-            raise
-        except Exception as error:  # a plugin's own code, which can raise anything
-            raise PluginError(
-                f"{name} fails on images {tuple(shape)} ({type(error).__name__}: {error})", name
-            ) from error
-        if purified.shape != pixels.shape or score.shape != (len(pixels),):
-            raise PluginError(
-                f"{name} must give images {tuple(pixels.shape)} and scores ({len(pixels)},), it gave "
-                f"{tuple(purified.shape)} and {tuple(score.shape)}",
-                name,
-            )
+        check_pixels(pixels, name=names[0], shape=image_shape_of(purifier))
+        with explained(f"{name} fails on images {tuple(shape)}", partial(PluginError, name=name)):
+            purified, score = purify(purifier, pixels.to(dtype_of(purifier)), scored=True)
+        assert score is not None
         if not (purified.isfinite().all() and score.isfinite().all()):
             raise PluginError(f"{name} must give finite images and scores, it gave NaN or infinity", name)
         over = [None] * len(names) if calibration is None else rejected(score, calibration.threshold).tolist()

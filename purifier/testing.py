@@ -25,6 +25,7 @@ from .contracts.checkpoint import load, save
 from .contracts.purifier import Purifier
 from .data.pixels import Preprocessing
 from .errors import PurifierError
+from .foreign_code import Attempt, explained
 from .guards.exporter import Exporter
 from .guards.guard import Guard
 from .guards.module import GuardedModule
@@ -135,17 +136,11 @@ def check_exporter(exporter: Exporter, guard: Guard, path: Path, **options: Any)
         _check_onnx(guard, path, options.get("image_shape"))
     before = {other: other.stat().st_size for other in path.parent.rglob("*")}
     rule = "an export to a place below a file must raise a PurifierError"
-    try:
+    with Attempt() as attempt:
         exporter.export(guard, path / path.name, **options)
-    except PurifierError:
-        after = {other: other.stat().st_size for other in path.parent.rglob("*")}
-        _check(
-            before == after, "an export that fails must leave nothing", sorted(map(str, after.items() ^ before.items()))
-        )
-    except Exception as error:  # any other kind is what the rule forbids
-        raise AssertionError(f"{rule}; got {error!r}") from error
-    else:
-        raise AssertionError(f"{rule}; got none")
+    _check(isinstance(attempt.error, PurifierError), rule, repr(attempt.error or "none"))
+    after = {other: other.stat().st_size for other in path.parent.rglob("*")}
+    _check(before == after, "an export that fails must leave nothing", sorted(map(str, after.items() ^ before.items())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,11 +196,11 @@ def _follows_differences(
     held = None if noise is None else noise[:2].to(dtype if noise.is_floating_point() else noise.dtype)
     leaf = inner.clone().requires_grad_()
     weights = _images(2, tuple(pixels.shape[1:]), seed=1).to(dtype)
-    try:
+    with Attempt() as attempt:
         moved = copy.deepcopy(purifier).to(dtype)
         outcome = moved.purify(leaf, held)
         (gradient,) = torch.autograd.grad((outcome * weights).sum(), leaf)
-    except Exception:  # noqa: BLE001 - whatever a purifier made for float32 raises
+    if attempt.error is not None:
         return False
     length, floor = gradient.norm().item(), torch.finfo(dtype).eps / step * inner.numel() ** 0.5
     signs = [_images(2, tuple(pixels.shape[1:]), seed=seed).to(dtype).round() * 2 - 1 for seed in (3, 4)]
@@ -238,10 +233,8 @@ def _check_onnx(guard: Guard, path: Path, image_shape: tuple[int, int, int] | No
             feed[NOISE] = noise.numpy()
         names = [output.name for output in session.get_outputs()]
         logits = isinstance(guard, GuardedModule) and "logits" in names
-        try:
+        with explained(f"the file must run at batch {count}", AssertionError):
             found = session.run(["logits" if logits else names[0]], feed)[0]
-        except Exception as error:  # ONNX Runtime raises kinds without a common base
-            raise AssertionError(f"the file must run at batch {count}; got {error}") from error
         expected = _answer(guard, images, noise)
         _check(found.shape == expected.shape, f"the file must answer as the guard at batch {count}", found.shape)
         # A guard that abstains says so by NaN and infinity.
@@ -265,7 +258,7 @@ def _answer(guard: Guard, images: Tensor, noise: Tensor | None) -> np.ndarray[An
     quiet = copy.deepcopy(guard).cpu().eval()
     args, kwargs = ((images,), {}) if quiet.position == 0 else ((), {quiet.input: images})
     with torch.no_grad():
-        output, _, _ = quiet.answer(args, kwargs, quiet.pixels(args, kwargs), noise)
+        output = quiet.answer(args, kwargs, quiet.pixels(args, kwargs), noise).output
     return logits_of(output).double().numpy()
 
 

@@ -18,6 +18,7 @@ from purifier.classifiers.loading import load_classifier
 from purifier.classifiers.logits import are_probabilities
 from purifier.classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from purifier.errors import ConfigError
+from purifier.foreign_code import explained
 from purifier.seeding import SampleGenerator
 
 from ._losses import cross_entropy
@@ -127,14 +128,9 @@ class Transfer(Attack):
         if self.surrogate is None:
             return surrogate
         size = "x".join(map(str, pixels.shape[1:]))
-        try:
-            with torch.no_grad():
-                logits = surrogate(pixels[:TRIED])
-        except Exception as error:  # a module raises any kind for an image of the wrong size
-            raise ConfigError(
-                f"attack 'transfer': the surrogate {self.surrogate!r} must take the audited images, {size}, and fails "
-                f"on them ({type(error).__name__}: {error}); give one made for them"
-            ) from error
+        failure = f"attack 'transfer': the surrogate {self.surrogate!r} fails on the audited images, {size}"
+        with explained(failure, ConfigError, "give one made for them", passing=lambda _: False), torch.no_grad():
+            logits = surrogate(pixels[:TRIED])
         with torch.no_grad():
             expected = target.classifier(pixels[:1]).shape[1]
         if logits.shape[1] != expected:

@@ -9,9 +9,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from ..answering import draw, purify
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
-from ..errors import AuditError, GradientError
+from ..errors import GradientError
 from ..seeding import SampleGenerator
 from ..vocabulary import Route
 
@@ -169,21 +170,16 @@ class Target(nn.Module):
             return self.classifier(purified), score
 
     def _purify(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
-        noise = self.purifier.draw(pixels, self.generator)
-        if noise is not None and len(noise) != len(pixels):
-            raise AuditError(f"the target was made for {len(noise)} images, got {len(pixels)}; narrow it with select()")
+        noise = draw(self.purifier, pixels, self.generator)
         if scored:
             self.spent.scores += len(pixels)
         if self.route == "bpda" and self.purifier.surrogate_purifies and not scored:
             return self.purifier.surrogate(pixels, noise), pixels.new_zeros(len(pixels))
-        if scored:
-            purified, score = self.purifier.purify_and_score(pixels, noise)
-        else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.route != "bpda"):
-                purified, score = self.purifier.purify(pixels, noise), pixels.new_zeros(len(pixels))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (scored or self.route != "bpda")):
+            purified, score = purify(self.purifier, pixels, noise, scored=scored)
         if self.route == "bpda":
             purified = _Bpda.apply(pixels, noise, purified.detach(), self.purifier)
-        return purified, score
+        return purified, pixels.new_zeros(len(pixels)) if score is None else score
 
 
 def _means(answers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -193,7 +189,7 @@ def _means(answers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def is_random(purifier: Purifier, pixels: Tensor) -> bool:
     """Whether a purifier draws noise for these images, (N, C, H, W)."""
-    return purifier.draw(pixels, SampleGenerator(0, range(len(pixels)))) is not None
+    return draw(purifier, pixels, SampleGenerator(0, range(len(pixels)))) is not None
 
 
 def check_route(classifier: PixelClassifier, purifier: Purifier, route: Route) -> None:

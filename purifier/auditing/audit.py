@@ -16,15 +16,17 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from ..answering import answer, draw
 from ..attacking.attack import Attack
 from ..attacking.target import is_random
 from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
-from ..contracts.purifier import Purifier, purifiers
+from ..contracts.purifier import Purifier, image_shape_of, purifiers
 from ..data.images import ImageData
 from ..data.loading import load_data
 from ..data.pixels import check_pixels
-from ..errors import AuditError, ConfigError, PluginError, PurifierError
+from ..errors import AuditError, ConfigError, PluginError
+from ..foreign_code import explained
 from ..guards.guard import Guard
 from ..guards.module import GuardedModule
 from ..guards.session import GuardedSession
@@ -224,33 +226,22 @@ def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, d
     """Check on two images that data, purifier and classifier fit; say whether the purifier is random."""
     indices = range(min(2, len(data)))
     pixels = data.batch(indices)[0].to(device)
-    check_pixels(pixels, name=data.name, shape=getattr(purifier.config, "image_shape", None))
+    check_pixels(pixels, name=data.name, shape=image_shape_of(purifier))
     given, who = pixels.clone(), f"{type(purifier).__name__} and {classifier.describe()}"
-    try:
-        purified, score = purifier.purify_and_score(given, purifier.draw(given, SampleGenerator(0, indices)))
-        logits = classifier(purified)
-    except PurifierError:
-        raise
-    except Exception as error:  # torch, ONNX Runtime and plugins raise many kinds
-        raise AuditError(
-            f"{who} fail on images {tuple(pixels.shape)} of {data.name} ({type(error).__name__}: {error}); "
-            "do they take this size and preprocessing, in float32?"
-        ) from error
+    failure = f"{who} fail on images {tuple(pixels.shape)} of {data.name}"
+    with explained(failure, AuditError, "do they take this size and preprocessing, in float32?"):
+        noise = draw(purifier, given, SampleGenerator(0, indices))
+        logits, purified, _, _ = answer(purifier, classifier, given, noise, scored=True)
     low, high = purified.aminmax()
     if low < 0 or high > 1:
         raise AuditError(
             f"{type(purifier).__name__} must purify to [0, 1], it gave [{low:.3g}, {high:.3g}]; "
             "purifier.data.pixels.into_range clamps and keeps the gradient"
         )
-    if purified.shape != pixels.shape or not torch.equal(given, pixels):
+    if not torch.equal(given, pixels):
         raise AuditError(
-            f"{type(purifier).__name__} must give images {tuple(pixels.shape)} and leave its input alone, it gave "
-            f"{tuple(purified.shape)}; purifier.testing.check_purifier tells more"
-        )
-    if score.shape != (len(pixels),):
-        raise AuditError(
-            f"{type(purifier).__name__} must score images {tuple(pixels.shape)} with ({len(pixels)},) numbers, it gave "
-            f"{tuple(score.shape)}; purifier.testing.check_purifier tells more"
+            f"{type(purifier).__name__} must leave its input as it is, it changed it; "
+            "purifier.testing.check_purifier tells more"
         )
     if logits.isnan().any():
         raise AuditError(f"{who} give NaN for an image of {data.name}; check their weights")

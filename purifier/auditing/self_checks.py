@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..answering import answer, draw
 from ..attacking.specs import read_attack
 from ..attacking.target import Spent, Target
 from ..attacking.threat import Threat
 from ..classifiers.logits import are_probabilities
 from ..data.images import ImageData
 from ..errors import GradientError
+from ..foreign_code import Attempt, cause_of
 from ..seeding import SampleGenerator, mix_seed
 from ..vocabulary import Norm, Route
 from .comparing import beyond, fewer, only
@@ -49,10 +51,10 @@ def probe(trial: Trial, data: ImageData, threats: Sequence[Threat], *, count: in
         The audit's budgets.
     """
     found: list[Flag] = []
-    try:
+    with Attempt() as attempt:
         found += _of_guard(trial, data, threats, count)
-    except Exception as error:  # noqa: BLE001 - somebody else's modules can fail in any way
-        found.append(Flag("probe-failed", f"{type(error).__name__}: {error}"))
+    if attempt.error is not None:
+        found.append(Flag("probe-failed", cause_of(attempt.error)))
     return found
 
 
@@ -88,14 +90,14 @@ def _of_layers(trial: Trial) -> Iterator[Flag]:
 @torch.no_grad()
 def _of_logits(trial: Trial, batch: Batch) -> Iterator[Flag]:
     pixels, total = batch.pixels, len(batch.labels)
-    noise = trial.purifier.draw(pixels, SampleGenerator(mix_seed(trial.seed, "probe"), batch.indices))
+    noise = draw(trial.purifier, pixels, SampleGenerator(mix_seed(trial.seed, "probe"), batch.indices))
     if noise is not None and trial.eot == 1:
         yield Flag("random-without-eot", "the purifier draws noise, and gradients are those of 1 draw")
 
     def logits(at: Tensor) -> Tensor:
-        purified = trial.purifier.purify(pixels[at], None if noise is None else noise[at])
-        answer: Tensor = trial.classifier(purified)
-        return answer.float()
+        given = answer(trial.purifier, trial.classifier, pixels[at], None if noise is None else noise[at])
+        found: Tensor = given.output.float()
+        return found
 
     def changed(at: Tensor, found: Tensor) -> int:
         """How many images' logits differ from those in the batch by more than rounding."""

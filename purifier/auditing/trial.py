@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..answering import answer, draw
 from ..attacking.target import Spent, Target
 from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
@@ -16,6 +17,7 @@ from ..contracts.purifier import Purifier
 from ..data.images import ImageData
 from ..data.pixels import check_pixels
 from ..errors import AuditError
+from ..foreign_code import Attempt, cause_of
 from ..seeding import SampleGenerator, mix_seed
 from ..vocabulary import Route
 from .counting import Judged, Tally
@@ -112,20 +114,19 @@ class Trial:
         tried, spent, began = batch.select(at), Spent(), time.perf_counter()
         found = tried.pixels
         if len(at):
-            try:
+            with Attempt((Exception, SystemExit)) as attempt:
                 found = self.craft(job, tried, spent)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - a third party's attack can fail in any way; others go on
+            if attempt.error is not None:  # the other attacks go on
                 for tally in tallies:
-                    tally.error = f"{type(error).__name__}: {error}"
+                    tally.error = cause_of(attempt.error)
                 return
         crafting = time.perf_counter() - began
         for tally in tallies:
             tally.cost(len(at), spent, crafting)
-            try:
-                with tally.timed():
-                    judged = self.judge(tally.model, dataclasses.replace(tried, pixels=found), str(job))
-            except Exception as error:  # noqa: BLE001 - somebody else's modules can fail on some images; others go on
-                tally.error = f"{type(error).__name__} while judging: {error}"
+            with Attempt() as attempt, tally.timed():
+                judged = self.judge(tally.model, dataclasses.replace(tried, pixels=found), str(job))
+            if attempt.error is not None:
+                tally.error = f"judging failed: {cause_of(attempt.error)}"
                 continue
             if standing is None:
                 tally.add(judged, judged)
@@ -163,12 +164,11 @@ class Trial:
         rights, score = [], None
         for judgement in range(self.judgements):
             generator = SampleGenerator(mix_seed(self.seed, "judge", what, judgement), batch.indices)
-            noise = self.purifier.draw(pixels, generator)
-            if score is None:  # it depends on the image alone, so one judgement is enough
-                purified, score = self.purifier.purify_and_score(pixels, noise)
-            else:
-                purified = self.purifier.purify(pixels, noise)
-            rights.append(_right(self.classifier(purified), labels))
+            noise = draw(self.purifier, pixels, generator)
+            # The score depends on the image alone, so one judgement is enough.
+            given = answer(self.purifier, self.classifier, pixels, noise, scored=score is None)
+            score = given.score if score is None else score
+            rights.append(_right(given.output, labels))
         assert score is not None
         return Judged(torch.stack(rights).double().mean(0).cpu(), score.float().cpu())
 

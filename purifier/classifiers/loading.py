@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 
 from ..contracts.checkpoint import read_tensors
 from ..errors import ClassifierError, FileError, SpecError
+from ..foreign_code import explained, first_line
 from ..onnx.reader import load_onnx
 from ..torch_tools.freezing import evaluating
 
@@ -65,13 +67,14 @@ def _call_factory(spec: str) -> nn.Module:
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    try:
+    with explained(
+        f"MODEL {spec!r} failed",
+        partial(ClassifierError, path=spec),
+        passing=lambda error: isinstance(error, FileError),
+        catching=(Exception, SystemExit),
+    ):
         made = getattr(importlib.import_module(module_name), attribute)
         made = made if isinstance(made, nn.Module) else made()
-    except FileError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code can fail in any way
-        raise ClassifierError(f"MODEL {spec!r} failed: {type(error).__name__}: {error}", spec) from error
     if not isinstance(made, nn.Module):
         raise ClassifierError(f"MODEL {spec!r}: expected a torch.nn.Module, got {type(made).__name__}", spec)
     return made
@@ -79,15 +82,13 @@ def _call_factory(spec: str) -> nn.Module:
 
 def _load_weights(module: nn.Module, path: Path) -> None:
     if path.suffix in (".pt", ".pth", ".bin") and path.is_file():
-        try:
+        with explained(
+            f"{path} cannot be read as plain weights",
+            partial(ClassifierError, path=path),
+            "save a state_dict, best as safetensors",
+            describe=_unreadable,
+        ):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for what it cannot read
-            # Torch's own message advises to unpickle all the same.
-            reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else _reason(error)
-            raise ClassifierError(
-                f"{path} cannot be read as plain weights ({reason}); save a state_dict, best as safetensors",
-                path,
-            ) from error
     else:
         state, _ = read_tensors(path)
     try:
@@ -99,14 +100,11 @@ def _load_weights(module: nn.Module, path: Path) -> None:
 def _load_exported(path: Path) -> nn.Module:
     if not path.is_file():
         raise ClassifierError(f"no file {path}; expected a .pt2 made by torch.export.save", path)
-    try:
+    failure = f"{path} cannot be read by torch.export.load"
+    with explained(failure, partial(ClassifierError, path=path), "export it again", describe=first_line):
         _check_no_objects(path)
         with _weights_only():
             return torch.export.load(os.fspath(path)).module()
-    except Exception as error:  # torch raises many kinds for a damaged archive
-        raise ClassifierError(
-            f"{path} cannot be read by torch.export.load: {_reason(error)}; export it again", path
-        ) from error
 
 
 def _check_no_objects(path: Path) -> None:
@@ -133,6 +131,6 @@ def _weights_only() -> Iterator[None]:
             os.environ[WEIGHTS_ONLY] = before
 
 
-def _reason(error: Exception) -> str:
-    """An error's first line, or its kind if it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _unreadable(error: BaseException) -> str:
+    # Torch's own message advises to unpickle all the same.
+    return "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)

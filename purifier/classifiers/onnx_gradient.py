@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.pixels import Preprocessing
 from ..errors import ConfigError
+from ..foreign_code import explained
 from ..onnx.image_input import image_input
 from ..onnx.opset import opset_of, raise_opset
 from ..onnx.runtime import open_session
@@ -58,10 +59,8 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         self.size = self.fixed_batch if isinstance(self.fixed_batch, int) else CHUNK
         size = preprocessing.to_pixels(torch.zeros(self.size, *sides)).shape
         pixels = torch.rand(size, generator=torch.Generator().manual_seed(0))
-        try:
+        with explained(f"this ONNX model fails on {self.size} images", ConfigError, CANNOT):
             outputs = self._run(preprocessing.to_classifier(pixels).numpy())
-        except Exception as error:  # onnxruntime raises many kinds
-            raise ConfigError(f"this ONNX model fails on {self.size} images ({error}): {CANNOT}") from error
         logits = logits_of({name: torch.from_numpy(value) for name, value in outputs.items()})
         if len(logits) != self.size:
             raise ConfigError(f"this ONNX model gives {len(logits)} rows of logits for {self.size} images: {CANNOT}")
@@ -145,12 +144,11 @@ def _adjoint(model: ModelProto, image: str, logits: str, size: int) -> onnxrunti
         if value.name in (image, logits):
             value.type.tensor_type.shape.dim[0].dim_value = size
     del fixed.graph.value_info[:]
-    try:
+    failure = "onnx-ad cannot differentiate this ONNX model"
+    with explained(failure, ConfigError, CANNOT, passing=lambda error: False):
         fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
         written = onnx_ad.reverse(fixed, inputs=[image], outputs=[logits], prefix=PREFIX, layout="onnx")
         return open_session(written)
-    except Exception as error:  # onnx, onnx-ad and ONNX Runtime raise many kinds
-        raise ConfigError(f"onnx-ad cannot differentiate this ONNX model ({error}): {CANNOT}") from error
 
 
 def _padded(part: Tensor, size: int) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.pixels import Preprocessing
 from ..errors import ClassifierError
+from ..foreign_code import explained
 from ..onnx.image_input import image_input
 from ..onnx.runtime import open_session
 from .logits import _a_row_each, logits_of
@@ -41,12 +43,13 @@ class TorchPixelClassifier(PixelClassifier):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = self.preprocessing.to_classifier(pixels)
-        try:
+        with explained(
+            f"{self.describe()} failed",
+            partial(ClassifierError, path=""),
+            "let it raise an error instead",
+            catching=(SystemExit,),
+        ):
             output = self.module(**{self.input: images}) if isinstance(self.input, str) else self.module(images)
-        except SystemExit as error:
-            raise ClassifierError(
-                f"{self.describe()} ended the program (exit {error.code}) when asked; let it raise an error instead", ""
-            ) from error
         return _a_row_each(logits_of(output), pixels)
 
     def describe(self) -> str:

@@ -10,6 +10,7 @@ from rich.cells import cell_len, set_cell_size
 
 from ..atomic import atomic_path
 from ..contracts.checkpoint import load
+from ..contracts.purifier import image_shape_of
 from ..errors import ConfigError
 from ..pictures import draw_purifications, purify_images, read_images
 from ..rejection.calibration import calibration_of
@@ -31,7 +32,7 @@ def purify(
         raise ConfigError(f"--out: expected a file ending in .png, got {out}")
     loaded = load(purifier)
     calibration = calibration_of(loaded)
-    named = read_images(images, shape=getattr(loaded.config, "image_shape", None), root=root)
+    named = read_images(images, shape=image_shape_of(loaded), root=root)
     with atomic_path(out) as temporary:  # opened before the work, so that a bad place is told at once
         found = purify_images(loaded, named)
         temporary.write_bytes(draw_purifications(found))

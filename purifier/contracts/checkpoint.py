@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..atomic import atomic_path
 from ..errors import CheckpointError, ConfigError
+from ..foreign_code import Attempt, first_line
 from ..specs import build, split_spec
 from .purifier import Purifier, purifiers
 
@@ -203,14 +204,13 @@ def _rehearse(cls: type[Purifier], config: Any, what: str) -> Purifier | None:
 
     None if its class cannot be built that way.
     """
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            return cls(config)
-    except Exception as error:  # a plugin's own code, which the meta device can fail in any way
-        if "overflow" in str(error).lower():
-            raise _unbuildable(what, error) from error
-        return None
+    rehearsed = None
+    with Attempt() as attempt, torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        rehearsed = cls(config)
+    if attempt.error is not None and "overflow" in str(attempt.error).lower():
+        raise _unbuildable(what, attempt.error) from attempt.error
+    return rehearsed
 
 
 def make(cls: type[Purifier], config: Any, what: str) -> Purifier:
@@ -222,6 +222,5 @@ def make(cls: type[Purifier], config: Any, what: str) -> Purifier:
         raise _unbuildable(what, error) from error
 
 
-def _unbuildable(what: str, error: Exception) -> ConfigError:
-    cause = (str(error).splitlines() or [type(error).__name__])[0]
-    return ConfigError(f"{what} cannot be built with these options: {cause}; are its sizes right?")
+def _unbuildable(what: str, error: BaseException) -> ConfigError:
+    return ConfigError(f"{what} cannot be built with these options ({first_line(error)}); are its sizes right?")

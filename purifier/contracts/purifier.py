@@ -5,17 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ..data.images import ImageData
 from ..errors import ConfigError, PluginError
 from ..seeding import SampleGenerator
 from .registry import Registry
-
-if TYPE_CHECKING:
-    from ..data.images import ImageData
 
 
 class Purifier(nn.Module, ABC):
@@ -128,3 +126,25 @@ def dtype_of(purifier: Purifier) -> torch.dtype:
 
 
 purifiers: Registry[Purifier] = Registry("purifier.purifiers", Purifier)
+
+
+def image_shape_of(purifier: Purifier) -> tuple[int, int, int] | None:
+    """The only image shape (C, H, W) that a purifier takes, from its config; None if it takes any."""
+    shape = getattr(purifier.config, "image_shape", None)
+    return None if shape is None else (shape[0], shape[1], shape[2])
+
+
+def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None:
+    """Raise :class:`PluginError` unless ``purified`` has the shape of ``pixels`` (N, C, H, W)."""
+    if torch.compiler.is_exporting() or purified.shape == pixels.shape:
+        return
+    name = type(purifier).__name__
+    raise PluginError(f"{name} must give images {tuple(pixels.shape)}, it gave {tuple(purified.shape)}", name)
+
+
+def check_scores(purifier: Purifier, score: Tensor, pixels: Tensor) -> None:
+    """Raise :class:`PluginError` unless ``score`` holds a number for each of ``pixels`` (N, C, H, W)."""
+    if torch.compiler.is_exporting() or score.shape == pixels.shape[:1]:
+        return
+    name = type(purifier).__name__
+    raise PluginError(f"{name} must give scores ({len(pixels)},), it gave {tuple(score.shape)}", name)

@@ -6,10 +6,12 @@ import difflib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from ..errors import PluginClashError, PluginError
+from ..foreign_code import explained
 
 T = TypeVar("T")
 
@@ -89,14 +91,11 @@ class Registry(Generic[T]):
                 owners,
             )
         ((entry, point),) = points.items()
-        try:
+        who = f"{self.group}: plugin {name!r} of {entry.distribution} {entry.version} ({entry.value})"
+        with explained(
+            f"{who} failed to import", partial(PluginError, name=name), passing=lambda _: False
+        ):
             loaded = point.load()
-        except Exception as error:  # a third party's import can fail in any way
-            raise PluginError(
-                f"{self.group}: plugin {name!r} of {entry.distribution} {entry.version} ({entry.value}) "
-                f"failed to import: {type(error).__name__}: {error}",
-                name,
-            ) from error
         return self._checked(name, loaded)
 
     def name_of(self, cls: type[T]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..contracts.purifier import Purifier
 from ..errors import ConfigError, ExportError
+from ..foreign_code import explained
 from .exporter import ExportReport, exporters
 from .guard import Guard
 
@@ -56,9 +58,6 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
             raise ConfigError(
                 f"exporter {format!r} has no option {name!r}; its options are: {', '.join(known) or 'none'}"
             )
-    try:
+    advice = "let it raise an error instead"
+    with explained("the classifier failed", partial(ExportError, path=path), advice, catching=(SystemExit,)):
         return exporter.export(guard, path, **options)
-    except SystemExit as error:
-        raise ExportError(
-            f"the classifier ended the program (exit {error.code}) when asked; let it raise an error instead", path
-        ) from error

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import answering
+from ..answering import Answer
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
-from ..contracts.purifier import Purifier, dtype_of
-from ..data.pixels import Preprocessing, check_range, check_scale, check_shape, into_range
-from ..errors import PixelError, PluginError
+from ..contracts.purifier import Purifier, image_shape_of
+from ..data.pixels import Preprocessing, check_range, check_scale, check_shape
+from ..errors import PixelError
 from ..rejection.policy import OnReject, check_exportable, rejection_of
 from ..seeding import SampleGenerator
 from .signature import find_input
@@ -67,16 +69,14 @@ class GuardedModule(nn.Module):
         if torch.compiler.is_exporting():
             check_exportable(self.rejection)
         pixels = self.pixels(args, kwargs)
-        output, score, rejected = self.answer(args, kwargs, pixels, self._draw(pixels))
-        extras = (score,) if self.score else ()
+        given = self.answer(args, kwargs, pixels, self._draw(pixels))
+        extras = (given.score,) if self.score else ()
         if self.rejection.on_reject == "flag":
-            extras = (*extras, rejected)
-        return (output, *extras) if extras else output
+            extras = (*extras, given.rejected)
+        return (given.output, *extras) if extras else given.output
 
-    def answer(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Tensor, noise: Tensor | None
-    ) -> tuple[Any, Tensor | None, Tensor | None]:
-        """The classifier's output, the scores (N,) and which images are rejected, bool (N,), for given noise.
+    def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Tensor, noise: Tensor | None) -> Answer:
+        """What the guard says for given noise; scores and rejection are None unless the guard needs them.
 
         Parameters
         ----------
@@ -86,28 +86,16 @@ class GuardedModule(nn.Module):
             What :meth:`pixels` makes of them.
         noise
             The purifier's ``draw()``; None for its mean.
-
-        Returns
-        -------
-        tuple
-            Scores and rejection are None unless the guard needs them.
         """
-        purified, score = self._purify(pixels, noise)
-        images = self.preprocessing.to_classifier(purified).to(self._image(args, kwargs).dtype)
-        if self.input in kwargs:
-            kwargs = {**kwargs, self.input: images}
-        else:
+
+        def classify(purified: Tensor) -> Any:
+            images = self.preprocessing.to_classifier(purified).to(self._image(args, kwargs).dtype)
+            if self.input in kwargs:
+                return self.classifier(*args, **{**kwargs, self.input: images})
             assert self.position is not None
-            args = (*args[: self.position], images, *args[self.position + 1 :])
-        rejected = None
-        if score is not None and self.rejection.threshold is not None:
-            rejected = self.rejection.of(score)
-            self.rejection.check(score, rejected)
-        output = self.classifier(*args, **kwargs)
-        if self.rejection.replaces:
-            assert rejected is not None
-            output = self.rejection.replace(output, rejected, self.purifier, pixels)
-        return output, score, rejected
+            return self.classifier(*args[: self.position], images, *args[self.position + 1 :], **kwargs)
+
+        return answering.answer(self.purifier, classify, pixels, noise, rejection=self.rejection, scored=self.score)
 
     def _image(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         found = kwargs.get(self.input)
@@ -132,34 +120,19 @@ class GuardedModule(nn.Module):
             image.dtype == torch.uint8 or image.dtype.is_floating_point
         ):
             raise PixelError(f"{self.input}: expected {wanted} images, got {image.dtype}; see preprocessing=")
-        shape = getattr(self.purifier.config, "image_shape", None)
+        shape = image_shape_of(self.purifier)
         check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
-        raw = self.preprocessing.to_pixels(image)
         if self.check and not torch.compiler.is_exporting():
             check_scale(image, self.preprocessing, name=self.input)
-            check_range(raw, name=self.input)
-        return into_range(raw).to(dtype_of(self.purifier))
-
-    def _purify(self, pixels: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        name, score = type(self.purifier).__name__, None
-        if self.score or self.rejection.active:
-            purified, score = self.purifier.purify_and_score(pixels, noise)
-            if score.shape != pixels.shape[:1]:
-                raise PluginError(f"the purifier must give scores ({len(pixels)},), it gave {tuple(score.shape)}", name)
-        else:
-            purified = self.purifier.purify(pixels, noise)
-        if purified.shape != pixels.shape:
-            raise PluginError(
-                f"the purifier must give images {tuple(pixels.shape)}, it gave {tuple(purified.shape)}", name
-            )
-        return purified, score
+            check_range(self.preprocessing.to_pixels(image), name=self.input)
+        return answering.to_pixels(image, self.preprocessing, self.purifier)
 
     def _draw(self, pixels: Tensor) -> Tensor | None:
         if torch.compiler.is_exporting():
             return None
         # With a seed every image has the same stream, so that its result does not depend on its place.
         places = range(len(pixels)) if self.seed is None else [0] * len(pixels)
-        return self.purifier.draw(pixels, SampleGenerator(self.seed, places))
+        return answering.draw(self.purifier, pixels, SampleGenerator(self.seed, places))
 
     def __getattr__(self, name: str) -> Any:
         if name == "__signature__":

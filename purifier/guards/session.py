@@ -14,9 +14,10 @@ import torch
 from onnx import ModelProto
 
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
-from ..contracts.purifier import Purifier
+from ..contracts.purifier import Purifier, image_shape_of
 from ..data.pixels import DTYPES, Preprocessing, check_range
 from ..errors import ConfigError, PixelError
+from ..foreign_code import explained
 from ..onnx.guarded import guarded_graph
 from ..onnx.image_input import ImageInput, image_input, infer_preprocessing
 from ..onnx.names import REJECTED, SCORE
@@ -133,12 +134,9 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         return [output for output in outputs if output.name not in hidden]
 
     def _checked(self, images: Any) -> np.ndarray[Any, Any]:
-        try:
+        failure = f"{self.input}: expected a NumPy array of images, got {type(images).__name__}"
+        with explained(failure, PixelError):
             found = np.asarray(images)
-        except Exception as error:  # anything can be handed in, and NumPy asks it
-            raise PixelError(
-                f"{self.input}: expected a NumPy array of images, got {type(images).__name__} ({error})"
-            ) from error
         if isinstance(images, list) and found.dtype == np.float64 and self.image.dtype != "uint8":
             found = found.astype(self.image.dtype)  # as ONNX Runtime reads a list of Python's floats
         self._check(found)
@@ -146,7 +144,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
     def _check(self, images: np.ndarray[Any, Any]) -> None:
         layout, wanted = self.preprocessing.layout, self.image.shape
-        sizes = getattr(self.purifier.config, "image_shape", None)
+        sizes = image_shape_of(self.purifier)
         if sizes is not None:
             channels, height, width = sizes
             inner = (height, width, channels) if layout == "NHWC" else (channels, height, width)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from ..contracts.purifier import Classifying, Purifier, dtype_of
+from ..answering import answer, to_pixels
+from ..contracts.purifier import Classifying, Purifier, image_shape_of
 from ..data.pixels import Preprocessing
 from ..errors import ConfigError, PluginError
+from ..foreign_code import explained
 from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
 from .names import CLASSES, NOISE, OPSET, PURIFIED, REJECTED, SCORE
 from .reader import MAX_ELEMENTS
-from .torch_export import cause_of, export_module
+from .torch_export import export_module, innermost_cause
 
 
 class PurifierFront(nn.Module):
@@ -43,12 +45,21 @@ class PurifierFront(nn.Module):
     def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         pixels = self.pixels(image)
         noise = None if noise is None else noise.to(pixels.dtype)
-        if len(self.outputs) == 1:
-            return (self.preprocessing.to_classifier(self.purifier.purify(pixels, noise)),)
-        purified, score = self.purifier.purify_and_score(pixels, noise)
-        made = {PURIFIED: self.preprocessing.to_classifier(purified), SCORE: score.float()}
-        if REJECTED in self.outputs:
-            made[REJECTED] = self.rejection.of(score)
+        # The graph behind this one classifies and replaces; here the images are purified and flagged.
+        flagging = Rejection(threshold=self.rejection.threshold)
+        given = answer(
+            self.purifier,
+            self.preprocessing.to_classifier,
+            pixels,
+            noise,
+            rejection=flagging,
+            scored=len(self.outputs) > 1,
+        )
+        made: dict[str, Tensor] = {PURIFIED: given.output}
+        if given.score is not None:
+            made[SCORE] = given.score.float()
+        if given.rejected is not None:
+            made[REJECTED] = given.rejected
         if CLASSES in self.outputs:
             assert isinstance(self.purifier, Classifying)
             made[CLASSES] = self.purifier.classify(pixels).float()
@@ -56,7 +67,7 @@ class PurifierFront(nn.Module):
 
     def pixels(self, image: Tensor) -> Tensor:
         """A classifier's images as the purifier takes them."""
-        return self.preprocessing.to_pixels(image).clamp(0, 1).to(dtype_of(self.purifier))
+        return to_pixels(image, self.preprocessing, self.purifier)
 
 
 def purifier_graph(
@@ -98,14 +109,15 @@ def purifier_graph(
         names.append(NOISE)
         # Where the images' size is free, so may be the noise's.
         places.append((0,) if len(free) == 1 else tuple(range(drawn.ndim)))
-    try:
+    name = type(purifier).__name__
+    with explained(
+        f"{name} cannot be exported to ONNX",
+        partial(PluginError, name=name),
+        "its purify and score must be made of operators that torch.onnx.export knows",
+        catching=(torch.onnx.OnnxExporterError,),
+        describe=innermost_cause,
+    ):
         return export_module(front, examples, free=places, inputs=names, outputs=front.outputs, opset=opset)
-    except torch.onnx.OnnxExporterError as error:
-        raise PluginError(
-            f"{type(purifier).__name__} cannot be exported to ONNX: {cause_of(error)}; its purify and score must be "
-            "made of operators that torch.onnx.export knows",
-            type(purifier).__name__,
-        ) from error
 
 
 def noise_for(purifier: Purifier, pixels: Tensor, seed: int = 0) -> Tensor:
@@ -146,7 +158,7 @@ def example_images(
     nhwc = preprocessing.layout == "NHWC"
     order = (0, 3, 1, 2) if nhwc else (0, 1, 2, 3)
     declared = tuple(image_shape[place] for place in order)[1:]
-    fixed: Sequence[int | None] = getattr(purifier.config, "image_shape", None) or (None, None, None)
+    fixed = image_shape_of(purifier) or (None, None, None)
     for mine, theirs in zip(fixed, declared, strict=True):
         if mine is not None and theirs is not None and mine != theirs:
             raise ConfigError(

@@ -11,7 +11,7 @@ from ..errors import ClassifierError
 from ..rejection.policy import Rejection
 from .graphs import all_graphs
 from .names import CLASSES, NOISE, PURIFIED, REJECTED
-from .opset import _copied, _readable, opset_of, raise_opset
+from .opset import copied, explained_reading, opset_of, raise_opset
 from .rejection import replace_logits
 from .torch_export import without_sources
 
@@ -39,7 +39,7 @@ def graft(
     ConfigError
         Its classes are not those that ``rejection`` needs.
     """
-    with _readable(classifier):
+    with explained_reading(classifier):
         return _grafted(front, classifier, input_name, tuple(shown), rejection or Rejection())
 
 
@@ -56,7 +56,7 @@ def _grafted(
                 classifier.graph.name,
             )
     # onnx_ir renames a stored tensor in the model it was read from, which is the caller's.
-    guarded, piece = ir.from_proto(classifier), ir.from_proto(_copied(front))
+    guarded, piece = ir.from_proto(classifier), ir.from_proto(copied(front))
     graph = guarded.graph
     image = next(value for value in graph.inputs if value.name == input_name)
     batch = image.shape[0] if image.shape is not None else None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 
 import onnx
 import onnx_ir as ir
 from onnx import ModelProto, NodeProto, version_converter
 from onnx.inliner import inline_local_functions
 
-from ..errors import ClassifierError, PurifierError
+from ..errors import ClassifierError
+from ..foreign_code import explained
 from .graphs import all_graphs
 from .names import IR_VERSION, OPSET
-from .torch_export import cause_of
+from .torch_export import innermost_cause
 
 
 def raise_opset(model: ModelProto, opset: int) -> ModelProto:
@@ -27,12 +28,12 @@ def raise_opset(model: ModelProto, opset: int) -> ModelProto:
     ClassifierError
         The converter does not manage, or the model is malformed.
     """
-    with _readable(model):
+    with explained_reading(model):
         return _raised(model, opset)
 
 
 def _raised(model: ModelProto, opset: int) -> ModelProto:
-    copy = _copied(model)
+    copy = copied(model)
     if copy.functions:
         copy = inline_local_functions(copy, convert_version=True)
     _spell_domain(copy)
@@ -59,22 +60,17 @@ def opset_of(model: ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=OPSET)
 
 
-@contextmanager
-def _readable(model: ModelProto) -> Iterator[None]:
-    """Each tool has its own exceptions for a malformed graph: SerdeError, ValidationError, a bare ValueError..."""
-    try:
-        yield
-    except PurifierError:
-        raise
-    except Exception as error:  # the tools share no base
-        raise ClassifierError(
-            f"the classifier cannot be read as a graph: {cause_of(error)}; see what onnx.checker.check_model says of "
-            "it, and export it again",
-            model.graph.name,
-        ) from error
+def explained_reading(model: ModelProto) -> AbstractContextManager[None]:
+    """Turn what the tools raise for a malformed graph (SerdeError, ValidationError, a bare ValueError...) into one."""
+    return explained(
+        "the classifier cannot be read as a graph",
+        partial(ClassifierError, path=model.graph.name),
+        "see what onnx.checker.check_model says about it, and export it again",
+        describe=innermost_cause,
+    )
 
 
-def _copied(model: ModelProto) -> ModelProto:
+def copied(model: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
@@ -87,15 +83,13 @@ def _sorted(model: ModelProto) -> ModelProto:
 
 
 def _convert(model: ModelProto, opset: int) -> ModelProto:
-    try:
+    with explained(
+        f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset}",
+        partial(ClassifierError, path=model.graph.name),
+        f"export it again at opset {opset}",
+        describe=lambda error: str(error).rpartition("failed: ")[2],
+    ):
         converted: ModelProto = version_converter.convert_version(model, opset)
-    except Exception as error:  # C++, which raises whatever its operators do
-        reason = str(error).rpartition("failed: ")[2]
-        raise ClassifierError(
-            f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset} ({reason}); "
-            f"export it again at opset {opset}",
-            model.graph.name,
-        ) from error
     # The converter forgets these.
     converted.ir_version = model.ir_version
     for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ import onnxruntime
 from onnx import ModelProto, TensorProto, helper
 
 from ..errors import ClassifierError, ConfigError
+from ..foreign_code import Attempt, explained, first_line
 
 Provider: TypeAlias = str | tuple[str, dict[str, Any]]
 CPU = "CPUExecutionProvider"
@@ -78,17 +80,14 @@ def session_arguments(
     return {"sess_options": options, "providers": chosen, "enable_fallback": 0}
 
 
-@contextmanager
-def explained_opening(model: str | Path) -> Iterator[None]:
+def explained_opening(model: str | Path) -> AbstractContextManager[None]:
     """Turn what ONNX Runtime raises while opening ``model`` into a :class:`ClassifierError`."""
-    try:
-        yield
-    except Exception as error:  # its exceptions share no base class but this
-        raise ClassifierError(
-            f"{model}: ONNX Runtime {onnxruntime.__version__} cannot open it: {_first_line(error)}; "
-            "is the file whole, and made for this version (opset <= 26, IR <= 13)?",
-            model,
-        ) from error
+    return explained(
+        f"{model}: ONNX Runtime {onnxruntime.__version__} cannot open it",
+        partial(ClassifierError, path=model),
+        "is the file whole, and made for this version (opset <= 26, IR <= 13)?",
+        describe=first_line,
+    )
 
 
 def check_provider(session: onnxruntime.InferenceSession, providers: Sequence[Provider] | None) -> None:
@@ -119,13 +118,10 @@ def loads(provider: str) -> bool:
     # here that is an answer and no error. ONNX Runtime tells nobody that logger's level, so what is put back
     # is its own default.
     onnxruntime.set_default_logger_severity(_FATAL)
-    try:
+    with Attempt() as attempt:
         session = onnxruntime.InferenceSession(_tiny(), options, providers=[provider], enable_fallback=0)
-    except Exception:  # noqa: BLE001 - whatever it is, the provider does not load
-        return False
-    finally:
-        onnxruntime.set_default_logger_severity(2)
-    return bool(session.get_providers()[0] == provider)
+    onnxruntime.set_default_logger_severity(2)
+    return attempt.error is None and bool(session.get_providers()[0] == provider)
 
 
 def installed_wheels() -> dict[str, str]:
@@ -167,7 +163,3 @@ def _source(model: bytes | str | Path) -> bytes | str:
 
 def _name(provider: Provider) -> str:
     return provider if isinstance(provider, str) else provider[0]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -22,6 +22,7 @@ from onnx_ir.passes.common import (
 )
 from torch import Tensor, nn
 
+from ..foreign_code import cause_of
 from .names import IR_VERSION, OPSET
 from .reader import MAX_ELEMENTS
 
@@ -105,11 +106,11 @@ def without_sources(model: ir.Model) -> ir.Model:
     return model
 
 
-def cause_of(error: BaseException) -> str:
-    """What went wrong, from an exporter's long message: the start of the innermost cause."""
+def innermost_cause(error: BaseException) -> str:
+    """What went wrong, from an exporter's long message: the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return cause_of(error)
 
 
 @contextmanager

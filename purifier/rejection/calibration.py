@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..contracts.purifier import Purifier, dtype_of
+from ..contracts.purifier import Purifier, check_scores, dtype_of, image_shape_of
 from ..data.images import ImageData
 from ..data.loading import load_data
 from ..data.pixels import check_pixels
-from ..errors import CheckpointError, ConfigError, PluginError, PurifierError
+from ..errors import CheckpointError, ConfigError, PluginError
+from ..foreign_code import explained
 
 CALIBRATION_KEY = "calibration"
 QUANTILES = 101
@@ -206,26 +208,20 @@ def _scores(
     device: str | torch.device | None,
     progress: Callable[[int, int, str], None] | None,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    shape, name = getattr(purifier.config, "image_shape", None), type(purifier).__name__
+    shape, name = image_shape_of(purifier), type(purifier).__name__
     scorer, place = _copy_on(purifier, device)
     parts = []
     for start in range(0, len(data), batch_size):
         pixels, _ = data.batch(range(start, min(start + batch_size, len(data))))
         check_pixels(pixels, name=data.name, shape=shape)
-        try:
+        failure = f"{name} fails to score images {tuple(pixels.shape)} of {data.name}"
+        with explained(failure, partial(PluginError, name=name)):
             score = scorer.score(pixels.to(place, dtype_of(scorer)))
-        except PurifierError:
-            raise
-        except Exception as error:  # a plugin's own code, which can raise anything
+        check_scores(scorer, score, pixels)
+        if not score.float().isfinite().all():
             raise PluginError(
-                f"{name} fails to score images {tuple(pixels.shape)} of {data.name} ({type(error).__name__}: {error})",
-                name,
-            ) from error
-        if score.shape != (len(pixels),) or not score.float().isfinite().all():
-            got = f"shape {tuple(score.shape)}" if score.shape != (len(pixels),) else "NaN or infinity"
-            raise PluginError(
-                f"{name} must score {data.name} with finite numbers ({len(pixels)},), it gave {got}; check its "
-                "weights, or train it again",
+                f"{name} must score {data.name} with finite numbers, it gave NaN or infinity; check its weights, or "
+                "train it again",
                 name,
             )
         parts.append(score.float().cpu())

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..contracts.purifier import Classifying, Purifier
+from ..contracts.purifier import Classifying, Purifier, image_shape_of
 from ..errors import ConfigError, PluginError, RejectedError
 from .calibration import calibration_of, rejected, threshold_of
 
@@ -145,7 +145,7 @@ def _try_classify(purifier: Purifier) -> None:
             f"on_reject='reclassify': {type(purifier).__name__} has no classifier of its own (classify); use "
             "on_reject='abstain' or 'flag'"
         )
-    shape, weight = getattr(purifier.config, "image_shape", None), next(purifier.parameters(), None)
+    shape, weight = image_shape_of(purifier), next(purifier.parameters(), None)
     if shape is not None and weight is not None:
         purifier.classify(weight.new_zeros(1, *shape))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..foreign_code import Attempt
 from .freezing import evaluating
 
 LAYOUT_ROUNDING = 1e-4
@@ -71,7 +72,7 @@ def fed_channels_last(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> Ite
 
 def _answers_alike(ask: Ask, pixels: Tensor, change: Callable[[], None]) -> bool:
     """Change the layout, and say whether the answers stay."""
-    try:
+    with Attempt():  # where a failure matters, it comes again
         before = _answers(ask, pixels)
         change()
         after = _answers(ask, pixels)
@@ -79,8 +80,7 @@ def _answers_alike(ask: Ask, pixels: Tensor, change: Callable[[], None]) -> bool
             new.shape == old.shape and bool(((new - old).abs() <= LAYOUT_ROUNDING * old.abs().max()).all())
             for new, old in zip(after, before, strict=True)
         )
-    except Exception:  # noqa: BLE001 - somebody else's module can fail in any way; where it matters it will again
-        return False
+    return False
 
 
 def _answers(ask: Ask, pixels: Tensor) -> list[Tensor]:
@@ -103,7 +103,8 @@ def _feedable(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> list[nn.Mod
     if not pixels.is_cpu or any(is_lazy(weight) for weight in module.parameters()):
         return []
     handed: set[str] = set()
-    try:
+    fit = False
+    with Attempt():  # trained as it is, the module may never fail
         copied = copy.deepcopy(module)
         evaluating(copied)
         parts = {name: part for name, part in copied.named_modules() if isinstance(part, CONVOLUTIONS)}
@@ -113,13 +114,11 @@ def _feedable(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> list[nn.Mod
                 part.register_forward_pre_hook(partial(_noting, handed, name))
 
         with torch.random.fork_rng(devices=[]):
-            if not _answers_alike(ask(copied), pixels, change):
-                return []
-            copied.train()
-            _answers(ask(copied), pixels)
-    except Exception:  # noqa: BLE001 - somebody else's module, as above; trained as it is, it may never fail
-        return []
-    return [module.get_submodule(name) for name in sorted(handed)]
+            if _answers_alike(ask(copied), pixels, change):
+                copied.train()
+                _answers(ask(copied), pixels)
+                fit = True
+    return [module.get_submodule(name) for name in sorted(handed)] if fit else []
 
 
 def _noting(handed: set[str], name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

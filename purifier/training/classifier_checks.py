@@ -20,7 +20,8 @@ from ..classifiers.onnx_gradient import OnnxGradientClassifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier, pixel_classifier
 from ..data.images import ImageData
 from ..data.pixels import read_preprocessing
-from ..errors import ConfigError, PurifierError, TrainingError
+from ..errors import ConfigError, TrainingError
+from ..foreign_code import explained
 from ..guards.module import GuardedModule
 from ..guards.signature import find_input
 from ..onnx.image_input import image_input, infer_preprocessing
@@ -77,20 +78,14 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
     """
     pixels = data.batch(data.spread(LOOKED_AT))[0].to(device)
     kept, before, state = pixels.clone(), described(classifier), copy.deepcopy(classifier.state_dict())
-    try:
+    failure = f"{classifier.describe()} fails on images {tuple(pixels.shape)} of {data.name}"
+    with explained(failure, TrainingError, "does it take this size and preprocessing?"):
         with torch.no_grad():
             logits = classifier(pixels)
             classifier(pixels[:1])  # batches are of any size
         if not torch.equal(pixels, kept):
             raise TrainingError(f"{classifier.describe()} changes the images it is given; let it work on a copy")
         gradient = _gradient(classifier, pixels) if recipe.needs_gradients and classifier.differentiable else None
-    except PurifierError:
-        raise
-    except Exception as error:  # torch, ONNX Runtime and the user's own module raise many kinds
-        raise TrainingError(
-            f"{classifier.describe()} fails on images {tuple(pixels.shape)} of {data.name} "
-            f"({type(error).__name__}: {error}); does it take this size and preprocessing?"
-        ) from error
     if described(classifier) != before:
         classifier.load_state_dict(state)
         raise TrainingError(f"{classifier.describe()} changes when it is asked, in evaluation mode; make it hold still")

@@ -14,10 +14,11 @@ from ..attacking.specs import read_attack
 from ..attacking.target import Target
 from ..attacking.threat import Threat
 from ..contracts.purifier import Purifier
-from ..errors import ConfigError, PurifierError, TrainingError
+from ..errors import ConfigError, TrainingError
+from ..foreign_code import explained
 from ..seeding import SampleGenerator
 from ..specs import build, split_spec
-from .epoch import out_of_memory
+from .epoch import explains_itself
 from .recipe import Batch, Recipe, loss_of
 
 
@@ -135,18 +136,16 @@ class Denoise(Recipe):
                 continue
             streams, pixels = generator.select(at), batch.pixels[at]
             target = Target(batch.classifier, purifier, "oblivious", streams)
-            try:
+            with explained(
+                f"denoise: {type(attack).__name__} failed",
+                TrainingError,
+                "fix the classifier, or choose another attack",
+                passing=explains_itself,
+            ):
                 # Attacks compare losses that differ by less than bfloat16 can tell.
                 with torch.autocast(pixels.device.type, enabled=False):
                     made = attack.perturb(target, pixels, batch.labels[at], threat, streams).detach()
                 if made.shape != pixels.shape or not made.isfinite().all():
                     raise ValueError(f"expected finite images {tuple(pixels.shape)}, got {tuple(made.shape)}")
                 found[at] = threat.project(made, pixels)
-            except PurifierError:
-                raise
-            except Exception as error:  # a plugin, or the user's classifier, can fail in any way
-                if out_of_memory(error):
-                    raise
-                what = f"{type(attack).__name__} failed ({type(error).__name__}: {error})"
-                raise TrainingError(f"denoise: {what}; mend the classifier, or choose another attack") from error
         return found

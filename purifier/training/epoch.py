@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier, Scheduled
 from ..data.images import ImageData
 from ..errors import PurifierError, TrainingError
+from ..foreign_code import explained
 from ..seeding import SampleGenerator, mix_seed
 from .augmentation import augmented
 from .optimisation import Follower
@@ -190,21 +191,21 @@ class Run:
         return mix_seed(self.seed, what, epoch)
 
 
-def out_of_memory(problem: Exception) -> bool:
+def out_of_memory(problem: BaseException) -> bool:
     """Whether torch says so, on a GPU or the CPU."""
     return isinstance(problem, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(problem)
 
 
-@contextmanager
-def _explained(epoch: int) -> Iterator[None]:
-    """What purifier and classifier raise, as :class:`TrainingError`."""
-    try:
-        yield
-    except Exception as problem:  # the user's own module, and plugins, raise many kinds
-        if isinstance(problem, PurifierError | NotFinite) or out_of_memory(problem):
-            raise
-        what = f"{type(problem).__name__}: {problem}"
-        raise TrainingError(f"purifier or classifier failed in epoch {epoch} ({what}); mend it") from problem
+def explains_itself(problem: BaseException) -> bool:
+    """Whether training handles an exception as it is: an error of ours, or a lack of memory."""
+    return isinstance(problem, PurifierError | NotFinite) or out_of_memory(problem)
+
+
+def _explained(epoch: int) -> AbstractContextManager[None]:
+    """Turn what purifier and classifier raise into a :class:`TrainingError`."""
+    return explained(
+        f"purifier or classifier failed in epoch {epoch}", TrainingError, "fix it", passing=explains_itself
+    )
 
 
 def _check_finite(rows: Sequence[Tensor], names: Sequence[str], epoch: int, steps_before: int) -> None:

@@ -233,7 +233,7 @@ def _run(
             raise TrainingError(f"{problem}; start again with lr below {lr:g}; {kept}") from None
         except TrainingError as problem:
             raise TrainingError(f"{problem}; {kept}") from problem
-        except Exception as problem:  # want of memory comes as RuntimeError or MemoryError; the rest goes on as it is
+        except (RuntimeError, MemoryError) as problem:
             if not out_of_memory(problem):
                 raise
             raise TrainingError(f"out of memory; lower batch_size or the purifier's sizes; {kept}") from problem

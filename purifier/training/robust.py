@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..answering import answer
 from ..attacking.steps import random_offset
 from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
@@ -177,7 +178,7 @@ class Robust(Recipe):
 
 def _answering(classifier: PixelClassifier, purifier: Purifier, noise: Tensor | None) -> Callable[[Tensor], Tensor]:
     """The guard's logits, with the purifier's noise held."""
-    return lambda pixels: classifier(purifier.purify(pixels, noise)).float()
+    return lambda pixels: answer(purifier, classifier, pixels, noise).output.float()
 
 
 def _errors(logits: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
 from purifier.auditing.statistics import wilson
 from purifier.data.loading import load_data
-from purifier.errors import AuditError, CheckpointError, FileError
+from purifier.errors import CheckpointError, FileError, PluginError
 from purifier.guards.guard import guard
 from purifier.rejection.calibration import calibrate
 
@@ -251,7 +251,7 @@ class Wide(Bright):
 
 
 def test_what_cannot_score_is_an_error_before_the_work(classifier, data):
-    with pytest.raises(AuditError, match=r"Wide must score images \(2, 1, 28, 28\) with \(2,\) numbers, it gave"):
+    with pytest.raises(PluginError, match=r"Wide must give scores \(2,\), it gave \(2, 784\)"):
         audit(guard(classifier, Wide()), data)
     bad = Bright()
     bad.provenance = {"calibration": {"fpr": math.inf}}

@@ -74,15 +74,15 @@ class Broken(purifier.Purifier):
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (lambda pixels: pixels[:1], r"must give images \(2, 1, 28, 28\) .* it gave \(1, 1, 28, 28\)"),
-        (lambda pixels: pixels.mul_(0.5), "leave its input alone"),
+        (lambda pixels: pixels[:1], r"must give images \(2, 1, 28, 28\), it gave \(1, 1, 28, 28\)"),
+        (lambda pixels: pixels.mul_(0.5), "leave its input as it is"),
         (lambda pixels: pixels * float("nan"), "give NaN"),
         (lambda pixels: None, "fail on images"),
         (lambda pixels: [][0], "IndexError"),
     ],
 )
 def test_a_purifier_that_breaks_its_contract_is_named(act, said, classifier, data):
-    with pytest.raises(AuditError, match=said):
+    with pytest.raises((AuditError, PluginError), match=said):
         audit(guard(classifier, Broken(act)), data, attacks=("fgsm",))
 
 

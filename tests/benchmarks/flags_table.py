@@ -1,8 +1,8 @@
-"""Whole audits of broken guards and of healthy ones: which flags each raises.
+"""Which flags audits of broken guards raise, and audits of healthy ones.
 
-``python tests/benchmarks/flags_table.py [--count 200] [--eps 0.1]`` audits the negative controls of
-``tests/audit/broken.py`` and the cheap purifiers in front of the nearest-mean classifier of the tests, then the shipped
-classifier behind the shipped purifier, with the preset ``quick``. The random control is audited with one draw.
+``python tests/benchmarks/flags_table.py [--count 200] [--eps 0.1]`` runs the preset ``quick``, with one draw of noise
+per gradient, on the broken guards of ``tests/auditing/broken.py``, on the nearest-mean classifier of the tests behind
+each cheap purifier, and on the shipped classifier behind ``identity`` and ``demo-plain``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "audit"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "auditing"))
 
 import purifier
 from audit_stage import NearestMean
@@ -23,8 +23,8 @@ from purifier.guards.session import GuardedSession
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="of the test images")
-    parser.add_argument("--eps", type=float, default=0.1, help="of linf")
+    parser.add_argument("--count", type=int, default=200, help="number of test images")
+    parser.add_argument("--eps", type=float, default=0.1, help="budget in linf")
     given = parser.parse_args()
     data = load_data(f"fashion-mnist:test:{given.count}")
     pixels, _ = data.batch(range(len(data)))

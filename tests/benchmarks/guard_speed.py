@@ -1,6 +1,6 @@
-"""What a guard costs: classifier alone, guarded in torch, guarded in onnxruntime, side by side in one run.
+"""The time a guard costs: the classifier alone, guarded in torch, and guarded in onnxruntime, in one run.
 
-``python tests/benchmarks/guard_speed.py [--purifier SPEC] [--device cuda]`` prints medians in ms a batch and ratios.
+``python tests/benchmarks/guard_speed.py [--purifier SPEC] [--device cuda]`` prints medians in ms per batch and ratios.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROUNDS = 30
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--purifier", default="demo")
+    parser.add_argument("--purifier", default="demo", help="PURIFIER spec")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     classifier = load_classifier("demo")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(ways: dict[str, Callable[[], object]], device: str) -> dict[str, float]:
-    """Median seconds of each way, the ways taking turns."""
+    """Median seconds of each way; the ways take turns."""
     found: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(ROUNDS + 3):
         for way, call in ways.items():

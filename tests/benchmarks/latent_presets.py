@@ -1,4 +1,4 @@
-"""Latent optimisation's presets, side by side in one run: reconstruction error and time an image, on one decoder.
+"""The presets of latent optimisation on one decoder, in one run: reconstruction error and time per image.
 
 ``python tests/benchmarks/latent_presets.py [--base SPEC] [--data SPEC]`` prints both and the ratios to ``defense-gan``.
 """
@@ -22,15 +22,15 @@ PRESETS = ("fast", "defense-gan")
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", default="demo-plain")
-    parser.add_argument("--data", default="demo:200")
+    parser.add_argument("--base", default="demo-plain", help="PURIFIER spec of the VAE")
+    parser.add_argument("--data", default="demo:200", help="DATA spec")
     given = parser.parse_args()
     data = load_data(given.data)
     ways = {"base alone": given.base} | {preset: f"latent:base={given.base},preset={preset}" for preset in PRESETS}
     loaded = {way: purifier.load(spec) for way, spec in ways.items()}
     errors: dict[str, list[Tensor]] = {way: [] for way in ways}
     seconds = dict.fromkeys(ways, 0.0)
-    for chosen in loaded.values():  # what happens once only is no image's time
+    for chosen in loaded.values():  # warm up
         purify(chosen, data.batch(range(2))[0], range(2))
     for start in range(0, len(data), BATCH):
         indices = range(start, min(start + BATCH, len(data)))
@@ -47,8 +47,9 @@ def main() -> None:
         found = torch.cat(errors[way])
         lower = (found <= worst).float().mean()
         print(
-            f"{way:12s} squared error a pixel {found.mean():.5f} ({found.mean() / worst.mean():.2f}x of defense-gan's, "
-            f"no higher on {lower:.0%} of images)   {1e3 * seconds[way] / len(data):9.2f} ms an image "
+            f"{way:12s} squared error per pixel {found.mean():.5f} "
+            f"({found.mean() / worst.mean():.2f}x of defense-gan's, "
+            f"no higher on {lower:.0%} of images)   {1e3 * seconds[way] / len(data):9.2f} ms per image "
             f"(1/{slowest / seconds[way]:.0f} of defense-gan's)"
         )
 

@@ -1,6 +1,6 @@
-"""What attacks gain by channels-last layout: logits and gradients, both ways in turn in one run.
+"""How much faster attacks are in channels-last layout: logits and gradients, both layouts in turn, in one run.
 
-``OMP_NUM_THREADS=1 python tests/benchmarks/layout_speed.py [--purifier SPEC] [--count 250]`` prints medians in ms a
+``OMP_NUM_THREADS=1 python tests/benchmarks/layout_speed.py [--purifier SPEC] [--count 250]`` prints medians in ms per
 batch and ratios, for the shipped classifier alone and behind a purifier.
 """
 
@@ -29,8 +29,8 @@ from purifier.vocabulary import Route
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--purifier", default="demo")
-    parser.add_argument("--count", type=int, default=250, help="images a batch")
+    parser.add_argument("--purifier", default="demo", help="PURIFIER spec")
+    parser.add_argument("--count", type=int, default=250, help="images per batch")
     given = parser.parse_args()
     keep_freed_memory()
     pixels = load_data(f"fashion-mnist:test:{given.count}").batch(range(given.count))[0]

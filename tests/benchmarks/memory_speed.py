@@ -1,8 +1,8 @@
-"""Training and auditing with the freed memory kept, and without: wall and system time, page faults, peak memory.
+"""Training and auditing with and without keeping freed memory: wall and system time, page faults, peak memory.
 
-``python tests/benchmarks/memory_speed.py [--rounds 3] [--train 2560] [--audit 200]`` runs both ways in turn, each in
-a process of its own, and prints medians and ratios. Training: the shipped recipe, one epoch; audit: the shipped
-purifier, exact route, PGD with 20 steps.
+``python tests/benchmarks/memory_speed.py [--rounds 3] [--train 2560] [--audit 200]`` runs both in turn, each in a new
+process, and prints medians and ratios. Training: one epoch of the shipped recipe. Audit: PGD with 20 steps along the
+exact route, through the shipped purifier.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ FIGURES = ("seconds", "system seconds", "faults", "peak MB")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=2560, help="images")
-    parser.add_argument("--audit", type=int, default=200, help="images")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each")
+    parser.add_argument("--train", type=int, default=2560, help="training images")
+    parser.add_argument("--audit", type=int, default=200, help="audited images")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     counts = {"train": given.train, "audit": given.audit}
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(what: str, count: int, kept: bool) -> list[float]:
-    """The work's own figures, without imports and loading."""
+    """Figures of the work alone, without imports and loading."""
     if kept:
         keep_freed_memory()
     classifier, shipped = demo_classifier(), purifier.load("demo")

@@ -1,7 +1,7 @@
-"""Purifiers alone: eager torch against onnxruntime in one run, latent optimisation unrolled and as a Loop.
+"""Purifiers alone, eager torch against onnxruntime in one run; latent optimisation unrolled and as a Loop.
 
 ``python tests/benchmarks/onnx_speed.py [--purifier SPEC ...] [--device cuda]`` prints size and export time of each
-graph, medians in ms a batch, ratios, and the largest difference from torch.
+graph, medians in ms per batch, ratios, and the largest difference from torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT = ("demo", "demo-plain", "latent:base=demo-plain", "latent:base=demo-pla
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--purifier", action="append")
+    parser.add_argument("--purifier", action="append", help="PURIFIER spec; may be repeated")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     data = load_data("demo")

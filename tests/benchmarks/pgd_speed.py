@@ -1,8 +1,8 @@
-"""What PGD costs here and in other libraries: the same images, budget, step size and steps, side by side in one run.
+"""How long PGD takes here and in other libraries: the same images, budget, step size and steps, in one run.
 
 ``python tests/benchmarks/pgd_speed.py [--device cuda] [--steps 40] [--rounds 7]`` prints median seconds, the share of
-images each attack leaves right, and how long the others take for one second of ours. Ours drops an image as soon as it
-is fooled, so there are two budgets: the usual one, and one so small that nearly all images stay for every step.
+images still right after each attack, and the time of the others divided by ours. Ours stops work on an image once it is
+fooled, so there are two budgets: the usual one, and one so small that nearly all images need every step.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each library")
+    parser.add_argument("--images", type=int, default=IMAGES, help="number of images")
     given = parser.parse_args()
     classifier = load_classifier("demo")
     assert isinstance(classifier, nn.Module)
@@ -110,7 +110,7 @@ def art(classifier: nn.Module, eps: float, steps: int) -> Way:
 
 
 def peer(module: str, package: str) -> ModuleType:
-    """The other library, or the end of the run and what to install."""
+    """Import another library, or exit and say what to install."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -122,7 +122,7 @@ def peer(module: str, package: str) -> ModuleType:
 def measure(
     ways: dict[str, Way], classifier: nn.Module, pixels: Tensor, labels: Tensor, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of each way, the ways taking turns after one turn unmeasured, and the share still right."""
+    """Median seconds of each way and the share of images still right; the ways take turns, the first is a warm-up."""
     found: dict[str, list[float]] = {way: [] for way in ways}
     standing: dict[str, float] = {}
     for turn in range(rounds + 1):

@@ -1,6 +1,6 @@
-"""Classifiers A to D of Defense-GAN (Samangouei et al. 2018, table 6) for images 1x28x28; all in turn.
+"""Classifiers A to D of Defense-GAN (Samangouei et al. 2018, table 6) for images of 1x28x28, and all of them at once.
 
-MODEL specs when this folder is on PYTHONPATH: ``published_classifiers:a --weights a.safetensors``.
+A MODEL spec when this folder is on PYTHONPATH: ``published_classifiers:a --weights a.safetensors``.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-
-NAMES = ("a", "b", "c", "d")
 
 
 def a() -> nn.Module:

@@ -1,44 +1,49 @@
 """Preset ``standard`` on all test images, for the shipped purifier and the yardstick that ``robust_training.py`` makes.
 
 ``python tests/benchmarks/robust_table.py --out audited [--count 10000] [--part 250] [--processes 2] [--device cuda]``
-audits in parts, each with its own ``report.json`` as ``purifier audit`` writes it, goes on where it was stopped, and
-prints what the parts say together. ``--table`` only prints.
+audits the images in parts and writes a ``report.json`` for each, as ``purifier audit`` does. It continues where it was
+stopped, then adds the parts up and prints a table. ``--table`` prints the table only.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from purifier.auditing.statistics import wilson
+from figures import add_up
+from markdown_table import markdown_table, rate_cell
+
+from purifier import AuditReport
+from purifier.auditing.report import Model
+from purifier.auditing.statistics import Rate
 
 EPS = 0.1
 YARDSTICK = ["--classifier", "purifier.assets.classifier:FashionClassifier", "--purifier", "identity"]
 YARDSTICK += ["--route", "oblivious"]
-"""The classifier alone: its rows are the report's ``undefended`` ones, the route ``oblivious`` white-box there."""
-JUDGED = {"purifier": "guarded", "yardstick": "undefended"}
+"""The classifier alone: its rows are the ``undefended`` ones of the report, made by the sequence ``oblivious``."""
+CLEAN = "none (clean)"
+WORST = "**worst case per image**"
+ALL_ROUTES = "all routes"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--purifier", default="demo", help="PURIFIER spec")
-    parser.add_argument("--yardstick", default="robust/yardstick.safetensors", help="its weights")
-    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--yardstick", default="robust/yardstick.safetensors", help="weights of the yardstick")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
     parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a range")
-    parser.add_argument("--first", type=int, default=0, help="image")
-    parser.add_argument("--count", type=positive, default=10_000)
-    parser.add_argument("--part", type=positive, default=250, help="images of one audit, attacked in one batch")
-    parser.add_argument("--processes", type=positive, default=2)
+    parser.add_argument("--first", type=int, default=0, help="index of the first image")
+    parser.add_argument("--count", type=positive, default=10_000, help="number of images")
+    parser.add_argument("--part", type=positive, default=250, help="images of one audit, attacked as one batch")
+    parser.add_argument("--processes", type=positive, default=2, help="audits at a time")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", choices=("purifier", "yardstick"))
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--only", choices=("purifier", "yardstick"), help="one of the two models")
+    parser.add_argument("--table", action="store_true", help="print the table of the reports that exist, audit nothing")
     given = parser.parse_args()
     models = {
         "purifier": ["--classifier", "demo", "--purifier", given.purifier],
@@ -56,13 +61,16 @@ def main() -> None:
             if not is_complete((folder := given.out / name / part) / "report.json")
         ]
         run_all(waiting, given.processes)
-    missing = 0
+    done: dict[str, list[AuditReport]] = {}
     for name in models:
         paths = [given.out / name / part / "report.json" for part in parts]
-        done = [json.loads(path.read_text()) for path in paths if is_complete(path)]
-        show(name, JUDGED[name], done, len(parts))
-        missing += len(parts) - len(done)
-    sys.exit(1 if missing else 0)
+        done[name] = [AuditReport.load(path) for path in paths if is_complete(path)]
+        print(progress(name, done[name], len(parts)))
+    try:
+        print(f"\n{robust_table(done)}")
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    sys.exit(0 if all(len(reports) == len(parts) for reports in done.values()) else 1)
 
 
 def positive(given: str) -> int:
@@ -73,7 +81,7 @@ def positive(given: str) -> int:
 
 
 def run_all(commands: Sequence[Sequence[str]], processes: int) -> None:
-    """Run ``purifier`` commands, some at a time; a report is written whole, or not at all."""
+    """Run ``purifier`` commands, ``processes`` at a time."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
@@ -88,34 +96,53 @@ def run_all(commands: Sequence[Sequence[str]], processes: int) -> None:
 
 def is_complete(path: Path) -> bool:
     """Whether there is a report without an error in it."""
-    return path.exists() and not any(row["error"] for row in json.loads(path.read_text())["rows"])
+    return path.exists() and AuditReport.load(path).complete
 
 
-def show(name: str, model: str, reports: Sequence[Mapping[str, Any]], parts: int) -> None:
-    """The counts of the ``parts`` that are done added up, with 95% intervals."""
+def progress(title: str, reports: Sequence[AuditReport], parts: int) -> str:
+    """How many parts are done, how long their attacks took, and which flags they raised."""
     if not reports:
-        print(f"{name}: none of these parts is done; give --first, --count and --part as when they were made")
-        return
-    asked = [(each["classifier"], each["purifier"]["sha256"], each["threats"], each["seed"]) for each in reports]
-    if any(other != asked[0] for other in asked):
-        raise SystemExit(f"{name}: the parts are not of one model, budget and seed; give another --out")
-    rows = [row for report in reports for row in report["rows"] if row["model"] == model]
-    seconds = sum(row["seconds"] for row in rows)
-    flags = sorted({flag["name"] for report in reports for flag in report["flags"]})
-    hours, raised = seconds / 3600, ", ".join(flags) or "none"
-    print(f"{name}: {len(reports)} of {parts} parts, {hours:.1f} hours of attacks, flags: {raised}")
-    found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-    for row in rows:
-        key = (row["attack"], row["route"] or "clean", row["sequence"] or "")
-        found.setdefault(key, []).append((row["correct"], row["count"]))
+        return f"{title}: no part is done; give the --first, --count and --part that they were made with"
+    seconds = sum(row.seconds for report in reports for row in report.rows if row.model == judged(report))
+    flags = ", ".join(sorted({flag.name for report in reports for flag in report.flags})) or "none"
+    return f"{title}: {len(reports)} of {parts} parts, {seconds / 3600:.1f} hours of attacks, flags: {flags}"
+
+
+def judged(report: AuditReport) -> Model:
+    """The model a report is about: the guard, or behind ``identity`` the classifier alone."""
+    return "undefended" if report.purifier["plugin"] == "identity" else "guarded"
+
+
+def robust_table(models: Mapping[str, Sequence[AuditReport]]) -> str:
+    """Markdown: one row per attack and route, one column per model; the counts of its reports added up, 95% intervals.
+
+    Raises
+    ------
+    ValueError
+        The reports of one model differ in model, threat or seed.
+    """
+    found = {title: added_up(title, reports) for title, reports in models.items() if reports}
+    keys = list(dict.fromkeys(key for rates in found.values() for key in rates))
+    # Clean images, then the attacks in the order they ran, then the worst cases.
+    keys.sort(key=lambda key: (key[0] == WORST, key[0] != CLEAN, key[1] == ALL_ROUTES))
+    rows = ([*key, *(rate_cell(rates.get(key)) for rates in found.values())] for key in keys)
+    return markdown_table(["attack", "route", *found], rows)
+
+
+def added_up(title: str, reports: Sequence[AuditReport]) -> dict[tuple[str, str], Rate]:
+    """Images right by attack and route, over reports that each cover a part of the images."""
+    if len({(each.classifier, each.purifier["sha256"], str(each.threats), each.seed) for each in reports}) > 1:
+        raise ValueError(f"{title}: expected reports of one model, threat and seed; give another --out")
+    counts: dict[tuple[str, str], list[Rate]] = {}
     for report in reports:
-        for case in report["worst_case"]:
-            if case["model"] == model:
-                found.setdefault(("worst case", case["scope"], ""), []).append((case["correct"], case["count"]))
-    for (attack, route, sequence), counts in found.items():
-        right, count = (sum(column) for column in zip(*counts, strict=True))
-        low, high = wilson(right, count)
-        print(f"  {attack:10s} {route:10s} {sequence:10s} {right / count:.2%} [{low:.2%}, {high:.2%}] of {count}")
+        model = judged(report)
+        for row in (row for row in report.rows if row.model == model and row.result):
+            key = (row.attack, row.route or "") if row.threat else (CLEAN, "")
+            counts.setdefault(key, []).append(row.result)
+        for case in (case for case in report.worst_case if case.model == model):
+            routes = ALL_ROUTES if case.scope == "all" else "white-box routes"
+            counts.setdefault((WORST, routes), []).append(case.result)
+    return {key: add_up(rates) for key, rates in counts.items()}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The recipe ``robust`` in front of the shipped classifier, and its yardstick: that classifier trained by the recipe.
+"""Train a purifier with the recipe ``robust`` for the shipped classifier, and its yardstick.
 
 ``python tests/benchmarks/robust_training.py --out robust [--recipe robust:eps=0.1] [--epochs N]``
-trains the purifier, then from scratch, with the same loop, recipe and data and for as many minutes, the classifier's
-own architecture; what is done is not done again. It prints images a second beside the machine's matmul rate, and writes
-``purifier.safetensors`` and ``yardstick.safetensors``, for audits by
+trains the purifier. Then it trains the yardstick: the architecture of the classifier, from scratch, with the same loop,
+recipe and data, for as many minutes. It skips what is already trained. It prints images per second and the speed of
+matrix multiplication on this machine, and writes ``purifier.safetensors`` and ``yardstick.safetensors``, for audits by
 
 ``purifier audit --classifier demo --purifier robust/purifier.safetensors ...``
 ``purifier audit --classifier purifier.assets.classifier:FashionClassifier --weights robust/yardstick.safetensors
@@ -36,7 +36,7 @@ from purifier.training.loop import train
 from purifier.training.state import log_path, state_path
 
 PROBED = 4
-"""Epochs of the yardstick to see how long one takes; the first, which also warms up, does not count."""
+"""Epochs trained to see how long one of the yardstick takes; the first is a warm-up and does not count."""
 RANGE = 128.0
 """Logits from -RANGE / 2 to RANGE / 2 are pixels from 0 to 1."""
 
@@ -47,7 +47,7 @@ class NoConfig:
 
 
 class Written(Purifier):
-    """A classifier as a purifier: its logits are the first pixels of the image that it gives."""
+    """A classifier as a purifier: it writes its logits into the first pixels of the image it returns."""
 
     Config = NoConfig
     gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
@@ -66,10 +66,10 @@ class Written(Purifier):
 
 
 class Reader(nn.Module):
-    """The classifier in front of which :class:`Written` is trained: it reads the logits off the image.
+    """The classifier that :class:`Written` is trained for: it reads the logits from the image.
 
-    What is not written is a real image, and answered by the shipped classifier: recipes distil it into the yardstick
-    as into the purifier.
+    A real image, without written logits, goes to the shipped classifier: so recipes distil that one into the yardstick
+    as they do into the purifier.
     """
 
     def __init__(self) -> None:
@@ -87,11 +87,11 @@ class Reader(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder")
-    parser.add_argument("--data", default=ROBUST_DATA)
-    parser.add_argument("--recipe", default=ROBUST["recipe"], help="of all")
-    parser.add_argument("--epochs", type=int, default=ROBUST["epochs"], help="of the purifier")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--data", default=ROBUST_DATA, help="DATA spec")
+    parser.add_argument("--recipe", default=ROBUST["recipe"], help="recipe of both trainings")
+    parser.add_argument("--epochs", type=int, default=ROBUST["epochs"], help="epochs of the purifier")
+    parser.add_argument("--processes", type=int, default=2, help="processes of one training")
     parser.add_argument("--one", choices=("purifier", "probe", "yardstick"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(exist_ok=True)
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def launch(which: str, given: argparse.Namespace, epochs: int) -> list[float]:
-    """Train under torchrun unless that was done before; prints what the log says, returns each epoch's seconds."""
+    """Train under torchrun unless it is done; print a summary of the log, return the seconds of each epoch."""
     log = log_path(checkpoint_of(given.out, which))
     path = checkpoint_of(given.out, which)
     if state_path(path).exists() or not path.exists():
@@ -126,7 +126,7 @@ def launch(which: str, given: argparse.Namespace, epochs: int) -> list[float]:
 
 
 def run(which: str, given: argparse.Namespace, epochs: int) -> None:
-    """The training itself, on several processes."""
+    """Train on several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(given.processes)]
     command += [__file__, "--out", str(given.out), "--data", given.data, "--recipe", given.recipe]
     command += ["--epochs", str(epochs), "--one", which]
@@ -135,7 +135,7 @@ def run(which: str, given: argparse.Namespace, epochs: int) -> None:
 
 
 def train_one(which: str, data: str, out: Path, recipe: str, epochs: int) -> None:
-    """What one of torchrun's processes does."""
+    """The work of one process of torchrun."""
     keep_freed_memory()
     path, images = checkpoint_of(out, which), load_data(data)
     options = {**ROBUST, "recipe": recipe, "epochs": epochs, "resume": state_path(path).exists()}
@@ -151,7 +151,7 @@ def checkpoint_of(out: Path, which: str) -> Path:
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1024, seconds: float = 2.0) -> float:
-    """GFLOP/s of one thread multiplying square matrices."""
+    """GFLOP/s of one thread that multiplies square matrices."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     left, right = (torch.randn(size, size).to(dtype) for _ in range(2))

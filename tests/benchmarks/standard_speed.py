@@ -1,12 +1,12 @@
-"""The preset ``standard`` against pyautoattack's, and PGD against three libraries: robust accuracy and time in one run.
+"""The preset ``standard`` against pyautoattack's, and PGD against three libraries: robust accuracy and time.
 
 ``python tests/benchmarks/standard_speed.py [--device cuda] [--count 500] [--eps 0.1] [--norm linf]
-[--trained FILE.safetensors]`` attacks the same images in the same budget on three classifiers: undefended (``demo``),
-trained on PGD's images (kept in FILE, and made first if it is not there), and guarded (``demo`` behind
+[--trained FILE.safetensors]`` attacks the same images within the same budget on three classifiers: undefended
+(``demo``), trained on PGD's images (read from FILE, or trained and written to it), and guarded (``demo`` behind
 ``demo-plain``).
-Ours is an audit: each image is projected and judged again. Its time is that of the attacks on this classifier, judging
-included; the whole audit's, with flags and the attacks on the classifier alone, stands behind it. Theirs runs on the
-guard as on any module. PGD, in linf alone, takes 40 steps of eps / 16 everywhere.
+Ours is an audit: it projects and judges each image again. Its time is that of the attacks on this classifier, judging
+included; the time of the whole audit, with flags and attacks on the classifier alone, follows in brackets. The other
+libraries attack the guard as any module. PGD runs in linf only and takes 40 steps of eps / 16 everywhere.
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ ROUTES = ("exact", "none")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--count", type=int, default=500, help="of the test images")
+    parser.add_argument("--count", type=int, default=500, help="number of test images")
     parser.add_argument("--norm", default="linf", choices=tuple(NORMS))
-    parser.add_argument("--eps", type=float, default=0.1)
-    parser.add_argument("--batch", type=int, default=250, help="images at a time, for both")
-    parser.add_argument("--rounds", type=int, default=3, help="of PGD; its medians are shown")
-    parser.add_argument("--only", help="of undefended, trained, guarded: one")
-    parser.add_argument("--trained", type=Path, default=Path("standard-speed.safetensors"), help="the weights' file")
-    parser.add_argument("--train-count", type=int, default=20000)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--eps", type=float, default=0.1, help="budget")
+    parser.add_argument("--batch", type=int, default=250, help="images per batch, for all")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of PGD; prints medians")
+    parser.add_argument("--only", help="undefended, trained or guarded")
+    parser.add_argument(
+        "--trained", type=Path, default=Path("standard-speed.safetensors"), help="weights of the trained classifier"
+    )
+    parser.add_argument("--train-count", type=int, default=20000, help="images it is trained on")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs it is trained for")
     given = parser.parse_args()
     demo = load_classifier("demo")
     assert isinstance(demo, nn.Module)
@@ -60,9 +62,7 @@ def main() -> None:
     }
     data = load_data(f"fashion-mnist:test:{given.count}")
     print(f"torch {torch.__version__} on {given.device}, {torch.get_num_threads()} threads, {data.name}")
-    print(
-        f"{given.norm} {given.eps:g}, batches of {given.batch}; right after the attack, seconds, times as long as ours"
-    )
+    print(f"{given.norm} {given.eps:g}, batches of {given.batch}; right after the attack, seconds, ratio to ours")
     for name, make in guards.items():
         if given.only in (None, name):
             guarded = make().to(given.device)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def compare(name: str, guarded: GuardedModule, data: ImageData, given: argparse.Namespace) -> None:
-    """Print the rows of one classifier."""
+    """Print the figures of one classifier."""
     threat = Threat(given.norm, given.eps)
     pixels, labels = (part.to(given.device) for part in data.batch(range(len(data))))
     clean = standing(guarded, pixels, labels, given.batch).double().mean().item()
@@ -145,13 +145,13 @@ def foolbox(module: nn.Module, eps: float) -> Way:
 
 @torch.no_grad()
 def standing(module: nn.Module, pixels: Tensor, labels: Tensor, batch: int) -> Tensor:
-    """Which images are right, (N,)."""
+    """Which images the module classifies correctly, bool (N,)."""
     logits = torch.cat([module(part) for part in pixels.split(batch)])
     return logits.argmax(1) == labels
 
 
 def hardened(given: argparse.Namespace) -> nn.Module:
-    """A small classifier trained on PGD's images (Madry et al. 2018) of linf eps; from the file, if there is one."""
+    """A small classifier trained on PGD's images (Madry et al. 2018), linf 0.1; from the file if it exists."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 32, 5, stride=2, padding=2),
@@ -176,7 +176,7 @@ def hardened(given: argparse.Namespace) -> nn.Module:
         for part in torch.randperm(len(pixels)).split(100):
             batch, right = pixels[part].to(given.device), labels[part].to(given.device)
             streams = SampleGenerator(epoch, part.tolist())
-            # On this route no image leaves early: each is climbed to the end, as Madry et al. train.
+            # On this route PGD runs all steps on every image, as Madry et al. train.
             found = attack.perturb(Target(seen, same, "oblivious", streams), batch, right, threat, streams)
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(found), right).backward()

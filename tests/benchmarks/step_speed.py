@@ -1,7 +1,7 @@
-"""What a training step gains by its convolutions' layout and by Muon's own precision: in turn, in one run.
+"""How much faster a training step is with our Muon and with channels-last images, in one run.
 
-``OMP_NUM_THREADS=1 python tests/benchmarks/step_speed.py [--count 64]`` prints medians in ms an image and ratios: the
-recipe ``robust``, its settings and its purifier, in front of the shipped classifier.
+``OMP_NUM_THREADS=1 python tests/benchmarks/step_speed.py [--count 64]`` prints medians in ms per image and ratios, for
+the recipe ``robust`` with its settings and its purifier, in front of the shipped classifier.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from purifier.training.robust import Robust
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=64, help="images a step")
+    parser.add_argument("--count", type=int, default=64, help="images per step")
     given = parser.parse_args()
     keep_freed_memory()
     indices = range(given.count)
@@ -58,8 +58,8 @@ def main() -> None:
             ways[name] = step
         before, muon, both = (seconds * 1e3 / given.count for seconds in measure(ways, "cpu").values())
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.count} images a step: torch's Muon "
-        f"{before:.2f} ms an image, own {muon:.2f} ({muon / before:.2f}), channels-last too {both:.2f} "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.count} images per step: torch's Muon "
+        f"{before:.2f} ms per image, own {muon:.2f} ({muon / before:.2f}), channels-last too {both:.2f} "
         f"({both / before:.2f}, or {both / muon:.2f} of own)"
     )
 

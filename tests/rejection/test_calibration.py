@@ -70,7 +70,7 @@ def test_a_calibration_is_kept_in_the_checkpoint(tmp_path: Path) -> None:
     again = purifier.load(purifier.save(vae, tmp_path / "kept.safetensors"))
     assert calibration_of(again) == found
     assert threshold_of(again) == found.threshold
-    pixels, _ = purifier.data.load_data("demo:100").batch(range(100))
+    pixels, _ = purifier.load_data("demo:100").batch(range(100))
     with torch.no_grad():
         assert rejected(again.score(pixels), found.threshold).sum().item() == 9  # 101 * 0.1, the threshold's own stays
     whole = calibrate(vae, "demo:100", fpr=0.1)
@@ -116,10 +116,10 @@ class Broken(Bright):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda pixels: pixels.flatten(1).mean(1) / 0, r"finite numbers \(40,\), it gave NaN or infinity"),
+        (lambda pixels: pixels.flatten(1).mean(1) / 0, r"finite numbers, it gave NaN or infinity"),
         (lambda pixels: pixels.flatten(1).mean(1) * float("nan"), "NaN or infinity; check its weights"),
-        (lambda pixels: pixels.mean(), r"it gave shape \(\)"),
-        (lambda pixels: pixels, r"it gave shape \(40, 1, 28, 28\)"),
+        (lambda pixels: pixels.mean(), r"must give scores \(40,\), it gave \(\)"),
+        (lambda pixels: pixels, r"must give scores \(40,\), it gave \(40, 1, 28, 28\)"),
         (RuntimeError("no such kernel"), r"Broken fails to score images \(40, 1, 28, 28\) of flat .*no such kernel"),
     ],
 )

@@ -223,7 +223,7 @@ def test_plugins_that_break_the_contract() -> None:
         def classify(self, pixels: Tensor) -> Tensor:
             return pixels.flatten()
 
-    with pytest.raises(PluginError, match=r"the purifier must give scores \(6,\), it gave \(\)"):
+    with pytest.raises(PluginError, match=r"Scalar must give scores \(6,\), it gave \(\)"):
         guard(Net(), Scalar(), score=True)(dark_and_bright())
     with pytest.raises(PluginError, match=r"classify must give log-probabilities \(N, K\), it gave \(\d+,\)"):
         guard(Net(), calibrated(Flat()), on_reject="reclassify")(dark_and_bright())

@@ -153,10 +153,10 @@ class Breaks(Falls):
 @pytest.mark.parametrize(
     ("attack", "says"),
     [
-        (Falls, r"denoise: Falls failed \(KeyError: 'ladder'\); mend the classifier, or choose another"),
+        (Falls, r"denoise: Falls failed \(KeyError: 'ladder'\); fix the classifier, or choose another"),
         (
             Breaks,
-            r"denoise: Breaks failed \(ValueError: expected finite images .*; mend the classifier, or choose another",
+            r"denoise: Breaks failed \(ValueError: expected finite images .*; fix the classifier, or choose another",
         ),
     ],
 )

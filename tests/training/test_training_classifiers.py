@@ -92,7 +92,7 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
 @pytest.mark.parametrize(
     ("module", "options", "error", "says"),
     [
-        (Exits, {}, ClassifierError, r"torch Exits ended the program \(exit 0\) when asked"),
+        (Exits, {}, ClassifierError, r"torch Exits failed \(it ended the program with exit code 0\)"),
         (Rows, {}, ClassifierError, "a row of logits for each image, it gives 160 for 40"),
         (Rows, {"recipe": QUERIES}, ClassifierError, "a row of logits for each image, it gives 160 for 40"),
         (OneRow, {}, ClassifierError, "a row of logits for each image, it gives 1 for 40"),
@@ -105,9 +105,9 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
             Later,
             {"recipe": "denoise:attacks=fgsm+pgd"},
             TrainingError,
-            r"'late'\); mend the classifier, or choose another",
+            r"'late'\); fix the classifier, or choose another",
         ),
-        (Later, {}, TrainingError, r"failed in epoch 1 \(KeyError: 'late'\); mend it; nothing was saved yet"),
+        (Later, {}, TrainingError, r"failed in epoch 1 \(KeyError: 'late'\); fix it; nothing was saved yet"),
         (Around, {"recipe": "robust:kl=1e40"}, TrainingError, r"step 1 \(.*kl inf\), before anything is learned"),
         (Around, {"input": 1}, ConfigError, "input: the classifier takes images, got position 1"),
         (Around, {"input": "x"}, ConfigError, "input: the classifier takes images, got 'x'"),
@@ -124,9 +124,9 @@ def test_errors(module: type[nn.Module], options: dict[str, object], error: type
 
 def test_one_that_ends_the_program_is_neither_exported_nor_audited(tmp_path: Path) -> None:
     guarded = purifier.guard(Exits(), "demo")
-    with pytest.raises(ExportError, match=r"ended the program \(exit 0\)"):
+    with pytest.raises(ExportError, match=r"ended the program with exit code 0"):
         purifier.export(guarded, tmp_path / "x.onnx")
-    with pytest.raises(ClassifierError, match=r"ended the program \(exit 0\)"):
+    with pytest.raises(ClassifierError, match=r"ended the program with exit code 0"):
         purifier.audit(guarded, "demo:20", attacks=["fgsm"])
     assert list(tmp_path.iterdir()) == []
 

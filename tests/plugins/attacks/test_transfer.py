@@ -163,7 +163,7 @@ def test_a_surrogate_is_loaded_once(net, images, models, monkeypatch):
     ("surrogate", "said"),
     [
         ("five", "must have the classifier's 10 classes, got 5 from 'surrogates:five'; give one trained on the same"),
-        ("large", "'surrogates:large' must take the audited images, 1x28x28, and fails on them .*; give one made for"),
+        ("large", "'surrogates:large' fails on the audited images, 1x28x28 .*; give one made for"),
         ("nan", "must give logits, and 'surrogates:nan' gives NaN or infinity; mend it, or give another"),
         ("softmax", "must give logits, and 'surrogates:softmax' gives probabilities; mend it, or give another"),
     ],
