@@ -20,6 +20,7 @@ if _TYPE_CHECKING:
     from .data.images import ImageData
     from .data.loading import load_data
     from .data.pixels import Preprocessing
+    from .diagnosis import Diagnosis, diagnose
     from .errors import PurifierError, RejectedError
     from .guards.exporter import Exporter, ExportReport, exporters
     from .guards.exporting import export
@@ -36,6 +37,7 @@ __version__ = _version("adversarial-purifier")
 __all__ = [
     "Attack",
     "AuditReport",
+    "Diagnosis",
     "ExportReport",
     "Exporter",
     "GuardedModule",
@@ -52,6 +54,7 @@ __all__ = [
     "attacks",
     "audit",
     "calibrate",
+    "diagnose",
     "draw_purifications",
     "export",
     "exporters",
@@ -76,6 +79,7 @@ _HOMES = {
     "data.images": ("ImageData",),
     "data.loading": ("load_data",),
     "data.pixels": ("Preprocessing",),
+    "diagnosis": ("Diagnosis", "diagnose"),
     "errors": ("PurifierError", "RejectedError"),
     "guards.exporter": ("ExportReport", "Exporter", "exporters"),
     "guards.exporting": ("export",),

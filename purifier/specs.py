@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError, SpecError
@@ -60,13 +60,13 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
         if name not in options and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ConfigError(f"{what} needs the option {missing[0]!r} ({_describe(hints[missing[0]])})")
+        raise ConfigError(f"{what} needs the option {missing[0]!r} ({describe_type(hints[missing[0]])})")
     values = {}
     for name, value in options.items():
         try:
             values[name] = value if name == "options" else _convert(value, hints[name])
         except (ValueError, OverflowError):
-            raise ConfigError(f"{what}: option {name!r} expected {_describe(hints[name])}, got {value!r}") from None
+            raise ConfigError(f"{what}: option {name!r} expected {describe_type(hints[name])}, got {value!r}") from None
     try:
         return cls(**values)
     except (ValueError, ArithmeticError, MemoryError) as error:
@@ -125,11 +125,16 @@ def _convert_union(value: object, options: tuple[Any, ...]) -> object:
     raise ValueError
 
 
-def _describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
+    """A type hint in the words of messages and help: ``one of ce, trades``, ``float or int``."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_describe(option) for option in get_args(hint) if option is not type(None))
+        return " or ".join(describe_type(option) for option in get_args(hint) if option is not type(None))
     if get_origin(hint) is tuple:
         return "numbers such as 1x28x28"
+    if get_origin(hint) is Sequence:
+        return "numbers"
+    if get_origin(hint) is Mapping:
+        return "any other option"
     return hint.__name__ if isinstance(hint, type) else str(hint)

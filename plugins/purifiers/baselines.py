@@ -31,7 +31,13 @@ class Identity(Purifier):
 
 @dataclass(frozen=True)
 class BlurConfig:
-    """``sigma``: the Gaussian's standard deviation in pixels."""
+    """How much to blur.
+
+    Parameters
+    ----------
+    sigma
+        The Gaussian's standard deviation, in pixels.
+    """
 
     sigma: float = 1.0
 
@@ -64,7 +70,13 @@ class Blur(Purifier):
 
 @dataclass(frozen=True)
 class BitDepthConfig:
-    """``bits``: how many bits each channel keeps."""
+    """How much to round.
+
+    Parameters
+    ----------
+    bits
+        How many bits each channel keeps, 1 to 8.
+    """
 
     bits: int = 3
 

@@ -44,7 +44,18 @@ class LatentConfig:
         (C, H, W) of the images; the base's.
     preset
         ``fast``: from the encoder's mean, few steps. ``defense-gan``: 10 random starts, 200 steps (Samangouei et al.
-        2018, section 4). The fields below replace single settings of it; see :class:`Settings`.
+        2018, section 4). The options below replace single settings of the preset.
+    start
+        Where the descent starts: at the ``encoder``'s mean, at ``random`` prior draws, or at the best of a ``bank`` of
+        decoded prior draws.
+    restarts
+        Starts for each image; the best result is kept.
+    steps
+        Gradient steps from each start.
+    optimizer, lr, momentum
+        How the latent moves: ``momentum`` or ``adam``, its learning rate and its momentum.
+    beta
+        Weight of -log p(z) in what is minimised.
     bank
         How many decoded prior draws ``start=bank`` looks through (Schott et al. 2019, section 3); 1000 unless given.
     truncate

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
-import onnxruntime
 import torch
 from torch import Tensor
 
-from ..answering import answer, draw
 from ..attacking.attack import Attack
-from ..attacking.target import is_random
 from ..attacking.threat import Threat
-from ..classifiers.pixel_classifier import PixelClassifier
-from ..contracts.purifier import Purifier, image_shape_of, purifiers
+from ..contracts.purifier import Purifier
 from ..data.images import ImageData
 from ..data.loading import load_data
-from ..data.pixels import check_pixels
-from ..errors import AuditError, ConfigError, PluginError
-from ..foreign_code import explained
+from ..errors import ConfigError
 from ..guards.guard import Guard
 from ..guards.module import GuardedModule
 from ..guards.session import GuardedSession
 from ..rejection.calibration import calibration_of
-from ..seeding import SampleGenerator
 from ..torch_tools.channels_last import channels_last
 from ..torch_tools.freezing import freeze
 from ..vocabulary import Norm, Route
-from .channels_last_check import everything_asked
 from .comparing import DECISIVE_JUDGEMENTS, compare
-from .counting import rows_of, worst_cases
-from .plan import Job, plan, plan_preset
-from .presets import DEFAULT_PRESET, preset_of
-from .report import PROBED, AuditReport, check_writable
-from .self_checks import probe
-from .trial import Progress, Trial
+from .counting import finished_rows, worst_cases
+from .facts import as_json, describe, describe_calibration, versions
+from .plan import plan, plan_preset
+from .preflight import everything_asked, try_out
+from .presets import DEFAULT_PRESET, PROBED, preset_of
+from .report import AuditReport, check_writable
+from .running import Progress, run_jobs
+from .self_checks import self_check
+from .setup import AuditSetup
 
 
 def audit(
@@ -117,34 +108,28 @@ def audit(
     AuditError
         Classifier, purifier and data do not fit together. An attack that fails is an error of its row only.
     """
-    if out is not None:
-        check_writable(out)
-    if not isinstance(guard, GuardedModule | GuardedSession):
-        raise ConfigError(f"audit: expected what purifier.guard() returns, got {type(guard).__name__}")
-    if not isinstance(data, ImageData | str):
-        raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
-    for name, value in {"batch_size": batch_size, "eot": eot, "judgements": judgements, "probes": probes}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+    _check_arguments(
+        guard, data, {"batch_size": batch_size, "eot": eot, "judgements": judgements, "probes": probes}, out
+    )
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
-    if attacks is None:
-        attacks, preset = (), DEFAULT_PRESET if preset is None else preset
-    if isinstance(attacks, str) or not isinstance(attacks, Iterable):
-        raise ConfigError(f"attacks: expected a list of ATTACK specs, got {attacks!r}; write [{attacks!r}]")
+    given, preset = _chosen_attacks(attacks, preset)
     chosen = None if preset is None else preset_of(preset)
     classifier = guard.pixel_classifier()
     purifier = _AsItRuns(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
     strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
     calibration = calibration_of(guard.purifier)
-    jobs = plan(classifier, purifier, attacks, threats, routes)
+    threshold = None if calibration is None else calibration.threshold
+    jobs = plan(classifier, purifier, given, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with ExitStack() as stack:
         used = stack.enter_context(freeze(classifier, purifier, device=device))
-        random = _try_out(classifier, purifier, loaded, used)
+        random = try_out(classifier, purifier, loaded, used)
         some = loaded.batch(range(min(2, len(loaded))))[0]
         stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], some))
         stack.enter_context(channels_last(purifier, everything_asked(purifier), some))
-        trial = Trial(classifier, purifier, used, seed, eot if random else 1, judgements if random else 1, batch_size)
+        setup = AuditSetup(
+            classifier, purifier, used, seed, eot if random else 1, judgements if random else 1, batch_size
+        )
         left_out: list[str] = []
         if chosen is not None:
             of_preset, left_out = plan_preset(classifier, purifier, chosen, threats, routes, random=random)
@@ -152,43 +137,58 @@ def audit(
             if twice:
                 raise ConfigError(f"attack {min(twice)!r} is in the preset {preset!r} already; leave it out")
             jobs = [*of_preset, *jobs]
-        rows = trial.over(loaded, jobs, routes is None or "oblivious" in routes, progress)
+        rows = run_jobs(setup, loaded, jobs, routes is None or "oblivious" in routes, progress)
         flags = []
         if jobs:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags = [*probe(trial, loaded, threats, count=probes), *compare(rows, strongest, decisive=decisive)]
+            flags = [*self_check(setup, loaded, threats, count=probes), *compare(rows, strongest, decisive=decisive)]
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={
-            "purifier": version_of("adversarial-purifier"),
-            "torch": torch.__version__,
-            "onnxruntime": onnxruntime.__version__,
-            "python": platform.python_version(),
-            **_libraries(jobs),
-        },
+        versions=versions(jobs),
         data={"name": loaded.name, "count": len(loaded)},
         classifier=classifier.describe(),
-        preprocessing=_as_json(guard.preprocessing),
-        purifier=_describe(guard.purifier),
+        preprocessing=as_json(guard.preprocessing),
+        purifier=describe(guard.purifier),
         threats=threats,
         seed=seed,
         batch_size=batch_size,
-        judgements=trial.judgements,
-        eot=trial.eot,
+        judgements=setup.judgements,
+        eot=setup.eot,
         device=str(used),
         preset=preset,
         left_out=left_out,
         flags=flags,
-        worst_case=worst_cases(rows, strongest, trial.judgements),
-        calibration=None
-        if calibration is None
-        else {name: getattr(calibration, name) for name in ("fpr", "threshold", "data", "count")},
+        worst_case=worst_cases(rows, strongest, setup.judgements),
+        calibration=describe_calibration(calibration),
         probes=probes,
-        rows=rows_of(rows, None if calibration is None else calibration.threshold, trial.judgements, trial.eot),
+        rows=finished_rows(rows, threshold, setup.judgements, setup.eot),
     )
     if out is not None:
         report.save(out)
     return report
+
+
+def _check_arguments(guard: object, data: object, counts: Mapping[str, object], out: str | Path | None) -> None:
+    if out is not None:
+        check_writable(out)
+    if not isinstance(guard, GuardedModule | GuardedSession):
+        raise ConfigError(f"audit: expected what purifier.guard() returns, got {type(guard).__name__}")
+    if not isinstance(data, ImageData | str):
+        raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _chosen_attacks(
+    attacks: Sequence[str | Attack] | None, preset: str | None
+) -> tuple[Sequence[str | Attack], str | None]:
+    """The attacks and the preset to run; without attacks the default preset."""
+    if attacks is None:
+        return (), DEFAULT_PRESET if preset is None else preset
+    if isinstance(attacks, str) or not isinstance(attacks, Iterable):
+        raise ConfigError(f"attacks: expected a list of ATTACK specs, got {attacks!r}; write [{attacks!r}]")
+    return attacks, preset
 
 
 def _budgets(eps: float | Sequence[float]) -> list[float]:
@@ -219,63 +219,3 @@ class _AsItRuns(Purifier):
 
     def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.inner.purify_and_score(pixels)
-
-
-@torch.no_grad()
-def _try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device) -> bool:
-    """Check on two images that data, purifier and classifier fit; say whether the purifier is random."""
-    indices = range(min(2, len(data)))
-    pixels = data.batch(indices)[0].to(device)
-    check_pixels(pixels, name=data.name, shape=image_shape_of(purifier))
-    given, who = pixels.clone(), f"{type(purifier).__name__} and {classifier.describe()}"
-    failure = f"{who} fail on images {tuple(pixels.shape)} of {data.name}"
-    with explained(failure, AuditError, "do they take this size and preprocessing, in float32?"):
-        noise = draw(purifier, given, SampleGenerator(0, indices))
-        logits, purified, _, _ = answer(purifier, classifier, given, noise, scored=True)
-    low, high = purified.aminmax()
-    if low < 0 or high > 1:
-        raise AuditError(
-            f"{type(purifier).__name__} must purify to [0, 1], it gave [{low:.3g}, {high:.3g}]; "
-            "purifier.data.pixels.into_range clamps and keeps the gradient"
-        )
-    if not torch.equal(given, pixels):
-        raise AuditError(
-            f"{type(purifier).__name__} must leave its input as it is, it changed it; "
-            "purifier.testing.check_purifier tells more"
-        )
-    if logits.isnan().any():
-        raise AuditError(f"{who} give NaN for an image of {data.name}; check their weights")
-    highest = int(data.labels.max())
-    if highest >= logits.shape[1]:
-        raise AuditError(
-            f"{data.name} has labels up to {highest}, {classifier.describe()} has {logits.shape[1]} logits; "
-            "choose the data it was trained on"
-        )
-    return is_random(purifier, pixels)
-
-
-def _libraries(jobs: Sequence[Job]) -> dict[str, str]:
-    """Versions of the libraries whose attacks ran: an attack says so with ``distribution``."""
-    named = {str(getattr(job.named.attack, "distribution", "")) for job in jobs} - {""}
-    return {name: version_of(name) for name in sorted(named)}
-
-
-def _describe(purifier: Purifier) -> dict[str, Any]:
-    cls = type(purifier)
-    try:
-        plugin = purifiers.name_of(cls)
-    except PluginError:
-        plugin = f"{cls.__module__}:{cls.__qualname__}"
-    return {
-        "plugin": plugin,
-        "config": _as_json(purifier.config),
-        "surrogate": "identity" if cls.surrogate is Purifier.surrogate else "own",
-        "file": purifier.provenance.get("file"),
-        "sha256": purifier.provenance.get("sha256"),
-    }
-
-
-def _as_json(config: Any) -> dict[str, Any]:
-    """A dataclass as it will be read back from JSON: tuples are lists."""
-    plain = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
-    return dict(json.loads(json.dumps(plain)))

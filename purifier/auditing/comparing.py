@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attacking.threat import Threat
 from ..vocabulary import Route
-from .counting import Tally
+from .counting import PendingRow
 from .report import WHITE_BOX, Flag
 
 DECISIVE_JUDGEMENTS = 5
@@ -45,7 +45,7 @@ def fewer(left: Tensor, right: Tensor) -> float | None:
     return total if beyond(total, len(left)) and total > Z99 * spread else None
 
 
-def compare(rows: Sequence[Tally], strongest: Route, *, decisive: bool = True) -> list[Flag]:
+def compare(rows: Sequence[PendingRow], strongest: Route, *, decisive: bool = True) -> list[Flag]:
     """The flags that finished figures raise when held against each other; rows that errored are left out.
 
     ``decisive`` says that right or wrong in all judgements is next to never luck: see :func:`only`.
@@ -67,7 +67,7 @@ def compare(rows: Sequence[Tally], strongest: Route, *, decisive: bool = True) -
     return flags
 
 
-def _blind_wins(clean: Tally, rows: Sequence[Tally], needed: Route) -> Iterator[tuple[str, str]]:
+def _blind_wins(clean: PendingRow, rows: Sequence[PendingRow], needed: Route) -> Iterator[tuple[str, str]]:
     """What queries and transfer find beyond the white-box attacks of one model and threat."""
     if needed not in (row.route for row in rows):
         return
@@ -89,11 +89,11 @@ def _blind_wins(clean: Tally, rows: Sequence[Tally], needed: Route) -> Iterator[
             )
 
 
-def _more_wins(clean: Tally, rows: Sequence[Tally]) -> Iterator[tuple[str, str]]:
+def _more_wins(clean: PendingRow, rows: Sequence[PendingRow]) -> Iterator[tuple[str, str]]:
     """What the most steps and restarts, or draws, of an attack find beyond the next fewer."""
     white = [(row, row.job) for row in rows if row.route in WHITE_BOX and row.job is not None]
-    longer: dict[Hashable, list[tuple[tuple[int, ...], Tally]]] = {}
-    draws: dict[Hashable, list[tuple[tuple[int, ...], Tally]]] = {}
+    longer: dict[Hashable, list[tuple[tuple[int, ...], PendingRow]]] = {}
+    draws: dict[Hashable, list[tuple[tuple[int, ...], PendingRow]]] = {}
     for row, job in white:
         options = job.named.options
         given = [name for name in EFFORT if isinstance(options.get(name), int)]
@@ -112,9 +112,9 @@ def _more_wins(clean: Tally, rows: Sequence[Tally]) -> Iterator[tuple[str, str]]
                     yield name, f"{strong.job} leaves {count:g} of {len(left)} images fewer right than {weak.job}"
 
 
-def _risen(clean: Tally, rows: Sequence[Tally]) -> Iterator[str]:
+def _risen(clean: PendingRow, rows: Sequence[PendingRow]) -> Iterator[str]:
     """The budgets at which more images are right in the worst case than at the next smaller one."""
-    kinds: dict[Threat, dict[Hashable, Tally]] = {}
+    kinds: dict[Threat, dict[Hashable, PendingRow]] = {}
     for row in rows:
         if row.job is not None:
             kinds.setdefault(row.job.threat, {})[row.job.named.spec, row.route, row.job.eot] = row
@@ -127,5 +127,5 @@ def _risen(clean: Tally, rows: Sequence[Tally]) -> Iterator[str]:
                 yield f"{count:g} of {len(less)} images more are right at {large} than at {small}"
 
 
-def _worst(clean: Tally, rows: Sequence[Tally]) -> Tensor:
+def _worst(clean: PendingRow, rows: Sequence[PendingRow]) -> Tensor:
     return torch.stack([clean.shares, *(row.shares for row in rows)]).amin(0)

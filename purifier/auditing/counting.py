@@ -14,38 +14,13 @@ from ..attacking.target import Spent
 from ..attacking.threat import Threat
 from ..vocabulary import Route
 from .detection import Seen, detect
+from .judging import Judged
 from .plan import Job
 from .report import WHITE_BOX, Model, Row, WorstCase
 from .statistics import Rate, rate
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What the judge said of n images."""
-
-    shares: Tensor
-    """The share of judgements in which each was right, (n,) float64, on the CPU."""
-    scores: Tensor | None
-    """The purifier's scores, (n,) float32, on the CPU; None from the undefended classifier, which has none."""
-
-    def worse_of(self, at: Tensor, other: Judged) -> Judged:
-        """These images, those at positions ``at`` (m,) replaced by ``other``'s m wherever it was right less often."""
-        worse = other.shares < self.shares[at]
-        return self.replaced(at[worse], other.select(worse))
-
-    def replaced(self, at: Tensor, other: Judged) -> Judged:
-        """These images, those at positions ``at`` (m,) replaced by ``other``'s m."""
-        shares = self.shares.index_copy(0, at, other.shares)
-        if self.scores is None or other.scores is None:
-            return Judged(shares, None)
-        return Judged(shares, self.scores.index_copy(0, at, other.scores))
-
-    def select(self, keep: Tensor) -> Judged:
-        """Some of the images: ``keep`` is a (n,) mask."""
-        return Judged(self.shares[keep], None if self.scores is None else self.scores[keep])
-
-
-class Tally:
+class PendingRow:
     """One figure in the making: how often each image was judged right."""
 
     def __init__(self, model: Model, job: Job | None = None, route: Route | None = None) -> None:
@@ -111,7 +86,7 @@ class Tally:
         yield
         self.seconds += time.perf_counter() - began
 
-    def row(self, clean: Tally, threshold: float | None, judgements: int, eot: int) -> Row:
+    def finished(self, clean: PendingRow, threshold: float | None, judgements: int, eot: int) -> Row:
         """The finished figure; ``clean`` is the same model on clean images."""
         figures = Figures(None, None, None)
         detection = None
@@ -157,42 +132,42 @@ def figures_of(shares: Tensor, judgements: int) -> Figures:
     return Figures(result, rate(int((shares == 1).sum()), count), rate(int((shares > 0.5).sum()), count))
 
 
-def rows_of(tallies: Sequence[Tally], threshold: float | None, judgements: int, eot: int) -> list[Row]:
+def finished_rows(rows: Sequence[PendingRow], threshold: float | None, judgements: int, eot: int) -> list[Row]:
     """All figures, clean images first; ``threshold`` is the calibrated one, or None."""
-    clean = _clean(tallies)
-    return [tally.row(clean[tally.model], threshold, judgements, eot) for tally in tallies]
+    clean = _clean(rows)
+    return [row.finished(clean[row.model], threshold, judgements, eot) for row in rows]
 
 
-def worst_cases(tallies: Sequence[Tally], strongest: Route, judgements: int) -> list[WorstCase]:
+def worst_cases(rows: Sequence[PendingRow], strongest: Route, judgements: int) -> list[WorstCase]:
     """For each threat and model, over all routes run and white-box: right when clean and under every attack.
 
     ``strongest`` is the route that sees most of this purifier; without it nothing is called white-box.
     """
-    clean = _clean(tallies)
+    clean = _clean(rows)
     cases = []
-    for threat in dict.fromkeys(tally.threat for tally in tallies if tally.threat is not None):
+    for threat in dict.fromkeys(row.threat for row in rows if row.threat is not None):
         for scope in ("all", "white-box"):
             for model, base in clean.items():
                 members = [
-                    tally
-                    for tally in tallies
-                    if tally.model == model and tally.threat == threat and (scope == "all" or tally.route in WHITE_BOX)
+                    row
+                    for row in rows
+                    if row.model == model and row.threat == threat and (scope == "all" or row.route in WHITE_BOX)
                 ]
                 needed = "exact" if model == "undefended" else strongest
-                if not members or (scope == "white-box" and needed not in [tally.route for tally in members]):
+                if not members or (scope == "white-box" and needed not in [row.route for row in members]):
                     continue
                 shares = base.shares
-                for tally in members:
-                    shares = shares if tally.error else torch.minimum(shares, tally.shares)
-                routes = [str(route) for route in dict.fromkeys(tally.route for tally in members)]
-                complete = all(tally.error is None for tally in members)
+                for row in members:
+                    shares = shares if row.error else torch.minimum(shares, row.shares)
+                routes = [str(route) for route in dict.fromkeys(row.route for row in members)]
+                complete = all(row.error is None for row in members)
                 figures = figures_of(shares, _times(model, judgements))
                 cases.append(WorstCase(model, threat, scope, routes, complete=complete, **vars(figures)))
     return cases
 
 
-def _clean(tallies: Sequence[Tally]) -> dict[Model, Tally]:
-    return {tally.model: tally for tally in tallies if tally.job is None}
+def _clean(rows: Sequence[PendingRow]) -> dict[Model, PendingRow]:
+    return {row.model: row for row in rows if row.job is None}
 
 
 def _times(model: Model, judgements: int) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 
 DEFAULT_PRESET = "standard"
+PROBED = 64
+"""On how many images flags are looked for by default."""
 
 
 @dataclass(frozen=True)

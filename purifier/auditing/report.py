@@ -14,11 +14,10 @@ from ..atomic import atomic_write, unwritable
 from ..attacking.threat import Threat
 from ..errors import ConfigError, FileError, PurifierError
 from .detection import Detection, read_detection
+from .presets import PROBED
+from .report_versions import SCHEMA_VERSION, upgraded
 from .statistics import Rate, read_rate
 
-SCHEMA_VERSION = 3
-PROBED = 64
-"""On how many images flags are looked for, unless told."""
 FILE_NAME = "report.json"
 WHITE_BOX = ("exact", "bpda")
 """The routes that see the purifier and follow gradients; no other figure may be called white-box."""
@@ -119,7 +118,7 @@ class AuditReport:
     """The threshold's ``fpr``, ``threshold``, ``data`` and ``count``; None if the purifier is not calibrated."""
     rows: Sequence[Row]
     probes: int = PROBED
-    """On how many images, at most, flags were looked for; a report that does not say it is older, and of 64."""
+    """On how many images, at most, flags were looked for; 0 in reports from before there were flags."""
     command: Sequence[str] | None = None
     """The command line that repeats it, if it came from one."""
     schema_version: int = SCHEMA_VERSION
@@ -131,8 +130,8 @@ class AuditReport:
 
     @property
     def conclusive(self) -> bool:
-        """Whether every attack ran to its end and no flag was raised."""
-        return self.complete and not self.flags
+        """Whether every attack ran to its end, flags were looked for, and none was raised."""
+        return self.complete and self.probes > 0 and not self.flags
 
     def gate(self, least: float) -> list[WorstCase]:
         """The worst cases of the guard over all routes whose interval reaches below ``least``, a share in [0, 1].
@@ -180,13 +179,14 @@ class AuditReport:
         except ValueError as error:
             raise FileError(f"{path} is not JSON ({error}); audit again to make a new one", path) from error
         version = found.get("schema_version") if isinstance(found, dict) else None
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
             raise FileError(
-                f"{path}: expected a report of schema version {SCHEMA_VERSION}, got {version!r}; "
+                f"{path}: expected a report of schema version 1 to {SCHEMA_VERSION}, got {version!r}; "
                 "read it with the version of purifier that wrote it, or audit again",
                 path,
             )
         try:
+            found = upgraded(found)
             if not found["rows"] or not {"plugin", "surrogate", "file"} <= set(found["purifier"]):
                 raise ValueError("no rows, or no purifier")
             _check_calibration(found["calibration"])

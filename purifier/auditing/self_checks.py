@@ -1,4 +1,4 @@
-"""Probes: what is tried on purifier and classifier themselves, to see whether an attack that fails says anything."""
+"""Self-checks: what is tried on the guard itself, to see whether the failure of an attack says anything."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from ..foreign_code import Attempt, cause_of
 from ..seeding import SampleGenerator, mix_seed
 from ..vocabulary import Norm, Route
 from .comparing import beyond, fewer, only
+from .crafting import craft
+from .judging import judge
 from .plan import Job
-from .report import PROBED, Flag
+from .presets import PROBED
+from .report import Flag
+from .setup import AuditSetup, Batch
 from .statistics import wilson
-from .trial import Batch, Trial
 
 # The margin loss, because cross-entropy vanishes in float32 on a classifier that is merely very sure.
 PGD = "pgd:steps=20,loss=margin"
@@ -35,14 +38,14 @@ ALONE = 8
 """How many images are also shown one at a time."""
 
 
-def probe(trial: Trial, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED) -> list[Flag]:
+def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED) -> list[Flag]:
     """The flags that a guard raises by itself, whatever attacks an audit runs. Its modules are at rest.
 
     A breakdown is a flag too: attacks that ran are not lost for it.
 
     Parameters
     ----------
-    trial
+    setup
         Crafts and judges.
     data
         The first ``count`` images, at least ``ALONE``, are shown to the guard; the first ``count`` it has right are
@@ -52,32 +55,32 @@ def probe(trial: Trial, data: ImageData, threats: Sequence[Threat], *, count: in
     """
     found: list[Flag] = []
     with Attempt() as attempt:
-        found += _of_guard(trial, data, threats, count)
+        found += _of_guard(setup, data, threats, count)
     if attempt.error is not None:
         found.append(Flag("probe-failed", cause_of(attempt.error)))
     return found
 
 
-def _of_guard(trial: Trial, data: ImageData, threats: Sequence[Threat], count: int) -> list[Flag]:
-    first = range(min(max(ALONE, min(count, trial.batch_size)), len(data)))
-    flags = [*_of_layers(trial), *_of_logits(trial, _batch(trial, data, first))]
-    right = _right(trial, data, count) if trial.classifier.differentiable else None
+def _of_guard(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], count: int) -> list[Flag]:
+    first = range(min(max(ALONE, min(count, setup.batch_size)), len(data)))
+    flags = [*_of_layers(setup), *_of_logits(setup, setup.batch(data, first))]
+    right = _right(setup, data, count) if setup.classifier.differentiable else None
     if right is None:
         return flags
-    route: Route = "exact" if trial.purifier.gradient == "exact" else "bpda"
+    route: Route = "exact" if setup.purifier.gradient == "exact" else "bpda"
     try:
-        flags += _of_gradients(trial, right, route, threats)
+        flags += _of_gradients(setup, right, route, threats)
         for threat in threats:
-            flags += _of_attacks(trial, right, route, threat)
+            flags += _of_attacks(setup, right, route, threat)
         for norm in dict.fromkeys(threat.norm for threat in threats):
-            flags += _of_all_budgets(trial, right, route, norm)
+            flags += _of_all_budgets(setup, right, route, norm)
     except GradientError as error:  # cut off by a detach
         flags.append(Flag("zero-gradient", str(error)))
     return flags
 
 
-def _of_layers(trial: Trial) -> Iterator[Flag]:
-    for whole in (trial.classifier, trial.purifier):
+def _of_layers(setup: AuditSetup) -> Iterator[Flag]:
+    for whole in (setup.classifier, setup.purifier):
         for name, layer in whole.named_modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 where = f"{type(whole).__name__}: {name} ({type(layer).__name__})"
@@ -88,14 +91,14 @@ def _of_layers(trial: Trial) -> Iterator[Flag]:
 
 
 @torch.no_grad()
-def _of_logits(trial: Trial, batch: Batch) -> Iterator[Flag]:
+def _of_logits(setup: AuditSetup, batch: Batch) -> Iterator[Flag]:
     pixels, total = batch.pixels, len(batch.labels)
-    noise = draw(trial.purifier, pixels, SampleGenerator(mix_seed(trial.seed, "probe"), batch.indices))
-    if noise is not None and trial.eot == 1:
+    noise = draw(setup.purifier, pixels, SampleGenerator(mix_seed(setup.seed, "probe"), batch.indices))
+    if noise is not None and setup.eot == 1:
         yield Flag("random-without-eot", "the purifier draws noise, and gradients are those of 1 draw")
 
     def logits(at: Tensor) -> Tensor:
-        given = answer(trial.purifier, trial.classifier, pixels[at], None if noise is None else noise[at])
+        given = answer(setup.purifier, setup.classifier, pixels[at], None if noise is None else noise[at])
         found: Tensor = given.output.float()
         return found
 
@@ -125,15 +128,15 @@ def _of_logits(trial: Trial, batch: Batch) -> Iterator[Flag]:
         )
 
 
-def _of_gradients(trial: Trial, batch: Batch, route: Route, threats: Sequence[Threat]) -> Iterator[Flag]:
+def _of_gradients(setup: AuditSetup, batch: Batch, route: Route, threats: Sequence[Threat]) -> Iterator[Flag]:
     """At the images, and far out in a random direction of each threat: gradients may be right at clean images alone."""
     total, nothing, broken = len(batch.labels), 0, 0
-    for part in batch.split(trial.batch_size):
+    for part in batch.split(setup.batch_size):
         pixels, labels = part.pixels, part.labels
-        generator = SampleGenerator(mix_seed(trial.seed, "probe", "places"), part.indices)
+        generator = SampleGenerator(mix_seed(setup.seed, "probe", "places"), part.indices)
         offsets = [threat.eps * generator.normal(pixels.shape[1:], pixels).sign() for threat in threats]
         places = [threat.project(pixels + offset, pixels) for threat, offset in zip(threats, offsets, strict=True)]
-        target = Target(trial.classifier, trial.purifier, route, generator, eot=trial.eot)
+        target = Target(setup.classifier, setup.purifier, route, generator, eot=setup.eot)
         loss = functools.partial(_margin, labels=labels)
         gradients = torch.stack([target.gradient(place, loss)[0] for place in (pixels, *places)]).flatten(2)
         nothing += int((gradients == 0).all(2).any(0).sum())
@@ -144,46 +147,46 @@ def _of_gradients(trial: Trial, batch: Batch, route: Route, threats: Sequence[Th
         yield Flag("zero-gradient", f"{nothing} of {total} images have no other number in it ({route})")
 
 
-def _of_attacks(trial: Trial, batch: Batch, route: Route, threat: Threat) -> Iterator[Flag]:
-    pgd, one_step = (_shares(trial, batch, spec, threat, route) for spec in (PGD, ONE_STEP))
+def _of_attacks(setup: AuditSetup, batch: Batch, route: Route, threat: Threat) -> Iterator[Flag]:
+    pgd, one_step = (_shares(setup, batch, spec, threat, route) for spec in (PGD, ONE_STEP))
     total, fooled = len(pgd), f"{_fooled(pgd)} of {len(pgd)} images at {threat} ({route})"
     if fewer(pgd, one_step) is not None:
         yield Flag("one-step-wins", f"one step fools {_fooled(one_step)}, {PGD} {fooled}")
     # Only the images that PGD leaves right can be won by noise; a larger budget can lose only those that it fools.
     standing = (pgd == 1).nonzero().squeeze(1)
-    caught = only(pgd[standing], _shares(trial, batch.select(standing), NOISE_ATTACK, threat, "none"))
+    caught = only(pgd[standing], _shares(setup, batch.select(standing), NOISE_ATTACK, threat, "none"))
     if beyond(caught, total):
         yield Flag("noise-wins", f"{NOISE_ATTACK} fools {caught} that {PGD} does not, which fools {fooled}")
     double = Threat(threat.norm, min(2 * threat.eps, 1) if threat.norm == "linf" else 2 * threat.eps)
     fallen = (pgd < 1).nonzero().squeeze(1)
-    if beyond(_shares(trial, batch.select(fallen), PGD, double, route).sum().item(), total):
-        doubled = _shares(trial, batch, PGD, double, route)
+    if beyond(_shares(setup, batch.select(fallen), PGD, double, route).sum().item(), total):
+        doubled = _shares(setup, batch, PGD, double, route)
         if fewer(doubled, pgd) is not None:
             yield Flag("no-rise", f"{PGD} fools {fooled} and {_fooled(doubled)} at {double}")
 
 
-def _of_all_budgets(trial: Trial, batch: Batch, route: Route, norm: Norm) -> Iterator[Flag]:
+def _of_all_budgets(setup: AuditSetup, batch: Batch, route: Route, norm: Norm) -> Iterator[Flag]:
     """Try a budget within which any image can become a grey one, like every other."""
     size = batch.pixels[0].numel()
     huge = Threat(norm, {"linf": 0.5, "l2": 0.5 * size**0.5, "l1": 0.5 * size}[norm])
-    shares = _shares(trial, batch, PGD, huge, route)
+    shares = _shares(setup, batch, PGD, huge, route)
     with torch.no_grad():
-        classes = trial.classifier(batch.pixels[:1]).shape[1]
+        classes = setup.classifier(batch.pixels[:1]).shape[1]
     left, total = shares.sum().item(), len(shares)
     _, most = wilson(total / classes, total)
     if left > most * total:
         yield Flag("unbounded", f"{PGD} at {huge} ({route}) leaves {left:g} of {total} images right, chance {most:.1%}")
 
 
-def _shares(trial: Trial, batch: Batch, spec: str, threat: Threat, route: Route) -> Tensor:
+def _shares(setup: AuditSetup, batch: Batch, spec: str, threat: Threat, route: Route) -> Tensor:
     """The share of judgements in which each image is right under an attack, (N,)."""
     if not len(batch.labels):
         return torch.zeros(0, dtype=torch.float64)
     job = Job(read_attack(spec), threat, route)
     shares = []
-    for part in batch.split(trial.batch_size):
-        found = dataclasses.replace(part, pixels=trial.craft(job, part, Spent()))
-        shares.append(trial.judge("guarded", found, str(job)).shares)
+    for part in batch.split(setup.batch_size):
+        found = dataclasses.replace(part, pixels=craft(setup, job, part, Spent()))
+        shares.append(judge(setup, "guarded", found, str(job)).shares)
     return torch.cat(shares)
 
 
@@ -198,19 +201,14 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - logits.float().gather(1, right).squeeze(1)
 
 
-def _batch(trial: Trial, data: ImageData, indices: Sequence[int]) -> Batch:
-    pixels, labels = (part.to(trial.device) for part in data.batch(indices))
-    return Batch(pixels, labels, indices)
-
-
-def _right(trial: Trial, data: ImageData, count: int) -> Batch | None:
+def _right(setup: AuditSetup, data: ImageData, count: int) -> Batch | None:
     """The first ``count`` images that the guard has right in most judgements; None if there are none."""
     chosen: list[int] = []
-    size = min(count, trial.batch_size)
+    size = min(count, setup.batch_size)
     for start in range(0, len(data), size):
         indices = range(start, min(start + size, len(data)))
-        shares = trial.judge("guarded", _batch(trial, data, indices), "none").shares
+        shares = judge(setup, "guarded", setup.batch(data, indices), "none").shares
         chosen += [indices[place] for place in (shares > 0.5).nonzero().squeeze(1).tolist()]
         if len(chosen) >= count:
             break
-    return _batch(trial, data, chosen[:count]) if chosen else None
+    return setup.batch(data, chosen[:count]) if chosen else None

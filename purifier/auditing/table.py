@@ -10,7 +10,8 @@ from rich.table import Table
 from ..attacking.threat import Threat
 from .detection import Detection
 from .flags import FLAGS
-from .report import PROBED, WHITE_BOX, AuditReport, Row, WorstCase
+from .presets import PROBED
+from .report import WHITE_BOX, AuditReport, Row, WorstCase
 from .statistics import Rate
 
 LONGEST = 300
@@ -60,7 +61,7 @@ def print_doubts(report: AuditReport, console: Console) -> None:
             kind = FLAGS[flag.name]
             console.print(f"  why: {escape(kind.why)}\n  what to do: {escape(kind.what_to_do)}")
     if report.probes < PROBED and report.worst_case:
-        console.print(f"flags were looked for on no more than {report.probes} images: fewer show less")
+        console.print(f"flags were looked for on at most {report.probes} images: fewer images show less")
     if report.flags:
         console.print("[bold red]inconclusive[/bold red]: robustness is at most what stands here, and may be far less")
 

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..auditing.audit import audit as run
-from ..auditing.report import PROBED, check_gate, check_writable
-from ..auditing.table import print_report
-from ..classifiers.loading import load_classifier
+from ..auditing.presets import PROBED
 from ..errors import ConfigError
-from ..guards.guard import guard
 from ..vocabulary import Norm
 from .console import plain_console
-from .options import INPUT, PREPROCESSING, read_input_option, read_preprocessing_option
+from .options import INPUT, PREPROCESSING, command_line, read_input_option, read_preprocessing_option
 from .progress import audit_progress
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..auditing.report import AuditReport
+
 CLEAN_ONLY = "none"
+DEFAULT_EPS = ["0.1"]
 FAILED, INCONCLUSIVE = 1, 3
 
 
 def audit(
+    context: typer.Context,
     classifier: Annotated[str, typer.Option(help="MODEL spec: file.onnx, file.pt2 or package.module:factory.")],
     purifier: Annotated[str, typer.Option(help="PURIFIER spec: file.safetensors, NAME or NAME:key=value.")],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
@@ -33,9 +35,8 @@ def audit(
     root: Annotated[Path | None, typer.Option(help="Folder of the data sets known by name.")] = None,
     norm: Annotated[Norm, typer.Option(help="What eps measures.")] = "linf",
     eps: Annotated[
-        list[str] | None,
-        typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated (default 0.1)."),
-    ] = None,
+        list[str], typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated.")
+    ] = DEFAULT_EPS,
     attack: Annotated[
         list[str] | None,
         typer.Option(help="ATTACK spec, run on all images; may be repeated; none: clean images only."),
@@ -51,7 +52,7 @@ def audit(
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 250,
-    seed: Annotated[int, typer.Option(help="Names every random number of the audit.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws a gradient is averaged over, if the purifier is random.")] = 10,
     judgements: Annotated[int, typer.Option(help="How often a random purifier judges each image.")] = 5,
     probes: Annotated[int, typer.Option(help="On how many images flags are looked for; fewer show less.")] = PROBED,
@@ -62,16 +63,20 @@ def audit(
     ] = None,
 ) -> None:
     """Attack a guarded classifier, print what survives and write report.json."""
-    budgets = eps or ["0.1"]
+    from ..auditing.audit import audit as run
+    from ..auditing.report import check_gate, check_writable
+    from ..auditing.table import print_report
+    from ..classifiers.loading import load_classifier
+    from ..guards.guard import guard
+
     if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
         raise ConfigError(f"--attack {CLEAN_ONLY} counts clean images only and stands alone; leave the others out")
-    specs = [] if attack == [CLEAN_ONLY] else attack
     check_writable(out)
     if fail_under is not None:
         check_gate(fail_under)
         if attack == [CLEAN_ONLY]:
             raise ConfigError("--fail-under needs an attack on the guard; give one, or leave the gate out")
-    threats = [read_eps(text) for text in budgets]
+    threats = [read_eps(text) for text in eps]
     guarded = guard(
         load_classifier(classifier, weights=weights),
         purifier,
@@ -85,7 +90,7 @@ def audit(
             data,
             norm=norm,
             eps=threats,
-            attacks=specs,
+            attacks=[] if attack == [CLEAN_ONLY] else attack or None,
             preset=preset,
             routes=route or None,
             batch_size=batch_size,
@@ -97,44 +102,23 @@ def audit(
             root=root,
             progress=show,
         )
-    given: dict[str, Sequence[object]] = {
-        "classifier": [classifier],
-        "weights": [weights],
-        "purifier": [purifier],
-        "data": [data],
-        "root": [root],
-        "norm": [norm],
-        "eps": budgets,
-        "attack": attack or [],
-        "preset": [preset],
-        "route": route or [],
-        "preprocessing": [preprocessing],
-        "input": [input],
-        "batch-size": [batch_size],
-        "seed": [seed],
-        "eot": [eot],
-        "judgements": [judgements],
-        "probes": [probes],
-        "device": [device],
-        "fail-under": [fail_under],
-        "out": [out],
-    }
-    command = ["purifier", "audit"]
-    for name, values in given.items():
-        for value in values:
-            command += [] if value is None else [f"--{name}", str(value)]
-    report = dataclasses.replace(report, command=command)
+    report = dataclasses.replace(report, command=command_line(context))
     path = report.save(out)
     print_report(report, console)
     console.print(f"report {path}", markup=False, soft_wrap=True)
-    missed = [] if fail_under is None else report.gate(fail_under)
+    _end(report, fail_under, console)
+
+
+def _end(report: AuditReport, least: float | None, console: Console) -> None:
+    """Exit with the code that the report deserves."""
+    missed = [] if least is None else report.gate(least)
     for case in missed:
         low = case.result.interval[0]
-        console.print(f"gate failed, {case.threat}: expected at least {fail_under:.1%}, got {low:.1%} (lower bound)")
-    if missed:  # though flags be raised: robustness is no higher than what was found
+        console.print(f"gate failed, {case.threat}: expected at least {least:.1%}, got {low:.1%} (lower bound)")
+    if missed:  # even if flags were raised: robustness is no higher than what was found
         raise typer.Exit(FAILED)
     white_box = {case.threat for case in report.worst_case if case.scope == "white-box" and case.model == "guarded"}
-    unseen = [] if fail_under is None else [threat for threat in report.threats if threat not in white_box]
+    unseen = [] if least is None else [threat for threat in report.threats if threat not in white_box]
     for threat in unseen:
         console.print(f"gate open, {threat}: no white-box attack ran, so the figure proves nothing")
     if unseen or not report.conclusive:

@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..contracts.checkpoint import annotate, checkpoint_path, load, save
 from ..errors import SpecError
-from ..rejection.calibration import CALIBRATION_KEY
-from ..rejection.calibration import calibrate as run
 from .console import plain_console
 from .progress import audit_progress
 
@@ -31,6 +28,10 @@ def calibrate(
     device: Annotated[str | None, typer.Option(help="Where to score: cpu, cuda.")] = None,
 ) -> None:
     """Find the score above which images are rejected, on clean images, and store it in the checkpoint."""
+    from ..contracts.checkpoint import annotate, checkpoint_path, load, save
+    from ..rejection.calibration import CALIBRATION_KEY
+    from ..rejection.calibration import calibrate as run
+
     path = checkpoint_path(checkpoint)
     if path is None and out is None:
         raise SpecError(

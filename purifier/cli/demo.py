@@ -2,40 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import onnxruntime
-import torch
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
-from ..attacking.specs import read_attack
-from ..attacking.threat import Threat
-from ..auditing.audit import audit
-from ..auditing.report import AuditReport, check_writable
-from ..auditing.statistics import Rate
-from ..auditing.table import print_doubts
-from ..classifiers.loading import load_classifier
-from ..data.loading import load_data
-from ..errors import ExportError
-from ..guards.exporting import export
-from ..guards.guard import guard
-from ..guards.module import GuardedModule
-from ..pictures import Stage, stages, write_strip
-from .audit import INCONCLUSIVE
 from .console import plain_console
-from .progress import audit_progress
-
-ATTACK = "pgd"
-ROUTES = ("exact", "oblivious")
-SHOWN_IMAGES = 8
-PURIFIERS = {"plain": "demo-plain", "robust": "demo"}
 
 
 def demo(
@@ -43,106 +15,6 @@ def demo(
     eps: Annotated[float, typer.Option(help="Budget of the linf attack, in pixels of [0, 1].")] = 0.1,
 ) -> None:
     """Attack a shipped Fashion-MNIST classifier, alone and behind two shipped VAEs, and export the better guard."""
-    began = time.perf_counter()
-    console = plain_console(soft_wrap=True)
-    check_writable(out)
-    threat, data = Threat("linf", eps), load_data("demo")
-    classifier = load_classifier("demo")
-    guards: dict[str, GuardedModule] = {}
-    reports: dict[str, AuditReport] = {}
-    saved: list[Path] = []
-    for name, spec in PURIFIERS.items():
-        guarded = guard(classifier, spec)
-        assert isinstance(guarded, GuardedModule)
-        with audit_progress(console) as show:
-            report = audit(
-                guarded,
-                data,
-                norm=threat.norm,
-                eps=threat.eps,
-                attacks=[ATTACK],
-                routes=ROUTES,
-                progress=show,
-            )
-        guards[name], reports[name] = guarded, report
-        saved.append(report.save(out / name))
-    _print(reports, threat, console)
-    if not all(report.conclusive for report in reports.values()):
-        for report in reports.values():
-            print_doubts(report, console)
-        console.print(f"\nreports  {' '.join(map(str, saved))}", markup=False)
-        raise typer.Exit(INCONCLUSIVE)
+    from .demonstration import demonstrate
 
-    rows, adversarial = _stages(guards, *data.batch(range(SHOWN_IMAGES)), threat)
-    exported = export(guards["robust"], out / "guarded.onnx")
-    images = {"clean": data.batch(range(len(data)))[0], "adversarial": adversarial["robust"]}
-    for kind, pixels in images.items():
-        console.print(_compare(exported.path, guards["robust"], kind, pixels), markup=False)
-    picture = write_strip(out / "strip.png", rows, data.batch(range(SHOWN_IMAGES))[1], data.classes)
-    console.print(
-        f"\nreports  {' '.join(map(str, saved))}\nmodel    {exported.path} ({exported.size / 1e6:.1f} MB)\n"
-        f"picture  {picture}\ndone in {time.perf_counter() - began:.0f} s",
-        markup=False,
-    )
-
-
-def _stages(
-    guards: Mapping[str, GuardedModule], pixels: Tensor, labels: Tensor, threat: Threat
-) -> tuple[dict[str, Stage], dict[str, Tensor]]:
-    """What the picture shows, each guard on clean images and on those made through it; and these for each guard."""
-    rows: dict[str, Stage] = {}
-    made: dict[str, Tensor] = {}
-    for name, guarded in guards.items():
-        found = stages(guarded, pixels, labels, read_attack(ATTACK).attack, threat)
-        rows["clean"] = found["clean"]
-        rows[f"clean, purified ({name} VAE)"] = found["clean, purified"]
-        rows[f"adversarial ({name} VAE, exact)"] = found["adversarial (exact)"]
-        rows[f"adversarial ({name} VAE, exact), purified"] = found["adversarial (exact), purified"]
-        made[name] = found["adversarial (exact)"][0]
-    return rows, made
-
-
-def _print(reports: Mapping[str, AuditReport], threat: Threat, console: Console) -> None:
-    """Undefended and guarded side by side: clean, and along each route."""
-    first = next(iter(reports.values()))
-    columns = {"undefended": _figures(first, "undefended")}
-    columns |= {f"{name} VAE": _figures(report, "guarded") for name, report in reports.items()}
-    title = f"accuracy on {first.data['count']} images, {threat}, with 95% interval"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("attack, route", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for key in _figures(first, "guarded"):
-        table.add_row(key, *(_text(figures[key]) if key in figures else "-" for figures in columns.values()))
-    console.print(table)
-
-
-def _figures(report: AuditReport, model: str) -> dict[str, Rate | None]:
-    rows = (row for row in report.rows if row.model == model)
-    return {f"{row.attack}, {row.route}" if row.threat else "clean": row.result for row in rows}
-
-
-def _text(rate: Rate | None) -> str:
-    if rate is None:
-        return "error"
-    low, high = rate.interval
-    return f"{rate.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-@torch.no_grad()
-def _compare(path: Path, guarded: GuardedModule, kind: str, pixels: Tensor) -> str:
-    """Run the exported file in plain onnxruntime on images, beside torch."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    logits = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0])
-    expected = guarded(pixels)
-    same = int((logits.argmax(1) == expected.argmax(1)).sum())
-    if same < len(pixels):
-        raise ExportError(
-            f"{path} in onnxruntime gives another class than torch on {len(pixels) - same} of {len(pixels)} {kind} "
-            "images; do not use it, and report this with the output of `purifier doctor`",
-            path,
-        )
-    return (
-        f"{path.name} in onnxruntime: the same class as torch on {same} of {len(pixels)} {kind} images, "
-        f"largest difference {(logits - expected).abs().max().item():.1e}"
-    )
+    demonstrate(out, eps, plain_console(soft_wrap=True))

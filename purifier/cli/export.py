@@ -8,10 +8,7 @@ from typing import Annotated, cast
 import typer
 from rich.table import Table
 
-from ..classifiers.loading import load_classifier
-from ..guards.exporting import export as export_guard
-from ..guards.guard import guard
-from ..rejection.policy import OnReject
+from ..vocabulary import OnReject
 from .console import plain_console
 from .options import (
     IMAGE_SHAPE,
@@ -52,6 +49,10 @@ def export(
     format: Annotated[str, typer.Option(help="The exporter to use, see `purifier list`.")] = "onnx",
 ) -> None:
     """Write a purifier and a classifier to one file, and prove that it does what the two do."""
+    from ..classifiers.loading import load_classifier
+    from ..guards.exporting import export as export_guard
+    from ..guards.guard import guard
+
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
     guarded = guard(
         load_classifier(classifier, weights=weights),

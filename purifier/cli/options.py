@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import typer
 
-from ..data.pixels import Preprocessing
 from ..errors import SpecError
 from ..specs import build, split_spec
+
+if TYPE_CHECKING:
+    from ..data.pixels import Preprocessing
 
 PREPROCESSING = typer.Option(
     "--preprocessing",
@@ -34,6 +37,8 @@ def read_preprocessing_option(text: str | None) -> Preprocessing | None:
     """The value of ``--preprocessing``; None if it was not given."""
     if text is None:
         return None
+    from ..data.pixels import Preprocessing
+
     _, options = split_spec(f"preprocessing:{text}")
     return build(Preprocessing, options, what="--preprocessing")
 
@@ -54,3 +59,14 @@ def read_image_shape_option(text: str | None) -> tuple[int, int, int] | None:
         raise SpecError(f"--image-shape: expected CxHxW such as 1x28x28, got {text!r}", text)
     channels, height, width = map(int, found.groups())
     return channels, height, width
+
+
+def command_line(context: typer.Context) -> list[str]:
+    """The command line that repeats a run, from its parsed options, defaults included."""
+    words = ["purifier", context.info_name or ""]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is not None:
+                words += [max(parameter.opts, key=len), str(one)]
+    return words

@@ -9,11 +9,7 @@ import typer
 from rich.cells import cell_len, set_cell_size
 
 from ..atomic import atomic_path
-from ..contracts.checkpoint import load
-from ..contracts.purifier import image_shape_of
 from ..errors import ConfigError
-from ..pictures import draw_purifications, purify_images, read_images
-from ..rejection.calibration import calibration_of
 from .console import plain_console
 
 
@@ -28,6 +24,11 @@ def purify(
     root: Annotated[Path | None, typer.Option(help="Folder of the data sets known by name.")] = None,
 ) -> None:
     """Draw each image clean, purified, and their difference, with the score that tells how unusual it is."""
+    from ..contracts.checkpoint import load
+    from ..contracts.purifier import image_shape_of
+    from ..pictures import draw_purifications, purify_images, read_images
+    from ..rejection.calibration import calibration_of
+
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out: expected a file ending in .png, got {out}")
     loaded = load(purifier)

@@ -8,14 +8,15 @@ from typing import Annotated
 
 import typer
 
-from ..auditing.report import AuditReport
-from ..auditing.table import print_report
 from ..errors import FileError
 from .console import plain_console
 
 
 def report(path: Annotated[Path, typer.Argument(help="report.json, or the folder that holds it.")]) -> None:
     """Print the tables of an audit's report.json."""
+    from ..auditing.report import AuditReport
+    from ..auditing.table import print_report
+
     found = AuditReport.load(path)
     console = plain_console()
     try:

@@ -10,12 +10,8 @@ import typer
 from rich import progress as bars
 from rich.console import Console
 
-from ..data.loading import load_data
 from ..errors import SpecError
 from ..specs import split_spec
-from ..training.epoch import Progress
-from ..training.loop import train as run
-from ..training.state import log_path
 from .console import plain_console
 from .options import INPUT, PREPROCESSING, read_input_option, read_preprocessing_option
 
@@ -48,7 +44,7 @@ def train(
         str | None, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has it (robust: auto).")
     ] = None,
     augment: Annotated[str | None, typer.Option(help="none, shift, or flip: shifts and mirror images.")] = None,
-    seed: Annotated[int, typer.Option(help="Names every random number of the run.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")] = False,
     settings: Annotated[
         list[str] | None,
@@ -58,7 +54,12 @@ def train(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda.")] = "cpu",
     save_every: Annotated[int, typer.Option(help="Epochs between two states to resume from.")] = 1,
 ) -> None:
-    """Train a purifier and write its checkpoint; on several processes: torchrun -m purifier.cli train ..."""
+    """Train a purifier and write its checkpoint; on several processes: torchrun -m purifier train ..."""
+    from ..data.loading import load_data
+    from ..training.epoch import Progress
+    from ..training.loop import train as run
+    from ..training.state import log_path
+
     name, colon, options = plugin.partition(":")
     if colon:
         raise SpecError(

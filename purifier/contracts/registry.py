@@ -60,9 +60,8 @@ class Registry(Generic[T]):
 
     def entries(self) -> list[Entry]:
         """All plugins, sorted by name; a name registered twice appears twice."""
-        found = {_entry(point) for point in entry_points(group=self.group)}
-        found |= {Entry(name, _path(cls), "register()", "") for name, cls in self._registered.items()}
-        return sorted(found, key=lambda entry: (entry.name, entry.distribution))
+        registered = [Entry(name, _path(cls), "register()", "") for name, cls in self._registered.items()]
+        return sorted([*installed(self.group), *registered], key=_order)
 
     def names(self) -> list[str]:
         """The names of all plugins, sorted, each once."""
@@ -92,9 +91,7 @@ class Registry(Generic[T]):
             )
         ((entry, point),) = points.items()
         who = f"{self.group}: plugin {name!r} of {entry.distribution} {entry.version} ({entry.value})"
-        with explained(
-            f"{who} failed to import", partial(PluginError, name=name), passing=lambda _: False
-        ):
+        with explained(f"{who} failed to import", partial(PluginError, name=name), passing=lambda _: False):
             loaded = point.load()
         return self._checked(name, loaded)
 
@@ -129,6 +126,15 @@ class Registry(Generic[T]):
         raise PluginError(
             f"{self.group}: plugin {name!r} must be a subclass of {self.base.__name__}, got {loaded!r}", name
         )
+
+
+def installed(group: str) -> list[Entry]:
+    """The plugins that installed distributions offer in a group, sorted by name; none is imported."""
+    return sorted({_entry(point) for point in entry_points(group=group)}, key=_order)
+
+
+def _order(entry: Entry) -> tuple[str, str]:
+    return entry.name, entry.distribution
 
 
 def _entry(point: EntryPoint) -> Entry:

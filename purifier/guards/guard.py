@@ -13,7 +13,7 @@ from ..contracts.checkpoint import load
 from ..contracts.purifier import Purifier
 from ..data.pixels import read_preprocessing
 from ..errors import ConfigError
-from ..rejection.policy import OnReject
+from ..vocabulary import OnReject
 from .module import GuardedModule
 from .session import GuardedSession
 

@@ -15,8 +15,9 @@ from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier, image_shape_of
 from ..data.pixels import Preprocessing, check_range, check_scale, check_shape
 from ..errors import PixelError
-from ..rejection.policy import OnReject, check_exportable, rejection_of
+from ..rejection.policy import check_exportable, rejection_of
 from ..seeding import SampleGenerator
+from ..vocabulary import OnReject
 from .signature import find_input
 
 

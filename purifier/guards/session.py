@@ -23,7 +23,8 @@ from ..onnx.image_input import ImageInput, image_input, infer_preprocessing
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.reader import load_onnx
 from ..onnx.runtime import Provider, check_provider, explained_opening, session_arguments
-from ..rejection.policy import OnReject, rejection_of
+from ..rejection.policy import rejection_of
+from ..vocabulary import OnReject
 
 
 class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]

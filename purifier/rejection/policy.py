@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ..contracts.purifier import Classifying, Purifier, image_shape_of
 from ..errors import ConfigError, PluginError, RejectedError
+from ..vocabulary import OnReject
 from .calibration import calibration_of, rejected, threshold_of
-
-OnReject = Literal["ignore", "flag", "abstain", "raise", "reclassify"]
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from ..torch_tools.freezing import freeze
 from .argument_checks import check_kinds, check_numbers, check_out, device_of
 from .classifier_checks import check_classifier, classifier_for, described
 from .epoch import NotFinite, Progress, Run, out_of_memory
-from .optimisation import Follower
-from .recipe import learned_of
+from .optimisation import Follower, Optimisation
+from .recipe import Recipe, learned_of
 from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
 from .torchrun import joined, own_device
@@ -124,36 +124,26 @@ def train(
     if not resume:
         check_replaceable(state_path(out))
     place = device_of(own_device(device))
-    optimisation = chosen.suggested.with_given(
-        {
-            "optimizer": optimizer,
-            "lr": lr,
-            "schedule": schedule,
-            "clip": clip,
-            "ema": ema,
-            "precision": precision,
-            "augment": augment,
-        }
-    ).on(place)
-    images = load_data(data, root=root) if isinstance(data, str) else data
-    if not isinstance(images, ImageData):
-        raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")
-    if optimisation.augment != "none" and not chosen.takes_moved:
-        raise ConfigError("denoise:cached=true gives the same images in each epoch; leave augment or cached out")
-    frozen = classifier_for(chosen, classifier, weights=weights, preprocessing=preprocessing, input=input)
-    purifier = _build(plugin, config or {}, images, seed).to(place).train()
-    if chosen.needs_exact and purifier.gradient != "exact":
-        raise ConfigError(
-            f"purifier {plugin!r} declares a surrogate gradient, and this recipe learns through autograd's; take the "
-            "recipe denoise"
-        )
+    given = {
+        "optimizer": optimizer,
+        "lr": lr,
+        "schedule": schedule,
+        "clip": clip,
+        "ema": ema,
+        "precision": precision,
+        "augment": augment,
+    }
+    optimisation = chosen.suggested.with_given(given).on(place)
+    images = _training_images(data, root, chosen, optimisation)
+    model = classifier_for(chosen, classifier, weights=weights, preprocessing=preprocessing, input=input)
+    purifier = _build(plugin, config or {}, images, seed, chosen).to(place).train()
     follower = Follower(purifier, optimisation)
     settings = {
         "plugin": plugin,
         "config": dataclasses.asdict(purifier.config),
         "recipe": recipe,
         "options": {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen) if field.init},
-        "classifier": None if frozen is None else described(frozen),
+        "classifier": None if model is None else described(model),
         **dataclasses.asdict(optimisation),
         "batch_size": batch_size,
         "seed": seed,
@@ -163,10 +153,10 @@ def train(
     header = {**settings, "epochs": epochs, "device": str(device)}
     with ExitStack() as stack:
         pixels, labels = (part.to(place) for part in images.batch(images.spread(2)))
-        if frozen is not None:
-            stack.enter_context(freeze(frozen, device=place))
-            check_classifier(frozen, chosen, images, place)
-            stack.enter_context(channels_last(frozen, lambda images: [frozen(images)], pixels))
+        if model is not None:
+            stack.enter_context(freeze(model, device=place))
+            check_classifier(model, chosen, images, place)
+            stack.enter_context(channels_last(model, lambda images: [model(images)], pixels))
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
         processes = joined(place)
         entry = read_state(state_path(out), follower, settings) if resume else None
@@ -175,7 +165,7 @@ def train(
             purifier,
             follower,
             images,
-            classifier=frozen,
+            classifier=model,
             processes=processes,
             device=place,
             batch_size=batch_size,
@@ -184,24 +174,41 @@ def train(
             progress=progress,
         )
         entry = _run(run, out, settings, header, entry, save_every)
-        if processes.rank == 0:
-            metrics = {
-                **entry["terms"],
-                **entry.get("figures", {}),
-                "epochs": epochs,
-                "images_per_second": entry["images_per_second"],
-            }
-            result = follower.result
-            assert isinstance(result, Purifier)
-            told = ("recipe", "classifier", "seed", "data")
-            made = {name: settings[name] for name in told}
-            how = {name: header[name] for name in header if name not in (*told, "plugin", "config")}
-            checkpoint.save(result, out, **made, training=how, metrics=metrics)
-        processes.wait()
-        trained = checkpoint.load(out)
-        processes.wait()
-        if processes.rank == 0:
-            state_path(out).unlink(missing_ok=True)
+        return _finish(run, out, header, entry)
+
+
+def _training_images(
+    data: ImageData | str, root: str | Path | None, recipe: Recipe, optimisation: Optimisation
+) -> ImageData:
+    images = load_data(data, root=root) if isinstance(data, str) else data
+    if not isinstance(images, ImageData):
+        raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")
+    if optimisation.augment != "none" and not recipe.takes_moved:
+        raise ConfigError("denoise:cached=true gives the same images in each epoch; leave augment or cached out")
+    return images
+
+
+def _finish(run: Run, out: Path, header: Mapping[str, Any], entry: Mapping[str, Any]) -> Purifier:
+    """Write the checkpoint, remove the state, and return the checkpoint loaded."""
+    processes = run.processes
+    if processes.rank == 0:
+        metrics = {
+            **entry["terms"],
+            **entry.get("figures", {}),
+            "epochs": run.epochs,
+            "images_per_second": entry["images_per_second"],
+        }
+        result = run.follower.result
+        assert isinstance(result, Purifier)
+        told = ("recipe", "classifier", "seed", "data")
+        made = {name: header[name] for name in told}
+        how = {name: header[name] for name in header if name not in (*told, "plugin", "config")}
+        checkpoint.save(result, out, **made, training=how, metrics=metrics)
+    processes.wait()
+    trained = checkpoint.load(out)
+    processes.wait()
+    if processes.rank == 0:
+        state_path(out).unlink(missing_ok=True)
     return trained
 
 
@@ -250,7 +257,7 @@ def _run(
     return entry
 
 
-def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int) -> Purifier:
+def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int, recipe: Recipe) -> Purifier:
     cls = purifiers.get(plugin)
     sized = any(field.name == "image_shape" for field in dataclasses.fields(cls.Config))
     options = {"image_shape": data.shape, **config} if sized else config
@@ -265,4 +272,9 @@ def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int
         purifier = checkpoint.make(cls, built, f"purifier {plugin!r}")
     if not any(weight.requires_grad for weight in purifier.parameters()):
         raise TrainingError(f"purifier {plugin!r} has nothing to train; use it as it is")
+    if recipe.needs_exact and purifier.gradient != "exact":
+        raise ConfigError(
+            f"purifier {plugin!r} declares a surrogate gradient, and this recipe learns through autograd's; take the "
+            "recipe denoise"
+        )
     return purifier

@@ -61,7 +61,7 @@ def test_the_judges_noise_is_not_the_attackers(classifier, data, monkeypatch):
             return super().purify(pixels, noise)
 
     options = {"eps": 0.1, "attacks": ("pgd:steps=2",), "judgements": 3, "routes": ("exact",), "eot": 1}
-    monkeypatch.setattr(runner, "probe", lambda *_, **__: [])
+    monkeypatch.setattr(runner, "self_check", lambda *_, **__: [])
     audit(guard(classifier, Spy(NoConfig())), data, **options)
     # A try-out; three clean judgements; two gradients and a last look; three judgements.
     assert len(seen) == len(set(seen)) == 1 + 3 + 3 + 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,11 @@ import purifier
 from audit_stage import COUNT, NoConfig, Noisy, printed, rows
 from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
+from purifier.auditing.report_versions import SCHEMA_VERSION
 from purifier.errors import FileError
 from purifier.guards.guard import guard
+
+OLD_REPORTS = Path(__file__).with_name("old_reports")
 
 
 def test_a_report_is_saved_and_loaded_as_it_was(report, classifier, data, tmp_path):
@@ -21,7 +25,7 @@ def test_a_report_is_saved_and_loaded_as_it_was(report, classifier, data, tmp_pa
     commanded = replace(report, command=["purifier", "audit"])
     assert AuditReport.load(commanded.save(tmp_path)) == commanded
     raw = json.loads((tmp_path / "report.json").read_text())
-    assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 3
+    assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 4
     assert raw["data"] == {"name": f"fashion-mnist:test:{COUNT}", "count": COUNT}
     assert raw["preprocessing"]["layout"] == "NCHW"
     known = {"plugin": "blur", "config": {"sigma": 1.0}, "surrogate": "identity"}
@@ -44,9 +48,9 @@ def test_a_report_names_the_checkpoint(classifier, data, tmp_path):
     [
         (None, "cannot read .*report.json: No such file"),
         ("{", "report.json is not JSON"),
-        ("[]", "expected a report of schema version 3, got None"),
-        ('{"schema_version": 99}', "expected a report of schema version 3, got 99"),
-        ('{"schema_version": 1}', "expected a report of schema version 3, got 1"),
+        ("[]", "expected a report of schema version 1 to 4, got None"),
+        ('{"schema_version": 99}', "expected a report of schema version 1 to 4, got 99"),
+        ('{"schema_version": 1}', "is not a whole report"),
         ('{"schema_version": 3, "rows": 3}', "is not a whole report"),
     ],
 )
@@ -78,11 +82,25 @@ def test_the_table_tells_of_repeated_judgement(classifier, data):
 
 
 def test_the_table_tells_of_few_probes(report):
-    assert "no more than 7 images" in printed(replace(report, probes=7))
-    assert "no more than" not in printed(report)
+    assert "at most 7 images" in printed(replace(report, probes=7))
+    assert "were looked for on" not in printed(report)
 
 
 def test_a_report_of_before_probes_were_counted_is_read(report, tmp_path):
     path = report.save(tmp_path)
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "probes"}))
     assert AuditReport.load(path) == report
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_reports_of_older_versions_load(version):
+    found = AuditReport.load(OLD_REPORTS / f"v{version}.json")
+    assert found.schema_version == SCHEMA_VERSION
+    assert AuditReport.load(OLD_REPORTS / f"v{version}.json").to_json() == found.to_json()
+    assert found.data["count"] == 20 and found.rows[0].attack == "none"
+    assert found.worst_case[0].result.count == 20
+    assert found.conclusive is (version == 3 and not found.flags)
+    assert "worst case per image" in printed(found)
+    if version == 3:
+        (row, *_) = [row for row in found.rows if row.detection and row.threat]
+        assert row.detection.rejected is not None or not row.detection.fooled

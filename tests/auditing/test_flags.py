@@ -14,8 +14,9 @@ from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.auditing.audit import audit
 from purifier.auditing.comparing import compare
-from purifier.auditing.counting import Judged, Tally
+from purifier.auditing.counting import PendingRow
 from purifier.auditing.flags import FLAGS
+from purifier.auditing.judging import Judged
 from purifier.auditing.plan import Job
 from purifier.auditing.report import Flag
 from purifier.guards.guard import guard
@@ -32,18 +33,20 @@ def right(*places: range) -> Tensor:
     return shares
 
 
-def row(spec: str, route: str, shares: Tensor, *, eps: float = 0.1, eot: int | None = None, model="guarded") -> Tally:
-    tally = Tally(model, Job(read_attack(spec), Threat("linf", eps), route, eot=eot), route)
+def row(
+    spec: str, route: str, shares: Tensor, *, eps: float = 0.1, eot: int | None = None, model="guarded"
+) -> PendingRow:
+    row = PendingRow(model, Job(read_attack(spec), Threat("linf", eps), route, eot=eot), route)
     judged = Judged(shares, None)
-    tally.add(judged, judged)
-    return tally
+    row.add(judged, judged)
+    return row
 
 
-def clean(model="guarded", shares: Tensor | None = None) -> Tally:
-    tally = Tally(model)
+def clean(model="guarded", shares: Tensor | None = None) -> PendingRow:
+    row = PendingRow(model)
     judged = Judged(right(range(180)) if shares is None else shares, None)
-    tally.add(judged, judged)
-    return tally
+    row.add(judged, judged)
+    return row
 
 
 WHITE = row("pgd", "exact", right(range(60)))

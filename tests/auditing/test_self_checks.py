@@ -1,4 +1,4 @@
-"""probe(): each broken guard raises its flags, and no healthy one raises any."""
+"""self_check(): each broken guard raises its flags, and no healthy one raises any."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from broken import CONTROLS, Behind, Broken, Control, HiddenRandom, Random, Reve
 from purifier import Threat
 from purifier.attacking.target import is_random
 from purifier.auditing.report import Flag
-from purifier.auditing.self_checks import probe
-from purifier.auditing.trial import Trial
+from purifier.auditing.self_checks import self_check
+from purifier.auditing.setup import AuditSetup
 from purifier.classifiers.loading import load_classifier
 from purifier.data.images import ImageData
 from purifier.data.loading import load_data
@@ -29,8 +29,8 @@ def raised(model, filter_, data: ImageData, *threats: Threat, count: int = 32, e
     classifier, used = guarded.pixel_classifier(), guarded.purifier
     with freeze(classifier, used) as device:
         judgements = 5 if is_random(used, data.batch(range(2))[0]) else 1
-        trial = Trial(classifier, used, device, seed=0, eot=eot, judgements=judgements)
-        return probe(trial, data, threats or (LINF,), count=count)
+        setup = AuditSetup(classifier, used, device, seed=0, eot=eot, judgements=judgements)
+        return self_check(setup, data, threats or (LINF,), count=count)
 
 
 def names(flags: list[Flag]) -> set[str]:

@@ -116,8 +116,9 @@ def facts(reports: Sequence[AuditReport]) -> list[str]:
 def scope(reports: Sequence[AuditReport]) -> str:
     """Threats, number of images and data set of reports that each cover a part of the images."""
     threats = {f"{threat.norm} {threat.eps:g}": None for report in reports for threat in report.threats}
-    names = {":".join(report.data["name"].split(":")[:2]): None for report in reports}
-    return f"{', '.join(threats)}; {sum(report.data['count'] for report in reports):,} images of {', '.join(names)}"
+    first, *others = [report.data["name"] for report in reports]
+    name = first.rpartition(":")[0] if others else first
+    return f"{', '.join(threats)}; {sum(report.data['count'] for report in reports):,} images, `{name}`"
 
 
 def _source(source: Source, known: Sequence[str], end: str = "") -> str:

@@ -15,7 +15,7 @@ import torch
 from guard_speed import measure
 from purifier.assets.classifier import demo_classifier
 from purifier.attacking.target import Target
-from purifier.auditing.channels_last_check import everything_asked
+from purifier.auditing.preflight import everything_asked
 from purifier.classifiers.pixel_classifier import TorchPixelClassifier
 from purifier.contracts.checkpoint import load
 from purifier.data.loading import load_data

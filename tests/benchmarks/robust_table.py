@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from figures import add_up
@@ -26,9 +27,20 @@ EPS = 0.1
 YARDSTICK = ["--classifier", "purifier.assets.classifier:FashionClassifier", "--purifier", "identity"]
 YARDSTICK += ["--route", "oblivious"]
 """The classifier alone: its rows are the ``undefended`` ones of the report, made by the sequence ``oblivious``."""
+JUDGED: Mapping[str, Model] = {"purifier": "guarded", "yardstick": "undefended"}
 CLEAN = "none (clean)"
 WORST = "**worst case per image**"
-ALL_ROUTES = "all routes"
+WHITE_BOX_ROUTES, ALL_ROUTES = "white-box routes", "all routes"
+ROUTES = ("", "exact", "bpda", "none", "oblivious", WHITE_BOX_ROUTES, ALL_ROUTES)
+"""In the order of the table; clean images have none."""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """The reports of one column of the table, and which of their two models it is about."""
+
+    model: Model
+    reports: Sequence[AuditReport]
 
 
 def main() -> None:
@@ -61,16 +73,16 @@ def main() -> None:
             if not is_complete((folder := given.out / name / part) / "report.json")
         ]
         run_all(waiting, given.processes)
-    done: dict[str, list[AuditReport]] = {}
+    done: dict[str, Audited] = {}
     for name in models:
         paths = [given.out / name / part / "report.json" for part in parts]
-        done[name] = [AuditReport.load(path) for path in paths if is_complete(path)]
+        done[name] = Audited(JUDGED[name], [AuditReport.load(path) for path in paths if is_complete(path)])
         print(progress(name, done[name], len(parts)))
     try:
         print(f"\n{robust_table(done)}")
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    sys.exit(0 if all(len(reports) == len(parts) for reports in done.values()) else 1)
+    sys.exit(0 if all(len(audited.reports) == len(parts) for audited in done.values()) else 1)
 
 
 def positive(given: str) -> int:
@@ -99,21 +111,17 @@ def is_complete(path: Path) -> bool:
     return path.exists() and AuditReport.load(path).complete
 
 
-def progress(title: str, reports: Sequence[AuditReport], parts: int) -> str:
+def progress(title: str, audited: Audited, parts: int) -> str:
     """How many parts are done, how long their attacks took, and which flags they raised."""
+    reports = audited.reports
     if not reports:
         return f"{title}: no part is done; give the --first, --count and --part that they were made with"
-    seconds = sum(row.seconds for report in reports for row in report.rows if row.model == judged(report))
+    seconds = sum(row.seconds for report in reports for row in report.rows if row.model == audited.model)
     flags = ", ".join(sorted({flag.name for report in reports for flag in report.flags})) or "none"
     return f"{title}: {len(reports)} of {parts} parts, {seconds / 3600:.1f} hours of attacks, flags: {flags}"
 
 
-def judged(report: AuditReport) -> Model:
-    """The model a report is about: the guard, or behind ``identity`` the classifier alone."""
-    return "undefended" if report.purifier["plugin"] == "identity" else "guarded"
-
-
-def robust_table(models: Mapping[str, Sequence[AuditReport]]) -> str:
+def robust_table(columns: Mapping[str, Audited]) -> str:
     """Markdown: one row per attack and route, one column per model; the counts of its reports added up, 95% intervals.
 
     Raises
@@ -121,28 +129,27 @@ def robust_table(models: Mapping[str, Sequence[AuditReport]]) -> str:
     ValueError
         The reports of one model differ in model, threat or seed.
     """
-    found = {title: added_up(title, reports) for title, reports in models.items() if reports}
-    keys = list(dict.fromkeys(key for rates in found.values() for key in rates))
-    # Clean images, then the attacks in the order they ran, then the worst cases.
-    keys.sort(key=lambda key: (key[0] == WORST, key[0] != CLEAN, key[1] == ALL_ROUTES))
-    rows = ([*key, *(rate_cell(rates.get(key)) for rates in found.values())] for key in keys)
+    found = {title: rates(title, audited) for title, audited in columns.items() if audited.reports}
+    keys = list(dict.fromkeys(key for column in found.values() for key in column))
+    keys.sort(key=lambda key: ROUTES.index(key[1]))
+    rows = ([*key, *(rate_cell(column.get(key)) for column in found.values())] for key in keys)
     return markdown_table(["attack", "route", *found], rows)
 
 
-def added_up(title: str, reports: Sequence[AuditReport]) -> dict[tuple[str, str], Rate]:
+def rates(title: str, audited: Audited) -> dict[tuple[str, str], Rate]:
     """Images right by attack and route, over reports that each cover a part of the images."""
+    reports, model = audited.reports, audited.model
     if len({(each.classifier, each.purifier["sha256"], str(each.threats), each.seed) for each in reports}) > 1:
         raise ValueError(f"{title}: expected reports of one model, threat and seed; give another --out")
     counts: dict[tuple[str, str], list[Rate]] = {}
     for report in reports:
-        model = judged(report)
         for row in (row for row in report.rows if row.model == model and row.result):
             key = (row.attack, row.route or "") if row.threat else (CLEAN, "")
             counts.setdefault(key, []).append(row.result)
         for case in (case for case in report.worst_case if case.model == model):
-            routes = ALL_ROUTES if case.scope == "all" else "white-box routes"
+            routes = ALL_ROUTES if case.scope == "all" else WHITE_BOX_ROUTES
             counts.setdefault((WORST, routes), []).append(case.result)
-    return {key: add_up(rates) for key, rates in counts.items()}
+    return {key: add_up(parts) for key, parts in counts.items()}
 
 
 if __name__ == "__main__":

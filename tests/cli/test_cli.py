@@ -20,7 +20,8 @@ from purifier.contracts.registry import Entry
 from purifier.data.loading import load_data
 
 # The package's own attribute of this name is the command.
-demo = importlib.import_module("purifier.cli.demo")
+demo = importlib.import_module("purifier.cli.demonstration")
+plugin_list = importlib.import_module("purifier.cli.list")
 
 
 def test_version(command) -> None:
@@ -44,17 +45,11 @@ def test_list_shows_every_plugin(command) -> None:
 
 
 def test_list_has_a_line_a_plugin_under_its_distribution(command) -> None:
-    purifier.attacks.register("failing", Failing)
-    try:
-        _, out, _ = command("list")
-    finally:
-        purifier.attacks.unregister("failing")
+    _, out, _ = command("list")
     lines = out.splitlines()
     owner = f"adversarial-purifier {version('adversarial-purifier')}"
     assert max(map(len, lines)) <= 100
-    assert lines.index(owner) < lines.index("register()")
-    (after,) = lines[lines.index("register()") + 1 :]
-    assert after.split() == ["attack", "failing", f"{__name__}:Failing"]
+    assert owner in lines
     assert ["purifier", "bit-depth", "purifier.plugins.purifiers.baselines:BitDepth"] in [
         line.split() for line in lines
     ]
@@ -62,7 +57,7 @@ def test_list_has_a_line_a_plugin_under_its_distribution(command) -> None:
 
 def test_list_tells_of_a_clash(command, monkeypatch: pytest.MonkeyPatch) -> None:
     twice = [Entry("pgd", "a:A", "one", "1"), Entry("pgd", "b:B", "two", "2")]
-    monkeypatch.setattr(purifier.attacks, "entries", lambda: twice)
+    monkeypatch.setattr(plugin_list, "installed", lambda group: twice if group == "purifier.attacks" else [])
     _, out, _ = command("list")
     assert out.count("clash: two distributions, neither loads") == 2
     assert "two 2 attack pgd b:B clash" in " ".join(out.split())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import platform
 import re
 from collections.abc import Callable
@@ -9,11 +8,10 @@ from importlib.metadata import version
 import onnxruntime
 import pytest
 
-from purifier.cli.doctor import findings, missing
+from purifier import diagnosis
+from purifier.diagnosis import Diagnosis, findings
 from purifier.onnx.runtime import CPU, CUDA, working_providers
 
-# The package's own attribute of this name is the command.
-doctor = importlib.import_module("purifier.cli.doctor")
 Command = Callable[..., tuple[int, str, str]]
 WHEEL = {"onnxruntime-gpu": "1.31.1"}
 
@@ -31,8 +29,8 @@ def test_the_doctor_shows_versions_and_providers(command: Command) -> None:
 def unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA is built in and does not load, and both wheels are there: the two longest warnings."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(doctor, "working_providers", lambda: [CPU])
-    monkeypatch.setattr(doctor, "installed_wheels", lambda: {**WHEEL, "onnxruntime": "1.31.1"})
+    monkeypatch.setattr(diagnosis, "working_providers", lambda: [CPU])
+    monkeypatch.setattr(diagnosis, "installed_wheels", lambda: {**WHEEL, "onnxruntime": "1.31.1"})
 
 
 def test_a_terminal_of_80_columns_is_enough_and_words_stay_whole(
@@ -94,7 +92,10 @@ def test_what_is_wrong_is_said_with_what_to_do(facts: dict[str, object], advice:
 
 
 def test_cuda_means_torch_and_onnxruntime() -> None:
-    assert missing("cuda", working=[CPU], torch_cuda=True) == [CUDA]
-    assert missing("cuda", working=[CUDA, CPU], torch_cuda=False) == ["torch on CUDA"]
-    assert missing("cuda", working=[CUDA, CPU], torch_cuda=True) == []
-    assert missing(None, working=[], torch_cuda=False) == []
+    def found(device: str | None, *working: str) -> Diagnosis:
+        return Diagnosis({}, device, [CUDA, CPU], working, [])
+
+    assert found("H200", CPU).missing("cuda") == [CUDA]
+    assert found(None, CUDA, CPU).missing("cuda") == ["torch on CUDA"]
+    assert found("H200", CUDA, CPU).missing("cuda") == []
+    assert found(None).missing(CPU) == [CPU]

@@ -149,8 +149,8 @@ class Wide(purifier.Purifier):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (10**15, "cannot be built with these options \(.*overflow"),
-        (10**7, "cannot be built with these options \(.*allocate"),
+        (10**15, r"cannot be built with these options \(.*overflow"),
+        (10**7, r"cannot be built with these options \(.*allocate"),
     ],
 )
 def test_absurd_sizes_are_errors(size: int, message: str) -> None:

@@ -14,7 +14,7 @@ from nets import trained
 from purifier.attacking.attack import Attack
 from purifier.attacking.target import Target
 from purifier.attacking.threat import Threat
-from purifier.auditing.channels_last_check import everything_asked
+from purifier.auditing.preflight import everything_asked
 from purifier.contracts.purifier import Purifier
 from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator

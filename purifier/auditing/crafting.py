@@ -1,0 +1,29 @@
+"""Crafting: one attack's adversarial images for a batch, projected into the threat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..attacking.target import Spent, Target
+from ..errors import AuditError
+from ..seeding import SampleGenerator, mix_seed
+from .plan import Job
+from .setup import AuditSetup, Batch
+
+
+def craft(setup: AuditSetup, job: Job, batch: Batch, spent: Spent) -> Tensor:
+    """The attack's images, (N, C, H, W), projected into the threat."""
+    pixels, labels = batch.pixels, batch.labels
+    streams = [SampleGenerator(mix_seed(setup.seed, kind, str(job)), batch.indices) for kind in ("target", "attack")]
+    target = Target(setup.classifier, setup.purifier, job.route, streams[0], eot=job.draws(setup.eot))
+    target.spent = spent
+    with torch.enable_grad():
+        found = job.named.attack.perturb(target, pixels.clone(), labels.clone(), job.threat, streams[1])
+    if not isinstance(found, Tensor) or found.shape != pixels.shape:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise AuditError(f"attack {job.named.spec!r} must return images {tuple(pixels.shape)}, got {got}; mend it")
+    found = found.detach().to(pixels)
+    if not found.isfinite().all():
+        raise AuditError(f"attack {job.named.spec!r} returned NaN or infinity on the route {job.route!r}; mend it")
+    return job.threat.project(found, pixels)

@@ -1,0 +1,40 @@
+"""Reports that earlier versions wrote, brought to today's schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SCHEMA_VERSION = 4
+"""2: detection, calibration. 3: flags, presets, sequences, majorities. 4: ``rejected`` where 3 had ``refused``."""
+
+
+def upgraded(found: dict[str, Any]) -> dict[str, Any]:
+    """A report's JSON as :data:`SCHEMA_VERSION` has it; ``found`` has that version or an earlier one.
+
+    What an earlier version did not look at is filled in as such: no flags, looked for on no images.
+    """
+    version = found["schema_version"]
+    rows, cases = list(found["rows"]), list(found["worst_case"])
+    if version < 2:
+        rows = [{**row, "scores_per_image": 0.0, "detection": None} for row in rows]
+        found = {**found, "calibration": None}
+    if version < 3:
+        rows = [{**row, **_settings_of(row, found), "majority": None} for row in rows]
+        cases = [{**case, "majority": None} for case in cases]
+        found = {**found, "preset": None, "left_out": [], "flags": [], "probes": 0}
+    if version < 4:
+        rows = [{**row, "detection": _with_rejected(row["detection"])} for row in rows]
+    return {**found, "schema_version": SCHEMA_VERSION, "rows": rows, "worst_case": cases}
+
+
+def _settings_of(row: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """Every attack had the audit's ``eot`` and all images."""
+    attacked = row["count"] if row["threat"] and row["count"] else 0
+    return {"eot": report["eot"], "sequence": None, "attacked": attacked}
+
+
+def _with_rejected(detection: dict[str, Any] | None) -> dict[str, Any] | None:
+    if detection is None:
+        return None
+    kept = {name: value for name, value in detection.items() if name != "refused"}
+    return {**kept, "rejected": detection["refused"]}

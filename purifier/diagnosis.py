@@ -1,0 +1,105 @@
+"""What is installed, what really loads, and what to do where something does not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnxruntime
+import torch
+
+from .onnx.runtime import CPU, CUDA, installed_wheels, working_providers
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The state of an installation."""
+
+    versions: dict[str, str]
+    """Name -> version of everything that a bug report should say."""
+    cuda_device: str | None
+    """The name of the CUDA device that torch uses; None if it uses none."""
+    available: Sequence[str]
+    """The providers that this ONNX Runtime was built with."""
+    working: Sequence[str]
+    """Those of them that really load."""
+    warnings: Sequence[str]
+    """What is wrong and what to do, one sentence each; a command has a line of its own."""
+
+    def missing(self, required: str) -> list[str]:
+        """What does not work here of ``required``: ``cuda`` (torch and ONNX Runtime), or a provider's name."""
+        wanted = {required: required in self.working}
+        if required == "cuda":
+            wanted = {"torch on CUDA": self.cuda_device is not None, CUDA: CUDA in self.working}
+        return [name for name, works in wanted.items() if not works]
+
+
+def diagnose() -> Diagnosis:
+    """Look at the installation: every provider is tried with a session."""
+    available, working = onnxruntime.get_available_providers(), working_providers()
+    cuda = torch.cuda.is_available()
+    return Diagnosis(
+        versions=versions(),
+        cuda_device=torch.cuda.get_device_name() if cuda else None,
+        available=available,
+        working=working,
+        warnings=findings(
+            wheels=installed_wheels(),
+            available=available,
+            working=working,
+            torch_cuda=cuda,
+            torch_build=torch.version.cuda,
+        ),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Name -> version of all that a bug report should say."""
+    found = {
+        "purifier": importlib.metadata.version("adversarial-purifier"),
+        "python": platform.python_version(),
+    }
+    found["platform"] = platform.platform()
+    for name in ("torch", "torchvision", "onnx", "onnxscript"):
+        found[name] = importlib.metadata.version(name)
+    return {**found, **(installed_wheels() or {"onnxruntime": onnxruntime.__version__})}
+
+
+def findings(
+    *,
+    wheels: dict[str, str],
+    available: list[str],
+    working: list[str],
+    torch_cuda: bool,
+    torch_build: str | None,
+) -> list[str]:
+    """What is wrong with an installation, and what to do, one sentence each; a command has its own line."""
+    found = []
+    if len(wheels) > 1:
+        found.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "run\n  pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        )
+    if CUDA in available and CUDA not in working:
+        if torch_cuda:
+            found.append(
+                f"{CUDA} is built in but does not load, though torch uses CUDA {torch_build}: onnxruntime-gpu needs "
+                "the same CUDA major version and cuDNN 9 (CUDA 13 since onnxruntime-gpu 1.27); sessions run on the "
+                "CPU; run\n  pip install --upgrade onnxruntime-gpu torch"
+            )
+        else:
+            found.append(
+                f"{CUDA} is built in but does not load: torch finds no CUDA device either "
+                + ("(is there a GPU, and does nvidia-smi see it?)" if torch_build else "(torch is a CPU build)")
+                + "; sessions run on the CPU, which is fine unless you meant to use a GPU"
+            )
+    if torch_cuda and CUDA not in available:
+        found.append(
+            "torch uses CUDA, but this ONNX Runtime is a build without it; sessions run on the CPU; "
+            "run\n  pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+        )
+    if CPU not in working:
+        found.append("ONNX Runtime cannot even run on the CPU; run\n  pip install --force-reinstall onnxruntime-gpu")
+    return found

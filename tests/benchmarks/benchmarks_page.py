@@ -1,0 +1,180 @@
+"""Make ``docs/benchmarks.md`` from the committed figures in ``tests/benchmarks/results``.
+
+``python tests/benchmarks/benchmarks_page.py`` fills the template ``benchmarks_page.md`` beside this file and writes the
+page. ``--check`` writes nothing and exits 1 if the page on disk differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+
+from figures import (
+    MEASURED,
+    RESULTS,
+    ROOT,
+    load_reports,
+    measured_source,
+    measured_table,
+    read_measured,
+    report_paths,
+    reports_source,
+    scope,
+)
+from published_tables import (
+    CLASSIFIERS,
+    Key,
+    classifier_table,
+    finished_audits,
+    notes,
+    spread,
+    transfer_table,
+)
+from robust_table import ALL_ROUTES, CLEAN, WHITE_BOX_ROUTES, WORST, Audited, rates, robust_table
+
+from purifier import AuditReport
+
+TEMPLATE = Path(__file__).with_suffix(".md")
+PAGE = ROOT / "docs" / "benchmarks.md"
+HEADER = (
+    "<!-- Made by `python tests/benchmarks/benchmarks_page.py`. Edit tests/benchmarks/benchmarks_page.md or the "
+    "figures in tests/benchmarks/results, not this page. -->\n\n"
+)
+ROBUST = RESULTS / "robust"
+CPU_COUNT, CPU_YARDSTICK_COUNT = 3750, 1250
+"""Images of which there are reports from a CPU and, in whole parts, from the GPU."""
+FGSM, PGD_01, PGD_03 = ("fgsm", "linf 0.3", "oblivious"), ("pgd", "linf 0.1", "exact"), ("pgd", "linf 0.3", "exact")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare only, write nothing")
+    given = parser.parse_args()
+    page = benchmarks_page()
+    if given.check:
+        found = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        if found != page:
+            lines = [text.splitlines() for text in (found, page)]
+            print(*difflib.unified_diff(*lines, "on disk", "made", n=0, lineterm=""), sep="\n")
+            raise SystemExit(f"{PAGE.name} is out of date; run python tests/benchmarks/benchmarks_page.py")
+    else:
+        PAGE.write_text(page, encoding="utf-8", newline="\n")
+        print(f"{PAGE.name}: {len(page.encode()):,} bytes")
+
+
+def benchmarks_page() -> str:
+    values = robust_values() | cpu_values() | validation_values() | published_values() | measured_values()
+    return HEADER + Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
+
+
+def robust_values() -> dict[str, str]:
+    """Preset ``standard`` on all test images."""
+    folder = ROBUST / "cuda"
+    purifier, yardstick = load_reports(folder / "purifier"), load_reports(folder / "yardstick")
+    columns = {
+        "classifier alone": Audited("undefended", purifier),
+        "`demo`": Audited("guarded", purifier),
+        "yardstick": Audited("undefended", yardstick),
+    }
+    ours, theirs = (rates(title, columns[title]) for title in ("`demo`", "yardstick"))
+    first, white_box, last = (
+        ours[key].correct for key in (("apgd-ce", "exact"), (WORST, WHITE_BOX_ROUTES), (WORST, ALL_ROUTES))
+    )
+    total = ours[CLEAN, ""].count
+    worst, clean = (ours[key].correct - theirs[key].correct for key in ((WORST, ALL_ROUTES), (CLEAN, "")))
+    return {
+        "robust_scope": scope(purifier),
+        "robust_table": robust_table(columns),
+        "robust_gap": f"`demo` is correct on {more(worst)} than the yardstick in the worst case, and on {more(clean)} "
+        "if they are clean.",
+        "robust_lost": f"{100 * (first - last) / total:.1f}",
+        "robust_square": f"{100 * (white_box - last) / total:.1f}",
+        "robust_source": reports_source(folder, [*purifier, *yardstick]),
+    }
+
+
+def more(count: float) -> str:
+    return f"{abs(count):,.0f} {'more' if count >= 0 else 'fewer'} images"
+
+
+def cpu_values() -> dict[str, str]:
+    """The first images again, counted on a CPU."""
+    columns: dict[str, Audited] = {}
+    differences: list[float] = []
+    every: list[AuditReport] = []
+    for name, title, count in (("purifier", "`demo`", CPU_COUNT), ("yardstick", "yardstick", CPU_YARDSTICK_COUNT)):
+        pair = []
+        for device, machine in (("cpu", "CPU"), ("cuda", "H100")):
+            reports = reports_up_to(ROBUST / device / name, count)
+            pair.append(Audited("guarded" if name == "purifier" else "undefended", reports))
+            columns[f"{title}, {machine}"] = pair[-1]
+        every += pair[0].reports
+        here, there = (rates(title, audited) for audited in pair)
+        differences += [abs(here[key].correct - there[key].correct) for key in here]
+    return {
+        "cpu_count": f"{CPU_COUNT:,}",
+        "cpu_yardstick_count": f"{CPU_YARDSTICK_COUNT:,}",
+        "cpu_table": robust_table(columns),
+        "cpu_difference": f"{max(differences):.0f}",
+        "cpu_source": reports_source(ROBUST / "cpu", every),
+    }
+
+
+def reports_up_to(folder: Path, last: int) -> list[AuditReport]:
+    """Reports in folders named ``FIRST-LAST`` after their images, those that end at ``last`` or before."""
+    return [AuditReport.load(path) for path in report_paths(folder) if int(path.parent.name.split("-")[1]) <= last]
+
+
+def validation_values() -> dict[str, str]:
+    folder = ROBUST / "validation"
+    reports = {name: load_reports(folder / name) for name in ("purifier", "yardstick")}
+    columns = {"`demo`": Audited("guarded", reports["purifier"]), "yardstick": Audited("guarded", reports["yardstick"])}
+    return {
+        "validation_scope": scope(reports["purifier"]),
+        "validation_table": robust_table(columns),
+        "validation_source": reports_source(folder, [*reports["purifier"], *reports["yardstick"]]),
+    }
+
+
+def published_values() -> dict[str, str]:
+    folder = RESULTS / "published"
+    audits = finished_audits(folder)
+    tables = [f"### Classifier {name.upper()}\n\n{classifier_table(audits, name)}" for name in CLASSIFIERS]
+
+    def among(key: Key, *defences: str) -> str:
+        return spread(audits, defences, key)
+
+    return {
+        "published_tables": "\n\n".join(tables),
+        "published_notes": listed(notes(audits)),
+        "transfer_table": transfer_table(audits),
+        "published_source": reports_source(folder, [each.report for each in audits]),
+        "defense_vae_oblivious": among(FGSM, "defense-vae"),
+        "defense_vae_exact_03": among(PGD_03, "defense-vae"),
+        "defense_vae_exact_01": among(PGD_01, "defense-vae"),
+        "defense_gan_oblivious": among(FGSM, "defense-gan"),
+        "defense_gan_exact_03": among(PGD_03, "defense-gan"),
+        "robust_exact_01": among(PGD_01, "ours-for-a", "ours-for-a-d"),
+        "robust_exact_03": among(PGD_03, "ours-for-a", "ours-for-a-d"),
+    }
+
+
+def listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def measured_values() -> dict[str, str]:
+    """``FILE_TABLE`` and ``FILE_source`` for each file of measured figures."""
+    values: dict[str, str] = {}
+    for path in sorted(MEASURED.glob("*.json")):
+        name, measured = path.stem.replace("-", "_"), read_measured(path)
+        values |= {f"{name}_{title}": measured_table(rows) for title, rows in measured.tables.items()}
+        values[f"{name}_source"] = measured_source(measured.source)
+    return values
+
+
+if __name__ == "__main__":
+    main()
