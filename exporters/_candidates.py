@@ -1,4 +1,4 @@
-"""What an exporter writes and what it must reproduce, made from a guard."""
+"""Make what an exporter writes, and the reference it must reproduce, from a guard."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Shape: TypeAlias = tuple[int, int, int] | None
 
 
 class FlatGuard(nn.Module):
-    """A guard from one image tensor, and the purifier's noise, to a tuple of tensors: what an ONNX graph is."""
+    """A guard in the form of an ONNX graph: from one image tensor, and the purifier's noise, to a tuple of tensors."""
 
     def __init__(self, guard: GuardedModule) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class FlatGuard(nn.Module):
         return guard.answer(args, kwargs, pixels, None if noise is None else noise.to(pixels.dtype))
 
     def named(self, answer: Answer) -> dict[str, Tensor]:
-        """The graph's outputs: every tensor in a classifier's output, then what the guard adds."""
+        """The graph's outputs: every tensor in the classifier's output, then those that the guard adds."""
         extras = {SCORE: answer.score, REJECTED: answer.rejected}
         shown = shown_outputs(self.guard.score, self.guard.rejection)
         pairs = list(_flatten(answer.output, ""))
@@ -65,18 +65,18 @@ class FlatGuard(nn.Module):
 
 
 def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, noise: bool) -> Candidate:
-    """A torch guard, to be compared with itself."""
+    """The candidate for a torch guard, which is compared with the guard itself."""
     if shape is None:
         raise ExportError(
             f"{path}: neither the purifier nor the torch classifier fixes the images' shape; give image_shape=(C, H, "
-            "W), on the command line --image-shape 3x32x32",
+            "W) (--image-shape 3x32x32 on the command line)",
             path,
         )
-    # Quantised modules keep other things than tensors there.
+    # The state dict of a quantised module holds more than tensors.
     tensors = [value for value in guard.state_dict().values() if isinstance(value, Tensor)]
-    weight = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if weight > MAX_BYTES:
-        raise too_large(path, weight)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > MAX_BYTES:
+        raise too_large(path, size)
     kind = type(guard.classifier).__name__
     failed = partial(ExportError, path=path)
     with explained(f"{path}: {kind} and its purifier cannot be copied to the CPU", failed, describe=innermost_cause):
@@ -89,7 +89,7 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
     if noise:
         examples.append(noise_for(front.purifier, front.pixels(examples[0])))
         inputs.append(NOISE)
-    trial = f"{kind} fails on its image alone, random {tuple(examples[0].shape)}"
+    trial = f"{kind} fails when called with only its image, random {tuple(examples[0].shape)}"
     with explained(f"{path}: {trial}", failed, SIZE_ADVICE, describe=innermost_cause), torch.no_grad():
         answer = flat.answer(*examples)
     with explained(f"{path}: torch cannot export {kind}", failed, describe=innermost_cause):
@@ -117,13 +117,13 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
 
 
 def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, noise: bool) -> Candidate:
-    """A guarded session, to be compared with the purifier in torch followed by the original classifier."""
+    """The candidate for a guarded session, compared with the purifier in torch followed by the original classifier."""
     quiet = copy.deepcopy(guard.purifier).cpu()
     scored = guard.score or guard.rejection.active
     front = PurifierFront(quiet, guard.preprocessing, scored, guard.rejection).eval()
     original = open_quietly(guard.classifier)
     given = _in_layout(shape or (None, None, None), guard.preprocessing)
-    declared = tuple(size or wish for size, wish in zip(guard.image.shape, given, strict=True))
+    declared = tuple(size or want for size, want in zip(guard.image.shape, given, strict=True))
     tap, shown = purified_name(guard.classifier), shown_outputs(guard.score, guard.rejection)
     replaced = replaced_output(guard.classifier) if guard.rejection.replaces else None
 
@@ -134,7 +134,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
         feed = {**other_inputs(original, (guard.input,), len(batch), path), guard.input: images}
         names = [output.name for output in original.get_outputs()]
         found = dict(zip(names, original.run(None, feed), strict=True))
-        # The one output the guard cannot purify: the fed image itself, under its own name.
+        # If the image itself is an output, under its own name, the guard returns it unpurified.
         found.update({guard.input: batch.numpy()} if guard.input in found else {})
         if replaced is not None:
             logits = torch.from_numpy(found[replaced])
@@ -168,7 +168,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
 
 
 def _images(front: PurifierFront, shape: tuple[int | None, ...], *, mixed: bool) -> Callable[[int], Tensor]:
-    """Batch size -> random images; if ``mixed``, every second one as usual to the purifier as can be had here."""
+    """Batch size -> random images; if ``mixed``, every second one is as usual to the purifier as possible."""
 
     @torch.no_grad()
     def make(count: int) -> Tensor:
@@ -177,22 +177,22 @@ def _images(front: PurifierFront, shape: tuple[int | None, ...], *, mixed: bool)
             return images
         pixels = front.pixels(images)
         rest = pixels[1::2]
-        # No real images are at hand: dark, grey or light ones, whichever the purifier finds the most usual.
-        kinds = torch.stack([0.1 * rest, 0.45 + 0.1 * rest, 0.9 + 0.1 * rest])
-        pixels[1::2] = kinds[front.purifier.score(kinds[:, 0]).nan_to_num(torch.inf).argmin()]
-        pixels[1] = 0  # where decoders are certain, and logarithms overflow
+        # Without real images at hand, take dark, grey or light ones, whichever the purifier finds most usual.
+        choices = torch.stack([0.1 * rest, 0.45 + 0.1 * rest, 0.9 + 0.1 * rest])
+        pixels[1::2] = choices[front.purifier.score(choices[:, 0]).nan_to_num(torch.inf).argmin()]
+        pixels[1] = 0  # decoders are certain here, so logarithms may overflow
         return front.preprocessing.to_classifier(pixels.float())
 
     return make
 
 
 def _noise(front: PurifierFront) -> Callable[[Tensor], Tensor]:
-    """Images -> a draw of the purifier for them."""
+    """Images -> a draw of the purifier's noise for them."""
     return lambda batch: noise_for(front.purifier, front.pixels(batch), seed=len(batch))
 
 
 def _in_layout(shape: tuple[int | None, ...], preprocessing: Preprocessing) -> tuple[int | None, ...]:
-    """(C, H, W) as the classifier has it, behind a free batch size."""
+    """(C, H, W) in the classifier's layout, after a free batch size."""
     channels, height, width = shape
     inner = (height, width, channels) if preprocessing.layout == "NHWC" else (channels, height, width)
     return (None, *inner)
@@ -205,14 +205,14 @@ def _array(values: Tensor | None) -> Any:
 def too_large(path: Path, size: int) -> ExportError:
     """The error for a guard that does not fit into one file."""
     return ExportError(
-        f"{path}: the guard has {size / 1e9:.1f} GB, one ONNX file holds {MAX_BYTES / 1e9:.1f} GB; "
-        "halve its weights first (half precision)",
+        f"{path}: the guard is {size / 1e9:.1f} GB, the limit for one ONNX file is {MAX_BYTES / 1e9:.1f} GB; convert "
+        "its weights to half precision first",
         path,
     )
 
 
 def _flatten(output: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a classifier's output, under the name of its place."""
+    """Every tensor in a classifier's output, named by its position."""
     if isinstance(output, Tensor):
         yield name or "logits", output
         return
@@ -225,6 +225,6 @@ def _flatten(output: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(output, tuple | list):
         parts = [(str(place) if name else f"output_{place}", value) for place, value in enumerate(output)]
     else:
-        raise TypeError(f"its output holds a {type(output).__name__}; expected tensors")
+        raise TypeError(f"expected tensors in its output, got {type(output).__name__}")
     for key, value in parts:
         yield from _flatten(value, f"{name}_{key}" if name else key)

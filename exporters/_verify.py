@@ -1,4 +1,4 @@
-"""Running an exported file against the guard it was made from."""
+"""Compare an exported file with the guard it was made from."""
 
 from __future__ import annotations
 
@@ -40,50 +40,50 @@ NUMPY_TYPES = {
 }
 
 
-SIZE_ADVICE = "if their size is wrong, give image_shape=(C, H, W), on the command line --image-shape 3x32x32"
+SIZE_ADVICE = "if their size is wrong, give image_shape=(C, H, W) (--image-shape 3x32x32 on the command line)"
 COARSE_TOLERANCE = 1e-2
-"""For images of less than 32 bits: a difference of 1e-7 before rounding can move a pixel by one step."""
+"""For images of less than 32 bits: a difference of 1e-7 before rounding can change a pixel by one step."""
 LOOSE_TOLERANCE = 5e-2
-"""For a classifier that rounds, run twice with other kernels: a few of its values may take another step."""
+"""For a classifier that rounds and runs twice with different kernels: a few values may round to another step."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be verified, and what it must reproduce."""
+    """A model to verify, and what it must reproduce."""
 
     model: ModelProto
     input: str
     images: Callable[[int], Tensor]
     """Batch size -> random images in the classifier's format."""
     reference: Callable[[Tensor, Tensor | None, Array | None], Expected]
-    """Images and noise -> the guard's outputs. If purified images are given, they go to the classifier, and those that
-    the guard makes itself come last, named ``tap``."""
+    """Images and noise -> the guard's outputs. If purified images are given, the classifier gets them, and those that
+    the guard computes itself come last, named ``tap``."""
     tap: str | None = None
-    """The value in the model that holds the purified images, where the reference can start from it."""
+    """The value in the model that holds the purified images, if the reference can start from it."""
     noise: Callable[[Tensor], Tensor] | None = None
-    """Images -> what the input ``purifier_noise`` is fed, if the model has it."""
+    """Images -> the value for the input ``purifier_noise``, if the model has it."""
     threshold: float | None = None
-    """Of the scores that decide what is rejected, if outputs depend on it."""
+    """The score above which images are rejected, if outputs depend on it."""
     replaced: str | None = None
     """The output whose rows are replaced for rejected images."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a guard gives for a batch: outputs by name, in order, and the scores (N,), if it has them, shown or not."""
+    """A guard's results for a batch: outputs by name, in order, and the scores (N,), if any, even if not an output."""
 
     outputs: Outputs
     score: Array | None = None
 
 
 class Verifier:
-    """Runs a file on the CPU against what it was made from; errors call it ``path``."""
+    """Runs a file on the CPU and compares it with its guard; errors call it ``path``."""
 
     def __init__(self, file: Path, path: Path, candidate: Candidate, tolerance: float) -> None:
         self.path, self.candidate, self.tolerance = path, candidate, tolerance
-        self.in_halves = False
-        """Whether purifier and classifier had to be compared one after the other."""
-        self._unsure, self._seen = 0, set[bool]()
+        self.compared_separately = False
+        """Whether purifier and classifier had to be compared separately."""
+        self._borderline, self._seen = 0, set[bool]()
         self._file = file
         try:
             self._session = open_quietly(file)
@@ -101,8 +101,8 @@ class Verifier:
         Raises
         ------
         ExportError
-            The file does not run at it, its outputs have other names or shapes, differ by more than the tolerance, or
-            choose another class.
+            The file does not run at this batch size, or its outputs have other names or shapes, differ by more than the
+            tolerance, or choose another class.
         """
         batch = self.candidate.images(count)
         noise = None if self.candidate.noise is None else self.candidate.noise(batch)
@@ -110,55 +110,55 @@ class Verifier:
         found = self._run(self._session, batch, noise)
         if list(found) != list(expected.outputs):
             raise ExportError(
-                f"{self.path}: expected the outputs {list(expected.outputs)}, the file has {list(found)}", self.path
+                f"{self.path}: expected the outputs {list(expected.outputs)}, got {list(found)}", self.path
             )
-        sure = self._sure(expected.score)
+        comparable = self._comparable(expected.score)
         try:
-            return self._largest(found, expected.outputs, self.tolerance, sure)
+            return self._largest_error(found, expected.outputs, self.tolerance, comparable)
         except ExportError:
             if self.candidate.tap is None:
                 raise
         # A classifier that rounds its input (quantised, uint8, float16) turns a difference of 1e-7 in a purified image
-        # into a whole step. So the purified images are compared first, and the classifier then on the very same ones.
+        # into a whole step. So compare the purified images first, and then the classifiers on the same purified images.
         tap = self.candidate.tap
         tapped = self._run(open_quietly(_with_output(self._file, tap)), batch, noise)
-        self._largest(found, {name: tapped[name] for name in found}, LOOSE_TOLERANCE, sure)
+        self._largest_error(found, {name: tapped[name] for name in found}, LOOSE_TOLERANCE, comparable)
         outputs = self._reference(batch, noise, tapped[tap]).outputs
         coarse = tapped[tap].dtype not in (np.float32, np.float64)
-        self._largest(
+        self._largest_error(
             {tap: tapped.pop(tap)},
             {tap: outputs[tap]},
             max(self.tolerance, COARSE_TOLERANCE) if coarse else self.tolerance,
-            sure,
+            comparable,
         )
-        self.in_halves = True
-        return self._largest(tapped, outputs, self.tolerance, sure)
+        self.compared_separately = True
+        return self._largest_error(tapped, outputs, self.tolerance, comparable)
 
     def notes(self) -> list[str]:
-        """What a reader of the report should know of the comparison."""
+        """What a reader of the report should know about the comparison."""
         notes = []
-        if self.in_halves:
-            notes.append("the classifier rounds its input: purifier and classifier were compared one after the other")
-        if self._unsure:
+        if self.compared_separately:
+            notes.append("the classifier rounds its input, so purifier and classifier were compared separately")
+        if self._borderline:
             notes.append(
-                f"{self._unsure} of the images compared score within rounding of the threshold; whether they are "
+                f"{self._borderline} of the compared images score within rounding of the threshold; whether they are "
                 "rejected was not compared"
             )
         if len(self._seen) == 1:
             case, other = ("rejected", "accepted") if self._seen == {True} else ("accepted", "rejected")
-            notes.append(f"all images compared were {case}; no {other} one was run")
+            notes.append(f"all compared images were {case}; no {other} image was run")
         return notes
 
-    def _sure(self, score: Array | None) -> Array | slice:
+    def _comparable(self, score: Array | None) -> Array | slice:
         """Which images' rejection can be compared: their score is not within the tolerance of the threshold."""
         threshold = self.candidate.threshold
         if score is None or threshold is None:
             return slice(None)
         scale = max(float(np.abs(score[np.isfinite(score)]).max(initial=0.0)), abs(threshold))
-        sure: Array = ~(np.abs(score - threshold) <= self.tolerance * scale)  # NaN is rejected for certain
-        self._unsure += int((~sure).sum())
-        self._seen |= {bool(rejected) for rejected in ~(score[sure] <= threshold)}
-        return sure
+        comparable: Array = ~(np.abs(score - threshold) <= self.tolerance * scale)  # NaN is always rejected
+        self._borderline += int((~comparable).sum())
+        self._seen |= {bool(rejected) for rejected in ~(score[comparable] <= threshold)}
+        return comparable
 
     def _reference(self, batch: Tensor, noise: Tensor | None, purified: Array | None) -> Expected:
         failure = f"{self.path}: the classifier itself fails on random images {tuple(batch.shape)}"
@@ -175,13 +175,15 @@ class Verifier:
             values = session.run(None, feed)
         return {output.name: value for output, value in zip(session.get_outputs(), values, strict=True)}
 
-    def _largest(self, found: Outputs, expected: Outputs, tolerance: float, sure: Array | slice) -> float:
+    def _largest_error(self, found: Outputs, expected: Outputs, tolerance: float, comparable: Array | slice) -> float:
         errors = []
         for name, value in found.items():
             by_rejection, wanted = name in (REJECTED, self.candidate.replaced), expected[name]
             if by_rejection and value.shape == wanted.shape:
-                value, wanted = value[sure], wanted[sure]
-            errors.append(_compare(value, wanted, self.path, name, tolerance, strange=by_rejection or name == SCORE))
+                value, wanted = value[comparable], wanted[comparable]
+            errors.append(
+                _compare(value, wanted, self.path, name, tolerance, allow_nonfinite=by_rejection or name == SCORE)
+            )
         return max(errors)
 
 
@@ -192,7 +194,7 @@ def _with_output(file: Path, name: str) -> ModelProto:
 
 
 def open_quietly(model: Path | ModelProto) -> onnxruntime.InferenceSession:
-    """A session on the CPU that logs nothing: what fails is raised, and said once."""
+    """A session on the CPU that logs nothing, because failures raise exceptions."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     return open_session(model, providers=[CPU], options=options)
@@ -201,14 +203,14 @@ def open_quietly(model: Path | ModelProto) -> onnxruntime.InferenceSession:
 def other_inputs(
     session: onnxruntime.InferenceSession, given: Collection[str], count: int, path: Path
 ) -> dict[str, Array]:
-    """Zeros for the inputs that are not given; a free first size is the batch, other free sizes are 1."""
+    """Zeros for the inputs that are not given; a free first size is the batch size, other free sizes are 1."""
     feed: dict[str, Array] = {}
     for value in session.get_inputs():
         if value.name not in given:
             if value.type not in NUMPY_TYPES:
                 raise ExportError(
                     f"{path}: cannot fill in the classifier's input {value.name!r} of {value.type} to check the file; "
-                    "make it a constant of the classifier, or give it a number's type",
+                    "make it a constant of the classifier, or give it a numeric type",
                     path,
                 )
             sizes = [size if isinstance(size, int) else 1 for size in value.shape]
@@ -218,10 +220,10 @@ def other_inputs(
     return feed
 
 
-def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float, *, strange: bool) -> float:
-    """The largest difference, relative to the output's scale where that is above 1.
+def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float, *, allow_nonfinite: bool) -> float:
+    """The largest difference, relative to the output's scale if that is above 1.
 
-    NaN and infinity are errors, unless ``strange``: then they must be the same in both.
+    NaN and infinity are errors; if ``allow_nonfinite``, they must be the same in both instead.
     """
     got, wanted = np.asarray(found), np.asarray(expected)
     where = f"batch {len(wanted) if wanted.ndim else 0}, output {name!r}"
@@ -232,14 +234,14 @@ def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float,
             raise ExportError(f"{path}: {where}: expected {wanted!r}, got {got!r}", path)
         return 0.0
     if np.issubdtype(wanted.dtype, np.floating):
-        # Below a few roundings of the output's own type (float16) nothing can be told.
+        # Differences of a few roundings in the output's own type (float16) mean nothing.
         tolerance = max(tolerance, 8 * float(np.finfo(wanted.dtype).eps))
     got, wanted = got.astype(np.float64), wanted.astype(np.float64)
-    if strange:
-        odd = ~(np.isfinite(wanted) & np.isfinite(got))
-        if not np.array_equal(got[odd], wanted[odd], equal_nan=True):
-            raise ExportError(f"{path}: {where}: NaN or infinity in other places than the guard's", path)
-        got, wanted = np.where(odd, 0.0, got), np.where(odd, 0.0, wanted)
+    if allow_nonfinite:
+        nonfinite = ~(np.isfinite(wanted) & np.isfinite(got))
+        if not np.array_equal(got[nonfinite], wanted[nonfinite], equal_nan=True):
+            raise ExportError(f"{path}: {where}: NaN or infinity in different places than in the guard's output", path)
+        got, wanted = np.where(nonfinite, 0.0, got), np.where(nonfinite, 0.0, wanted)
     scale = max(1.0, float(np.abs(wanted).max()))
     error = float(np.abs(got - wanted).max()) / scale
     if not error <= tolerance:  # NaN too
@@ -250,7 +252,7 @@ def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float,
         )
     if wanted.ndim == 2:
         chosen = np.take_along_axis(wanted, got.argmax(1)[:, None], axis=1)[:, 0]
-        # Classes as near to each other as the tolerance may change places.
+        # Classes closer to each other than the tolerance may swap.
         if (wanted.max(1) - chosen > 2 * tolerance * scale).any():
             raise ExportError(f"{path}: {where}: chooses other classes than the guard", path)
     return error

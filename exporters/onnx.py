@@ -1,4 +1,4 @@
-"""One ONNX file, run and compared with the guard before anybody sees it."""
+"""Export to one ONNX file, which is run and compared with the guard before it appears at its path."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Noise = Literal["mean", "input"]
 class OnnxExporter(Exporter):
     """Writes a guard to one ONNX file with a free batch size."""
 
-    def export(  # type: ignore[override]  # the base leaves **options open, here they are named
+    def export(  # type: ignore[override]  # the base class takes any **options, here they are named
         self,
         guard: Guard,
         path: str | Path,
@@ -44,28 +44,28 @@ class OnnxExporter(Exporter):
     ) -> ExportReport:
         """Write ``path`` and run it in a plain ONNX Runtime session on the CPU against the guard.
 
-        A torch guard is compared with itself in evaluation mode, a guarded session with the purifier in torch
-        followed by the original classifier. Outputs of a torch classifier are named ``logits`` (a tensor),
-        ``output_0``, ``output_1``... (a tuple), or by its keys. ``purifier_score`` (N,) comes after them if the guard
-        has it, and then ``purifier_rejected``, bool (N,), if it flags images or has a score and a threshold. Images
-        that score within rounding of the threshold may be rejected by one of guard and file only; the notes count
-        those met in the comparison.
+        The reference for a torch guard is the guard itself in evaluation mode; for a guarded session, it is the
+        purifier in torch followed by the original classifier. Outputs of a torch classifier are named ``logits`` (a
+        tensor), ``output_0``, ``output_1``... (a tuple), or by their keys. ``purifier_score`` (N,) follows if the guard
+        has it, then ``purifier_rejected``, bool (N,), if it flags images or has a score and a threshold. Guard and file
+        may disagree about rejecting images that score within rounding of the threshold; the notes count those among
+        the compared images.
 
         Parameters
         ----------
         image_shape
-            (C, H, W) of the pixels; needed where neither the purifier nor the classifier fixes it.
+            (C, H, W) of the pixels; required if neither the purifier nor the classifier fixes it.
         opset
-            From 18 to the newest that the installed onnx knows; an ONNX classifier's own is kept if it is higher.
+            From 18 to the newest that the installed onnx supports; an ONNX classifier keeps its own if that is higher.
         batches
-            The batch sizes to run; a classifier with a fixed one is run at that only.
+            The batch sizes to run; a classifier with a fixed batch size runs only at that.
         tolerance
-            For the largest difference, divided by the largest value of the output if that is above 1. A torch
-            guard for images of uint8 or float16 is compared at 0.01 at the least; an ONNX classifier that rounds
-            its input is compared after the purifier, on the same purified images.
+            Limit on the largest difference, divided by the largest value of the output if that is above 1. For a
+            torch guard on uint8 or float16 images it is at least 0.01; an ONNX classifier that rounds its input is
+            compared separately from the purifier, on the same purified images.
         noise
-            Of a random purifier: ``mean`` writes it without noise, ``input`` with a second input ``purifier_noise``,
-            float32 (N, ...), which holds what its ``draw()`` would.
+            For a random purifier: ``mean`` exports it without noise; ``input`` adds a second input
+            ``purifier_noise``, float32 (N, ...), for the result of its ``draw()``.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class OnnxExporter(Exporter):
             candidate = from_session(guard, target, shape, opset, as_input)
             if guard.image.shape[0] is not None:
                 batches = (guard.image.shape[0],)
-                notes.append(f"the classifier's batch size is fixed at {batches[0]}; run at that size only")
+                notes.append(f"the classifier's batch size is fixed at {batches[0]}; only that size was run")
         if as_input:
             notes.append("the purifier is random; the file takes its draw() as the input purifier_noise")
         elif _draws(guard, candidate):

@@ -1,15 +1,15 @@
 """purifier: a learned filter in front of an image classifier, and an honest attack on both.
 
-``guard(model, "purifier.safetensors")`` gives the classifier back with the filter in front of it; ``audit`` attacks the
-result through the filter; ``export`` writes it to one ONNX file. Nothing is imported before it is used (PEP 562), so
-that ``import purifier`` and ``purifier --help`` do not wait for torch.
+``guard(model, "purifier.safetensors")`` returns the classifier with the filter in front of it; ``audit`` attacks the
+result through the filter; ``export`` writes it to one ONNX file. Imports are lazy (PEP 562), so ``import purifier`` and
+``purifier --help`` do not wait for torch.
 """
 
+import typing as _typing
 from importlib import import_module as _import_module
 from importlib.metadata import version as _version
-from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-if _TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from .attacking.attack import Attack, attacks
     from .attacking.target import Target
     from .attacking.threat import Threat
@@ -68,7 +68,7 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
+_MEMBERS = {
     "attacking.attack": ("Attack", "attacks"),
     "attacking.target": ("Target",),
     "attacking.threat": ("Threat",),
@@ -91,22 +91,24 @@ _HOMES = {
     "seeding": ("SampleGenerator",),
     "training.loop": ("train",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MEMBERS.items() for name in names}
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(_import_module(f".{_HOME_OF[name]}", __name__), name)
-    globals()[name] = found
-    return found
+if not _typing.TYPE_CHECKING:  # or any misspelt name would pass
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(_import_module(f".{_MODULE_OF[name]}", __name__), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# The subpackage and the registry of exporters share a name, and the import system sets it to whichever package is
-# imported later: import the (empty) package now, and let the name go.
+# The subpackage and the exporter registry share the name ``exporters``, and importing the subpackage sets this
+# attribute. So import the (empty) subpackage now and delete the attribute; __getattr__ then finds the registry.
 _import_module(".exporters", __name__)
 del globals()["exporters"]

@@ -18,46 +18,48 @@ from .seeding import SampleGenerator
 
 
 class Answer(NamedTuple):
-    """What a guard says about N images."""
+    """A guard's answer for N images."""
 
     output: Any
-    """The classifier's output; the logits of rejected images replaced, if the rejection says so."""
+    """The classifier's output, with the logits of rejected images replaced if the rejection asks for it."""
     purified: Tensor
-    """What the classifier was given, (N, C, H, W) in [0, 1]."""
+    """The pixels that the classifier saw, (N, C, H, W) in [0, 1]."""
     score: Tensor | None
-    """How unusual each image is, (N,); None unless asked for or needed."""
+    """How unusual each image is, (N,); None unless requested or needed."""
     rejected: Tensor | None
-    """Which images score above the threshold, bool (N,); None without scores or threshold."""
+    """Which images score above the threshold, bool (N,); None without scores or a threshold."""
 
 
 def to_pixels(images: Tensor, preprocessing: Preprocessing, purifier: Purifier) -> Tensor:
-    """A classifier's images as pixels (N, C, H, W) in [0, 1], in the dtype that the purifier computes in."""
+    """A classifier's images as pixels (N, C, H, W) in [0, 1], in the purifier's dtype."""
     return into_range(preprocessing.to_pixels(images)).to(dtype_of(purifier))
 
 
 def draw(purifier: Purifier, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
-    """The noise of one purification of pixels (N, C, H, W), (N, ...), or None.
+    """The noise (N, ...) for one purification of pixels (N, C, H, W), or None.
 
     Raises
     ------
     AuditError
-        The generator has not one stream for each image.
+        The generator does not have one stream per image.
     """
     noise = purifier.draw(pixels, generator)
     if noise is not None and len(noise) != len(pixels):
-        raise AuditError(f"noise was made for {len(noise)} images, got {len(pixels)}; narrow the target with select()")
+        raise AuditError(
+            f"expected noise for {len(pixels)} images, got noise for {len(noise)}; narrow the target with select()"
+        )
     return noise
 
 
 def purify(
     purifier: Purifier, pixels: Tensor, noise: Tensor | None = None, *, scored: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The purified pixels, same shape as ``pixels`` (N, C, H, W), and if ``scored`` the scores (N,).
+    """The purified pixels, same shape as ``pixels`` (N, C, H, W), and the scores (N,) if ``scored``.
 
     Raises
     ------
     PluginError
-        The purifier gives other shapes.
+        The purifier returns other shapes.
     """
     if not scored:
         purified = purifier.purify(pixels, noise)
@@ -87,18 +89,18 @@ def answer(
     pixels
         (N, C, H, W) in [0, 1].
     noise
-        The purifier's ``draw()``; None for its mean.
+        The result of the purifier's ``draw()``; None purifies without noise.
     rejection
-        What to do with images that score above the threshold; nothing by default.
+        What to do with images that score above the threshold; by default nothing.
     scored
-        Whether to score the images even where the rejection needs no scores.
+        Whether to score the images even if the rejection needs no scores.
 
     Raises
     ------
     RejectedError
-        An image is rejected, with ``on_reject="raise"``; the classifier is not asked.
+        An image is rejected and ``on_reject`` is ``"raise"``; the classifier does not run.
     PluginError
-        The purifier gives other shapes.
+        The purifier returns other shapes.
     """
     rejection = rejection or Rejection()
     purified, score = purify(purifier, pixels, noise, scored=scored or rejection.active)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a kill, finds the old file or the new one and nothing in between."""
+"""Atomic file writes: a reader sees the old file or the new one, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .errors import OutputError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it over ``path`` on success, remove it on failure.
 
-    Folders that are missing are made, and removed again if the write fails.
+    Missing folders are created, and removed again if the write fails.
 
     Raises
     ------
     OutputError
-        The folder cannot be made, is no folder, or cannot be written.
+        The folder cannot be created, is not a folder, or is not writable.
     """
     path = Path(path)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
@@ -30,7 +30,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise OutputError(f"cannot write {path}: it is a folder; give a file name", path)
         missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile: its files are private, and the umask can be read only by changing it for all threads.
+        # tempfile would make the file private, and the umask can only be read by changing it for all threads.
         temporary.open("xb").close()
         yield temporary
         with temporary.open("rb") as written:
@@ -39,7 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        with suppress(OSError):  # the first that is not empty stays, and so do those above it
+        with suppress(OSError):  # stops at the first folder that is not empty
             for folder in missing:
                 folder.rmdir()
         if isinstance(error, OSError):
@@ -55,5 +55,5 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
 
 
 def unwritable(path: str | Path, error: OSError) -> OutputError:
-    """The error for an output that the operating system rejects."""
-    return OutputError(f"cannot write {path}: {error.strerror or error}; choose a place you may write to", path)
+    """The error for an output that the operating system cannot write."""
+    return OutputError(f"cannot write {path}: {error.strerror or error}; choose a writable location", path)

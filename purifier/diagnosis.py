@@ -1,4 +1,4 @@
-"""What is installed, what really loads, and what to do where something does not."""
+"""Diagnoses an installation: what is installed, what loads, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Diagnosis:
     """The state of an installation."""
 
     versions: dict[str, str]
-    """Name -> version of everything that a bug report should say."""
+    """Name -> version of everything that a bug report should include."""
     cuda_device: str | None
     """The name of the CUDA device that torch uses; None if it uses none."""
     available: Sequence[str]
     """The providers that this ONNX Runtime was built with."""
     working: Sequence[str]
-    """Those of them that really load."""
+    """The available providers that load."""
     warnings: Sequence[str]
-    """What is wrong and what to do, one sentence each; a command has a line of its own."""
+    """The problems and what to do about them, one sentence each; a command is on its own line."""
 
     def missing(self, required: str) -> list[str]:
-        """What does not work here of ``required``: ``cuda`` (torch and ONNX Runtime), or a provider's name."""
+        """The parts of ``required`` that do not work: ``cuda`` (torch and ONNX Runtime), or the name of a provider."""
         wanted = {required: required in self.working}
         if required == "cuda":
             wanted = {"torch on CUDA": self.cuda_device is not None, CUDA: CUDA in self.working}
@@ -37,7 +37,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at the installation: every provider is tried with a session."""
+    """Examine the installation; every provider is tried with a session."""
     available, working = onnxruntime.get_available_providers(), working_providers()
     cuda = torch.cuda.is_available()
     return Diagnosis(
@@ -56,7 +56,7 @@ def diagnose() -> Diagnosis:
 
 
 def versions() -> dict[str, str]:
-    """Name -> version of all that a bug report should say."""
+    """Name -> version of everything that a bug report should include."""
     found = {
         "purifier": importlib.metadata.version("adversarial-purifier"),
         "python": platform.python_version(),
@@ -75,7 +75,7 @@ def findings(
     torch_cuda: bool,
     torch_build: str | None,
 ) -> list[str]:
-    """What is wrong with an installation, and what to do, one sentence each; a command has its own line."""
+    """The problems of an installation and what to do about them, one sentence each; a command is on its own line."""
     found = []
     if len(wheels) > 1:
         found.append(

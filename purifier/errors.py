@@ -1,4 +1,4 @@
-"""Every error a user can cause. Each says what was expected, what came and what to do."""
+"""Every error a user can cause. Each message says what was expected, what was given and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 class PurifierError(Exception):
     """Root of all errors raised on purpose by this project.
 
-    The first argument is the message; subclasses keep the data of the failure as attributes.
+    The first argument is the message; subclasses keep details of the failure as attributes.
     """
 
     def __str__(self) -> str:
@@ -25,19 +25,19 @@ class ConfigError(PurifierError):
 
 
 class TrainingError(PurifierError):
-    """Training cannot start or cannot go on."""
+    """Training cannot start or cannot continue."""
 
 
 class AuditError(PurifierError):
-    """An audit cannot be carried out as asked."""
+    """An audit cannot run as requested."""
 
 
 class GradientError(AuditError):
-    """A gradient was asked for along a route that has none."""
+    """A gradient was requested along a route that has none."""
 
 
 class RejectedError(PurifierError):
-    """Images were rejected: their purifier scores them as too unusual.
+    """Images were rejected: the purifier scores them as too unusual.
 
     ``rejected`` is bool (N,), ``score`` floats (N,): tensors from a module, arrays from a session.
     """
@@ -81,11 +81,11 @@ class FileError(PurifierError):
 
 
 class CheckpointError(FileError):
-    """A purifier checkpoint is missing, damaged or foreign."""
+    """A purifier checkpoint is missing or damaged, or the file is not a checkpoint."""
 
 
 class ClassifierError(FileError):
-    """A classifier cannot be loaded, or is not one that can be guarded."""
+    """A classifier cannot be loaded or cannot be guarded."""
 
 
 class DataError(FileError):
@@ -93,8 +93,8 @@ class DataError(FileError):
 
 
 class ExportError(FileError):
-    """An exported file could not be made or did not reproduce the guard."""
+    """An exported file could not be made, or did not reproduce the guard."""
 
 
 class OutputError(FileError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the requested path."""

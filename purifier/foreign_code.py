@@ -1,6 +1,6 @@
-"""Running somebody else's code: plugins, classifiers, exporters and libraries can raise anything.
+"""Run third-party code: plugins, classifiers, exporters and libraries can raise anything.
 
-This is the one place that catches everything; callers say who failed and doing what.
+This is the only place that catches every exception; callers say what failed and doing what.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from .errors import PurifierError
 
 
 class Attempt:
-    """A ``with`` block that keeps what is raised inside it, for callers who go on without the result.
+    """A ``with`` block that keeps the exception raised inside it, for callers that can go on without the result.
 
-    ``KeyboardInterrupt`` and other exceptions that are no ``Exception`` pass, unless ``catching`` names them.
+    ``KeyboardInterrupt`` and anything else that is not an ``Exception`` propagates, unless ``catching`` includes it.
     """
 
     def __init__(self, catching: tuple[type[BaseException], ...] = (Exception,)) -> None:
@@ -31,7 +31,7 @@ class Attempt:
 
 
 def is_purifier_error(error: BaseException) -> bool:
-    """Whether an exception is one of ours."""
+    """Whether an exception is one of this project's own."""
     return isinstance(error, PurifierError)
 
 
@@ -45,22 +45,22 @@ def explained(
     catching: tuple[type[BaseException], ...] = (Exception,),
     describe: Callable[[BaseException], str] | None = None,
 ) -> Iterator[None]:
-    """Turn whatever is raised inside into one error: ``FAILURE (KIND: message); ADVICE``.
+    """Turn any exception raised inside into one error: ``FAILURE (TYPE: message); ADVICE``.
 
     Parameters
     ----------
     failure
-        Who failed and doing what, such as "Vae fails on images (2, 1, 28, 28)".
+        What failed and doing what, such as "Vae fails on images (2, 1, 28, 28)".
     make
-        Makes the error from the whole message.
+        Builds the error from the full message.
     advice
         What to do about it.
     passing
-        Which exceptions pass as they are; by default our own, which explain themselves.
+        Which exceptions propagate unchanged; by default this project's own, which need no explanation.
     catching
-        Exceptions that are explained, all others pass too.
+        Which exceptions to explain; all others propagate too.
     describe
-        What stands in the brackets, by default :func:`cause_of`.
+        Makes the text in the brackets; by default :func:`cause_of`.
     """
     with Attempt(catching) as attempt:
         yield
@@ -73,13 +73,13 @@ def explained(
 
 
 def cause_of(error: BaseException) -> str:
-    """An exception in one short line: its kind and message."""
+    """An exception in one short line: its type and message."""
     if isinstance(error, SystemExit):
-        return f"it ended the program with exit code {error.code}"
+        return f"it exited the program with code {error.code}"
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that goes on for many, or the exception's kind if it has none."""
+    """The first line of a long message, or the exception's type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

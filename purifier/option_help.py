@@ -21,7 +21,7 @@ class Option:
     name: str
     type: str
     default: str | None
-    """None if it must be given."""
+    """None if the option is required."""
     help: str
 
 

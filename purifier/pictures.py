@@ -1,4 +1,4 @@
-"""Pictures of a few images through attack and purifier: a row a stage, a column an image."""
+"""Pictures of a few images through attack and purifier: one row for each stage, one column for each image."""
 
 from __future__ import annotations
 
@@ -33,15 +33,18 @@ from .seeding import SampleGenerator, mix_seed
 from .vocabulary import Route
 
 COLUMNS, MOST = 8, 64
-"""Images beside each other, and in one picture of purified images."""
+"""Images side by side, and images in one picture."""
 GAIN = 10
-"""How much larger than they are differences are shown."""
+"""How much differences are enlarged."""
 LETTERS = 18
 """How much of a name fits below an image."""
 MODES: Mapping[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
+RIGHT, WRONG = ("✓", "#0072b2"), ("✗", "#d55e00")
+"""A mark and a colour: blue and orange, which colour-blind readers can tell from each other (Okabe & Ito 2008)."""
+
 Stage = tuple[Tensor, Tensor]
-"""Pixels (N, C, H, W), and the class the classifier sees in each, (N,)."""
+"""Pixels (N, C, H, W), and the classifier's answer to each, (N,)."""
 
 
 class Cell(NamedTuple):
@@ -70,41 +73,64 @@ class Purification:
 def stages(
     guard: GuardedModule, pixels: Tensor, labels: Tensor, attack: Attack, threat: Threat, *, seed: int = 0
 ) -> dict[str, Stage]:
-    """Clean images, adversarial ones along the routes oblivious and exact, and what the purifier makes of them.
+    """The answers of classifier and guard to clean and to adversarial images.
 
-    ``pixels`` (N, C, H, W) in [0, 1], ``labels`` (N,). A random purifier shows its mean.
+    ``undefended, clean`` and ``undefended, adversarial``: the classifier alone, attacked along its own gradient.
+    ``purified, clean`` and ``purified, adversarial``: what the purifier makes of the images, attacked along the route
+    exact. ``adversarial``: the images of that attack before the purifier.
+
+    Parameters
+    ----------
+    pixels, labels
+        (N, C, H, W) in [0, 1], and the true classes (N,). A random purifier shows its mean.
     """
     classifier = guard.pixel_classifier()
 
-    def stage(images: Tensor, purified: bool) -> Stage:
-        if not purified:
-            return images, classifier(images).argmax(1)
+    def attacked(route: Route) -> Tensor:
+        streams = [SampleGenerator(mix_seed(seed, kind, route), range(len(pixels))) for kind in ("target", "attack")]
+        target = Target(classifier, guard.purifier, route, streams[0])
+        return threat.project(attack.perturb(target, pixels, labels, threat, streams[1]).detach(), pixels)
+
+    def undefended(images: Tensor) -> Stage:
+        return images, classifier(images).argmax(1)
+
+    def purified(images: Tensor) -> Stage:
         given = answer(guard.purifier, classifier, images)
         return given.purified, given.output.argmax(1)
 
-    found = {"clean": stage(pixels, False), "clean, purified": stage(pixels, True)}
-    routes: tuple[Route, ...] = ("oblivious", "exact")
-    for route in routes:
-        streams = [SampleGenerator(mix_seed(seed, kind, route), range(len(pixels))) for kind in ("target", "attack")]
-        target = Target(classifier, guard.purifier, route, streams[0])
-        adversarial = threat.project(attack.perturb(target, pixels, labels, threat, streams[1]).detach(), pixels)
-        found[f"adversarial ({route})"] = stage(adversarial, False)
-        found[f"adversarial ({route}), purified"] = stage(adversarial, True)
-    return found
+    exact = attacked("exact")
+    return {
+        "undefended, clean": undefended(pixels),
+        "undefended, adversarial": undefended(attacked("oblivious")),
+        "purified, clean": purified(pixels),
+        "purified, adversarial": purified(exact),
+        "adversarial": undefended(exact),
+    }
 
 
 def write_strip(path: str | Path, rows: Mapping[str, Stage], labels: Tensor, classes: Sequence[str]) -> Path:
-    """Write the stages as a PNG; a caption names what the classifier sees, green where it is ``labels`` (N,)."""
+    """Write stages as a PNG, one row each; the header names the true classes ``labels`` (N,), a caption the answer."""
     if not len(labels):
         raise AuditError("no image to show: expected at least one")
+
+    def name(label: int) -> str:
+        return classes[label] if label < len(classes) else str(label)
+
     cells = {
-        name.replace(" (", "\n(").replace(", ", ",\n"): [
-            Cell(image, classes[got] if got < len(classes) else str(got), "green" if got == label else "red")
-            for image, got, label in zip(pixels, seen.tolist(), labels.tolist(), strict=True)
+        row.replace(", ", ",\n"): [
+            _answered(image, name(got), right=got == label)
+            for image, got, label in zip(pixels, answers.tolist(), labels.tolist(), strict=True)
         ]
-        for name, (pixels, seen) in rows.items()
+        for row, (pixels, answers) in rows.items()
     }
-    return atomic_write(path, draw(cells, columns=len(labels)))
+    header = [f"true class:\n{name(label)}" for label in labels.tolist()]
+    note = f"Below each image the classifier's answer: {RIGHT[0]} right, {WRONG[0]} wrong."
+    return atomic_write(path, draw(cells, columns=len(labels), header=header, note=note))
+
+
+def _answered(image: Tensor, name: str, *, right: bool) -> Cell:
+    mark, colour = RIGHT if right else WRONG
+    return Cell(image, f"{mark} {name}", colour)
 
 
 def read_images(
@@ -202,7 +228,7 @@ def purify_images(purifier: Purifier, images: Sequence[tuple[str, Tensor]]) -> l
 
 
 def draw_purifications(found: Sequence[Purification]) -> bytes:
-    """A PNG with each image clean, purified, and its difference; below it the score, red if it is rejected."""
+    """A PNG with each image clean, purified, and the difference; below it the score, orange if it is rejected."""
     rows: dict[str, list[Cell]] = {"clean": [], "purified": [], f"difference\nx{GAIN}": []}
     for one in found:
         name = one.name if len(one.name) <= LETTERS else f"…{one.name[1 - LETTERS :]}"
@@ -210,7 +236,9 @@ def draw_purifications(found: Sequence[Purification]) -> bytes:
         cells = (
             Cell(one.clean, name),
             Cell(one.purified),
-            Cell(difference(one.clean, one.purified), *((f"{score}\nrejected", "red") if one.rejected else (score,))),
+            Cell(
+                difference(one.clean, one.purified), *((f"{score}\nrejected", WRONG[1]) if one.rejected else (score,))
+            ),
         )
         for row, cell in zip(rows.values(), cells, strict=True):
             row.append(cell)
@@ -226,8 +254,11 @@ def difference(clean: Tensor, purified: Tensor) -> Tensor:
     return (0.5 + GAIN * (purified - clean)).clamp(0, 1)
 
 
-def draw(rows: Mapping[str, Sequence[Cell]], *, columns: int, note: str = "") -> bytes:
-    """A PNG of named rows of equal length, folded after ``columns`` images; ``note`` stands below them all."""
+def draw(rows: Mapping[str, Sequence[Cell]], *, columns: int, header: Sequence[str] = (), note: str = "") -> bytes:
+    """A PNG of named rows of equal length, folded after ``columns`` images.
+
+    ``header`` stands above the columns, ``note`` below all rows.
+    """
     from matplotlib.figure import Figure  # a second to import, which no other command should pay
 
     count = max(map(len, rows.values()))
@@ -247,6 +278,8 @@ def draw(rows: Mapping[str, Sequence[Cell]], *, columns: int, note: str = "") ->
             axis.set_xlabel(cell.caption, fontsize=8, color=cell.colour, parse_math=False)
         for axis in line[len(cells) :]:
             axis.set_visible(False)
+    for axis, title in zip(axes[0], header, strict=False):
+        axis.set_title(title, fontsize=8, parse_math=False)
     if note:
         figure.supxlabel(note, fontsize=8)
     content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Randomness per image: what is drawn for an image depends on the seed and its index, never on its batch."""
+"""Per-image randomness: an image's random numbers depend on the seed and its index, never on its batch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def mix_seed(*parts: int | str) -> int:
 
 
 class SampleGenerator:
-    """One ``torch.Generator`` for each image of a batch, made when the first number is drawn.
+    """One ``torch.Generator`` per image of a batch, made at the first draw.
 
-    Numbers are drawn on the CPU and then moved, so they are equal on every device.
+    Numbers are drawn on the CPU and then moved, so they are the same on every device.
 
     Parameters
     ----------
     seed
-        Names the stream; make one with :func:`mix_seed`. None follows torch's global generator.
+        Seed of the streams; make one with :func:`mix_seed`. None draws it from torch's global generator.
     indices
         The images' positions in their data set, length N.
     """
@@ -36,9 +36,9 @@ class SampleGenerator:
         return len(self._indices)
 
     def select(self, keep: Tensor) -> SampleGenerator:
-        """The generators of some images: ``keep`` is a (N,) boolean mask or a vector of positions.
+        """The generators of some images: ``keep`` is a boolean mask (N,) or a vector of positions.
 
-        They are shared, not copied: drawing from the selection moves these images' streams on.
+        They are shared, not copied: drawing from the selection advances these images' streams.
         """
         positions = torch.arange(len(self))[keep.detach().cpu()].tolist()
         chosen = SampleGenerator(self._seed, [self._indices[i] for i in positions])

@@ -1,4 +1,4 @@
-"""Specs, the strings users type: ``NAME:key=value,...`` -> a plugin's options, converted by its type hints."""
+"""Parse specs, the strings users type: ``NAME:key=value,...`` -> a plugin's options, converted by its type hints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def split_spec(spec: str, *, first: str | None = None) -> tuple[str, dict[str, str]]:
     """``"pgd:steps=40,restarts=2"`` -> ``("pgd", {"steps": "40", "restarts": "2"})``.
 
-    With ``first="name"`` a first part without ``=`` is that option: ``foolbox:LinfPGD,steps=40``.
+    With ``first="name"``, a first part without ``=`` is the value of that option: ``foolbox:LinfPGD,steps=40``.
     """
     name, colon, rest = spec.partition(":")
     options: dict[str, str] = {}
@@ -36,15 +36,15 @@ def split_spec(spec: str, *, first: str | None = None) -> tuple[str, dict[str, s
 
 
 def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
-    """Make a dataclass from options; text and JSON values are converted to the fields' types.
+    """Make a dataclass from options; strings and JSON values are converted to the fields' types.
 
-    A field ``options``, a mapping, takes what is no field of its own: text that reads as a number or as true or false
-    becomes one.
+    A mapping field named ``options`` takes every option that is not a field itself; strings that look like numbers,
+    true, false or none are converted.
 
     Raises
     ------
     ConfigError
-        An option is unknown, missing or of the wrong type, or the class rejects its value.
+        An option is unknown, missing or of the wrong type, or has an invalid value.
     """
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
@@ -66,11 +66,12 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
         try:
             values[name] = value if name == "options" else _convert(value, hints[name])
         except (ValueError, OverflowError):
-            raise ConfigError(f"{what}: option {name!r} expected {describe_type(hints[name])}, got {value!r}") from None
+            expected = describe_type(hints[name])
+            raise ConfigError(f"{what}: option {name!r}: expected {expected}, got {value!r}") from None
     try:
         return cls(**values)
     except (ValueError, ArithmeticError, MemoryError) as error:
-        raise ConfigError(f"{what} rejects these options: {error or type(error).__name__}; change them") from error
+        raise ConfigError(f"{what}: invalid options: {error or type(error).__name__}; change them") from error
 
 
 def _convert(value: object, hint: Any) -> object:
@@ -126,7 +127,7 @@ def _convert_union(value: object, options: tuple[Any, ...]) -> object:
 
 
 def describe_type(hint: Any) -> str:
-    """A type hint in the words of messages and help: ``one of ce, trades``, ``float or int``."""
+    """A type hint as messages and help show it: ``one of ce, trades``, ``float or int``."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (Union, types.UnionType):

@@ -1,6 +1,6 @@
-"""Conformance kit for plugin authors: call the check for your plugin from your own tests.
+"""Conformance checks for plugin authors: call the one for your kind of plugin from your own tests.
 
-Each check raises ``AssertionError`` saying which rule of the contract is broken and what was seen.
+A check that fails raises ``AssertionError``, which says which rule of the contract is broken and what was found.
 """
 
 from __future__ import annotations
@@ -49,22 +49,24 @@ def check_purifier(
     _check(bool(((purified >= 0) & (purified <= 1)).all()), "purify must stay in [0, 1]", _span(purified))
     _check(torch.equal(pixels, before), "purify must not change its input", "a changed input")
     again = purifier.purify(pixels, noise)
-    _check(torch.equal(purified, again), "purify must be a pure function of pixels and noise", "another result")
-    rows = [purifier.purify(pixels[i : i + 1], None if noise is None else noise[i : i + 1]) for i in range(5)]
+    _check(torch.equal(purified, again), "purify must be a pure function of pixels and noise", "a different result")
+    singles = [purifier.purify(pixels[i : i + 1], None if noise is None else noise[i : i + 1]) for i in range(5)]
     _check(
-        _close(purified, torch.cat(rows)),
+        _close(purified, torch.cat(singles)),
         "an image's result must not depend on its batch",
-        "another result alone",
+        "a different result on its own",
     )
     if purifier.surrogate_purifies:
         _check(
-            _close(purifier.surrogate(pixels, noise), purified), "surrogate must purify as declared", "another result"
+            _close(purifier.surrogate(pixels, noise), purified),
+            "surrogate must equal purify, as declared",
+            "another result",
         )
     score = purifier.score(pixels)
     _check(score.shape == (5,) and bool(score.isfinite().all()), "score must be (N,) and finite", score)
     redrawn = purifier.draw(pixels, SampleGenerator(0, range(5)))
     same = redrawn is None if noise is None else redrawn is not None and torch.equal(noise, redrawn)
-    _check(same, "draw must follow its generator alone", "another draw from the same seed")
+    _check(same, "draw must depend only on its generator", "a different draw from the same seed")
     _check_gradient(purifier, pixels, noise)
     _check_config(purifier)
     if tmp_path is not None:
@@ -73,14 +75,14 @@ def check_purifier(
         _check(
             _close(loaded.purify(pixels, noise), purified),
             "a saved and loaded purifier must be the same",
-            "another result",
+            "a different result",
         )
 
 
 def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> None:
-    """Check an attack on a linear classifier: inputs untouched, eps 0 the identity, seeds, batches, some success."""
+    """Check an attack on a linear classifier: inputs unchanged, eps 0 the identity, seeds, batches, some success."""
     _check(attack.needs in NEEDS, "needs must be declared", getattr(attack, "needs", None))
-    _check(norm in attack.norms, f"norms must hold {norm!r}", attack.norms)
+    _check(norm in attack.norms, f"norms must contain {norm!r}", attack.norms)
     classifier = TorchPixelClassifier(_linear(48, 4), Preprocessing())
     pixels = _images(24, (3, 4, 4))
     labels = classifier(pixels).argmax(1)
@@ -102,14 +104,14 @@ def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> Non
     threat = Threat(norm, eps)  # type: ignore[arg-type]
     found = run(threat, slice(0, 24))
     same = torch.equal(pixels, before[0]) and torch.equal(labels, before[1])
-    _check(same, "inputs must stay as they are", "a change")
+    _check(same, "inputs must not change", "a change")
     _check(_close(run(Threat(norm, 0.0), slice(0, 24)), pixels), "eps 0 must be the identity", "a change")  # type: ignore[arg-type]
-    _check(torch.equal(found, run(threat, slice(0, 24))), "one seed must give one result", "another result")
+    _check(torch.equal(found, run(threat, slice(0, 24))), "one seed must give one result", "a different result")
     halves = torch.cat([run(threat, slice(0, 7)), run(threat, slice(7, 24))])
     _check(
         _close(found, halves),
         "an image's result must not depend on its batch",
-        "another result in smaller batches",
+        "a different result in smaller batches",
     )
     weak = threat.distance(found, pixels).max().item()
     _check(weak > 0, "the attack must change something on a linear classifier", "no change")
@@ -119,28 +121,29 @@ def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> Non
 
 
 def check_exporter(exporter: Exporter, guard: Guard, path: Path, **options: Any) -> None:
-    """Check that an exporter writes a true report and, where it cannot write, raises an error and leaves nothing.
+    """Check that an exporter reports correctly, and that a failed export raises an error and leaves no files.
 
-    If ``path`` ends in ``.onnx``, it is also run in plain onnxruntime on the CPU, on random images in batches of 1, 2
-    and 7 (or in the classifier's own, if that is fixed): its first output (of a module's: ``logits``, if there is one)
-    must be the guard's to 0.001 of its scale, 0.01 for images of less than 32 bits. A random purifier is held to its
-    mean, or with ``noise="input"`` to a draw. The guard must take its image alone; ``options`` go to the exporter.
+    If ``path`` ends in ``.onnx``, it also runs in plain onnxruntime on the CPU, on random images in batches of 1, 2 and
+    7 (or the classifier's batch size, if fixed). Its first output (for a module ``logits``, if there is one) must agree
+    with the guard's to 0.001 of its scale, or 0.01 for images of less than 32 bits. A random purifier is compared
+    without noise, or with ``noise="input"`` on one draw. The guard must take only its image; ``options`` go to the
+    exporter.
     """
     report = exporter.export(guard, path, **options)
-    _check(path.is_file(), "export must write the file it was given", "no file")
-    _check(report.size == path.stat().st_size, "the report must give the file's size", report.size)
+    _check(path.is_file(), "export must write to its path", "no file")
+    _check(report.size == path.stat().st_size, "the report must contain the file's size", report.size)
     _check(bool(report.max_error), "an export must be verified", "no verified batch in the report")
     leftovers = [other.name for other in path.parent.iterdir() if other.suffix == ".tmp"]
-    _check(not leftovers, "nothing temporary may stay", leftovers)
+    _check(not leftovers, "no temporary files may remain", leftovers)
     if path.suffix == ".onnx":
         _check_onnx(guard, path, options.get("image_shape"))
     before = {other: other.stat().st_size for other in path.parent.rglob("*")}
-    rule = "an export to a place below a file must raise a PurifierError"
+    rule = "an export to a path below a file must raise a PurifierError"
     with Attempt() as attempt:
         exporter.export(guard, path / path.name, **options)
     _check(isinstance(attempt.error, PurifierError), rule, repr(attempt.error or "none"))
     after = {other: other.stat().st_size for other in path.parent.rglob("*")}
-    _check(before == after, "an export that fails must leave nothing", sorted(map(str, after.items() ^ before.items())))
+    _check(before == after, "a failed export must leave no files", sorted(map(str, after.items() ^ before.items())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +165,7 @@ class _Unchanged(Purifier):
         return latent.clamp(0, 1)
 
     def score(self, pixels: Tensor) -> Tensor:
-        # The inherited one would be 0 here and lead an attack on a detector nowhere.
+        # The inherited score would be 0 here and give attacks on a detector no gradient.
         return pixels.square().flatten(1).mean(1)
 
 
@@ -173,7 +176,7 @@ def _check_gradient(purifier: Purifier, pixels: Tensor, noise: Tensor | None) ->
     _check(
         outcome.requires_grad,
         f"gradient={purifier.gradient!r} must be differentiable",
-        "a result without gradient",
+        "a result without a gradient",
     )
     # A constant weighting would hide a gradient that sums to zero.
     weights = _images(len(pixels), tuple(pixels.shape[1:]), seed=1)
@@ -181,17 +184,17 @@ def _check_gradient(purifier: Purifier, pixels: Tensor, noise: Tensor | None) ->
     _check(bool(gradient.isfinite().all()), "gradients must be finite", "NaN or infinity")
     _check(bool(gradient.any()), f"gradient={purifier.gradient!r} must not be zero everywhere", "zeros")
     if purifier.gradient == "exact":
-        # Doubles and a tiny step show every jump. Who computes in floats, or rounds to them, is asked at a step at
-        # which floats can answer; a straight-through estimator fails there too, by the size of its jumps.
-        truthful = _follows_differences(purifier, pixels, noise, torch.float64, step=1e-7, tolerance=1e-2)
-        truthful = truthful or _follows_differences(purifier, pixels, noise, torch.float32, step=1e-3, tolerance=5e-2)
-        _check(truthful, "gradient='exact' must agree with finite differences of purify", "another slope")
+        # In doubles, a tiny step shows every jump. A purifier that computes in floats, or rounds to them, is checked at
+        # a step that floats can resolve; a straight-through estimator fails there too, because its jumps are large.
+        agrees = _follows_differences(purifier, pixels, noise, torch.float64, step=1e-7, tolerance=1e-2)
+        agrees = agrees or _follows_differences(purifier, pixels, noise, torch.float32, step=1e-3, tolerance=5e-2)
+        _check(agrees, "gradient='exact' must agree with finite differences of purify", "a different slope")
 
 
 def _follows_differences(
     purifier: Purifier, pixels: Tensor, noise: Tensor | None, dtype: torch.dtype, *, step: float, tolerance: float
 ) -> bool:
-    """Whether autograd's slopes along three directions are those of central differences; False if it cannot run."""
+    """Whether autograd's slopes along three directions agree with central differences; False if it cannot run."""
     inner = pixels[:2].to(dtype) * 0.9 + 0.05
     held = None if noise is None else noise[:2].to(dtype if noise.is_floating_point() else noise.dtype)
     leaf = inner.clone().requires_grad_()
@@ -220,15 +223,15 @@ def _check_onnx(guard: Guard, path: Path, image_shape: tuple[int, int, int] | No
     name = next(iter(inputs), "none") if isinstance(guard, GuardedModule) else guard.input
     _check(len(inputs.get(name, ())) == 4, "the file must take the guard's images", inputs)
     channels, *sides = image_shape or (None, None, None)
-    wished = (None, *sides, channels) if guard.preprocessing.layout == "NHWC" else (None, channels, *sides)
-    shape = tuple(size if isinstance(size, int) else wish for size, wish in zip(inputs[name], wished, strict=True))
+    wanted = (None, *sides, channels) if guard.preprocessing.layout == "NHWC" else (None, channels, *sides)
+    shape = tuple(size if isinstance(size, int) else want for size, want in zip(inputs[name], wanted, strict=True))
     fixed = None if isinstance(guard, GuardedModule) else guard.image.shape[0]
     for count in (1, 2, 7) if fixed is None else (fixed,):
         images, _ = example_images(guard.purifier, guard.preprocessing, shape, count=count)
         feed = {name: images.numpy()}
         noise = None
         if NOISE in inputs:
-            _check(isinstance(guard, GuardedModule), "noise as an input is checked against a torch guard", "a session")
+            _check(isinstance(guard, GuardedModule), "noise as an input needs a torch guard", "a session")
             noise = noise_for(guard.purifier, guard.preprocessing.to_pixels(images).clamp(0, 1))
             feed[NOISE] = noise.numpy()
         names = [output.name for output in session.get_outputs()]
@@ -237,7 +240,7 @@ def _check_onnx(guard: Guard, path: Path, image_shape: tuple[int, int, int] | No
             found = session.run(["logits" if logits else names[0]], feed)[0]
         expected = _answer(guard, images, noise)
         _check(found.shape == expected.shape, f"the file must answer as the guard at batch {count}", found.shape)
-        # A guard that abstains says so by NaN and infinity.
+        # A guard abstains with NaN and infinity.
         finite = np.isfinite(expected)
         _check(
             np.array_equal(found[~finite], expected[~finite], equal_nan=True),
@@ -271,7 +274,7 @@ def _check_config(purifier: Purifier) -> None:
 
 
 def _linear(features: int, classes: int) -> nn.Module:
-    """A linear classifier that divides the images around mid-grey among all its classes."""
+    """A linear classifier that assigns images around mid-grey to all of its classes."""
     linear = nn.Linear(features, classes)
     with torch.no_grad():
         linear.weight.copy_(_images(classes, (features,), seed=2) - 0.5)

@@ -1,4 +1,4 @@
-"""The closed sets of words that options take. Free of torch, so that ``purifier --help`` need not wait for it."""
+"""The fixed sets of option values, in a module without torch so that ``purifier --help`` does not wait for it."""
 
 from __future__ import annotations
 

@@ -21,6 +21,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def caches() -> Iterator[None]:
+    """Tests share data files and exported purifiers, see :mod:`session_caches`."""
+    import session_caches
+
+    with pytest.MonkeyPatch.context() as patch:
+        session_caches.install(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Sums in one order only, and no waiting for a busy core."""

@@ -15,10 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 import purifier
+from purifier.attacking.specs import read_attack
+from purifier.attacking.threat import Threat
 from purifier.data.loading import load_data
 from purifier.errors import AuditError, ConfigError, DataError, PixelError, PluginError, SpecError
+from purifier.guards.guard import guard
+from purifier.guards.module import GuardedModule
 from purifier.pictures import (
     MOST,
+    RIGHT,
+    WRONG,
     Cell,
     Purification,
     difference,
@@ -26,6 +32,7 @@ from purifier.pictures import (
     draw_purifications,
     purify_images,
     read_images,
+    stages,
     write_strip,
 )
 from purifier.rejection.calibration import calibrate
@@ -75,8 +82,10 @@ def count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int((picture == colour).all(2).sum())
 
 
-def reddish(picture: np.ndarray) -> int:
-    return int((picture[..., 0] - picture[..., 1:].max(2) > 100).sum())
+def drawn_in(picture: np.ndarray, colour: str) -> bool:
+    """Whether anything is drawn in a colour such as ``#d55e00``, the edges of letters aside."""
+    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    return bool((abs(picture - wanted) <= 24).all(2).any())
 
 
 def test_files_and_data_may_be_mixed(tmp_path: Path) -> None:
@@ -161,7 +170,7 @@ def test_a_purifier_that_fails_is_named() -> None:
     images = [("a", torch.zeros(1, 4, 4))]
     with pytest.raises(PluginError, match=r"Broken fails on images \(1, 4, 4\) \(RuntimeError: out of luck\)"):
         purify_images(Broken(DarkenConfig(by=-1)), images)
-    with pytest.raises(PluginError, match=r"Broken must give images \(1, 1, 4, 4\), it gave \(1, 1, 4, 3\)"):
+    with pytest.raises(PluginError, match=r"Broken must return images \(1, 1, 4, 4\), got \(1, 1, 4, 3\)"):
         purify_images(Broken(DarkenConfig()), images)
     with pytest.raises(PixelError, match=r"a: expected values in \[0, 1\], got \[0, 2\]"):
         purify_images(Darken(DarkenConfig()), [("a", torch.arange(3.0).expand(1, 3, 3))])
@@ -197,12 +206,12 @@ def test_any_name_can_be_drawn(name: str) -> None:
     assert count(opened(draw_purifications([Purification(name, image, image, 1.0, None)])), (51, 51, 51)) > 2 * 80 * 80
 
 
-def test_only_rejected_images_have_red_below_them() -> None:
+def test_only_rejected_images_have_an_orange_score() -> None:
     image = torch.full((1, 6, 6), 0.2)
     pictures = [
         opened(draw_purifications([Purification("a", image, image, 1.0, rejected)])) for rejected in (None, False, True)
     ]
-    assert [reddish(picture) > 0 for picture in pictures] == [False, False, True]
+    assert [drawn_in(picture, WRONG[1]) for picture in pictures] == [False, False, True]
 
 
 def test_a_purification_is_drawn_clean_purified_and_different() -> None:
@@ -222,9 +231,28 @@ def test_a_strip_of_no_images_is_rejected(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_strip_is_green_where_the_class_is_right_and_red_elsewhere(tmp_path: Path) -> None:
-    labels = torch.tensor([0, 1])
+@pytest.mark.parametrize(
+    ("answers", "colours"), [((0, 1), (True, False)), ((0, 7), (True, True)), ((1, 7), (False, True))]
+)
+def test_right_and_wrong_answers_have_different_colours(
+    answers: tuple[int, int], colours: tuple[bool, bool], tmp_path: Path
+) -> None:
     images = torch.full((2, 1, 6, 6), 0.2)
-    for seen, red in ((labels, False), (torch.tensor([0, 7]), True)):
-        path = write_strip(tmp_path / "x.png", {"clean": (images, seen)}, labels, ("a", "b"))
-        assert (reddish(opened(path.read_bytes())) > 0) == red
+    rows = {"clean": (images, torch.tensor(answers))}
+    picture = opened(write_strip(tmp_path / "x.png", rows, torch.tensor([0, 1]), ("a", "b")).read_bytes())
+    assert (drawn_in(picture, RIGHT[1]), drawn_in(picture, WRONG[1])) == colours
+
+
+def test_the_stages_show_the_undefended_classifier_fooled_and_the_guard_not() -> None:
+    guarded = guard("demo", "demo")
+    assert isinstance(guarded, GuardedModule)
+    pixels, labels = load_data("demo:6").batch(range(6))
+    found = stages(guarded, pixels, labels, read_attack("pgd:steps=10").attack, Threat("linf", 0.1))
+    right = {row: int((answers == labels).sum()) for row, (_, answers) in found.items()}
+    assert right["undefended, clean"] == 6 and right["undefended, adversarial"] == 0
+    assert right["purified, clean"] >= 5 and right["purified, adversarial"] >= 4
+    torch.testing.assert_close(found["undefended, clean"][0], pixels)
+    for row in ("undefended, adversarial", "adversarial"):
+        assert 0 < (found[row][0] - pixels).abs().max() <= 0.1 + 1e-6
+    expected = guarded(found["adversarial"][0]).argmax(1)
+    assert torch.equal(found["purified, adversarial"][1], expected)

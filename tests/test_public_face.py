@@ -52,7 +52,7 @@ def test_the_public_names_are_pinned() -> None:
 
 def test_type_checkers_see_what_is_imported_lazily() -> None:
     tree = ast.parse(Path(purifier.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert seen | {"__version__"} == FACE
 

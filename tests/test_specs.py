@@ -58,13 +58,13 @@ def test_text_and_json_values_are_converted() -> None:
     [
         ({"shape": "1x2x3", "stepz": 1}, "no option 'stepz'; its options are: shape, steps"),
         ({}, "needs the option 'shape'"),
-        ({"shape": "1x2"}, "'shape' expected numbers such as 1x28x28, got '1x2'"),
-        ({"shape": "1x2x3", "steps": "2.5"}, "'steps' expected int, got '2.5'"),
-        ({"shape": "1x2x3", "steps": 2.5}, "'steps' expected int"),
-        ({"shape": "1x2x3", "steps": True}, "'steps' expected int"),
-        ({"shape": "1x2x3", "start": "maybe"}, "'start' expected bool"),
-        ({"shape": "1x2x3", "loss": "cw"}, "'loss' expected one of ce, margin, got 'cw'"),
-        ({"shape": "1x2x3", "size": "big"}, "'size' expected"),
+        ({"shape": "1x2"}, "'shape': expected numbers such as 1x28x28, got '1x2'"),
+        ({"shape": "1x2x3", "steps": "2.5"}, "'steps': expected int, got '2.5'"),
+        ({"shape": "1x2x3", "steps": 2.5}, "'steps': expected int"),
+        ({"shape": "1x2x3", "steps": True}, "'steps': expected int"),
+        ({"shape": "1x2x3", "start": "maybe"}, "'start': expected bool"),
+        ({"shape": "1x2x3", "loss": "cw"}, "'loss': expected one of ce, margin, got 'cw'"),
+        ({"shape": "1x2x3", "size": "big"}, "'size': expected"),
     ],
 )
 def test_wrong_values_say_what_was_expected(options: dict, message: str) -> None:

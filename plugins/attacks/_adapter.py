@@ -1,4 +1,4 @@
-"""What the adapters to other libraries share: the model they are shown, their randomness, their options."""
+"""Shared by the adapters to other libraries: the model they attack, their randomness, their options."""
 
 from __future__ import annotations
 
@@ -25,55 +25,55 @@ from purifier.seeding import SampleGenerator, mix_seed
 
 ALL = ("linf", "l2", "l1")
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-"""What the norms are called in several libraries."""
+"""Names of the norms in several libraries."""
 FROM_THE_THREAT = ("eps", "max_epsilon", "norm", "targeted")
 
 
-class Shown(nn.Module):
-    """A target as a plain classifier, which may be asked for any images in any order.
+class TargetModel(nn.Module):
+    """A target as a plain classifier, which can be called on any images in any order.
 
     Parameters
     ----------
     target
-        Asked for everything; its counts grow. It is not registered as a part, so a library that moves or trains what
-        it is given leaves the classifier and the purifier alone.
+        Answers all calls, which raise its counts. It is not registered as a submodule, so a library that moves or
+        trains the model does not touch the classifier and the purifier.
     seed
-        Of a random purifier's noise: each call draws anew for each image shown. Logits (N, K) are means over
-        ``target.eot`` draws, and so is what autograd makes of them.
+        Seed for a random purifier's noise: each call draws new noise for each image. Logits (N, K) and their
+        gradients are means over ``target.eot`` draws.
     device
-        Where the target lives; images from elsewhere are taken there, and their logits back.
+        The target's device; images on another device are moved there, and their logits back.
     """
 
     def __init__(self, target: Target, seed: int, device: torch.device) -> None:
         super().__init__()
         self._held = (target,)
         self._seed, self._draws, self._device = seed, 0, device
-        # Where libraries look for a model's device.
+        # Libraries look at the parameters to find a model's device.
         self.place = nn.Parameter(torch.zeros((), device=device), requires_grad=False)
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
         (target,) = self._held
-        shown = pixels.to(self._device, torch.float32)
-        logits = torch.stack([self._once(target, shown) for _ in range(target.eot)]).mean(0)
-        if shown.requires_grad and not logits.requires_grad and torch.is_grad_enabled():
+        moved = pixels.to(self._device, torch.float32)
+        logits = torch.stack([self._once(target, moved) for _ in range(target.eot)]).mean(0)
+        if moved.requires_grad and not logits.requires_grad and torch.is_grad_enabled():
             raise GradientError(
-                f"the library asks for gradients, and none arrive along the route {target.route!r}; choose a route "
-                "with gradients (exact, bpda, oblivious), or an attack that needs none"
+                f"the library needs gradients, but none arrive along the route {target.route!r}; choose a route with "
+                "gradients (exact, bpda, oblivious), or an attack that needs none"
             )
         return logits.to(pixels.device)
 
     @torch.no_grad()
     def classes(self, pixels: Tensor) -> int:
-        """How many logits an image gets; asked of the first one."""
+        """The number of classes, from the logits of the first image."""
         return int(self(pixels[:1]).shape[1])
 
     def _once(self, target: Target, pixels: Tensor) -> Tensor:
         streams = SampleGenerator(mix_seed(self._seed, self._draws), range(len(pixels)))
         self._draws += 1
-        asked = Target(target.classifier, target.purifier, target.route, streams)
-        asked.spent = target.spent
-        logits: Tensor = asked(pixels)
+        fresh = Target(target.classifier, target.purifier, target.route, streams)
+        fresh.spent = target.spent
+        logits: Tensor = fresh(pixels)
         if logits.requires_grad:
 
             def count(_: Tensor) -> None:
@@ -85,21 +85,21 @@ class Shown(nn.Module):
 
 @dataclass(frozen=True)
 class Adapter(Attack):
-    """An attack of another library, run on a target within a threat; the core projects and judges as always.
+    """An attack of another library, run on a target within a threat; the core projects and judges as for any attack.
 
     The library draws from the global generators of torch, NumPy and Python, which are seeded from the images' own
-    streams and put back: one seed, one result. As the library sees a batch as a whole, an attack of its that draws
-    gives an image another result in another batch.
+    streams and restored afterwards: one seed, one result. But the library sees a batch as a whole, so a random attack
+    gives an image a different result in a different batch.
     """
 
     library: ClassVar[str]
     distribution: ClassVar[str]
-    """Whose version the report names."""
+    """The distribution whose version goes into the report."""
     install: ClassVar[str]
     """The command that installs the library."""
     needs: ClassVar[Literal["gradient", "latent", "scores", "labels"]] = "gradient"
     norms: ClassVar[tuple[str, ...]] = ALL
-    """Each instance has its attack's own ``needs`` and ``norms``."""
+    """Each instance overrides ``needs`` and ``norms`` with those of its attack."""
 
     name: str
     options: Mapping[str, object] = field(default_factory=dict)
@@ -116,17 +116,17 @@ class Adapter(Attack):
             return pixels.clone()
         numbers = generator.uniform((2,), torch.empty(0)) * 2**24
         seed = mix_seed(*numbers.long().flatten().tolist())
-        model = Shown(target, mix_seed(seed, "noise"), pixels.device)
+        model = TargetModel(target, mix_seed(seed, "noise"), pixels.device)
         with _seeded(seed), calm():
             found = self._run(model, pixels.detach().clone(), labels.clone(), threat, seed % 2**31)
         return found.detach().to(pixels).clamp(0, 1)
 
     @abstractmethod
-    def _run(self, model: Shown, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
-        """The library's images (N, C, H, W) for pixels (N, C, H, W) and labels (N,), which are its own copies."""
+    def _run(self, model: TargetModel, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+        """The library's images (N, C, H, W) for pixels (N, C, H, W) and labels (N,), which are copies it may change."""
 
     def _import(self, module: str) -> Any:
-        """The library, or an error that says how to install it."""
+        """Import a library's module, or raise an error that says how to install it."""
         try:
             with calm():
                 return importlib.import_module(module)
@@ -136,7 +136,7 @@ class Adapter(Attack):
                 f"install it: {self.install}"
             ) from error
 
-    def _reject(self, why: str) -> ConfigError:
+    def _error(self, why: str) -> ConfigError:
         return ConfigError(f"attack {self.library!r}: {why}")
 
     def _check_name(self, known: Collection[str]) -> None:
@@ -144,38 +144,38 @@ class Adapter(Attack):
             folded = {name.lower(): name for name in known}
             near = difflib.get_close_matches(self.name.lower(), folded, n=4, cutoff=0.5)
             hint = "did you mean " + ", ".join(folded[name] for name in near) if near else ", ".join(sorted(known))
-            raise self._reject(f"there is no attack {self.name!r} that can be run here; {hint}")
+            raise self._error(f"there is no attack {self.name!r} that can be run here; {hint}")
 
     def _check_options(self, accepted: Collection[str]) -> None:
         for option in self.options:
             if option in FROM_THE_THREAT:
-                raise self._reject(f"{option} comes from the threat, and attacks are untargeted; leave {option} out")
+                raise self._error(f"{option} comes from the threat, and attacks are untargeted; leave {option} out")
             if option not in accepted:
                 open_to = ", ".join(sorted(name for name in accepted if name not in FROM_THE_THREAT)) or "none"
-                raise self._reject(f"{self.name} has no option {option!r}; its options are: {open_to}")
+                raise self._error(f"{self.name} has no option {option!r}; its options are: {open_to}")
 
-    def _settle(self, *, norms: tuple[str, ...], needs: str) -> None:
-        """What this attack of the library needs and where it works; both are read as attributes."""
+    def _declare(self, *, norms: tuple[str, ...], needs: str) -> None:
+        """Set the attributes ``needs`` and ``norms`` for this attack of the library."""
         if not norms:
-            raise self._reject(f"{self.name} bounds neither linf nor l2 nor l1; choose another attack")
+            raise self._error(f"{self.name} bounds none of linf, l2 and l1; choose another attack")
         object.__setattr__(self, "norms", norms)
         object.__setattr__(self, "needs", needs)
 
 
 def parameters_of(kind: Callable[..., object]) -> dict[str, Any]:
-    """The options a library's class takes, with their defaults; not the model, its first one."""
-    taken = list(inspect.signature(kind).parameters.values())
-    return {one.name: one.default for one in taken if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
+    """The parameters of a library's class with their defaults, including the model."""
+    parameters = list(inspect.signature(kind).parameters.values())
+    return {one.name: one.default for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
 
 
-def rescaled(taken: Mapping[str, Any], step: str, eps: float) -> dict[str, float]:
-    """A step size in pixel units that keeps the ratio of the library's defaults to this ``eps``, if it has both."""
-    return {step: taken[step] / taken["eps"] * eps} if {step, "eps"} <= taken.keys() else {}
+def rescaled(parameters: Mapping[str, Any], step: str, eps: float) -> dict[str, float]:
+    """A step size in pixel units with the same ratio to ``eps`` as the library's defaults, if there are both."""
+    return {step: parameters[step] / parameters["eps"] * eps} if {step, "eps"} <= parameters.keys() else {}
 
 
 @contextmanager
 def calm() -> Iterator[None]:
-    """A library's warnings raise nothing, even where the user made warnings errors; its deprecations are its own."""
+    """Keep a library's warnings from raising, even if the user turned warnings into errors; hide its deprecations."""
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
@@ -185,7 +185,7 @@ def calm() -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """All global generators follow the seed, and afterwards go on as if nothing had been drawn."""
+    """Seed all global generators, and restore their state afterwards."""
     python, arrays = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # torch's own
     try:

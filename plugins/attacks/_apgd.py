@@ -1,4 +1,4 @@
-"""The climbs of Auto-PGD: Croce & Hein 2020 for linf and l2, Croce & Hein 2021 ("Mind the box") for l1."""
+"""The ascents of Auto-PGD: Croce & Hein 2020 for linf and l2, Croce & Hein 2021 ("Mind the box") for l1."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from purifier.attacking.threat import Threat
 from purifier.torch_tools.norms import scale_like
 
 APGD_MOMENTUM = 0.75
-"""The share of the new step in each move, alpha in the paper; the rest goes on as before."""
+"""Weight of the new step in each move, alpha in the paper; the rest continues the previous move."""
 RISING = 0.75
-"""The share of a stretch's moves that must raise the loss for the step to keep its length, rho in the paper."""
+"""Fraction of the moves since the last checkpoint that must raise the loss, or the step is halved; rho in the paper."""
 SPARSER = 1.5
-"""By how much the steps in l1 are sparser than the best change so far, and how fast their length shrinks."""
+"""Factor by which steps in l1 are sparser than the best perturbation so far, and by which their length shrinks."""
 
 
 class Ascent(ABC):
-    """M climbs side by side: where each stands, its best point so far, and the length of its step.
+    """M ascents in parallel: the current point, the best point so far, and the step length of each.
 
-    Every tensor among the attributes has a row for each climb, which is all that :meth:`select` relies on.
+    Every tensor attribute has one row per ascent, which is all that :meth:`select` relies on.
 
     Parameters
     ----------
     clean, here
         The clean images and the first points, (M, C, H, W).
     threat
-        What the climbs stay inside.
+        The threat that all points stay within.
     steps
-        How many points each climb will try, the first included.
+        How many points each ascent will try, including the first.
     """
 
     def __init__(self, clean: Tensor, here: Tensor, threat: Threat, steps: int) -> None:
@@ -42,13 +42,13 @@ class Ascent(ABC):
         self.made = 0
 
     def select(self, keep: Tensor) -> None:
-        """Go on with some of the climbs: ``keep`` is a (M,) mask."""
+        """Continue with some of the ascents: ``keep`` is a mask (M,)."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[keep])
 
     def judge(self, gradient: Tensor, logits: Tensor, value: Tensor) -> None:
-        """Take the logits (M, K) at ``here``, the loss ``value`` (M,) and its gradient."""
+        """Record the logits (M, K) at ``here``, the loss ``value`` (M,) and its gradient."""
         if not self.made:
             self.best_logits = logits
         better = value > self.best_value
@@ -60,7 +60,7 @@ class Ascent(ABC):
         self.gradient = gradient
 
     def move(self) -> None:
-        """The next point of each climb."""
+        """Move each ascent to its next point."""
         self._review()
         self._step()
         self.made += 1
@@ -72,7 +72,7 @@ class Ascent(ABC):
 
     @abstractmethod
     def _review(self) -> None:
-        """At a checkpoint, settle the step's length and go back to the best point where that helps."""
+        """At a checkpoint, adapt the step length, and go back to the best point where that helps."""
 
     @abstractmethod
     def _step(self) -> None:
@@ -80,13 +80,13 @@ class Ascent(ABC):
 
 
 class MomentumAscent(Ascent):
-    """Steps with momentum that begin 2 eps long and halve where they stop to pay: Croce & Hein 2020, algorithm 1."""
+    """Momentum steps of length 2 eps that are halved when progress stalls: Croce & Hein 2020, algorithm 1."""
 
     def __init__(self, clean: Tensor, here: Tensor, threat: Threat, steps: int) -> None:
         super().__init__(clean, here, threat, steps)
         self._checkpoints = checkpoints(steps)
         self._since = 0
-        self._before = here
+        self._previous = here
         self._length = here.new_full((len(here),), 2 * threat.eps)
         self._value = self._checked = self.best_value
         self._rises = torch.zeros_like(self.best_value)
@@ -101,7 +101,7 @@ class MomentumAscent(Ascent):
     def _review(self) -> None:
         if self.made not in self._checkpoints:
             return
-        # Conditions 1 and 2: too few moves raised the loss; neither length nor best value changed since last time.
+        # Conditions 1 and 2: too few moves raised the loss; step length and best value did not change since last time.
         few = self._rises < RISING * (self.made - self._since)
         stuck = ~self._halved & (self.best_value <= self._checked)
         self._halved = few | stuck
@@ -114,16 +114,16 @@ class MomentumAscent(Ascent):
         along = steepest(self.gradient, self.threat.norm) * scale_like(self._length, self.here)
         there = self.threat.project(self.here + along, self.clean)
         if self.made:
-            glide = (self.here - self._before) * (1 - APGD_MOMENTUM)
+            glide = (self.here - self._previous) * (1 - APGD_MOMENTUM)
             there = self.threat.project(torch.lerp(self.here, there, APGD_MOMENTUM) + glide, self.clean)
-        self._before, self.here = self.here, there
+        self._previous, self.here = self.here, there
 
 
 class SparseAscent(Ascent):
-    """Steps in l1 along the largest gradients, as many as the best change has values: Croce & Hein 2021, algorithm 1.
+    """Steps in l1 along the largest gradients, sparser than the best perturbation: Croce & Hein 2021, algorithm 1.
 
-    Where that change grows sparser the steps begin anew from it at full length, elsewhere they shorten. Unlike the
-    paper's they leave out values that the box stops.
+    Where that perturbation gets sparser, steps restart from it at full length; elsewhere they get shorter. Unlike in
+    the paper, steps skip values that are at a bound of the box and would leave it.
     """
 
     def __init__(self, clean: Tensor, here: Tensor, threat: Threat, steps: int) -> None:
@@ -152,21 +152,21 @@ class SparseAscent(Ascent):
         flat = self.gradient.masked_fill(stopped, 0).flatten(1).nan_to_num(0)
         moved = self._moved.long().clamp(1, flat.shape[1]).unsqueeze(1)
         largest = flat.abs().topk(int(moved.max()), dim=1).indices
-        taken = torch.arange(largest.shape[1], device=flat.device) < moved
-        signs = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign() * taken)
+        kept = torch.arange(largest.shape[1], device=flat.device) < moved
+        signs = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign() * kept)
         spread = signs / signs.abs().sum(1, keepdim=True).clamp_min(1)
         along = spread.view_as(self.here) * scale_like(self._length, self.here)
         self.here = self.threat.project(self.here + along, self.clean)
 
 
 def checkpoints(steps: int) -> frozenset[int]:
-    """After how many moves the step's length is reviewed: Croce & Hein 2020, section 3.3.
+    """The numbers of moves after which the step length is reviewed: Croce & Hein 2020, section 3.3.
 
-    The first stretch is 0.22 of the steps, each further one 0.03 shorter, none below 0.06.
+    The first interval is 0.22 of the steps; each next one is 0.03 shorter, but at least 0.06.
     """
-    found, share, stretch = set(), 0.0, 0.22
-    while share + stretch <= 1:
-        share += stretch
-        stretch = max(stretch - 0.03, 0.06)
+    found, share, interval = set(), 0.0, 0.22
+    while share + interval <= 1:
+        share += interval
+        interval = max(interval - 0.03, 0.06)
         found.add(math.ceil(round(share * steps, 6)))
     return frozenset(found)

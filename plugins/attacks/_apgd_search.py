@@ -1,4 +1,4 @@
-"""How Auto-PGD goes through its starts: several side by side once few images are left."""
+"""How Auto-PGD works through its starts: several in parallel once few images are left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._steps import Best
 
 
 class RowLoss(Protocol):
-    """A loss of the logits (M, K) of M climbs, (M,), which can be narrowed to some of them by a (M,) mask."""
+    """A loss (M,) of the logits (M, K) of M ascents; a mask (M,) selects some of them."""
 
     def __call__(self, logits: Tensor) -> Tensor: ...
 
@@ -28,16 +28,16 @@ class RowLoss(Protocol):
 
 
 LossAt = Callable[[Tensor, Tensor], RowLoss]
-"""Positions of images (M,) and the numbers of their starts (M,) -> the loss of these M climbs."""
+"""Positions of images (M,) and the numbers of their starts (M,) -> the loss of these M ascents."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Climbs from random starts for every image that still needs work; ``best`` keeps what they find.
+    """Ascents from random starts for every image that still needs work; ``best`` keeps what they find.
 
-    Starts are numbered, the most promising first. As images leave, several starts of those that are left climb side by
-    side, in no more rows than there are images: small batches cost nearly as much as large ones. The successful start
-    of lowest number gives the image, so that the result is that of one start after the other.
+    Starts are numbered, the most promising first. As images are finished, several starts of the remaining ones run in
+    parallel, in at most as many rows as there are images: small batches cost nearly as much as large ones. Of several
+    successful starts the one with the lowest number counts, so the result is the same as running them one by one.
     """
 
     best: Best
@@ -49,17 +49,17 @@ class Search:
     steps: int
 
     def run(self, starts: int, loss_at: LossAt) -> Tensor:
-        """Climb from up to ``starts`` points an image; the loss each start came to, (N, starts), where it was made."""
+        """Run up to ``starts`` starts per image; the loss each one reached, (N, starts), or -inf if it did not run."""
         reached = self.pixels.new_full((len(self.pixels), starts), -torch.inf, dtype=torch.float32)
         first = 0
         while first < starts and len(todo := self.best.todo()):
-            # Where no image may leave, this is 1, and the streams of a random target are asked in order.
+            # If no image can finish early, this is 1, so the streams of a random target are used in order.
             width = min(starts - first, len(self.pixels) // len(todo))
-            self._side_by_side(todo, range(first, first + width), loss_at, reached)
+            self._run_parallel(todo, range(first, first + width), loss_at, reached)
             first += width
         return reached
 
-    def _side_by_side(self, todo: Tensor, numbers: range, loss_at: LossAt, reached: Tensor) -> None:
+    def _run_parallel(self, todo: Tensor, numbers: range, loss_at: LossAt, reached: Tensor) -> None:
         at = todo.repeat(len(numbers))
         number = torch.arange(numbers.start, numbers.stop, device=at.device).repeat_interleave(len(todo))
         *wider, own = self._phases()
@@ -68,26 +68,26 @@ class Search:
         loss = loss_at(at, number)
         rows = _Rows(self, at, number, loss)
         for threat, steps in wider:
-            here = rows.warmed(here, threat, steps)
+            here = rows.warm_up(here, threat, steps)
         found, logits = rows.ends(here, *own)
         reached[at, number] = loss(logits).nan_to_num(-torch.inf, torch.inf, -torch.inf)
         for each in numbers:
-            # An image that an earlier start has fooled is done, whatever became of the later ones.
+            # Once a start fools an image, its later starts do not count.
             ends = ((number == each) & torch.isin(at, self.best.todo())).nonzero().squeeze(1)
             self.best.note(at[ends], found[ends], logits[ends], last=True)
 
     def _phases(self) -> list[tuple[Threat, int]]:
-        """The balls to climb in, the last the threat's own, and the steps in each."""
+        """The balls to search, the last one the threat's own, and the steps in each."""
         if self.threat.norm != "l1":
             return [(self.threat, self.steps)]
-        # Croce & Hein 2021, section 4: the way through larger balls ends at better points.
+        # Croce & Hein 2021, section 4: going through larger balls first ends at better points.
         early = 3 * self.steps // 10
         wider = [(Threat("l1", times * self.threat.eps), early) for times in (3, 2) if early]
         return [*wider, (self.threat, self.steps - 2 * early)]
 
 
 class _Rows:
-    """M climbs in one batch: of the images at ``at`` (M,), from the starts of these numbers (M,)."""
+    """M ascents in one batch, for the images at positions ``at`` (M,) and the starts ``number`` (M,)."""
 
     def __init__(self, search: Search, at: Tensor, number: Tensor, loss: RowLoss) -> None:
         self._best, self._at, self._number, self._loss = search.best, at, number, loss
@@ -95,8 +95,8 @@ class _Rows:
         self._clean, self._labels = search.pixels[at], search.labels[at]
         self._lowest = torch.full_like(search.labels, torch.iinfo(torch.long).max)
 
-    def warmed(self, here: Tensor, threat: Threat, steps: int) -> Tensor:
-        """The points of highest loss that ``steps`` gradients from ``here`` find in ``threat``, (M, C, H, W)."""
+    def warm_up(self, here: Tensor, threat: Threat, steps: int) -> Tensor:
+        """The points of highest loss, (M, C, H, W), that ``steps`` gradients from ``here`` find within ``threat``."""
         ascent = _ascent(self._clean, here, threat, steps)
         for step in range(steps):
             if step:
@@ -106,24 +106,24 @@ class _Rows:
         return ascent.best
 
     def ends(self, here: Tensor, threat: Threat, steps: int) -> tuple[Tensor, Tensor]:
-        """Where climbs from ``here`` end in the threat itself, (M, C, H, W), and the logits there (M, K).
+        """The end points (M, C, H, W) of ascents from ``here`` within the threat itself, and their logits (M, K).
 
-        Where the target is the very model that will judge, a climb is over once it fools it, or once one of the same
-        image and a lower number does. What such a one leaves behind is no result.
+        If the target is the model that will judge, an ascent stops once it fools the target, or once an ascent of the
+        same image with a lower number does. In the second case its values are meaningless.
         """
         ascent = _ascent(self._clean, here, threat, steps)
-        leaves = self._target.route != "oblivious" and not self._best.random
+        stops_early = self._target.route != "oblivious" and not self._best.random
         ends, answers = ascent.here.clone(), torch.empty(0)
         rows = torch.arange(len(here), device=here.device)
         for step in range(steps):
             gradient, logits = self._target.gradient(ascent.here, self._loss)
             if not step:
                 answers = torch.zeros_like(logits)
-            if not leaves:
+            if not stops_early:
                 self._best.note(self._at, ascent.here, logits)
             elif (fooled := logits.argmax(1) != self._labels).any():
                 ends[rows[fooled]], answers[rows[fooled]] = ascent.here[fooled], logits[fooled]
-                stays = self._after(fooled)
+                stays = self._drop_finished(fooled)
                 rows, gradient, logits = rows[stays], gradient[stays], logits[stays]
                 ascent.select(stays)
                 if not len(rows):
@@ -131,7 +131,7 @@ class _Rows:
             ascent.judge(gradient, logits, self._loss(logits))
             ascent.move()
         logits = self._target.logits(ascent.here)
-        if leaves:
+        if stops_early:
             fooled = logits.argmax(1) != self._labels
             ascent.judge(ascent.gradient, logits, self._loss(logits))
             ends[rows] = torch.where(scale_like(fooled, here), ascent.here, ascent.best)
@@ -140,8 +140,8 @@ class _Rows:
             ends[rows], answers[rows] = ascent.here, logits
         return ends, answers
 
-    def _after(self, fooled: Tensor) -> Tensor:
-        """Narrow everything to the climbs that go on, a (M,) mask, after some have ended."""
+    def _drop_finished(self, fooled: Tensor) -> Tensor:
+        """Drop the ascents that are over after some have ended; which ones continue, as a mask (M,)."""
         self._lowest.scatter_reduce_(0, self._at[fooled], self._number[fooled], "amin")
         stays = self._number < self._lowest[self._at]
         self._at, self._number, self._labels = self._at[stays], self._number[stays], self._labels[stays]

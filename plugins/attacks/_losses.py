@@ -1,4 +1,4 @@
-"""Losses an attack climbs: logits (N, K) and labels (N,) -> one number for each image, (N,)."""
+"""Losses that attacks maximise: logits (N, K) and labels (N,) -> one number per image, (N,)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from purifier.attacking.target import Target
 from purifier.errors import ConfigError
 
 FLAT = 1e-12
-"""The least that a difference of logits divides by."""
+"""Lower limit for differences of logits in denominators."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy; its gradient vanishes in float32 where the classifier is very sure."""
+    """Cross-entropy; its gradient vanishes in float32 where the classifier is very confident."""
     return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Best wrong logit minus the right one (Carlini & Wagner 2017, f6, sign turned); > 0 is misclassified."""
+    """Best wrong logit minus the right one (Carlini & Wagner 2017, f6, sign flipped); > 0 means misclassified."""
     right = labels.unsqueeze(1)
     others = logits.float().scatter(1, right, -torch.inf)
     return others.amax(1) - logits.float().gather(1, right).squeeze(1)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce & Hein 2020, equation 6): the margin over the first to the third logit.
+    """Difference of logits ratio (Croce & Hein 2020, equation 6): the margin over the first logit minus the third.
 
-    Adding to all logits or scaling them changes nothing, so a very sure classifier hides no gradient. Of two classes
-    nothing but the sign of their difference is so invariant; with fewer than three logits above -inf it is the margin.
+    Shifting or scaling all logits does not change it, so a very confident classifier cannot hide its gradient. With two
+    classes only the sign of the difference is invariant like that; with fewer than three logits above -inf this is the
+    margin.
     """
     top = _largest(logits, 3)
     spread = torch.where(top[:, 2] > -torch.inf, top[:, 0] - top[:, 2], 1)
@@ -40,16 +41,16 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_ce(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of the class to reach, ``targets`` (N,); ``labels`` do not matter."""
+    """Log-probability of the target classes, ``targets`` (N,); ``labels`` are ignored."""
     return -functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """The ratio towards one class (Croce & Hein 2020, equation 7): target's minus right logit, over a spread.
+    """Targeted DLR loss (Croce & Hein 2020, equation 7): the target's logit minus the right one, over a spread.
 
-    The spread is the first logit less the mean of third and fourth. With three logits above -inf it is the first less
-    the mean of second and third, as against the third alone the loss towards the least class would be constant. With
-    two there is no spread, as in :func:`dlr`.
+    The spread is the first logit minus the mean of the third and fourth. With three logits above -inf it is the first
+    minus the mean of the second and third; with the third alone, the loss towards the least likely class would be
+    constant. With two logits there is no spread, as in :func:`dlr`.
     """
     gap = logits.float().gather(1, torch.stack([targets, labels], 1))
     first, second, third, fourth = _largest(logits, 4).unbind(1)
@@ -59,14 +60,14 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def likeliest_wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """The class of the largest logit but the label's, (N,)."""
+    """The class with the largest logit other than the label's, (N,)."""
     return logits.detach().float().scatter(1, labels.unsqueeze(1), -torch.inf).argmax(1)
 
 
 def targeted(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of the wrong class that is likeliest here; :func:`loss_of` holds one class for a whole attack.
+    """Log-probability of the wrong class that is likeliest here; :func:`loss_of` can fix one class for a whole attack.
 
-    Its gradient does not vanish where the classifier is very sure of the label.
+    Its gradient does not vanish where the classifier is very confident in the label.
     """
     return targeted_ce(logits, labels, likeliest_wrong(logits, labels))
 
@@ -77,12 +78,12 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "margin": margin,
     "targeted": targeted,
 }
-"""A logit of -inf is a class that is never chosen. A NaN gives a NaN, which no attack takes for better."""
+"""A logit of -inf is a class that is never chosen. A NaN gives a NaN, which no attack takes as an improvement."""
 
 
 @dataclass(frozen=True)
 class NamedLoss:
-    """A loss for N images, of their logits (N, K): (N,). ``targets`` (N,) are what ``targeted`` aims at."""
+    """A loss (N,) of the logits (N, K) of N images. ``targets`` (N,) are the classes that ``targeted`` aims at."""
 
     name: str
     labels: Tensor
@@ -94,7 +95,7 @@ class NamedLoss:
         return LOSSES[self.name](logits, self.labels)
 
     def select(self, keep: Tensor) -> NamedLoss:
-        """The loss for some of the images: ``keep`` is a (N,) mask or positions."""
+        """The loss for some of the images: ``keep`` is a mask (N,) or positions."""
         targets = None if self.targets is None else self.targets[keep]
         return replace(self, labels=self.labels[keep], targets=targets)
 
@@ -102,8 +103,8 @@ class NamedLoss:
 def loss_of(name: str, labels: Tensor, first_logits: Tensor | None = None) -> NamedLoss:
     """The named loss for these labels (N,).
 
-    ``targeted`` aims at the likeliest wrong class of ``first_logits`` (N, K) as long as the loss lives; without them
-    at that of the very logits it is given.
+    ``targeted`` always aims at the likeliest wrong class of ``first_logits`` (N, K); without them, at that of the
+    logits it is called with.
     """
     if name == "targeted" and first_logits is not None:
         return NamedLoss(name, labels, likeliest_wrong(first_logits, labels))
@@ -111,7 +112,7 @@ def loss_of(name: str, labels: Tensor, first_logits: Tensor | None = None) -> Na
 
 
 def loss_from(name: str, target: Target, pixels: Tensor, labels: Tensor) -> NamedLoss:
-    """The named loss of an attack that starts at ``pixels`` (N, C, H, W); asks for logits if it is ``targeted``."""
+    """The named loss of an attack that starts at ``pixels`` (N, C, H, W); queries the target if it is ``targeted``."""
     return loss_of(name, labels, target.logits(pixels) if name == "targeted" else None)
 
 
@@ -122,6 +123,6 @@ def check_loss(attack: str, name: str) -> None:
 
 
 def _largest(logits: Tensor, count: int) -> Tensor:
-    """The largest logits in falling order, (N, count); -inf where there are fewer classes."""
+    """The largest logits in descending order, (N, count), padded with -inf if there are fewer classes."""
     top = logits.float().topk(min(count, logits.shape[1]), dim=1).values
     return functional.pad(top, (0, count - top.shape[1]), value=-torch.inf)

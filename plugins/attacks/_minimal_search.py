@@ -1,4 +1,4 @@
-"""The search that C&W and EAD share: descents of distance plus weighted margin, the weight bisected per image."""
+"""The search shared by C&W and EAD: descents on distance plus weighted margin, with the weight bisected per image."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from ._losses import margin
 from ._minimal import Nearest
 
 GROWTH = 10.0
-"""How the margin's weight grows as long as nothing is found (Carlini & Wagner 2017)."""
+"""Factor by which the margin's weight grows until something is found (Carlini & Wagner 2017)."""
 CHECKS, PROGRESS = 10, 0.9999
-"""A descent ends for an image whose objective did not fall below this share in a tenth of the steps."""
+"""A descent ends for an image if a tenth of the steps did not lower its objective to this fraction."""
 
 
 class Descent(Protocol):
-    """M images on their way down an objective: their distance, less what ``move`` is pushed by."""
+    """M images descending on an objective: their distance minus the term whose gradient is passed to ``move``."""
 
     point: Tensor
-    """Where the next gradient is asked for, (M, C, H, W) in [0, 1]."""
+    """The points for the next gradient, (M, C, H, W) in [0, 1]."""
 
     def cost(self) -> Tensor:
-        """The distance's part of the objective at ``point``, (M,)."""
+        """The distance term of the objective at ``point``, (M,)."""
 
     def move(self, push: Tensor) -> None:
-        """One step down, with ``push`` as ``point`` the gradient of what shall grow."""
+        """Take one step; ``push``, same shape as ``point``, is the gradient of the term to increase."""
 
     def select(self, keep: Tensor) -> None:
-        """Go on with some of the images: ``keep`` is a (M,) mask."""
+        """Continue with some of the images: ``keep`` is a mask (M,)."""
 
 
 @dataclass(frozen=True)
 class Hinge:
-    """The margin of logits (M, K), (M,), but no more than ``confidence``: nothing is gained beyond."""
+    """The margin (M,) of logits (M, K), minus ``confidence`` and at most 0: more margin gains nothing."""
 
     labels: Tensor
     confidence: float
@@ -55,9 +55,9 @@ class Hinge:
 
 @dataclass(frozen=True)
 class WeightSearch:
-    """How often the margin's weight is changed, from ``first``, and how long each descent goes on.
+    """Descents of ``steps`` steps with ``searches`` values of the margin's weight, starting at ``first``.
 
-    Under a random target a descent's candidate is its last point that was misclassified, before what it shrank to.
+    With a random target, a descent's candidate is its last misclassified point, rather than its end point.
     """
 
     searches: int
@@ -66,7 +66,7 @@ class WeightSearch:
     first: float
 
     def run(self, best: Nearest, target: Target, clean: Tensor, labels: Tensor, start: Callable[..., Descent]) -> None:
-        """Note what descents from ``start(clean)`` find for images ``clean`` (N, C, H, W)."""
+        """Run descents from ``start(clean)`` for images ``clean`` (N, C, H, W); ``best`` keeps what they find."""
         low = clean.new_zeros(len(clean))
         high, weight = torch.full_like(low, torch.inf), torch.full_like(low, self.first)
         for _ in range(self.searches):
@@ -79,7 +79,7 @@ class WeightSearch:
             weight = torch.where(high.isfinite(), (low + high) / 2, weight * GROWTH)
 
     def _descend(self, best: Nearest, target: Target, at: Tensor, path: Descent, loss: Hinge, weight: Tensor) -> Tensor:
-        """Whether each of the images at positions ``at`` (M,) was misclassified on the way, (M,)."""
+        """Run one descent; whether it misclassified each of the images at positions ``at`` (M,), (M,) booleans."""
         found, last, hits = torch.zeros_like(at, dtype=torch.bool), path.point, path.point.clone()
         live, chosen = torch.arange(len(at), device=at.device), target.select(at)
         before = torch.full_like(weight, torch.inf)
@@ -107,7 +107,7 @@ class WeightSearch:
 
 
 def check_search(attack: str, search: WeightSearch) -> None:
-    """Raise :class:`ConfigError` where a search makes no sense."""
+    """Raise :class:`ConfigError` unless the options of a search make sense."""
     for name, value in (("searches", search.searches), ("steps", search.steps)):
         if value < 1:
             raise ConfigError(f"attack {attack!r}: {name} must be at least 1, got {value}")

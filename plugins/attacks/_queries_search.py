@@ -1,4 +1,4 @@
-"""The random search of the Square attack: which squares are kept."""
+"""The random search of the Square attack: which squares to keep."""
 
 from __future__ import annotations
 
@@ -14,64 +14,64 @@ from ._queries import answers
 from ._steps import Best
 
 FOOLED = 1e4
-"""More than any loss: what sets misclassified images above the others."""
-AGAIN = 20
-"""Rounds after which a random target is asked again about the image that stands."""
+"""Larger than any loss; added to rank misclassified images above the others."""
+REQUERY_ROUNDS = 20
+"""Rounds after which a random target is queried again about the current image."""
 
 
 class Squares(Protocol):
-    """Proposals for N images, each at its own step; ``here`` (N, C, H, W) are the images that stand."""
+    """Proposals for N images, each at its own step; ``here`` (N, C, H, W) are the current images."""
 
     here: Tensor
 
     def propose(self) -> tuple[Tensor, Tensor]:
-        """Positions (M,) among the N of images with a proposal, and these (M, C, H, W); goes on to the next steps."""
+        """Positions (M,) of images with a proposal, and the proposals (M, C, H, W); moves on to the next steps."""
 
     def take(self, rows: Tensor, proposals: Tensor) -> None:
-        """Let ``proposals`` (M, C, H, W) stand at the positions ``rows`` (M,)."""
+        """Make ``proposals`` (M, C, H, W) the current images at the positions ``rows`` (M,)."""
 
     def select(self, keep: Tensor) -> None:
-        """Go on with some of the images: a (N,) mask."""
+        """Continue with some of the images: ``keep`` is a mask (N,)."""
 
     def over(self) -> Tensor:
-        """Which images have no step left, (N,) booleans."""
+        """Which images have no steps left, (N,) booleans."""
 
 
 class Search:
-    """Tries squares on the images at the positions ``at`` (N,) and hands to ``best`` what each ends with.
+    """Tries squares on the images at the positions ``at`` (N,) and passes the final ones to ``best``.
 
-    A random target is asked a second time about a square that beats what stands, and every :data:`AGAIN` rounds about
-    what stands, and means count: else the luckiest answer would stand, which nothing beats. ``queries`` are the most
-    an image may ask.
+    A random target is queried a second time about a square that beats the current image, and about the current image
+    every :data:`REQUERY_ROUNDS` rounds. Means count, because otherwise the luckiest answer would stay, unbeatable.
+    ``queries`` is the limit per image.
     """
 
     def __init__(self, target: Target, best: Best, at: Tensor, squares: Squares, queries: int) -> None:
         self._target, self._best, self._at, self._squares = target, best, at, squares
-        self._left, self._heard = torch.full_like(at, queries - 1), torch.ones_like(at)
+        self._left, self._asked = torch.full_like(at, queries - 1), torch.ones_like(at)
         self._round = 0
         self._loss = best.loss.select(at)
-        self._stops = target.route != "oblivious" and not best.random
+        self._stops_early = target.route != "oblivious" and not best.random
         self._logits = answers(target, at, squares.here, random=best.random)
-        self._value = self._worth(self._logits, self._loss)
+        self._value = self._value_of(self._logits, self._loss)
 
     def run(self) -> None:
-        """Until every image is fooled or out of steps."""
-        self._leave()
+        """Search until every image is fooled or out of steps."""
+        self._finish()
         while len(self._at):
             self._step()
-            self._leave()
+            self._finish()
 
     def _step(self) -> None:
         self._round += 1
-        if self._best.random and self._round % AGAIN == 0:
-            self._ask_again()
+        if self._best.random and self._round % REQUERY_ROUNDS == 0:
+            self._requery()
             return
         rows, proposals = self._squares.propose()
         if not len(rows):
             return
         at, loss = self._at[rows], self._loss.select(rows)
         logits = answers(self._target, at, proposals, random=self._best.random)
-        value = self._worth(logits, loss)
+        value = self._value_of(logits, loss)
         self._left[rows] -= 1
         better = value > self._value[rows]
         if self._best.random:
@@ -79,30 +79,30 @@ class Search:
         if self._best.random and better.any():
             twice = better.nonzero().squeeze(1)
             second = answers(self._target, at[twice], proposals[twice], random=True)
-            value[twice] = (value[twice] + self._worth(second, loss.select(twice))) / 2
+            value[twice] = (value[twice] + self._value_of(second, loss.select(twice))) / 2
             self._left[rows[twice]] -= 1
             better &= value > self._value[rows]
         kept = rows[better]
-        self._heard[kept] = 2
+        self._asked[kept] = 2
         self._logits[kept], self._value[kept] = logits[better], value[better]
         self._squares.take(kept, proposals[better])
 
-    def _ask_again(self) -> None:
-        value = self._worth(answers(self._target, self._at, self._squares.here, random=True), self._loss)
-        self._heard += 1
-        self._value += (value - self._value) / self._heard
+    def _requery(self) -> None:
+        value = self._value_of(answers(self._target, self._at, self._squares.here, random=True), self._loss)
+        self._asked += 1
+        self._value += (value - self._value) / self._asked
         self._left -= 1
 
-    def _worth(self, logits: Tensor, loss: NamedLoss) -> Tensor:
-        """The loss, higher where the answer is wrong: the attack's own measure need not be the judge's."""
+    def _value_of(self, logits: Tensor, loss: NamedLoss) -> Tensor:
+        """The loss, raised where the answer is wrong, because the attack's loss may rank images differently."""
         value, wrong = loss(logits), logits.argmax(1) != loss.labels
         if self._best.random:
             return value
-        return torch.where(wrong, torch.inf if self._stops else value + FOOLED, value)
+        return torch.where(wrong, torch.inf if self._stops_early else value + FOOLED, value)
 
-    def _leave(self) -> None:
+    def _finish(self) -> None:
         done = self._squares.over() | (self._left <= 0)
-        if self._stops:
+        if self._stops_early:
             done = done | (self._value == torch.inf)
         if not done.any():
             return
@@ -112,5 +112,5 @@ class Search:
         stays = ~done
         self._at, self._loss = self._at[stays], self._loss.select(stays)
         self._logits, self._value = self._logits[stays], self._value[stays]
-        self._left, self._heard = self._left[stays], self._heard[stays]
+        self._left, self._asked = self._left[stays], self._asked[stays]
         self._squares.select(stays)

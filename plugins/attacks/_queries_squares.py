@@ -1,4 +1,4 @@
-"""The two kinds of squares that the Square attack tries, for ``linf`` and for ``l2``."""
+"""The two kinds of squares of the Square attack, for ``linf`` and for ``l2``."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch.nn import functional
 from purifier.seeding import SampleGenerator
 from purifier.torch_tools.norms import norm_of, scale_like
 
-LOOK = 4
-"""Squares looked at ahead for one whose outcome is not known."""
-REMEMBERED = 2**16
-"""Most different squares an image remembers to have rejected; where there are more, few would come twice."""
+LOOKAHEAD = 4
+"""How many squares to look ahead for one whose outcome is unknown."""
+MAX_REMEMBERED = 2**16
+"""Failed squares are remembered if there are at most this many different ones; otherwise few would occur twice."""
 
 
 class Boxes:
-    """Squares for ``linf``, of one sign a channel (algorithm 2), on vertical stripes.
+    """Squares for ``linf``, with one sign per channel (algorithm 2), on vertical stripes.
 
-    Each pixel stands at the top or the bottom of its span, so a square can change nothing at all. Another may have been
-    rejected before in the same place, at the same size and sign: a few pixels changed elsewhere since then seldom make
-    it worth a second query. Such squares use up their step without a proposal; rejected ones only with ``recalls``, for
-    a target that answers the same each time.
+    Each pixel is at the top or the bottom of its range, so a square may change nothing at all. Another may have failed
+    before at the same position, size and sign: a few pixels changed elsewhere since then rarely make it worth a second
+    query. Such squares use up their step without a proposal; failed ones only with ``remember``, for a target whose
+    answers do not vary.
 
-    ``clean`` (N, C, H, W) in [0, 1]; ``sizes`` (T,) int64 are the squares' sides.
+    ``clean`` (N, C, H, W) in [0, 1]; ``sizes`` (T,) int64 are the side lengths of the squares.
     """
 
-    def __init__(self, clean: Tensor, eps: float, sizes: Tensor, generator: SampleGenerator, *, recalls: bool) -> None:
+    def __init__(self, clean: Tensor, eps: float, sizes: Tensor, generator: SampleGenerator, *, remember: bool) -> None:
         count, channels, self._height, self._width = clean.shape
         self._low, self._high = (clean - eps).clamp_min(0), (clean + eps).clamp_max(1)
         stripes = generator.uniform((channels, 1, self._width), clean) < 0.5
@@ -40,73 +40,73 @@ class Boxes:
         self._tops = (numbers[..., 0] * (self._height - self._sizes + 1)).int()
         self._lefts = (numbers[..., 1] * (self._width - self._sizes + 1)).int()
         self._up = numbers[..., 2:] < 0.5
-        # Rejections hold for squares of the same size only.
+        # A failure counts only for squares of the same size.
         fresh = torch.cat([sizes.new_ones(1), (sizes.diff() != 0).long()]) if len(sizes) else sizes
         self._since = (fresh * torch.arange(len(sizes))).cummax(0).values.to(clean.device)
         kinds = self._height * self._width * 2**channels
-        self._recalls = recalls and kinds <= REMEMBERED
-        # Rows of the three tables above; a table is not copied whenever an image leaves.
+        self._remember = remember and kinds <= MAX_REMEMBERED
+        # Rows of the three tables above, so the tables are not copied whenever an image is done.
         self._row = torch.arange(count, device=clean.device)
         self._step = torch.zeros_like(self._row)
-        # The step at which a square was rejected last; until it is taken, a square asked about counts as rejected.
-        self._rejected = torch.full((count, kinds if self._recalls else 0), -1, dtype=torch.int32, device=clean.device)
+        # The step at which each square last failed; a proposed square counts as failed until it is taken.
+        self._failed = torch.full((count, kinds if self._remember else 0), -1, dtype=torch.int32, device=clean.device)
         self._latest = torch.zeros_like(self._row)
         self._bits = 2 ** torch.arange(channels, device=clean.device)
 
     @staticmethod
-    def size(share: float, height: int, width: int) -> int:
-        """The side of a square that covers a share of the image."""
-        return min(max(round(math.sqrt(share * height * width)), 1), height, width)
+    def size(fraction: float, height: int, width: int) -> int:
+        """The side length of a square that covers a fraction of the image."""
+        return min(max(round(math.sqrt(fraction * height * width)), 1), height, width)
 
     def propose(self) -> tuple[Tensor, Tensor]:
-        look = self._step.unsqueeze(1) + torch.arange(LOOK, device=self._step.device)
-        within = look < len(self._sizes)
-        look = look.clamp_max(len(self._sizes) - 1)
-        place = self._row.unsqueeze(1), look
-        top, left, up, size = self._tops[place], self._lefts[place], self._up[place], self._sizes[look]
+        ahead = self._step.unsqueeze(1) + torch.arange(LOOKAHEAD, device=self._step.device)
+        within = ahead < len(self._sizes)
+        ahead = ahead.clamp_max(len(self._sizes) - 1)
+        place = self._row.unsqueeze(1), ahead
+        top, left, up, size = self._tops[place], self._lefts[place], self._up[place], self._sizes[ahead]
         rows, columns = _inside(top, size, self._height), _inside(left, size, self._width)
         useful = within & self._changes(rows, columns, up, size)
-        if self._recalls:
+        if self._remember:
             kind = (top * self._width + left).long() * 2 ** up.shape[2] + (up * self._bits).sum(2)
-            rejected = self._rejected.gather(1, kind) >= self._since[look]
-            useful &= ~rejected
+            failed = self._failed.gather(1, kind) >= self._since[ahead]
+            useful &= ~failed
         has, first = useful.max(1)
-        self._step = self._step + torch.where(has, first + 1, LOOK)
-        asks = has.nonzero().squeeze(1)
-        chosen = asks, first[asks]
-        if self._recalls:
-            self._latest[asks] = kind[chosen]
-            self._rejected[asks, kind[chosen]] = look[chosen].int()
+        self._step = self._step + torch.where(has, first + 1, LOOKAHEAD)
+        proposing = has.nonzero().squeeze(1)
+        chosen = proposing, first[proposing]
+        if self._remember:
+            self._latest[proposing] = kind[chosen]
+            self._failed[proposing, kind[chosen]] = ahead[chosen].int()
         square = rows[chosen].unsqueeze(2) & columns[chosen].unsqueeze(1)
-        filled = torch.where(up[chosen][..., None, None], self._high[asks], self._low[asks])
-        return asks, torch.where(square.unsqueeze(1), filled, self.here[asks])
+        filled = torch.where(up[chosen][..., None, None], self._high[proposing], self._low[proposing])
+        return proposing, torch.where(square.unsqueeze(1), filled, self.here[proposing])
 
     def take(self, rows: Tensor, proposals: Tensor) -> None:
         self.here[rows] = proposals
         self._raised[rows] = (proposals == self._high[rows]).to(proposals)
-        if self._recalls:
-            # What later squares overwrite may be worth having again.
-            self._rejected[rows, self._latest[rows]] = -1
+        if self._remember:
+            # Later squares may overwrite it, and then it may help again.
+            self._failed[rows, self._latest[rows]] = -1
 
     def select(self, keep: Tensor) -> None:
         self.here, self._low, self._high = self.here[keep], self._low[keep], self._high[keep]
-        self._raised, self._rejected, self._latest = self._raised[keep], self._rejected[keep], self._latest[keep]
+        self._raised, self._failed, self._latest = self._raised[keep], self._failed[keep], self._latest[keep]
         self._row, self._step = self._row[keep], self._step[keep]
 
     def over(self) -> Tensor:
         return self._step >= len(self._sizes)
 
     def _changes(self, rows: Tensor, columns: Tensor, up: Tensor, size: Tensor) -> Tensor:
-        """Which squares would change a pixel, (N, LOOK); given rows (N, LOOK, H), columns and signs (N, LOOK, C)."""
+        """Which squares would change a pixel, (N, L), from rows (N, L, H), columns (N, L, W) and signs (N, L, C)."""
         strips = rows.to(self._raised).unsqueeze(1) @ self._raised
         raised = (strips * columns.unsqueeze(1)).sum(3).transpose(1, 2)
         return torch.where(up, raised < size.square().unsqueeze(2), raised > 0).any(2)
 
 
 class Bumps:
-    """Squares for ``l2``, of two opposite bumps that take the budget of a second square (algorithm 3).
+    """Squares for ``l2``, with two opposite bumps that take over the budget of a second square (algorithm 3).
 
-    ``clean`` (N, C, H, W) in [0, 1]; ``sizes`` (T,) int64 are the squares' sides.
+    ``clean`` (N, C, H, W) in [0, 1]; ``sizes`` (T,) int64 are the side lengths of the squares.
     """
 
     def __init__(self, clean: Tensor, eps: float, sizes: Tensor, generator: SampleGenerator) -> None:
@@ -129,9 +129,9 @@ class Bumps:
         self._step = 0
 
     @staticmethod
-    def size(share: float, height: int, width: int) -> int:
-        """The side of a square that covers a share of the image: odd, at least 3."""
-        side = max(round(math.sqrt(share * height * width)), 3)
+    def size(fraction: float, height: int, width: int) -> int:
+        """The side length of a square that covers a fraction of the image: odd, at least 3."""
+        side = max(round(math.sqrt(fraction * height * width)), 3)
         return min(side + (side % 2 == 0), height, width)
 
     def propose(self) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ class Bumps:
         return (self._clean + change * scale_like(self._eps / length, change)).clamp(0, 1)
 
     def _oriented(self, size: int, draws: Tensor) -> Tensor:
-        """Opposite bumps (..., size, size) of length 1, one above the other or side by side by ``draws`` (...)."""
+        """Opposite bumps (..., size, size) of length 1, stacked or side by side depending on ``draws`` (...)."""
         bumps = _opposite_bumps(size).to(draws)
         return torch.where(draws[..., None, None] < 0.5, bumps, bumps.T)
 
@@ -181,7 +181,7 @@ def _opposite_bumps(size: int) -> Tensor:
 
 
 def _bump(height: int, width: int) -> Tensor:
-    """A hill of rectangles around the middle, (height, width) (equation 2 of the paper)."""
+    """A hill of nested rectangles around the middle, (height, width) (equation 2 of the paper)."""
     steps = max(height, width) // 2
     heights = (1 / torch.arange(1, steps + 2).double().square()).flip(0).cumsum(0).flip(0)
     down = (torch.arange(height) - height // 2).abs()
@@ -195,13 +195,13 @@ def _unit(windows: Tensor) -> Tensor:
 
 
 def _inside(start: Tensor, size: Tensor, length: int) -> Tensor:
-    """Which of ``length`` places lie in each span: starts and sizes (...) -> (..., length) booleans."""
+    """Which of ``length`` positions are inside each span: starts and sizes (...) -> (..., length) booleans."""
     places = torch.arange(length, device=start.device)
     return (places >= start.unsqueeze(-1)) & (places < (start + size).unsqueeze(-1))
 
 
 def _box(top: Tensor, left: Tensor, size: Tensor, height: int, width: int) -> Tensor:
-    """(N, 1) tops, lefts and sides -> (N, 1, H, W) booleans."""
+    """(N, 1) tops, lefts and side lengths -> (N, 1, H, W) booleans."""
     return _inside(top, size, height).unsqueeze(3) & _inside(left, size, width).unsqueeze(2)
 
 

@@ -1,4 +1,4 @@
-"""What gradient attacks share: the climb, and the strongest image so far."""
+"""Shared by gradient attacks: the iteration, and the strongest image so far."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ._losses import loss_of
 
 
 class Best:
-    """The strongest image found so far for each of N: misclassified before all, then of the highest loss.
+    """The strongest image found so far for each of N: misclassified ones first, then the highest loss.
 
-    Where the target is the very model that will judge, the first misclassification ends an image's search, and the
-    clean images are the first candidates. On the route ``oblivious`` none ends: the images are meant for a guard the
-    attack cannot ask, and one just over the classifier's edge would transfer badly. Under a random target one good draw
-    is luck: there only the last image of each start is a candidate, ranked by its loss on fresh draws.
+    If the target is the model that will judge, the first misclassification ends an image's search, and the clean images
+    are the first candidates. On the route ``oblivious`` no search ends early: the images are meant for a guard that the
+    attack cannot query, and one just beyond the classifier's decision boundary would transfer badly. With a random
+    target one good draw is luck, so only the last image of each start is a candidate, ranked by its loss on new draws.
 
     Parameters
     ----------
     loss
-        A name of ``LOSSES``; the attribute ``loss`` is the loss itself, aimed by the clean images' logits.
+        A name in ``LOSSES``; the attribute ``loss`` is the loss itself, whose targets come from the clean logits.
     """
 
     def __init__(self, target: Target, pixels: Tensor, labels: Tensor, loss: str) -> None:
@@ -44,10 +44,10 @@ class Best:
         self.note(self.todo(), pixels, logits)
 
     def note(self, at: Tensor, pixels: Tensor, logits: Tensor, *, last: bool = False) -> Tensor:
-        """Take over what is better; say which images still need work, (M,) booleans.
+        """Keep candidates that are better; which images still need work, (M,) booleans.
 
-        ``at`` (M,) are positions among the N, ``pixels`` (M, C, H, W) candidates, ``logits`` (M, K) theirs; ``last``
-        says that a start ends here.
+        ``at`` (M,) are positions among the N images, ``pixels`` (M, C, H, W) candidates, ``logits`` (M, K) their
+        logits; ``last`` means that a start ends here.
         """
         if last or not self.random:
             value = self.loss.select(at)(logits).nan_to_num(-torch.inf, torch.inf, -torch.inf)
@@ -76,10 +76,10 @@ def climb(
     decay: float = 0.0,
     moved: float = MOVED,
 ) -> None:
-    """Steepest steps of one ``length``, each projected, for all images still to do; ``best`` notes every iterate.
+    """Take steepest steps of ``length``, each projected, for all unfinished images; ``best`` sees every iterate.
 
-    With a ``generator`` they begin at a random start. ``decay`` is how much of the step before goes into each
-    direction: g <- decay g + gradient / ||gradient||_1 (Dong et al. 2018, equation 6).
+    With a ``generator`` they start at a random point. ``decay`` is the weight of the previous direction in each step:
+    g <- decay g + gradient / ||gradient||_1 (Dong et al. 2018, equation 6).
     """
     at = best.todo()
     clean, loss, target = pixels[at], best.loss.select(at), target.select(at)
@@ -100,10 +100,10 @@ def climb(
 
 
 def check_steps(attack: str, steps: int, step_size: float | None, restarts: int | None = None) -> None:
-    """Raise :class:`ConfigError` unless the options of an attack by steps make sense."""
+    """Raise :class:`ConfigError` unless the options of an iterative attack make sense."""
     if restarts is None and steps < 1:
         raise ConfigError(f"attack {attack!r}: steps must be at least 1, got {steps}")
     if restarts is not None and (steps < 1 or restarts < 1):
         raise ConfigError(f"attack {attack!r}: steps and restarts must be at least 1, got {steps} and {restarts}")
     if step_size is not None and not 0 < step_size < math.inf:
-        raise ConfigError(f"attack {attack!r}: step_size is a share of eps and must be positive, got {step_size}")
+        raise ConfigError(f"attack {attack!r}: step_size is a fraction of eps and must be positive, got {step_size}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from purifier.attacking.threat import Threat
 from purifier.torch_tools.norms import ORDERS
 
-from ._adapter import ALL, Adapter, Shown, parameters_of, rescaled
+from ._adapter import ALL, Adapter, TargetModel, parameters_of, rescaled
 
 ART_NORMS: dict[str, tuple[str, ...]] = {
     "AutoConjugateGradient": ALL,
@@ -34,7 +34,7 @@ ART_NORMS: dict[str, tuple[str, ...]] = {
     "SquareAttack": ALL,
     "ZooAttack": ("l2",),
 }
-"""The attacks on an image of its own that want logits, and the norms they minimise or bound."""
+"""Attacks that perturb each image separately and need logits, and the norms they minimise or bound."""
 ART_QUERIES = {
     "BoundaryAttack": "labels",
     "HopSkipJump": "labels",
@@ -42,23 +42,23 @@ ART_QUERIES = {
     "SquareAttack": "scores",
     "ZooAttack": "scores",
 }
-"""Attacks that follow no gradient."""
+"""Attacks that use no gradient."""
 
 
 @dataclass(frozen=True)
 class ArtAttack(Adapter):
     """An attack of ART 1.20, by its name in ``art.attacks.evasion``.
 
-    ART works on NumPy arrays, so images go to the host and back with every question, whatever the device. The attack
-    gets the threat's eps and, if it can work in several, its norm, and the whole batch at once. ``eps_step``, a step in
-    pixel units, keeps the library's ratio to eps unless it is given.
+    ART works on NumPy arrays, so images go to the host and back on every call, whatever the device. The attack gets the
+    whole batch at once, the threat's eps and, if it supports several norms, the threat's norm. ``eps_step``, a step in
+    pixel units, by default keeps the library's ratio to eps.
 
     Parameters
     ----------
     name
         The class, such as ``ProjectedGradientDescent`` or ``HopSkipJump``.
     options
-        What its constructor takes.
+        Arguments of its constructor.
 
     Raises
     ------
@@ -72,16 +72,16 @@ class ArtAttack(Adapter):
 
     def __post_init__(self) -> None:
         self._check_name(ART_NORMS)
-        taken = parameters_of(self._kind())
-        self._check_options(taken.keys() - {"classifier", "estimator"})
-        self._settle(norms=ART_NORMS[self.name], needs=ART_QUERIES.get(self.name, "gradient"))
+        parameters = parameters_of(self._kind())
+        self._check_options(parameters.keys() - {"classifier", "estimator"})
+        self._declare(norms=ART_NORMS[self.name], needs=ART_QUERIES.get(self.name, "gradient"))
 
     def _kind(self) -> Any:
         return getattr(self._import("art.attacks.evasion"), self.name)
 
-    def _run(self, model: Shown, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+    def _run(self, model: TargetModel, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         kind = self._kind()
-        taken = parameters_of(kind)
+        parameters = parameters_of(kind)
         estimator = self._import("art.estimators.classification").PyTorchClassifier(
             model,
             loss=torch.nn.CrossEntropyLoss(),
@@ -93,10 +93,10 @@ class ArtAttack(Adapter):
         settings: dict[str, object] = {
             "eps": threat.eps,
             "norm": ORDERS[threat.norm],
-            **rescaled(taken, "eps_step", threat.eps),
+            **rescaled(parameters, "eps_step", threat.eps),
         }
         settings |= {"batch_size": len(pixels), "targeted": False, "verbose": False}
-        known = {key: value for key, value in settings.items() if key in taken}
+        known = {key: value for key, value in settings.items() if key in parameters}
         attack = kind(estimator, **{**known, **self.options})
         found = attack.generate(pixels.cpu().numpy(), y=labels.cpu().numpy())
         return torch.from_numpy(found)

@@ -10,27 +10,27 @@ from torch import Tensor
 
 from purifier.attacking.threat import Threat
 
-from ._adapter import ALL, Adapter, Shown, parameters_of
+from ._adapter import ALL, Adapter, TargetModel, parameters_of
 
 FOOLBOX_QUERIES = ("Noise", "Contrast", "Blur", "Inversion", "Boundary", "HopSkipJump")
-"""Words in the names of attacks that follow no gradient; all of them look at the predicted label only."""
+"""Words in the names of attacks that use no gradient; all of them use only the predicted label."""
 FOOLBOX_EXCLUDED = ("BinarizationRefinementAttack", "DatasetAttack", "GenAttack", "PointwiseAttack", "SpatialAttack")
-"""They need starting points, a data set or a target class, or know no distance."""
+"""These need starting points, a data set or a target class, or have no distance."""
 
 
 @dataclass(frozen=True)
 class FoolboxAttack(Adapter):
     """An attack of foolbox 3, by its name in ``foolbox.attacks``, on the device of the images.
 
-    Attacks of a fixed budget get the threat's eps. Attacks that look for the smallest change look for it, and the
-    core projects what is beyond eps. Those that can work in several norms take the threat's.
+    Attacks with a fixed budget get the threat's eps. Attacks that look for the smallest change do so, and the core
+    projects results beyond eps. Those that support several norms get the threat's.
 
     Parameters
     ----------
     name
         The class, such as ``LinfPGD`` or ``L2CarliniWagnerAttack``.
     options
-        What its constructor takes. Step sizes not given are the library's own, shares of eps.
+        Arguments of its constructor. Step sizes default to the library's own, which are fractions of eps.
 
     Raises
     ------
@@ -51,15 +51,15 @@ class FoolboxAttack(Adapter):
             if isinstance(kind, type) and issubclass(kind, base.Attack) and not inspect.isabstract(kind)
         }
         self._check_name(kinds - {*FOOLBOX_EXCLUDED})
-        taken = parameters_of(getattr(foolbox.attacks, self.name))
-        self._check_options(taken.keys() - {"distance", "constraint", "args", "kwargs"})
-        asks = any(word in self.name for word in FOOLBOX_QUERIES)
-        self._settle(norms=self._norms(foolbox, taken), needs="labels" if asks else "gradient")
+        parameters = parameters_of(getattr(foolbox.attacks, self.name))
+        self._check_options(parameters.keys() - {"distance", "constraint", "args", "kwargs"})
+        labels_only = any(word in self.name for word in FOOLBOX_QUERIES)
+        self._declare(norms=self._norms(foolbox, parameters), needs="labels" if labels_only else "gradient")
 
-    def _norms(self, foolbox: Any, taken: dict[str, Any]) -> tuple[str, ...]:
-        if "constraint" in taken:
+    def _norms(self, foolbox: Any, parameters: dict[str, Any]) -> tuple[str, ...]:
+        if "constraint" in parameters:
             return "linf", "l2"
-        if "distance" in taken:
+        if "distance" in parameters:
             return ALL
         own = self._made(foolbox).distance
         return tuple(norm for norm in ALL if getattr(foolbox.distances, norm) == own)
@@ -68,17 +68,17 @@ class FoolboxAttack(Adapter):
         try:
             return getattr(foolbox.attacks, self.name)(**{**self.options, **settings})
         except ImportError as error:
-            raise self._reject(
+            raise self._error(
                 f"{self.name} needs {error.name}, which is not installed: pip install {error.name}"
             ) from error
         except TypeError as error:
-            raise self._reject(f"{self.name} rejects its options: {error}") from error
+            raise self._error(f"{self.name} does not accept its options: {error}") from error
 
-    def _run(self, model: Shown, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+    def _run(self, model: TargetModel, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         foolbox = self._import("foolbox")
-        taken = parameters_of(getattr(foolbox.attacks, self.name))
+        parameters = parameters_of(getattr(foolbox.attacks, self.name))
         settings = {"distance": getattr(foolbox.distances, threat.norm), "constraint": threat.norm}
-        attack = self._made(foolbox, **{key: value for key, value in settings.items() if key in taken})
+        attack = self._made(foolbox, **{key: value for key, value in settings.items() if key in parameters})
         minimal = isinstance(attack, foolbox.attacks.base.MinimizationAttack)
         seen = foolbox.PyTorchModel(model, bounds=(0, 1), device=pixels.device)
         found: Tensor = attack(seen, pixels, labels, epsilons=None if minimal else threat.eps)[1]

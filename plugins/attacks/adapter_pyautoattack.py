@@ -12,21 +12,21 @@ from torch import Tensor
 
 from purifier.attacking.threat import Threat
 
-from ._adapter import NAMES, Adapter, Shown
+from ._adapter import NAMES, Adapter, TargetModel
 
 ENSEMBLES = ("standard", "plus", "rand")
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 OPTIONS = ("n_iter", "n_restarts", "n_queries", "n_target_classes", "eot_iter")
-"""Attributes of the ensemble's attacks; each goes to all that have it."""
+"""Attributes of the ensemble's attacks; each is set on every attack that has it."""
 
 
 @dataclass(frozen=True)
 class PyAutoAttackEnsemble(Adapter):
     """An ensemble of pyautoattack 0.2, or one of its attacks, on the device of the images.
 
-    Images fooled by one attack are not shown to the next. At most as many classes are targeted as there are wrong
-    ones. ``rand`` is the library's ensemble for random classifiers; the audit's option ``eot`` serves any of them. A
-    single attack has the library's own number of restarts, five (``fab-t``, ``apgd-t`` and ``square`` one).
+    Images that one attack fools are not passed to the next. The number of target classes is at most the number of wrong
+    classes. ``rand`` is the library's ensemble for random classifiers; the audit's option ``eot`` works with all of
+    them. A single attack has the library's own number of restarts, five (``fab-t``, ``apgd-t`` and ``square`` one).
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class PyAutoAttackEnsemble(Adapter):
         ``standard``, ``plus``, ``rand``, or one attack: ``apgd-ce``, ``apgd-dlr``, ``apgd-t``, ``fab``, ``fab-t``,
         ``square``.
     options
-        ``n_iter`` (of APGD and FAB), ``n_restarts``, ``n_queries`` (of Square), ``n_target_classes``, ``eot_iter``.
+        ``n_iter`` (APGD and FAB), ``n_restarts``, ``n_queries`` (Square), ``n_target_classes``, ``eot_iter``.
 
     Raises
     ------
@@ -54,10 +54,10 @@ class PyAutoAttackEnsemble(Adapter):
         self._check_options(OPTIONS)
         for option, value in self.options.items():
             if not isinstance(value, int) or value < 1:
-                raise self._reject(f"{option} must be a whole number of at least 1, got {value!r}")
-        self._settle(norms=self.norms, needs="scores" if self.name == "square" else "gradient")
+                raise self._error(f"{option} must be a whole number of at least 1, got {value!r}")
+        self._declare(norms=self.norms, needs="scores" if self.name == "square" else "gradient")
 
-    def _run(self, model: Shown, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+    def _run(self, model: TargetModel, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         one = self.name not in ENSEMBLES
         ensemble = self._import("pyautoattack").AutoAttack(
             model,
@@ -82,7 +82,7 @@ def _set(attack: Any, options: Any, targets: int) -> None:
     if hasattr(attack, "n_target_classes"):
         attack.n_target_classes = min(attack.n_target_classes, targets)
     if hasattr(attack, "n_iter_orig"):
-        # Checkpoints of APGD's step size, which its constructor had set for 100 steps.
+        # The checkpoints of APGD's step size, which the constructor has set for 100 steps.
         attack.n_iter_orig = attack.n_iter
         for name, share in (("n_iter_2", 0.22), ("n_iter_min", 0.06), ("size_decr", 0.03)):
             setattr(attack, name, max(int(share * attack.n_iter), 1))
@@ -90,7 +90,7 @@ def _set(attack: Any, options: Any, targets: int) -> None:
 
 @contextmanager
 def _tracing_kept() -> Iterator[None]:
-    """The library's check for dynamic defences ends what traces the process, such as coverage or a debugger."""
+    """Restore the trace function (coverage, a debugger), which the library's check for dynamic defences removes."""
     trace = sys.gettrace()
     try:
         yield

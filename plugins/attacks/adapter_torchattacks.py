@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purifier.attacking.threat import Threat
 
-from ._adapter import ALL, NAMES, Adapter, Shown, parameters_of, rescaled
+from ._adapter import ALL, NAMES, Adapter, TargetModel, parameters_of, rescaled
 
 TORCHATTACKS_NORMS: dict[str, tuple[str, ...]] = {
     "APGD": ("linf", "l2"),
@@ -29,29 +29,29 @@ TORCHATTACKS_NORMS: dict[str, tuple[str, ...]] = {
     "SparseFool": (),
     "Square": ("linf", "l2"),
 }
-"""The "Distance Measure" of the library's documentation, where it is not linf alone; none for counts of pixels.
+"""The "Distance Measure" in the library's documentation, if it is not just linf; empty for counts of pixels.
 
-FAB names l1 there too, and breaks down in it (3.5.1).
+FAB lists l1 too, but fails in it (3.5.1).
 """
 TORCHATTACKS_QUERIES = {"GN": "labels", "SPSA": "scores", "Square": "scores"}
-"""Attacks that follow no gradient."""
+"""Attacks that use no gradient."""
 TORCHATTACKS_EXCLUDED = ("LGV", "MultiAttack", "VANILA")
-"""They train or combine models and attacks, or change nothing."""
+"""These train or combine models and attacks, or change nothing."""
 
 
 @dataclass(frozen=True)
 class TorchattacksAttack(Adapter):
     """An attack of torchattacks 3.5, by its name there, on the device of the images.
 
-    The attack gets the threat's eps and, if it can work in several, its norm. ``alpha``, a step in pixel units, keeps
-    the library's ratio to eps unless it is given.
+    The attack gets the threat's eps and, if it supports several norms, the threat's norm. ``alpha``, a step in pixel
+    units, by default keeps the library's ratio to eps.
 
     Parameters
     ----------
     name
         The class, such as ``PGD`` or ``PGDL2``.
     options
-        What its constructor takes.
+        Arguments of its constructor.
 
     Raises
     ------
@@ -63,25 +63,25 @@ class TorchattacksAttack(Adapter):
     distribution: ClassVar[str] = "torchattacks"
     install: ClassVar[str] = (
         "pip install --no-deps torchattacks && pip install requests tqdm scipy "
-        "(with its dependencies it would take requests back to 2.25)"
+        "(its own dependencies would downgrade requests to 2.25)"
     )
 
     def __post_init__(self) -> None:
         torchattacks = self._import("torchattacks")
         self._check_name(set(torchattacks.__all__) - {*TORCHATTACKS_EXCLUDED})
         self._check_options(parameters_of(getattr(torchattacks, self.name)).keys() - {"model"})
-        self._settle(
+        self._declare(
             norms=TORCHATTACKS_NORMS.get(self.name, ("linf",)), needs=TORCHATTACKS_QUERIES.get(self.name, "gradient")
         )
 
-    def _run(self, model: Shown, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+    def _run(self, model: TargetModel, pixels: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         kind = getattr(self._import("torchattacks"), self.name)
-        taken = parameters_of(kind)
+        parameters = parameters_of(kind)
         settings: dict[str, object] = {"norm": NAMES[threat.norm], "seed": seed}
-        if "n_classes" in taken:
+        if "n_classes" in parameters:
             settings["n_classes"] = model.classes(pixels)
-        settings |= rescaled(taken, "alpha", threat.eps)
+        settings |= rescaled(parameters, "alpha", threat.eps)
         settings |= {"eps": threat.eps, "max_epsilon": threat.eps}
-        known = {key: value for key, value in settings.items() if key in taken}
+        known = {key: value for key, value in settings.items() if key in parameters}
         found: Tensor = kind(model, **{**known, **self.options})(pixels, labels)
         return found

@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce & Hein 2020; in l1 Croce & Hein 2021): no step size to choose, on three losses."""
+"""Auto-PGD (Croce & Hein 2020; in l1 Croce & Hein 2021): PGD without a step size to choose, on three losses."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ TOWARDS = {"ce": targeted_ce, "dlr": targeted_dlr}
 class ApgdCe(Attack):
     """Auto-PGD (Croce & Hein 2020, algorithm 1) on the cross-entropy.
 
-    In ``linf`` and ``l2`` steps with momentum halve where they stop to pay, and go back to the best point then. In
-    ``l1`` sparse steps climb in balls of 3, 2 and 1 eps one after the other (Croce & Hein 2021, "Mind the box",
-    section 4). An image leaves as soon as the model that will judge it misclassifies it; one that never is comes back
-    as the point of highest loss. On the route ``oblivious`` no image leaves early, and a random target makes the last
-    point of each start the only candidate.
+    In ``linf`` and ``l2`` it takes steps with momentum; where progress stalls, it halves the step and goes back to the
+    best point. In ``l1`` it takes sparse steps in balls of 3, 2 and 1 eps in turn (Croce & Hein 2021, "Mind the box",
+    section 4). An image is done as soon as the model that will judge it misclassifies it; otherwise its result is the
+    point of highest loss. On the route ``oblivious`` no image is done early, and with a random target only the last
+    point of each start is a candidate.
 
     Parameters
     ----------
     steps
-        Gradients of each start, at least 1.
+        Gradients per start, at least 1.
     restarts
-        How many random starts an image gets.
+        Random starts per image.
     loss
-        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+        Loss to maximise: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -64,7 +64,7 @@ class ApgdCe(Attack):
 
 @dataclass(frozen=True)
 class ApgdDlr(ApgdCe):
-    """Auto-PGD on the difference of logits ratio (Croce & Hein 2020, equation 6): :class:`ApgdCe`, another loss."""
+    """Auto-PGD on the difference of logits ratio (Croce & Hein 2020, equation 6): :class:`ApgdCe` on another loss."""
 
     loss: str = "dlr"
 
@@ -75,25 +75,25 @@ class ApgdDlr(ApgdCe):
 
 @dataclass(frozen=True)
 class ApgdT(Attack):
-    """Auto-PGD towards one wrong class after the other (Croce & Hein 2020, section 4.1).
+    """Auto-PGD towards several wrong classes in turn (Croce & Hein 2020, section 4.1).
 
-    The likeliest classes are tried first, for a tenth of the steps each; those of them that came closest get all steps.
-    With ``finalists`` as large as ``targets`` all do at once, which is the paper's way and takes more
-    than twice the gradients where images hold. Steps, leaving and routes are those of :class:`ApgdCe`.
+    It first tries each of the likeliest classes for a tenth of the steps; those that came closest then get all steps.
+    With ``finalists`` as large as ``targets``, all of them get all steps at once, as in the paper, which takes more
+    than twice the gradients on images that are not fooled. Steps, early stopping and routes are as in :class:`ApgdCe`.
 
     Parameters
     ----------
     steps
-        Gradients of each start, at least 1.
+        Gradients per start, at least 1.
     restarts
-        How many random starts an image gets for each class.
+        Random starts per image and class.
     targets
-        How many wrong classes, at least 1; with K classes there are K - 1.
+        How many wrong classes to try, at least 1; with K classes at most K - 1.
     finalists
-        How many of the classes get all steps, at least 1.
+        How many of these classes get all steps, at least 1.
     loss
-        What grows: ``dlr``, the difference of logits ratio towards the class (equation 7), or ``ce``, the class's
-        log-probability.
+        Loss to maximise: ``dlr``, the difference of logits ratio towards the class (equation 7), or ``ce``, the
+        class's log-probability.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -130,7 +130,7 @@ class ApgdT(Attack):
         return best.pixels
 
     def _towards(self, labels: Tensor, classes: Tensor) -> LossAt:
-        """The losses of starts that each aim at their column of ``classes`` (N, starts)."""
+        """Losses for starts that each aim at their column of ``classes`` (N, starts)."""
         return lambda at, number: Towards(self.loss, labels[at], classes[at, number])
 
 

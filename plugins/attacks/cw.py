@@ -18,43 +18,43 @@ from purifier.seeding import SampleGenerator
 from ._minimal import Nearest
 from ._minimal_search import WeightSearch, check_search
 
-INSIDE = 0.95
-"""What tanh is at the walls of the box, instead of 1: there w would be infinite and no step would ever leave a wall.
+TANH_AT_BOUND = 0.95
+"""The value of tanh at the bounds of the box. With 1, w would be infinite there and no step could leave a bound.
 
-The nearer to 1, the more steps a pixel needs to leave a wall: with 0.95 the first of 0.01 moves it by 5e-4, with 0.999
-by 1e-5, with 1 - 1e-6 by 1e-8."""
-WALL = math.atanh(INSIDE)
-FIRST, SECOND, TINY = 0.9, 0.999, 1e-8
+The closer to 1, the more steps a pixel needs to leave a bound: with 0.95 the first step of 0.01 moves it by 5e-4, with
+0.999 by 1e-5, with 1 - 1e-6 by 1e-8."""
+MAX_W = math.atanh(TANH_AT_BOUND)
+DECAY1, DECAY2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 """Adam's decays of the moments and its smallest denominator (Kingma & Ba 2015)."""
 
 
 @dataclass(frozen=True)
 class CarliniWagner(Attack):
-    """Descends squared l2 distance plus weighted margin with Adam, in a space where the box has no walls.
+    """Minimises squared l2 distance plus weighted margin with Adam, in a space where the box has no bounds.
 
     Carlini & Wagner 2017, "Towards Evaluating the Robustness of Neural Networks", section VI.A: pixels are
-    (tanh w + 1) / 2, the margin is f6, and its weight is bisected for each image. Here tanh is stretched a little, so
-    that the walls lie at a finite w, where w is held: pixels on them can leave them, and images start unchanged. A
-    descent ends early for images whose objective no longer falls.
+    (tanh w + 1) / 2, the margin is f6, and its weight is bisected for each image. Here tanh is stretched a little and w
+    is clamped, so the bounds are at a finite w: pixels can leave a bound, and images start unchanged. A descent ends
+    early for images whose objective stops falling.
 
-    An image leaves once it is misclassified within eps; those that never are come back as the nearest misclassified
-    image, however far, or else as the one of highest margin.
+    An image is done once it is misclassified within eps. Otherwise its result is the nearest misclassified point,
+    however far, or else the point of highest margin.
 
     Parameters
     ----------
     steps
-        The most steps of a descent, at least 1.
+        Maximum number of steps per descent, at least 1.
     searches
-        Descents, at least 1: the weight grows tenfold until one succeeds, and is halved in from there.
+        Number of descents, at least 1: the weight grows tenfold until one succeeds, and is bisected from then on.
     initial_const
-        The margin's first weight, 0.001 as in the authors' code. A large one with one search is fast, and far from
-        the smallest distance.
+        The margin's first weight, 0.001 as in the authors' code. A large weight with one search is fast, but far
+        from the smallest distance.
     step_size
         Adam's step, in units of w.
     confidence
-        The margin an image has to reach to count as misclassified; more carries over better.
+        The margin at which an image counts as misclassified; a larger one transfers better.
     minimal
-        Go on for the smallest distance where one within eps is found.
+        Keep looking for the smallest distance after finding one within eps.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -85,11 +85,11 @@ class CarliniWagner(Attack):
 
 
 class _TanhAdam:
-    """Adam on w, where pixels (M, C, H, W) are (tanh w / INSIDE + 1) / 2."""
+    """Adam on w, with pixels (M, C, H, W) = (tanh w / TANH_AT_BOUND + 1) / 2."""
 
     def __init__(self, clean: Tensor, step_size: float) -> None:
         self._clean, self._step_size, self._steps = clean, step_size, 0
-        self._w = torch.atanh((2 * clean - 1) * INSIDE)
+        self._w = torch.atanh((2 * clean - 1) * TANH_AT_BOUND)
         self._mean, self._square = torch.zeros_like(clean), torch.zeros_like(clean)
         self.point = clean
 
@@ -98,14 +98,14 @@ class _TanhAdam:
 
     def move(self, push: Tensor) -> None:
         self._steps += 1
-        slope = (1 - self._w.tanh().square()) / (2 * INSIDE)
+        slope = (1 - self._w.tanh().square()) / (2 * TANH_AT_BOUND)
         gradient = (2 * (self.point - self._clean) - push) * slope
-        self._mean = torch.lerp(gradient, self._mean, FIRST)
-        self._square = torch.lerp(gradient.square(), self._square, SECOND)
-        mean = self._mean / (1 - FIRST**self._steps)
-        square = self._square / (1 - SECOND**self._steps)
-        self._w = (self._w - self._step_size * mean / (square.sqrt() + TINY)).clamp(-WALL, WALL)
-        self.point = ((self._w.tanh() / INSIDE + 1) / 2).clamp(0, 1)
+        self._mean = torch.lerp(gradient, self._mean, DECAY1)
+        self._square = torch.lerp(gradient.square(), self._square, DECAY2)
+        mean = self._mean / (1 - DECAY1**self._steps)
+        square = self._square / (1 - DECAY2**self._steps)
+        self._w = (self._w - self._step_size * mean / (square.sqrt() + ADAM_EPSILON)).clamp(-MAX_W, MAX_W)
+        self.point = ((self._w.tanh() / TANH_AT_BOUND + 1) / 2).clamp(0, 1)
 
     def select(self, keep: Tensor) -> None:
         self._clean, self._w, self.point = self._clean[keep], self._w[keep], self.point[keep]

@@ -19,26 +19,26 @@ from purifier.vocabulary import Norm
 
 from ._minimal import DUAL, Gap, Nearest
 
-BEYOND = 1e-5
-"""Added to each step's length, as in the authors' code: without it steps that the box cuts short may never cross."""
+EXTRA_LENGTH = 1e-5
+"""Added to each step's length, as in the authors' code; otherwise steps clamped to the box might never cross."""
 
 
 @dataclass(frozen=True)
 class DeepFool(Attack):
-    """Steps to the nearest of the linearised boundaries between the label and the likeliest classes.
+    """Steps to the nearest linearised boundary between the label and the likeliest other classes.
 
     Moosavi-Dezfooli et al. 2016, "DeepFool: a simple and accurate method to fool deep neural networks", algorithm 2,
-    for linf with the dual norm. An image's search ends where it is first misclassified, so its distance is an upper
-    bound of the smallest one. One that never is comes back as the iterate of highest margin.
+    for linf with the dual norm. An image is done when it is first misclassified, so its distance is an upper bound on
+    the smallest one. If it never is, its result is the iterate of highest margin.
 
     Parameters
     ----------
     steps
-        The most steps an image gets, at least 1; each costs a gradient for every wrong class tried.
+        Maximum number of steps per image, at least 1; each costs one gradient per wrong class tried.
     overshoot
-        How much farther than the linearised boundary an image is moved, as a share of the way.
+        How far beyond the linearised boundary to move, as a fraction of the way there.
     candidates
-        How many classes are looked at, the likeliest of the image, its own among them; at least 2.
+        How many of the likeliest classes to consider, including the image's own; at least 2.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -70,7 +70,7 @@ class DeepFool(Attack):
             if step:
                 logits = chosen.logits(here[at])
             fooled, _ = best.note(at, here[at], logits)
-            # A random target may answer otherwise next time: there an image only pauses.
+            # A random target may answer differently next time, so there an image only pauses.
             if not best.random:
                 at, chosen = at[~fooled], chosen.select(~fooled)
             if not len(at):
@@ -84,7 +84,7 @@ class DeepFool(Attack):
         return best.result(target)
 
     def _forward(self, target: Target, here: Tensor, labels: Tensor, goals: Tensor, norm: Norm) -> Tensor:
-        """The step onto the nearest linearised boundary, as ``here``; ``goals`` (M, candidates - 1) are the classes."""
+        """The step (M, C, H, W) onto the nearest linearised boundary to one of ``goals`` (M, candidates - 1)."""
         nearest, direction = here.new_full((len(here),), torch.inf), torch.zeros_like(here)
         for goal in goals.unbind(1):
             gap = Gap(goal, labels)
@@ -94,4 +94,4 @@ class DeepFool(Attack):
             nearer = distance < nearest
             nearest = torch.where(nearer, distance, nearest)
             direction = torch.where(scale_like(nearer, here), gradient, direction)
-        return steepest(direction, norm) * scale_like((nearest + BEYOND).where(nearest.isfinite(), 0), here)
+        return steepest(direction, norm) * scale_like((nearest + EXTRA_LENGTH).where(nearest.isfinite(), 0), here)

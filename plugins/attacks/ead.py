@@ -19,32 +19,32 @@ from ._minimal_search import WeightSearch, check_search
 
 @dataclass(frozen=True)
 class Ead(Attack):
-    """Descends squared l2 plus l1 distance plus weighted margin by shrinking and thresholding: few pixels change.
+    """Minimises squared l2 plus l1 distance plus weighted margin by shrinking and thresholding, so few pixels change.
 
     Chen et al. 2018, "EAD: Elastic-Net Attacks to Deep Neural Networks via Adversarial Examples", algorithm 1 (FISTA)
     with the decision rule l1. The margin's weight is bisected for each image as in Carlini & Wagner 2017, and the step
-    shrinks to 0 as a square root. The points whose gradients are asked for are the candidates, which saves a pass
-    forward for each step. A descent ends early for images whose objective no longer falls.
+    shrinks to 0 like a square root. The points where gradients are taken are also the candidates, which saves a forward
+    pass per step. A descent ends early for images whose objective stops falling.
 
-    An image leaves once it is misclassified within eps; those that never are come back as the nearest misclassified
-    image, however far, or else as the one of highest margin.
+    An image is done once it is misclassified within eps. Otherwise its result is the nearest misclassified point,
+    however far, or else the point of highest margin.
 
     Parameters
     ----------
     steps
-        The most steps of a descent, at least 1.
+        Maximum number of steps per descent, at least 1.
     searches
-        Descents, at least 1: the weight grows tenfold until one succeeds, and is halved in from there.
+        Number of descents, at least 1: the weight grows tenfold until one succeeds, and is bisected from then on.
     initial_const
-        The margin's first weight. Where ``step_size`` times it is less than ``beta``, a gradient of 1 moves nothing.
+        The margin's first weight. If its product with ``step_size`` is below ``beta``, a gradient of 1 has no effect.
     step_size
-        The first step, a factor of the gradient.
+        The first step size, a factor on the gradient.
     beta
-        Pixels changed by less than this after a step are put back, and all others nearer by it; in pixel units.
+        Shrinkage per step, in pixel units: smaller changes are undone, and all others reduced by this much.
     confidence
-        The margin an image has to reach to count as misclassified; more carries over better.
+        The margin at which an image counts as misclassified; a larger one transfers better.
     minimal
-        Go on for the smallest distance where one within eps is found.
+        Keep looking for the smallest distance after finding one within eps.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -95,7 +95,7 @@ class _Fista:
         shrunk = delta.sign() * (delta.abs() - self._settings.beta).clamp_min(0)
         iterate = (self._clean + shrunk).clamp(0, 1)
         momentum = self._steps / (self._steps + 3)
-        # The paper leaves this point outside the box; here it has to be a candidate.
+        # The paper does not clamp this point to the box, but here it must be a valid candidate.
         self.point = (iterate + momentum * (iterate - self._iterate)).clamp(0, 1)
         self._iterate = iterate
         self._steps += 1

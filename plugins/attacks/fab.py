@@ -20,45 +20,46 @@ from purifier.torch_tools.norms import norm_of, scale_like
 from ._minimal import Gap, Nearest
 from ._minimal_planes import onto_plane
 
-LEAST_STEP = 1e-8
-"""What the length of a step is at least, where two lengths are weighed against each other."""
+MIN_LENGTH = 1e-8
+"""Lower limit for step lengths when two are compared."""
 
 
 @dataclass(frozen=True)
 class FabT(Attack):
-    """Walks along the boundary towards each of several wrong classes, looking for its nearest point.
+    """Moves along the boundary to each of several wrong classes, looking for its nearest point.
 
     Croce & Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", algorithm 1, in
     the targeted form of AutoAttack (Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble
-    of diverse parameter-free attacks"). Each step takes the boundary to a class for a hyperplane, projects the iterate
-    and the image onto it inside the box, and moves to a point between the two, a little beyond the boundary; a
-    misclassified iterate is first pulled back towards the image. The paper linearises at the point it was pulled back
-    to, which costs one more pass forward; here it is done at the misclassified iterate, nearer to the boundary.
+    of diverse parameter-free attacks"). Each step approximates the boundary to a class by a hyperplane, projects the
+    iterate and the image onto it inside the box, and moves to a point between the two, a little beyond the boundary; a
+    misclassified iterate is first pulled back towards the image. The paper linearises at the point it is pulled back
+    to, which costs another forward pass; here this happens at the misclassified iterate, nearer to the boundary.
 
-    Every class gets a tenth of the steps first, and those of them whose boundary then seems nearest all steps. With
-    ``finalists`` as large as ``targets`` all do at once, which is the paper's way and takes twice the time.
+    First every class gets a tenth of the steps; those whose boundary then seems nearest get all steps. With
+    ``finalists`` as large as ``targets``, all of them get all steps at once, as in the paper, which takes twice the
+    time.
 
-    An image leaves once it is misclassified within eps; those that never are come back as the nearest misclassified
-    image, however far, or else as the one of highest margin.
+    An image is done once it is misclassified within eps. Otherwise its result is the nearest misclassified point,
+    however far, or else the point of highest margin.
 
     Parameters
     ----------
     steps
-        Steps towards each class, at least 1; each costs one gradient.
+        Steps per class, at least 1; each costs one gradient.
     targets
-        How many wrong classes are tried, the likeliest first; at most all of them.
+        How many wrong classes to try, the likeliest first; limited to all of them.
     finalists
-        How many of the classes get all steps, at least 1.
+        How many of these classes get all steps, at least 1.
     restarts
-        Starts for each class: the image itself, then uniform points of the ball of half the budget.
+        Starts per class: the image itself, then uniform points in a ball of half the budget.
     alpha_max
-        The most that the image weighs against the iterate, in [0, 1].
+        Maximum weight of the image relative to the iterate, in [0, 1].
     eta
-        How far a step goes, where 1 ends on the hyperplane.
+        How far a step goes; 1 ends on the hyperplane.
     beta
-        Where a misclassified iterate is pulled back to: the share of its way from the image, in (0, 1].
+        Where to pull a misclassified iterate back to: the fraction of its distance from the image, in (0, 1].
     minimal
-        Go on for the smallest distance where one within eps is found.
+        Keep looking for the smallest distance after finding one within eps.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -110,7 +111,7 @@ class FabT(Attack):
     def _from_the_image(
         self, best: Nearest, target: Target, threat: Threat, pixels: Tensor, labels: Tensor, goal: Tensor, steps: int
     ) -> Tensor:
-        """The start at the images themselves; how far the boundary to the classes ``goal`` (N,) then seems, (N,)."""
+        """Start at the images themselves; the estimated distance (N,) to the boundary to the classes ``goal`` (N,)."""
         at = best.todo()
         return self._approach(best, target, threat, at, pixels[at], pixels[at], Gap(goal[at], labels[at]), steps)
 
@@ -125,9 +126,9 @@ class FabT(Attack):
         gap: Gap,
         steps: int,
     ) -> Tensor:
-        """One start: ``here`` (M, C, H, W) for the images at positions ``at`` (M,), which are ``clean``.
+        """One start at ``here`` (M, C, H, W) for the images ``clean`` at positions ``at`` (M,).
 
-        Returns how far from each of the N images the boundary seems at the end; infinite for those that left.
+        Returns the final estimate (N,) of the boundary's distance from each image, infinite for those not in ``at``.
         """
         chosen = target.select(at)
         away = best.pixels.new_full((len(best.pixels),), torch.inf)
@@ -135,7 +136,7 @@ class FabT(Attack):
             if not len(at):
                 return away
             gradient, logits = chosen.gradient(here, gap)
-            # One NaN would stay in the iterate for good.
+            # A NaN would stay in the iterate for good.
             normal = gradient.flatten(1).nan_to_num(0, 0, 0)
             fooled, stays = best.note(at, here, logits)
             pulled = torch.where(scale_like(fooled, here), clean + self.beta * (here - clean), here)
@@ -149,15 +150,14 @@ class FabT(Attack):
     def _towards(
         self, tangent: Tensor, normal: Tensor, value: Tensor, here: Tensor, clean: Tensor, threat: Threat
     ) -> tuple[Tensor, Tensor]:
-        """The next iterate from ``here``, for the plane whose value at ``tangent`` is ``value`` (M,).
-
-        And how far the plane is from ``clean`` inside the box, (M,).
+        """The next iterate from ``here``, for the plane whose value at ``tangent`` is ``value`` (M,), and the distance
+        (M,) of the plane from ``clean`` inside the box.
         """
         both = torch.cat([here, clean]).flatten(1)
         normals = normal.repeat(2, 1)
         missing = (normals * (tangent.flatten(1).repeat(2, 1) - both)).sum(1) - value.repeat(2)
         step = onto_plane(both, normals, missing, threat.norm)
-        near, far = norm_of(step, threat.norm).clamp_min(LEAST_STEP).chunk(2)
+        near, far = norm_of(step, threat.norm).clamp_min(MIN_LENGTH).chunk(2)
         alpha = (near / (near + far)).clamp_max(self.alpha_max)
         ends = (both + self.eta * step).view(2, *here.shape)
         return torch.lerp(ends[0], ends[1], scale_like(alpha, here)).clamp(0, 1), far

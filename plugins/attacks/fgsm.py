@@ -19,15 +19,15 @@ from ._losses import check_loss, loss_from
 
 @dataclass(frozen=True)
 class Fgsm(Attack):
-    """One step of length eps along the steepest direction (Goodfellow et al. 2014, section 4).
+    """One step of length eps in the steepest direction (Goodfellow et al. 2014, section 4).
 
-    ``linf`` steps along the gradient's sign, ``l2`` along the gradient itself; ``l1`` moves the values of the largest
-    gradients to the box's walls until eps is spent.
+    ``linf`` steps along the gradient's sign, ``l2`` along the gradient itself; ``l1`` moves the values with the largest
+    gradients to the bounds of the box until eps is spent.
 
     Parameters
     ----------
     loss
-        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+        Loss to maximise: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -52,9 +52,9 @@ class RandomFgsm(Attack):
     Parameters
     ----------
     alpha
-        The random step's share of eps, in [0, 1).
+        Length of the random step as a fraction of eps, in [0, 1).
     loss
-        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+        Loss to maximise: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -66,7 +66,7 @@ class RandomFgsm(Attack):
     def __post_init__(self) -> None:
         check_loss("rfgsm", self.loss)
         if not 0 <= self.alpha < 1:
-            raise ConfigError(f"attack 'rfgsm': alpha is a share of eps and must be in [0, 1), got {self.alpha}")
+            raise ConfigError(f"attack 'rfgsm': alpha is a fraction of eps and must be in [0, 1), got {self.alpha}")
 
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator

@@ -21,36 +21,36 @@ from ._losses import check_loss, loss_from, loss_of
 from ._minimal import DUAL, Nearest, onto_balls
 
 LAST_GAMMA, LAST_ALPHA = 0.02, 0.01
-"""What is left of ``gamma`` and ``alpha`` after the last step, as a share."""
+"""Fractions of ``gamma`` and ``alpha`` that are left at the last step."""
 ZERO_AT_THE_BOUNDARY = ("margin", "dlr")
-"""Losses whose value over their slope is the distance to the boundary, to first order."""
+"""Losses whose value divided by their slope is the distance to the boundary, to first order."""
 
 
 @dataclass(frozen=True)
 class Fmn(Attack):
-    """Steps along the gradient in a ball whose radius follows each image: smaller where it is misclassified.
+    """Steps along the gradient in a ball whose radius adapts to each image, and shrinks while it is misclassified.
 
     Pintor et al. 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints", algorithm 1, from the
-    image itself. Until an image is first misclassified, the radius is its distance plus what the loss's linearisation
-    says is missing; for ``ce`` and ``targeted``, whose values do not say it, the margin does at the first step. In the
-    paper that radius can stand still where the box cuts the steps short; here it also grows. Step length and the change
-    of the radius shrink along a cosine.
+    image itself. Until an image is first misclassified, the radius is its distance plus the distance to the boundary
+    estimated by linearising the loss; for ``ce`` and ``targeted``, whose values do not tell, the margin is linearised
+    at the first step. In the paper the radius can get stuck where the box clamps the steps; here it also grows. The
+    step length and the change of the radius shrink along a cosine.
 
-    An image leaves once it is misclassified within eps; those that never are come back as the nearest misclassified
-    image, however far, or else as the one of highest margin.
+    An image is done once it is misclassified within eps. Otherwise its result is the nearest misclassified point,
+    however far, or else the point of highest margin.
 
     Parameters
     ----------
     steps
         Gradient steps, at least 1.
     alpha
-        Length of the first step in l2, in pixel units, for every norm.
+        L2 length of the first step, in pixel units, for every norm.
     gamma
-        How much the radius shrinks or grows at the first step, as a share, in (0, 1).
+        How much the radius shrinks or grows at the first step, as a fraction in (0, 1).
     loss
-        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+        Loss to maximise: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     minimal
-        Go on for the smallest distance where one within eps is found.
+        Keep looking for the smallest distance after finding one within eps.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -84,17 +84,17 @@ class Fmn(Attack):
             gradient, logits = chosen.gradient(here, loss)
             fooled, stays = best.note(at, here, logits)
             size = threat.distance(here, clean)
-            # A random target can misclassify the image itself by chance, and a ball of radius 0 would never grow.
+            # A random target can misclassify the clean image by chance, and a ball of radius 0 would never grow.
             fooled = fooled & (size > 0)
             nearest = torch.where(fooled, torch.minimum(nearest, size), nearest)
             gamma = _annealed(self.gamma, LAST_GAMMA, step / self.steps)
             wider = radius * (1 + gamma)
             if linear:
-                first = size + _missing(gradient, loss(logits), threat)
+                first = size + _distance_to_zero(gradient, loss(logits), threat)
                 wider = torch.where(nearest.isfinite(), wider, torch.maximum(wider, first))
             elif not step:
                 gap = loss_of("margin", labels[at])
-                wider = _missing(chosen.gradient(here, gap)[0], gap(logits), threat)
+                wider = _distance_to_zero(chosen.gradient(here, gap)[0], gap(logits), threat)
             radius = torch.where(fooled, torch.minimum(radius * (1 - gamma), nearest), wider)
             length = _annealed(self.alpha, LAST_ALPHA, step / self.steps)
             moved = here + length * steepest(gradient, "l2") - clean
@@ -108,15 +108,15 @@ class Fmn(Attack):
         return best.result(target)
 
 
-def _missing(gradient: Tensor, value: Tensor, threat: Threat) -> Tensor:
-    """How far the zero of a function is to first order, (M,), for its values (M,) and gradients (M, C, H, W).
+def _distance_to_zero(gradient: Tensor, value: Tensor, threat: Threat) -> Tensor:
+    """The first-order distance (M,) to the zero of a function, from its values (M,) and gradients (M, C, H, W).
 
-    0 where the gradient is 0 or not finite: a radius of NaN would stay for good.
+    0 where the gradient is 0 or not finite, because a radius of NaN would stay for good.
     """
     slope = norm_of(gradient, DUAL[threat.norm])
     return (value.abs() / slope).where((slope > 0) & slope.isfinite(), 0).nan_to_num(0)
 
 
-def _annealed(first: float, share: float, progress: float) -> float:
-    """From ``first`` to its ``share`` along a cosine, ``progress`` in [0, 1]."""
-    return first * (share + (1 - share) * (1 + math.cos(math.pi * progress)) / 2)
+def _annealed(first: float, last: float, progress: float) -> float:
+    """Decays from ``first`` to the fraction ``last`` of it along a cosine, with ``progress`` in [0, 1]."""
+    return first * (last + (1 - last) * (1 + math.cos(math.pi * progress)) / 2)

@@ -1,4 +1,4 @@
-"""An attack on classifier and detector at once (Carlini & Wagner 2017; Bryniarski et al. 2021)."""
+"""An attack on classifier and detector together (Carlini & Wagner 2017; Bryniarski et al. 2021)."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from ._losses import NamedLoss, check_loss, loss_from, margin
 from ._steps import check_steps
 
 MORE, LESS = 1.15, 0.95
-"""How the classifier's weight follows an image: up below the wished margin, down above it."""
+"""Factors for the loss's weight: up below the wanted margin, down above it."""
 
 
 @dataclass(frozen=True)
 class Joint(Attack):
-    """Misclassified images of the lowest score: what a detector has to be judged by.
+    """Looks for misclassified images with a low score, as needed to judge a detector.
 
-    Until an image is misclassified, steps climb the classifier's loss. From then on they follow a weighted sum of the
-    two gradients, each scaled to length 1 in the dual norm: downhill for the score, uphill for the loss (the combined
-    loss of Carlini & Wagner 2017, "Adversarial Examples Are Not Easily Detected"). The loss's weight follows each image
-    in the place of a search: up while its margin is below ``confidence``, down otherwise. Bryniarski et al. 2021
-    ("Evading Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent") serve one aim at a
-    time. Steps shrink along a cosine to 0. An image comes back as its misclassified iterate of lowest score, or else
-    as the one of highest margin.
+    Until an image is misclassified, steps maximise the classifier's loss. From then on they follow a weighted sum of
+    two gradients, each scaled to length 1 in the dual norm: down the score, up the loss (the combined loss of Carlini &
+    Wagner 2017, "Adversarial Examples Are Not Easily Detected"). The loss's weight is adapted for each image instead of
+    searched for: up while its margin is below ``confidence``, down otherwise. Bryniarski et al. 2021 ("Evading
+    Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent") pursue one goal at a time
+    instead. Steps shrink to 0 along a cosine. The result is the misclassified iterate of lowest score, or else the
+    iterate of highest margin.
 
-    Under a random target only the last iterate of each start is a candidate, ranked on fresh draws. On the route
-    ``oblivious`` the attacker knows of no detector, and only the loss is climbed.
+    With a random target only the last iterate of each start is a candidate, ranked on new draws. On the route
+    ``oblivious`` the attacker knows of no detector and only maximises the loss.
 
     Parameters
     ----------
     steps
-        Steps of each start, at least 1; each costs two gradients of one pass.
+        Steps per start, at least 1; each costs two gradients from one pass.
     step_size
-        Mean length of a step as a share of eps; the first is twice as long, none longer than eps. By default
-        ``10 / steps`` and at most 1.
+        Mean step length as a fraction of eps; the first step is twice as long, but none is longer than eps. By
+        default ``10 / steps``, at most 1.
     restarts
-        How many random starts an image gets.
+        Random starts per image.
     loss
-        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+        Loss to maximise: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     confidence
-        How far the best wrong logit is kept above the right one; more is safer where the judge's answers vary.
+        How far to keep the best wrong logit above the right one; more is safer if the judge's answers vary.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -73,7 +73,7 @@ class Joint(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
-        best = _Quietest(target, pixels, labels)
+        best = _LowestScore(target, pixels, labels)
         if not best.random:
             best.note(pixels, *target.logits_with_score(pixels))
         climbed = loss_from(self.loss, target, pixels, labels)
@@ -84,7 +84,7 @@ class Joint(Attack):
         return best.pixels
 
     def _descend(
-        self, best: _Quietest, target: Target, climbed: NamedLoss, here: Tensor, pixels: Tensor, threat: Threat
+        self, best: _LowestScore, target: Target, climbed: NamedLoss, here: Tensor, pixels: Tensor, threat: Threat
     ) -> Tensor:
         """The last iterate from a start ``here``, (N, C, H, W)."""
         dual: Norm = "l1" if threat.norm == "linf" else "l2"
@@ -92,27 +92,27 @@ class Joint(Attack):
         crossed = torch.zeros_like(climbed.labels, dtype=torch.bool)
         mean = min(1.0, 10 / self.steps) if self.step_size is None else self.step_size
         for step in range(self.steps):
-            (climb, quieter), logits, score = target.gradients_with_score(
+            (up_loss, lower_score), logits, score = target.gradients_with_score(
                 here, lambda logits, score: climbed(logits), lambda logits, score: -score
             )
             if not best.random:
                 best.note(here, logits, score)
-            climb = unit(climb, dual)
-            both = unit(quieter, dual) + climb * scale_like(weight, climb)
-            direction = torch.where(scale_like(crossed, climb), both, climb)
-            wrongness = margin(logits, climbed.labels)
-            weight = torch.where(crossed, weight * torch.where(wrongness < self.confidence, MORE, LESS), weight)
+            up_loss = unit(up_loss, dual)
+            both = unit(lower_score, dual) + up_loss * scale_like(weight, up_loss)
+            direction = torch.where(scale_like(crossed, up_loss), both, up_loss)
+            margins = margin(logits, climbed.labels)
+            weight = torch.where(crossed, weight * torch.where(margins < self.confidence, MORE, LESS), weight)
             if target.route != "oblivious":
-                crossed |= wrongness > 0
+                crossed |= margins > 0
             length = threat.eps * min(1.0, mean * (1 + math.cos(math.pi * step / self.steps)))
             here = threat.project(here + length * steepest(direction, threat.norm), pixels)
         return here
 
 
-class _Quietest:
-    """The best candidate so far for each of N: misclassified before all, then of the lowest score.
+class _LowestScore:
+    """The best candidate so far for each of N images: misclassified ones first, then the lowest score.
 
-    Among images still right, and on the route ``oblivious``, which knows no score, it is the one of highest margin.
+    Among correctly classified ones, and on the route ``oblivious``, which knows no score, the highest margin counts.
     """
 
     def __init__(self, target: Target, pixels: Tensor, labels: Tensor) -> None:
@@ -123,12 +123,12 @@ class _Quietest:
         self._value = pixels.new_full((len(pixels),), -torch.inf, dtype=torch.float32)
 
     def note(self, pixels: Tensor, logits: Tensor, score: Tensor) -> None:
-        """Take over what is better of candidates (N, C, H, W) with their logits (N, K) and scores (N,)."""
+        """Keep those of the candidates (N, C, H, W) that are better, by their logits (N, K) and scores (N,)."""
         fooled = logits.argmax(1) != self._labels
-        wrongness = margin(logits, self._labels)
-        # A NaN score is rejected: no better than the highest.
-        quiet = torch.where(score.isnan(), -torch.inf, -score.float())
-        value = torch.where(fooled, quiet, wrongness) if self._scored else wrongness
+        margins = margin(logits, self._labels)
+        # A NaN score is rejected, so it counts as the highest.
+        low_score = torch.where(score.isnan(), -torch.inf, -score.float())
+        value = torch.where(fooled, low_score, margins) if self._scored else margins
         better = (fooled & ~self._fooled) | ((fooled == self._fooled) & (value > self._value))
         self.pixels[better] = pixels[better].detach()
         self._value = torch.where(better, value, self._value)

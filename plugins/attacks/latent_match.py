@@ -1,4 +1,4 @@
-"""Attack on a purifier's latent space: an image whose code is that of another class (Kos, Fischer & Song 2018)."""
+"""Attack on a purifier's latent space: images encoded like another class (Kos, Fischer & Song 2018)."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from ._steps import Best, check_steps
 
 @dataclass(frozen=True)
 class LatentMatch(Attack):
-    """Drives the encoder's answer to a latent that decodes to another class (Kos, Fischer & Song 2018, section 4.3).
+    """Drives the encoder's output to a latent that decodes to another class (Kos, Fischer & Song 2018, section 4.3).
 
-    First a guide: from the image's own latent steps climb the classifier's margin through the decoder, until it is
-    ``confidence``. Then steepest steps of pixels shrink the squared distance from the encoder's answer to the guide, as
-    Sabour et al. 2016 do with the features of a guide image. Each iterate is a candidate, asked of the target itself;
-    an image leaves as soon as the model that will judge it misclassifies it.
+    It first finds a guide: from the image's own latent, steps raise the classifier's margin through the decoder until
+    it reaches ``confidence``. Then steepest steps on the pixels reduce the squared distance from the encoder's output
+    to the guide, as Sabour et al. 2016 do with the features of a guide image. Each iterate is a candidate and queried
+    on the target itself; an image is done as soon as the model that will judge it misclassifies it.
 
     Parameters
     ----------
     steps
-        Steps of pixels, at least 1; each costs a query and a gradient of the encoder.
+        Steps on the pixels, at least 1; each costs a query and a gradient of the encoder.
     guide_steps
-        Most steps to the guide, at least 1; each costs a query and a gradient of decoder and classifier.
+        Maximum number of steps to the guide, at least 1; each costs a query and a gradient of decoder and classifier.
     guide_step
-        Length of such a step, as a share of the latent's length when each of its numbers is 1; positive.
+        Length of a step to the guide, as a fraction of the length of a latent of ones; positive.
     confidence
-        How far the guide's best wrong logit shall be above the right one, at least 0.
+        How far the guide's best wrong logit should be above the right one, at least 0.
     step_size
-        Length of a step of pixels as a share of eps; by default ``2.5 / steps`` and at most 1.
+        Length of a step on the pixels as a fraction of eps; by default ``2.5 / steps``, at most 1.
     restarts
-        How many starts an image gets: the first from the image, each other from a random point of the threat.
+        Starts per image: the first at the image, the others at random points within the threat.
     """
 
     needs: ClassVar[Literal["latent"]] = "latent"
@@ -77,8 +77,8 @@ class LatentMatch(Attack):
             )
         if target.route != "exact":
             raise ConfigError(
-                f"attack 'latent-match' differentiates the purifier, which the route {target.route!r} does not know; "
-                "use the route exact"
+                f"attack 'latent-match' differentiates the purifier, which is not known along the route "
+                f"{target.route!r}; use the route exact"
             )
         check_differentiable(target.classifier, target.route)
         best = Best(target, pixels, labels, "margin")
@@ -97,9 +97,9 @@ class LatentMatch(Attack):
         with torch.no_grad():
             latent = space.latent_of(pixels)
         length = self.guide_step * math.sqrt(latent[0].numel())
-        open_ = torch.ones_like(labels, dtype=torch.bool)
+        active = torch.ones_like(labels, dtype=torch.bool)
         for _ in range(self.guide_steps):
-            rows = open_.nonzero().squeeze(1)
+            rows = active.nonzero().squeeze(1)
             leaf = latent[rows].requires_grad_()
             with torch.enable_grad():
                 value = margin(target.classifier(space.decoded(leaf)), labels[rows])
@@ -108,8 +108,8 @@ class LatentMatch(Attack):
             target.spent.gradients += len(rows)
             moves = value.detach() < self.confidence
             latent[rows[moves]] += length * unit(gradient, "l2")[moves]
-            open_[rows[~moves]] = False
-            if not open_.any():
+            active[rows[~moves]] = False
+            if not active.any():
                 break
         return latent
 

@@ -19,21 +19,21 @@ from ._steps import Best, check_steps, climb
 
 @dataclass(frozen=True)
 class Mim(Attack):
-    """Steps along a decaying sum of gradients, each first scaled to l1 length 1 (Dong et al. 2018, algorithm 1).
+    """Steps along a decaying sum of gradients, each scaled to l1 length 1 (Dong et al. 2018, algorithm 1).
 
-    No random start. Candidates are those of ``pgd``. A gradient of 0 adds nothing to the sum, where dividing by its
-    length, as torchattacks' MIFGSM does, makes the image NaN.
+    There is no random start. Candidates are those of ``pgd``. A gradient of 0 adds nothing to the sum; dividing by its
+    length, as torchattacks' MIFGSM does, would make the image NaN.
 
     Parameters
     ----------
     steps
         Gradient steps, at least 1.
     step_size
-        Length of a step as a share of eps; by default ``1 / steps``, the paper's.
+        Step length as a fraction of eps; by default ``1 / steps`` as in the paper.
     decay
-        How much of the sum goes into the next, at least 0: the paper's mu. 0 is ``bim`` at this step size.
+        Decay factor of the sum, at least 0 (mu in the paper); 0 is ``bim`` at this step size.
     loss
-        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+        Loss to maximise: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"

@@ -1,4 +1,4 @@
-"""Random noise: what any attack has to beat."""
+"""Random noise: the baseline that any attack has to beat."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
 
-from ._queries import everyone, fooled, votes_for
+from ._queries import all_positions, fooled, votes_for
 
 
 @dataclass(frozen=True)
 class RandomNoise(Attack):
-    """Draws from the threat until one is misclassified; each uses a query, and nothing is learnt from it.
+    """Draws from the threat until one is misclassified; each costs a query, and nothing is learned from it.
 
-    The draws alternate between the ball's surface (in ``linf`` its corners) and its inside, uniformly. An image comes
-    back as the first draw that fools, or else as the last on the surface; one misclassified as it is comes back
-    unchanged. Under a random target most of several answers decide. There, where wrong answers can be made more, and
-    on the route ``oblivious``, where the judge may have been right, a misclassified image is drawn for as well.
+    The draws alternate between the ball's surface (in ``linf`` its corners) and its interior, uniformly. The result is
+    the first draw that fools the target, or else the last one on the surface; an image that is misclassified from the
+    start is returned unchanged. With a random target the majority of several queries decides. There, because it can be
+    misclassified more often, and on the route ``oblivious``, because the judge may classify it correctly, such an image
+    gets draws too.
 
     Parameters
     ----------
     draws
-        How many draws an image gets, at least 1.
+        Draws per image, at least 1.
     """
 
     needs: ClassVar[Literal["labels"]] = "labels"
@@ -45,7 +46,7 @@ class RandomNoise(Attack):
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
         votes = votes_for(target, pixels)
-        found, at = pixels.clone(), everyone(labels)
+        found, at = pixels.clone(), all_positions(labels)
         if votes == 1 and target.route != "oblivious":
             at = at[~fooled(target, at, pixels, labels, votes=votes)]
         for draw in range(self.draws):

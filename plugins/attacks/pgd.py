@@ -22,25 +22,25 @@ from ._steps import Best, check_steps, climb
 class Pgd(Attack):
     """Steepest steps, each projected back into the threat, from random starts (Madry et al. 2018).
 
-    Every iterate is a candidate. An image leaves as soon as the model that will judge it misclassifies it; one that
-    never is comes back as the iterate of highest loss. On the route ``oblivious`` no image leaves early, and a random
-    target makes the last iterate of each start the only candidate. In ``l1`` this is the sparse descent of Tramer &
-    Boneh 2019, section 4.
+    Every iterate is a candidate. An image is done as soon as the model that will judge it misclassifies it; otherwise
+    its result is the iterate of highest loss. On the route ``oblivious`` no image is done early, and with a random
+    target only the last iterate of each start is a candidate. In ``l1`` this is the sparse descent of Tramer & Boneh
+    2019, section 4.
 
     Parameters
     ----------
     steps
-        Gradient steps of each start, at least 1.
+        Gradient steps per start, at least 1.
     step_size
-        Length of a step as a share of eps; by default ``2.5 / steps`` and at most 1.
+        Step length as a fraction of eps; by default ``2.5 / steps``, at most 1.
     random_start
-        Begin at a uniform point of the ball rather than at the image.
+        Start at a uniform random point of the ball instead of the image.
     restarts
-        How many random starts an image gets.
+        Random starts per image.
     loss
-        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+        Loss to maximise: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     moved
-        The share of an image's values that an ``l1`` step moves, in (0, 1]. The other norms move all.
+        Fraction of an image's values that an ``l1`` step changes, in (0, 1]. The other norms change all.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -59,7 +59,7 @@ class Pgd(Attack):
         if self.restarts > 1 and not self.random_start:
             raise ConfigError("attack 'pgd': restarts without random_start all do the same; set random_start=true")
         if not 0 < self.moved <= 1:
-            raise ConfigError(f"attack 'pgd': moved is a share of the values and must be in (0, 1], got {self.moved}")
+            raise ConfigError(f"attack 'pgd': moved must be a fraction of the values in (0, 1], got {self.moved}")
 
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
@@ -74,7 +74,7 @@ class Pgd(Attack):
 
 @dataclass(frozen=True)
 class Bim(Attack):
-    """FGSM in small steps from the image itself, each projected (Kurakin et al. 2017, section 2.2).
+    """FGSM in small steps from the image itself, each projected into the threat (Kurakin et al. 2017, section 2.2).
 
     Candidates are those of ``pgd``.
 
@@ -83,9 +83,9 @@ class Bim(Attack):
     steps
         Gradient steps, at least 1.
     step_size
-        Length of a step as a share of eps; by default ``2.5 / steps`` and at most 1.
+        Step length as a fraction of eps; by default ``2.5 / steps``, at most 1.
     loss
-        What grows: ``ce``, ``dlr``, ``margin`` or ``targeted``.
+        Loss to maximise: ``ce``, ``dlr``, ``margin`` or ``targeted``.
     """
 
     needs: ClassVar[Literal["gradient"]] = "gradient"
@@ -102,5 +102,5 @@ class Bim(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
-        again = Pgd(steps=self.steps, step_size=self.step_size, random_start=False, loss=self.loss)
-        return again.perturb(target, pixels, labels, threat, generator)
+        steps_from_image = Pgd(steps=self.steps, step_size=self.step_size, random_start=False, loss=self.loss)
+        return steps_from_image.perturb(target, pixels, labels, threat, generator)

@@ -1,4 +1,4 @@
-"""SPSA: gradients guessed from differences of answers along random directions (Uesato et al. 2018)."""
+"""SPSA: gradients estimated from differences along random directions (Uesato et al. 2018)."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from ._losses import NamedLoss
 from ._queries import answers, blocks
 from ._steps import Best
 
-DECAYS = 0.9, 0.999
-"""Adam's (Kingma & Ba 2015)."""
+ADAM_DECAYS = 0.9, 0.999
+"""Kingma & Ba 2015."""
 
 
 @dataclass(frozen=True)
 class Spsa(Attack):
-    """Ascent along gradients guessed by simultaneous perturbation (Uesato et al. 2018, algorithm 1; Spall 1992).
+    """Ascent along gradients estimated by simultaneous perturbation (Uesato et al. 2018, algorithm 1; Spall 1992).
 
-    Each step asks ``2 * samples`` times, at both ends of random directions of signs, and once more for the image it
-    reaches. An image leaves as soon as the model that will judge it misclassifies it.
+    Each step makes ``2 * samples`` queries, at both ends of random sign directions, and one more for the image it
+    reaches. An image is done as soon as the model that will judge it misclassifies it.
 
     Parameters
     ----------
     steps
         Steps of the ascent, at least 1.
     samples
-        Directions of each guess, at least 1.
+        Directions per gradient estimate, at least 1.
     delta
-        How far to either side of the image a direction's ends are, per pixel.
+        Distance from the image to either end of a direction, per pixel.
     lr
-        Length of a step as a share of eps: of Adam's rate, or of the whole step with ``sign``.
+        Step length as a fraction of eps: Adam's learning rate, or with ``sign`` the length of the whole step.
     optimizer
-        ``adam`` as in the paper, or ``sign``: plain steepest steps.
+        ``adam`` as in the paper, or ``sign`` for plain steepest steps.
     loss
-        What grows: ``margin`` or ``ce``.
+        Loss to maximise: ``margin`` or ``ce``.
     """
 
     needs: ClassVar[Literal["scores"]] = "scores"
@@ -80,12 +80,12 @@ class Spsa(Attack):
         for step in range(1, self.steps + 1):
             if not len(at):
                 break
-            gradient = self._guess(target, at, here, loss, generator.select(at), random=best.random)
-            mean = DECAYS[0] * mean + (1 - DECAYS[0]) * gradient
-            square = DECAYS[1] * square + (1 - DECAYS[1]) * gradient.square()
+            gradient = self._estimate(target, at, here, loss, generator.select(at), random=best.random)
+            mean = ADAM_DECAYS[0] * mean + (1 - ADAM_DECAYS[0]) * gradient
+            square = ADAM_DECAYS[1] * square + (1 - ADAM_DECAYS[1]) * gradient.square()
             if self.optimizer == "adam":
-                spread = (square / (1 - DECAYS[1] ** step)).sqrt()
-                gradient = mean / (1 - DECAYS[0] ** step) / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+                spread = (square / (1 - ADAM_DECAYS[1] ** step)).sqrt()
+                gradient = mean / (1 - ADAM_DECAYS[0] ** step) / spread.clamp_min(torch.finfo(spread.dtype).tiny)
             moved = gradient if self.optimizer == "adam" and threat.norm == "linf" else steepest(gradient, threat.norm)
             here = threat.project(here + self.lr * threat.eps * moved, pixels[at])
             logits = answers(target, at, here, random=best.random)
@@ -93,10 +93,10 @@ class Spsa(Attack):
             at, here, mean, square, loss = at[stays], here[stays], mean[stays], square[stays], loss.select(stays)
         return best.pixels
 
-    def _guess(
+    def _estimate(
         self, target: Target, at: Tensor, here: Tensor, loss: NamedLoss, generator: SampleGenerator, *, random: bool
     ) -> Tensor:
-        """The loss's gradient at ``here`` (M, C, H, W), up to a factor."""
+        """An estimate of the loss's gradient at ``here`` (M, C, H, W), up to a factor."""
         shape, total = here.shape[1:], torch.zeros_like(here)
         for count in blocks(self.samples, shape.numel()):
             signs = (generator.uniform((count, *shape), here) - 0.5).sign()

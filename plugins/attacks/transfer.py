@@ -1,4 +1,4 @@
-"""Transfer: images crafted white-box on a surrogate (Papernot et al. 2016), tried on the target by its labels."""
+"""Transfer: images crafted white-box on a surrogate (Papernot et al. 2016) and tried on the target."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ from purifier.foreign_code import explained
 from purifier.seeding import SampleGenerator
 
 from ._losses import cross_entropy
-from ._queries import everyone, fooled, votes_for
+from ._queries import all_positions, fooled, votes_for
 
-TRIED = 64
-"""Images a surrogate is tried on."""
+TRIAL_IMAGES = 64
+"""How many images to test a surrogate on."""
 
 
 @dataclass(frozen=True)
 class Transfer(Attack):
-    """Crafts on a surrogate without a purifier and asks the target which of the images fool it.
+    """Crafts images on a surrogate without a purifier, and asks the target which of them fool it.
 
-    The crafting attacks climb to their last step, since an image just over the surrogate's edge transfers badly. An
-    image comes back as the first that fools the target, or else as the one the surrogate finds worst (cross-entropy);
-    one misclassified as it is comes back unchanged. Under a random target most of several answers decide. On the route
-    ``oblivious`` the answers are not the judge's, and the worst of those that fool comes back.
+    The crafting attacks use all their steps, since an image just beyond the surrogate's decision boundary transfers
+    badly. The result is the first image that fools the target, or else the one with the highest cross-entropy on the
+    surrogate; an image that is misclassified from the start is returned unchanged. With a random target the majority of
+    several queries decides. On the route ``oblivious`` the target is not the judge, so of all images that fool it, the
+    result is the one with the highest cross-entropy.
 
     Parameters
     ----------
     surrogate
-        A MODEL spec: a classifier with gradients, of the same images, classes and preprocessing as the one attacked.
-        By default the very classifier attacked, without its purifier.
+        A MODEL spec: a classifier with gradients and with the same images, classes and preprocessing as the attacked
+        one. By default the attacked classifier itself, without its purifier.
     weights
         A state dict for a ``package.module:factory``.
     attacks
-        The crafting attacks: specs joined by ``+``. ``norms`` are those that all of them work in.
+        The crafting attacks: specs joined by ``+``. The norms are those that all of them support.
     """
 
     needs: ClassVar[Literal["labels"]] = "labels"
@@ -57,12 +58,12 @@ class Transfer(Attack):
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.surrogate is None:
-            raise ConfigError("attack 'transfer': weights go with a surrogate; give surrogate=package.module:factory")
+            raise ConfigError("attack 'transfer': weights needs a surrogate; give surrogate=package.module:factory")
         for one in self._crafting:
             if one.needs != "gradient":
                 raise ConfigError(
-                    f"attack 'transfer': attacks must be gradient attacks joined by +, got {self.attacks!r}, of which "
-                    f"one needs {one.needs}"
+                    f"attack 'transfer': attacks must be gradient attacks joined by +, got {self.attacks!r}, one of "
+                    f"which needs {one.needs}"
                 )
         common = [norm for norm in type(self).norms if all(norm in one.norms for one in self._crafting)]
         object.__setattr__(self, "norms", tuple(common))
@@ -77,7 +78,7 @@ class Transfer(Attack):
             )
         votes, stops = votes_for(target, pixels), target.route != "oblivious"
         surrogate = self._classifier(target, pixels)
-        found, at = pixels.clone(), everyone(labels)
+        found, at = pixels.clone(), all_positions(labels)
         value, hits = pixels.new_full((len(labels),), -torch.inf), torch.zeros_like(labels, dtype=torch.bool)
         if stops:
             at = at[~fooled(target, at, pixels, labels, votes=votes)]
@@ -109,28 +110,28 @@ class Transfer(Attack):
         model = load_classifier(self.surrogate, weights=self.weights)
         if isinstance(model, ModelProto):
             raise ConfigError(
-                f"attack 'transfer': the surrogate must give gradients, and {self.surrogate!r} is an ONNX model, which "
-                "gives none; give a torch module (package.module:factory with weights=FILE)"
+                f"attack 'transfer': the surrogate must have gradients, but {self.surrogate!r} is an ONNX model, which "
+                "has none; give a torch module (package.module:factory with weights=FILE)"
             )
         return model
 
     def _classifier(self, target: Target, pixels: Tensor) -> PixelClassifier:
-        """The surrogate in pixel space, on the device of ``pixels`` (N, C, H, W), after a trial on some of them."""
+        """The surrogate in pixel space, on the device of ``pixels`` (N, C, H, W), after a test on some of them."""
         if self.surrogate is None:
             surrogate = target.classifier
         else:
             surrogate = pixel_classifier(self._model.to(pixels.device), target.classifier.preprocessing)
         if not surrogate.differentiable:
             raise ConfigError(
-                f"attack 'transfer': the surrogate must give gradients, and {surrogate.describe()} gives none; give "
+                f"attack 'transfer': the surrogate must have gradients, but {surrogate.describe()} has none; give "
                 "surrogate=package.module:factory of a torch module that takes floats"
             )
         if self.surrogate is None:
             return surrogate
         size = "x".join(map(str, pixels.shape[1:]))
         failure = f"attack 'transfer': the surrogate {self.surrogate!r} fails on the audited images, {size}"
-        with explained(failure, ConfigError, "give one made for them", passing=lambda _: False), torch.no_grad():
-            logits = surrogate(pixels[:TRIED])
+        with explained(failure, ConfigError, "give one for these images", passing=lambda _: False), torch.no_grad():
+            logits = surrogate(pixels[:TRIAL_IMAGES])
         with torch.no_grad():
             expected = target.classifier(pixels[:1]).shape[1]
         if logits.shape[1] != expected:
@@ -143,7 +144,7 @@ class Transfer(Attack):
         if broken or are_probabilities(logits):
             given = "NaN or infinity" if broken else "probabilities"
             raise ConfigError(
-                f"attack 'transfer': the surrogate must give logits, and {self.surrogate!r} gives {given}; mend it, or "
+                f"attack 'transfer': the surrogate must return logits, got {given} from {self.surrogate!r}; fix it, or "
                 "give another"
             )
         return surrogate

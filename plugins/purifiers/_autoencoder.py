@@ -1,4 +1,4 @@
-"""Convolutional encoder and decoder for images of any size that halves ``depth`` times."""
+"""Convolutional encoder and decoder for images of any size that can be halved ``depth`` times."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class Encoder(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """x + f(x), with f of three convolutions, the 3x3 one a fourth as wide (He et al. 2016, "Identity mappings
-    in deep residual networks", figure 4e, without normalisation).
+    """x + f(x), where f has three convolutions, the 3x3 one a quarter as wide (He et al. 2016, "Identity mappings in
+    deep residual networks", figure 4e, without normalisation).
 
-    f begins as 0, so that a deep encoder begins as a shallow one (Goyal et al. 2017, section 5.1).
+    f starts as 0, so a deep encoder starts as a shallow one (Goyal et al. 2017, section 5.1).
     """
 
     def __init__(self, width: int) -> None:
@@ -92,7 +92,7 @@ class Bottleneck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A latent -> logits of the pixels (N, C, H, W); the mirror of :class:`Encoder` without blocks."""
+    """A latent -> logits of the pixels (N, C, H, W); the mirror image of :class:`Encoder` without blocks."""
 
     def __init__(
         self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool
@@ -115,9 +115,9 @@ class Decoder(nn.Module):
         return logits
 
     def with_pullback(self, latent: Tensor) -> tuple[Tensor, Pullback]:
-        """The logits, and the map from a gradient with respect to them to the one with respect to ``latent``.
+        """The logits, and a function from a gradient with respect to them to one with respect to ``latent``.
 
-        Written out, layer by layer, so that it can be exported and differentiated again like any other computation.
+        It is written out layer by layer, so it can be exported and differentiated again like any other computation.
         """
         pullbacks = []
         for layer in self.layers:
@@ -151,7 +151,7 @@ def _with_pullback(layer: nn.Module, given: Tensor) -> tuple[Tensor, Pullback]:
             return layer(given), lambda gradient: F.conv_transpose2d(
                 gradient, layer.weight, stride=layer.stride, padding=padding
             )
-    raise TypeError(f"no vector-Jacobian product is written for {layer}")
+    raise TypeError(f"no vector-Jacobian product is implemented for {layer}")
 
 
 def layer_widths(channels: int, depth: int) -> list[int]:

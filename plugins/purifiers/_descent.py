@@ -1,4 +1,4 @@
-"""Gradient descent on the energy of a latent: plain operators only, so that it can be exported and differentiated."""
+"""Gradient descent on the energy of a latent, with plain operators only, so it can be exported and differentiated."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from torch.utils.checkpoint import checkpoint
 from ._variational import Variational
 
 BETA1, BETA2, EPSILON = 0.8, 0.99, 1e-2
-"""Adam's constants (Kingma & Ba 2015), the decays for a dozen steps, epsilon for the gradient of a sum.
+"""Adam's constants (Kingma & Ba 2015), with decays for a dozen steps and an epsilon for the gradient of a sum.
 
-The bias correction is in the rates (the end of their section 2) and epsilon under the root, whose slope at 0 would be
-infinite. At the usual epsilon of 1e-8 a latent that changes nothing is driven by the rounding of its gradient, which
-differs between runtimes.
+The bias correction is part of the rates (the end of their section 2), and epsilon is under the root, whose slope at 0
+would be infinite. With the usual epsilon of 1e-8, a latent without effect would follow the rounding errors of its
+gradient, which differ between runtimes.
 """
 
 State = tuple[Tensor, Tensor, Tensor]
-"""The latent and two accumulators of its shape: velocity and nothing, or Adam's two moments."""
+"""The latent and two accumulators of its shape: the velocity and an unused one, or Adam's two moments."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a latent is looked for.
+    """How to search for a latent.
 
     Parameters
     ----------
     start
-        ``encoder``: the mean of q(z|x), and for further restarts prior draws. ``random``: prior draws. ``bank``:
+        ``encoder``: the mean of q(z|x), then prior draws for further restarts. ``random``: prior draws. ``bank``:
         the nearest of ``bank`` decoded prior draws.
     restarts
-        Descents an image; the one that ends with the lowest energy is kept.
+        Descents per image; the one that ends with the lowest energy is kept.
     steps
-        Steps of each descent.
+        Steps per descent.
     optimizer, momentum
         Gradient descent with ``momentum`` (Polyak), or ``adam``.
     lr
-        Step size; a tenth of it for the last fifth of the steps. With ``momentum`` for the energy divided by the
-        number of values in an image, as if the squared error were a mean.
+        Step size, divided by ten for the last fifth of the steps. With ``momentum`` it applies to the energy divided
+        by the number of values in an image, as if the squared error were a mean.
     beta
-        Weight of -log p(z) beside the squared error.
+        Weight of -log p(z) relative to the squared error.
     """
 
     start: Literal["encoder", "random", "bank"]
@@ -57,12 +57,12 @@ class Settings:
 
     @property
     def random_starts(self) -> int:
-        """How many of the restarts begin at prior draws."""
+        """How many of the restarts start at prior draws."""
         return {"random": self.restarts, "encoder": self.restarts - 1, "bank": 0}[self.start]
 
 
 class Descent:
-    """Minimises ``E(z) = |G(z) - x|^2 - beta log p(z)`` over z, G the decoder of ``model``."""
+    """Minimises ``E(z) = |G(z) - x|^2 - beta log p(z)`` over z, where G is the decoder of ``model``."""
 
     def __init__(self, model: Variational, settings: Settings) -> None:
         self.model, self.settings = model, settings
@@ -73,14 +73,14 @@ class Descent:
         return latent, torch.zeros_like(latent), torch.zeros_like(latent)
 
     def run(self, pixels: Tensor, state: State, steps: range) -> State:
-        """The state after some of the steps; pixels (N, C, H, W), its tensors (N, *latent_shape).
+        """The state after the given ``steps``; pixels are (N, C, H, W), the state's tensors (N, *latent_shape).
 
-        Where gradients are wanted each step is computed again on the way back, so that what is kept of it is its
-        state alone, and not the decoder's activations.
+        If gradients are needed, the backward pass recomputes each step, so only the states are kept and not the
+        decoder's activations.
         """
-        wanted = torch.is_grad_enabled() and (pixels.requires_grad or state[0].requires_grad)
+        needs_gradients = torch.is_grad_enabled() and (pixels.requires_grad or state[0].requires_grad)
         for index in steps:
-            if wanted and not torch.compiler.is_exporting():
+            if needs_gradients and not torch.compiler.is_exporting():
                 state = checkpoint(
                     self._step, pixels, *state, self.rates[index], use_reentrant=False, preserve_rng_state=False
                 )
@@ -89,7 +89,7 @@ class Descent:
         return state
 
     def loop(self, pixels: Tensor, state: State) -> State:
-        """All steps as one loop of the graph, for export."""
+        """All steps as one loop in the graph, for export."""
         rates = torch.tensor(self.rates, dtype=pixels.dtype, device=pixels.device)
 
         def unfinished(done: Tensor, *_: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Descent:
             after = self._step(pixels, latent, first, second, rates.index_select(0, done.reshape(1)))
             return (done + 1, *(part.clone() for part in after))
 
-        # The loop wants carried tensors that are contiguous and no views of others, nor handed on as they came.
+        # while_loop needs carried tensors that are contiguous, no views of others, and not returned unchanged.
         carried = (torch.zeros((), dtype=torch.int64, device=pixels.device), *(part.clone() for part in state))
         while_loop = torch._higher_order_ops.while_loop
         _, latent, first, second = while_loop(unfinished, body, carried)  # type: ignore[no-untyped-call]  # torch's own
@@ -114,7 +114,7 @@ class Descent:
         return image, energy - beta * self.model.log_prior(latent) if beta else energy
 
     def gradient(self, pixels: Tensor, latent: Tensor) -> Tensor:
-        """dE/dz, (N, *latent_shape), by the chain rule written out."""
+        """dE/dz, (N, *latent_shape), with the chain rule written out."""
         logits, pull = self.model.decoder.with_pullback(latent)
         image = torch.sigmoid(logits)
         gradient = pull(2 * (image - pixels) * image * (1 - image))
@@ -128,14 +128,13 @@ class Descent:
             return latent - rate * first, first, second
         first = BETA1 * first + (1 - BETA1) * gradient
         second = BETA2 * second + (1 - BETA2) * gradient.square()
-        # The root of 0 has no slope.
         return latent - rate * first / torch.sqrt(second + EPSILON**2), first, second
 
 
 def _rates(settings: Settings, values: int) -> Sequence[float]:
-    """Each step's rate for images of so many values.
+    """Each step's rate, for images of ``values`` values.
 
-    Adam's holds its bias correction (Kingma & Ba 2015, the end of section 2).
+    Adam's rates include its bias correction (Kingma & Ba 2015, the end of section 2).
     """
     rates = []
     for index in range(settings.steps):

@@ -18,10 +18,10 @@ REGULARISATION = 1e-4
 
 
 class Mixture(nn.Module):
-    """p(z) = sum_k pi_k N(z | mu_k, Sigma_k), z of D numbers; at first every component is N(0, I).
+    """p(z) = sum_k pi_k N(z | mu_k, Sigma_k) for z of D numbers; initially every component is N(0, I).
 
-    Kept is W_k, the inverse of the Cholesky factor L_k of Sigma_k, so that a density is one matrix product:
-    ``|W_k (z - mu_k)|^2``. L_k's diagonal is a softplus above ``floor``, and pi_k a softmax above 0.01 / K: no
+    It stores W_k, the inverse of the Cholesky factor L_k of Sigma_k, so a density takes one matrix product:
+    ``|W_k (z - mu_k)|^2``. L_k's diagonal is a softplus above ``floor``, and pi_k a softmax above 0.01 / K, so no
     component can become singular or vanish for good.
 
     Parameters
@@ -29,7 +29,7 @@ class Mixture(nn.Module):
     components, size
         K and D.
     floor
-        Least value on the diagonal of L_k.
+        Smallest value on the diagonal of L_k.
     """
 
     eye: Tensor
@@ -58,7 +58,7 @@ class Mixture(nn.Module):
 
     @property
     def whitening(self) -> Tensor:
-        """W_k = inverse of L_k, (K, D, D), lower triangular: the inverse of a triangle's diagonal is its inverse's."""
+        """W_k = inverse of L_k, (K, D, D), lower triangular, with the inverse of L_k's diagonal on its diagonal."""
         return self.off_diagonal * self.below + self.eye / self.scales.unsqueeze(2)
 
     @property
@@ -97,8 +97,8 @@ class Mixture(nn.Module):
     def product_mean(self, mean: Tensor, log_variance: Tensor, strength: float) -> Tensor:
         """The mean of the product of N(mean, S), S = diag(exp(log_variance)), and the mixture, (N, D).
 
-        Each component, its covariance divided by ``strength``, makes a Gaussian of the product, with the mean
-        ``c_k = m + s S (Sigma_k + s S)^-1 (mu_k - m)`` and the weight ``pi_k N(m | mu_k, Sigma_k / s + S)``
+        Each component, its covariance divided by ``strength``, contributes a Gaussian to the product, with mean
+        ``c_k = m + s S (Sigma_k + s S)^-1 (mu_k - m)`` and weight ``pi_k N(m | mu_k, Sigma_k / s + S)``
         (Bishop 2006, equations 2.113-2.117); Woodbury's identity leaves one system, I + s R Sigma_k^-1 R with
         R = sqrt(S), whose eigenvalues are 1 or more. With ``strength`` 0 the result is ``mean``.
         """
@@ -112,30 +112,30 @@ class Mixture(nn.Module):
         return mean + strength * spread * (weight.unsqueeze(2) * solved.squeeze(3)).sum(1)
 
     def sample(self, normal: Tensor, uniform: Tensor) -> Tensor:
-        """Draws (N, D) of p(z), made of standard normal (N, D) and uniform (N,) numbers."""
+        """Draws (N, D) from p(z), made from standard normal (N, D) and uniform (N,) numbers."""
         shares = self.log_pi.exp().cumsum(0)[:-1].contiguous()
         chosen = torch.bucketize(uniform, shares)
-        # In float32 at the least: LAPACK knows no halves.
+        # At least float32: LAPACK has no half precision.
         factors, wide = self.whitening[chosen], torch.promote_types(normal.dtype, torch.float32)
         spread: Tensor = torch.linalg.solve_triangular(factors.to(wide), normal.to(wide).unsqueeze(2), upper=False)
         return self.means[chosen] + spread.squeeze(2).to(normal.dtype)
 
     @torch.no_grad()
     def fit(self, z: Tensor, seed: int) -> None:
-        """Expectation-maximisation with full covariances on z (N, D), by scikit-learn.
+        """Fit full covariances to z (N, D) with scikit-learn's expectation-maximisation.
 
         Raises
         ------
         TrainingError
-            The points are fewer than the components, or not finite.
+            There are fewer points than components, or they are not finite.
         """
-        from sklearn.exceptions import ConvergenceWarning  # a second to import, which only training should pay
+        from sklearn.exceptions import ConvergenceWarning  # takes a second to import, and only training needs it
         from sklearn.mixture import GaussianMixture
 
         fitted = GaussianMixture(self.components, reg_covar=REGULARISATION, random_state=seed)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here
+                warnings.simplefilter("ignore", ConvergenceWarning)  # training continues from here anyway
                 fitted.fit(z.double().cpu().numpy())
         except ValueError as error:
             raise TrainingError(
@@ -146,20 +146,20 @@ class Mixture(nn.Module):
 
     @torch.no_grad()
     def fit_classes(self, z: Tensor, labels: Tensor) -> None:
-        """Each component to the points of its class: z (N, D), labels (N,) from 0 to K - 1.
+        """Fit each component to the points of its class: z (N, D), labels (N,) from 0 to K - 1.
 
         Raises
         ------
         TrainingError
-            A class has no points or no finite covariance.
+            A class has fewer than two points, or a singular covariance.
         """
         shares, means, precisions = [], [], []
         for label in range(self.components):
             points = z[labels == label].double()
             if len(points) < 2:
                 raise TrainingError(
-                    f"class {label} has {len(points)} images, a component needs at least 2; give more images, or "
-                    "set components to the number of classes"
+                    f"expected at least 2 images of class {label} to fit its component to, got {len(points)}; give "
+                    "more images, or set components to the number of classes"
                 )
             covariance = torch.cov(points.T).reshape(self.size, self.size)
             covariance = covariance + REGULARISATION * torch.eye(self.size, dtype=z.dtype, device=z.device)
@@ -172,13 +172,13 @@ class Mixture(nn.Module):
         self._set(torch.stack(shares), torch.stack(means), torch.stack(precisions))
 
     def _set(self, pi: Tensor, means: Tensor, precision_factors: Tensor) -> None:
-        """Take pi (K,), means (K, D) and upper triangles U_k (K, D, D) with Sigma_k^-1 = U_k U_k^T."""
+        """Set pi (K,), means (K, D) and upper triangles U_k (K, D, D) with Sigma_k^-1 = U_k U_k^T."""
         floor = 0.01 / self.components
         self.weights.copy_((pi - floor).clamp_min(1e-6).log())
         self.means.copy_(means)
         scales = 1 / precision_factors.diagonal(dim1=1, dim2=2)
         raised = scales.clamp_min(self.floor + 1e-3)
-        # A whole row of W_k is divided by its scale: raised on the diagonal alone, it would turn the component.
+        # Whole rows of W_k are divided by their scales: raising only the diagonal would rotate the component.
         rows = precision_factors.mT * (scales / raised).unsqueeze(2)
         self.off_diagonal.copy_(rows.to(self.below) * self.below)
         self.diagonal.copy_(inverse_softplus(raised - self.floor))

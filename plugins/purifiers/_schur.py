@@ -1,4 +1,4 @@
-"""Positive definite systems solved by operators that ONNX has too: it knows no Cholesky factorisation."""
+"""Solve positive definite systems with operators that ONNX has; it has no Cholesky factorisation."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from torch import Tensor
 
 
 def solve_spd(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve ``matrix @ x = right`` and give log det, by block elimination (Schur complements).
+    """Solve ``matrix @ x = right`` and compute log det, by block elimination (Schur complements).
 
-    No pivots are needed for a positive definite matrix (Higham 2002, section 10.1). The recursion is unrolled where
-    it is exported.
+    A positive definite matrix needs no pivoting (Higham 2002, section 10.1). The recursion is unrolled on export.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What ``vae`` and ``gmvae`` share: encoder, decoder, the ELBO, and how unusual an image is."""
+"""Shared by ``vae`` and ``gmvae``: encoder, decoder, the ELBO, and how unusual an image is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from purifier.seeding import SampleGenerator
 from ._autoencoder import EXPANSION, Decoder, Encoder, layer_widths
 
 P = ParamSpec("P")
-DEEPEST, LONGEST_SIDE, MOST_BLOCKS, MOST_WEIGHTS = 16, 65_536, 1000, 10**9
-"""Beyond these an option is a slip, to be told before memory is asked for."""
+MAX_DEPTH, MAX_SIDE, MAX_BLOCKS, MAX_WEIGHTS = 16, 65_536, 1000, 10**9
+"""Larger values are probably mistakes, so they are errors before any memory is allocated."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class VariationalConfig:
     channels
         Width of the first layer, doubled at each halving up to 256.
     depth
-        How often the image is halved: 2 for 28x28 and 32x32, 4 or 5 for 224x224.
+        How many times the image is halved: 2 for 28x28 and 32x32, 4 or 5 for 224x224.
     latent
         Size of the latent vector; with ``spatial``, channels of the latent map.
     spatial
-        A latent map of H / 2**depth x W / 2**depth in the place of one vector: for large images.
+        Use a latent map of H / 2**depth x W / 2**depth instead of one vector; for large images.
     blocks
-        Residual blocks where the encoder's map is smallest: much capacity for little time, worth it with the
-        recipe ``robust``.
+        Residual blocks where the encoder's map is smallest: much capacity for little time; worth it with the recipe
+        ``robust``.
     sample
-        Purify with z ~ q(z|x) in the place of the mean of q(z|x); needs noise.
+        Purify with z ~ q(z|x) instead of the mean of q(z|x); needs noise.
     score
-        What makes an image unusual: ``elbo``, the two terms of the negative ELBO in nats, -log p(x|z) at the latent
-        that is decoded to purify, in the place of its mean over q(z|x), and the KL divergence (for a mixture an
-        upper bound of it in closed form); ``reconstruction``, the mean squared change made by purifying; ``prior``,
+        How to measure how unusual an image is. ``elbo``: the negative ELBO in nats, that is -log p(x|z) at the
+        latent that is decoded to purify (instead of its mean over q(z|x)), plus the KL divergence (for a mixture, a
+        closed-form upper bound of it). ``reconstruction``: the mean squared change made by purifying. ``prior``:
         -log p(z) in nats at the mean of q(z|x).
     """
 
@@ -65,27 +65,27 @@ class VariationalConfig:
     def __post_init__(self) -> None:
         if min(self.image_shape) < 1 or min(self.channels, self.depth, self.latent) < 1:
             raise ConfigError(f"image_shape, channels, depth and latent must be positive, got {self}")
-        if not 0 <= self.blocks <= MOST_BLOCKS:
-            raise ConfigError(f"blocks must be from 0 to {MOST_BLOCKS}, got {self.blocks}")
+        if not 0 <= self.blocks <= MAX_BLOCKS:
+            raise ConfigError(f"blocks must be from 0 to {MAX_BLOCKS}, got {self.blocks}")
         height, width = self.image_shape[1:]
-        if self.depth > DEEPEST or max(height, width) > LONGEST_SIDE:
+        if self.depth > MAX_DEPTH or max(height, width) > MAX_SIDE:
             raise ConfigError(
-                f"expected a depth of at most {DEEPEST} and images of at most {LONGEST_SIDE} a side, got depth "
-                f"{self.depth} and {height}x{width}"
+                f"expected a depth of at most {MAX_DEPTH} and images of at most {MAX_SIDE} pixels a side, got "
+                f"depth {self.depth} and {height}x{width}"
             )
         if height % 2**self.depth or width % 2**self.depth:
             raise ConfigError(
                 f"images of {height}x{width} cannot be halved {self.depth} times; lower depth, or resize the "
                 f"images to multiples of {2**self.depth}"
             )
-        if self._weights() > MOST_WEIGHTS:
+        if self._weights() > MAX_WEIGHTS:
             raise ConfigError(
-                f"these options make {self._weights():.3g} weights, expected at most {MOST_WEIGHTS:.0e}; "
+                f"these options give {self._weights():.3g} weights, expected at most {MAX_WEIGHTS:.0e}; "
                 "lower channels or latent, raise depth, or set spatial=true"
             )
 
     def _weights(self) -> int:
-        """Weights of encoder and decoder, biases left out."""
+        """The number of weights of encoder and decoder, without biases."""
         colours, height, width = self.image_shape
         widths = layer_widths(self.channels, self.depth)
         pixels = 1 if self.spatial else (height >> self.depth) * (width >> self.depth)
@@ -96,10 +96,10 @@ class VariationalConfig:
 
 
 class Variational(Purifier):
-    """Encodes to q(z|x) = N(mean, diag(variance)), moves z toward the prior, decodes.
+    """Encodes to q(z|x) = N(mean, diag(variance)), moves z toward the prior, and decodes it.
 
-    The decoder's likelihood is Bernoulli for each value in [0, 1] (Kingma & Welling 2014, appendix C.1). A plugin
-    adds its prior.
+    The decoder's likelihood is Bernoulli for each value in [0, 1] (Kingma & Welling 2014, appendix C.1). Subclasses
+    add the prior.
     """
 
     Config = VariationalConfig
@@ -117,22 +117,22 @@ class Variational(Purifier):
 
     @abstractmethod
     def prior_gradient(self, latent: Tensor) -> Tensor:
-        """The gradient of :meth:`log_prior`, (N, *latent_shape), of plain operators: it is exported."""
+        """The gradient of :meth:`log_prior`, (N, *latent_shape), from plain operators, because it is exported."""
 
     @abstractmethod
     def sample_prior(self, normal: Tensor, uniform: Tensor) -> Tensor:
-        """Draws from p(z), (N, *latent_shape), made of standard normal (N, *latent_shape) and uniform (N,) numbers."""
+        """Draws (N, *latent_shape) from p(z), from standard normal (N, *latent_shape) and uniform (N,) numbers."""
 
     @abstractmethod
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """KL(q(z|x) || p(z)) in nats or an upper bound of it in closed form, (N,)."""
+        """KL(q(z|x) || p(z)) in nats, or a closed-form upper bound of it, (N,)."""
 
     @abstractmethod
     def training_kl(self, mean: Tensor, log_variance: Tensor, latent: Tensor, labels: Tensor | None) -> Tensor:
-        """The KL term of the negative ELBO as it is learned, (N,), with ``latent`` a draw of q(z|x)."""
+        """The KL term of the negative ELBO that training minimises, (N,), where ``latent`` is a draw from q(z|x)."""
 
     def settle(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """The latent to decode, given one from q(z|x) and the spread of q."""
+        """The latent to decode, moved toward the prior from one of q(z|x); ``log_variance`` is q's."""
         return mean
 
     @property
@@ -152,7 +152,7 @@ class Variational(Purifier):
         """Mean and log-variance of q(z|x), each (N, *latent_shape)."""
         check_shape(pixels, name="pixels", shape=self.config.image_shape)
         mean, log_variance = self.encoder(pixels)
-        # What torch.autocast computed in half precision is summed and exponentiated from here on.
+        # The results are summed and exponentiated later, so they must not stay in torch.autocast's half precision.
         return mean.to(pixels.dtype), log_variance.to(pixels.dtype)
 
     def latent_of(self, pixels: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class Variational(Purifier):
         return torch.sigmoid(self.logits(latent))
 
     def logits(self, latent: Tensor) -> Tensor:
-        """What the decoder makes of a latent (N, *latent_shape), before the sigmoid: (N, C, H, W)."""
+        """The decoder's output (N, C, H, W) for a latent (N, *latent_shape), before the sigmoid."""
         logits: Tensor = self.decoder(latent)
         return logits.to(latent.dtype)
 
@@ -177,7 +177,7 @@ class Variational(Purifier):
     def loss(
         self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The two terms of the negative ELBO (equation 10), in nats an image, means over the batch."""
+        """The two terms of the negative ELBO (equation 10), in nats per image, means over the batch."""
         mean, log_variance = self.encode(pixels)
         latent = reparameterised(mean, log_variance, noise)
         kl = self.training_kl(mean, log_variance, latent, labels)
@@ -186,7 +186,7 @@ class Variational(Purifier):
     def purify_and_loss(
         self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Both from one pass: the latent is settled before it is decoded, as purifying does, in the loss too."""
+        """Both from one pass; here the loss, too, settles the latent before decoding it, as purify does."""
         mean, log_variance = self.encode(pixels)
         latent = reparameterised(mean, log_variance, noise)
         logits = self.logits(self.settle(latent, log_variance))
@@ -194,11 +194,11 @@ class Variational(Purifier):
         return torch.sigmoid(logits), _terms(logits, target, kl)
 
     def score(self, pixels: Tensor) -> Tensor:
-        """What ``config.score`` says, (N,), without noise."""
+        """The score that ``config.score`` selects, (N,), without noise."""
         return self.purify_and_score(pixels)[1]
 
     def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Both from one pass; with noise the score, which has none, takes a second decoding."""
+        """Both from one pass; with noise there is a second decoding, because the score uses none."""
         mean, log_variance = self.encode(pixels)
         logits = self.logits(self.settle(mean, log_variance))
         purified = torch.sigmoid(logits)
@@ -225,7 +225,7 @@ def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor | None) ->
 
 def bernoulli_nats(logits: Tensor, target: Tensor) -> Tensor:
     """-log p(target | z) in nats, (N,), for logits and target (N, C, H, W)."""
-    # Not F.binary_cross_entropy_with_logits: its translation to ONNX is infinite where a pixel is certain.
+    # F.binary_cross_entropy_with_logits becomes infinite in ONNX where a pixel is certain.
     return (F.softplus(logits) - logits * target).flatten(1).sum(1)
 
 
@@ -235,12 +235,12 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def in_full_precision(method: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """A method whose linear algebra torch.autocast leaves alone."""
+    """Decorate a method so torch.autocast does not touch its linear algebra."""
 
     @functools.wraps(method)
     def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         place = next(part.device.type for part in args if isinstance(part, Tensor))
-        if not torch.is_autocast_enabled(place):  # entering a context would show in an exported graph
+        if not torch.is_autocast_enabled(place):  # entering the context would show up in an exported graph
             return method(*args, **kwargs)
         with torch.autocast(place, enabled=False):
             return method(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The cheap filters every learned purifier must be compared with."""
+"""The cheap filters that every learned purifier must be compared with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class IdentityConfig:
 
 
 class Identity(Purifier):
-    """Changes nothing: the undefended classifier under the guard's roof."""
+    """Changes nothing, so the guard is the undefended classifier."""
 
     Config = IdentityConfig
     gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
@@ -47,7 +47,7 @@ class BlurConfig:
 
 
 class Blur(Purifier):
-    """Gaussian blur, cut at three sigma and normalised; the border is repeated."""
+    """Gaussian blur, truncated at three sigma and normalised; borders are replicated."""
 
     Config = BlurConfig
     gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
@@ -75,7 +75,7 @@ class BitDepthConfig:
     Parameters
     ----------
     bits
-        How many bits each channel keeps, 1 to 8.
+        Bits to keep per channel, from 1 to 8.
     """
 
     bits: int = 3
@@ -100,5 +100,5 @@ class BitDepth(Purifier):
         return (pixels * levels).round() / levels
 
     def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The identity, from which rounding is nowhere further than half a level."""
+        """The identity, which differs from rounding by at most half a level."""
         return pixels

@@ -1,4 +1,4 @@
-"""Purifier ``gmvae``: a VAE whose prior is a Gaussian mixture, toward which a latent is moved."""
+"""Purifier ``gmvae``: a VAE that moves latents toward its prior, a Gaussian mixture."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from ._variational import (
     reparameterised,
 )
 
-STRONGEST = 1e4
-"""Far beyond it the rounding of float32 shows in the latent."""
-LARGEST = 2**22
-"""Most numbers in the covariances: they are multiplied out for every image."""
+MAX_STRENGTH = 1e4
+"""Far beyond this, float32 rounding shows in the latent."""
+MAX_COVARIANCE_VALUES = 2**22
+"""Limit on the number of covariance entries, which are multiplied out for every image."""
 FIT_IMAGES = 10_000
-"""Most latents that expectation-maximisation sees: its time grows with them."""
+"""Limit on the latents for expectation-maximisation, whose time grows with them."""
 
 
 @dataclass(frozen=True)
 class GmvaeConfig(VariationalConfig):
-    """Shape, size and prior; the fields of ``vae`` and these.
+    """Shape, size and prior: the options of ``vae``, and these.
 
     Parameters
     ----------
     components
         Gaussians in the prior.
     strength
-        How far purification follows the prior: the mixture's covariances are divided by it. 0 is ``vae``, 1 the
-        product of q(z|x) and the prior.
+        How strongly purification follows the prior: the mixture's covariances are divided by it. 0 works like
+        ``vae``; 1 takes the product of q(z|x) and the prior.
     labelled
-        One component a class, learned with the labels 0 to ``components - 1``.
+        Use one component per class, trained with labels from 0 to ``components - 1``.
     floor
-        Least value on the diagonals of the covariances' Cholesky factors.
+        Smallest value on the diagonals of the covariances' Cholesky factors.
     pretrain
-        Share of the epochs before the mixture is fitted, with N(0, I) as the prior.
+        Fraction of the epochs before the mixture is fitted, with N(0, I) as the prior.
     warmup
-        Share of the epochs, from the fit on, over which the mixture's KL term grows to its full weight.
+        Fraction of the epochs, after the fit, over which the mixture's KL term grows to its full weight.
     """
 
     components: int = 10
@@ -59,29 +59,31 @@ class GmvaeConfig(VariationalConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.spatial:
-            raise ConfigError("gmvae has a latent vector, its covariances are full; leave spatial out, or take vae")
-        if self.components < 1 or self.components * self.latent**2 > LARGEST:
+            raise ConfigError("gmvae needs a latent vector: its covariances are full; leave spatial out, or use vae")
+        if self.components < 1 or self.components * self.latent**2 > MAX_COVARIANCE_VALUES:
             raise ConfigError(
-                f"gmvae: expected 1 or more components and components * latent**2 <= {LARGEST}, got "
+                f"gmvae: expected 1 or more components and components * latent**2 <= {MAX_COVARIANCE_VALUES}, got "
                 f"{self.components} and latent {self.latent}; lower one of them"
             )
-        if not 0 <= self.strength <= STRONGEST:
-            raise ConfigError(f"gmvae: strength must be from 0 to {STRONGEST:g}, got {self.strength:.3g}")
+        if not 0 <= self.strength <= MAX_STRENGTH:
+            raise ConfigError(f"gmvae: strength must be from 0 to {MAX_STRENGTH:g}, got {self.strength:.3g}")
         if not 0 < self.floor < 1:
             raise ConfigError(f"gmvae: floor must be in (0, 1), got {self.floor}")
         if not (0 <= self.pretrain <= 1 and 0 <= self.warmup <= 1):
             raise ConfigError(
-                f"gmvae: pretrain and warmup are shares of the epochs in [0, 1], got {self.pretrain} and {self.warmup}"
+                f"gmvae: pretrain and warmup must be fractions of the epochs in [0, 1], got {self.pretrain} and "
+                f"{self.warmup}"
             )
 
 
 class Gmvae(Variational):
-    """Encodes to q(z|x), takes the mean of the product of q and the mixture, decodes.
+    """Encodes to q(z|x), takes the mean of the product of q and the mixture, and decodes it.
 
-    With ``sample`` the product is that of the prior and q moved to the sample.
+    With ``sample``, q is first shifted so that its mean is the sample.
 
-    Trained in three stages: the prior is N(0, I); expectation-maximisation fits the mixture to the latents; then both
-    learn together, the KL divergence (by one sample, equation 2 of Kingma & Welling 2014) growing to its weight.
+    Training has three stages: the prior is N(0, I); expectation-maximisation fits the mixture to the latents; then both
+    are trained together, while the KL divergence (from one sample, equation 2 of Kingma & Welling 2014) grows to its
+    full weight.
     """
 
     Config = GmvaeConfig
@@ -92,17 +94,17 @@ class Gmvae(Variational):
         super().__init__(config)
         self.prior = Mixture(config.components, config.latent, config.floor)
         self.uses_labels = config.labelled
-        # In the state, so that a run that goes on knows its stage: the epoch of the fit, 0 before it.
+        # The epoch of the fit, 0 before it; in the state dict so that a resumed run knows its stage.
         self.register_buffer("fitted_in", torch.zeros((), dtype=torch.int64))
         self._kl_weight = 1.0
 
     def begin_epoch(self, epoch: int, epochs: int, data: ImageData) -> None:
-        """Fit the mixture when its epoch has come, and set the weight of the KL term.
+        """Fit the mixture once it is due, and set the weight of the KL term.
 
         Raises
         ------
         TrainingError
-            There are too few images for the components, or their labels are not the components'.
+            There are too few images for the components, or the labels do not match the components.
         """
         if epoch == 1:
             self._check_data(data)
@@ -115,34 +117,34 @@ class Gmvae(Variational):
         self._kl_weight = min(1.0, done / (growing + 1)) if self.fitted_in else 1.0
 
     def figures(self) -> dict[str, float]:
-        """How many components live: pi_k > 0.1 / K."""
+        """How many components are live: pi_k > 0.1 / K."""
         return {"live_components": float(self.prior.live)}
 
     @in_full_precision
     def training_kl(self, mean: Tensor, log_variance: Tensor, latent: Tensor, labels: Tensor | None) -> Tensor:
-        """That of N(0, I) until the mixture is fitted, then the mixture's by one sample, at its weight.
+        """The KL divergence to N(0, I) until the mixture is fitted, then to the mixture, from one sample and weighted.
 
-        ``labels`` (N,) name each image's component if ``labelled``.
+        If ``labelled``, ``labels`` (N,) are the images' components.
         """
         if not self.fitted_in:
             return kl_to_standard_normal(mean, log_variance)
         return self._kl_weight * self._sampled_kl(mean, log_variance, latent, labels)
 
     def classify(self, pixels: Tensor) -> Tensor:
-        """log p(k|z) at the mean of q(z|x), (N, K): which class's component an image belongs to.
+        """log p(k|z) at the mean of q(z|x), (N, K): to which class's component an image belongs.
 
         Raises
         ------
         ConfigError
-            The components are no classes.
+            The components are not classes.
         """
         if not self.config.labelled:
-            raise ConfigError("this gmvae's components are no classes; train it with labelled=true to classify with it")
+            raise ConfigError("this gmvae's components are not classes; train it with labelled=true to classify")
         return self.prior.log_components(self.encode(pixels)[0]).log_softmax(1)
 
     @in_full_precision
     def settle(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """The mean of N(mean, diag(variance)) times the prior of the configured strength."""
+        """The mean of the product of N(mean, diag(variance)) and the prior at the configured strength."""
         if self.config.strength == 0:
             return mean
         return self.prior.product_mean(mean, log_variance, self.config.strength)
@@ -156,23 +158,23 @@ class Gmvae(Variational):
         return self.prior.log_prob_gradient(latent)
 
     def sample_prior(self, normal: Tensor, uniform: Tensor) -> Tensor:
-        """Each a draw of the component that its uniform number chooses."""
+        """Draws from the components that the uniform numbers select."""
         return self.prior.sample(normal, uniform)
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """An upper bound of the KL divergence in closed form: see :meth:`Mixture.expected_log_prob`."""
+        """A closed-form upper bound of the KL divergence: see :meth:`Mixture.expected_log_prob`."""
         entropy = 0.5 * (log_variance + 1 + math.log(2 * math.pi)).sum(1)
         return -entropy - self.prior.expected_log_prob(mean, log_variance)
 
     def _sampled_kl(self, mean: Tensor, log_variance: Tensor, latent: Tensor, labels: Tensor | None) -> Tensor:
-        """log q(z|x) - log p(z), or - log p(z, k) where labels give k, (N,)."""
+        """log q(z|x) - log p(z), (N,), or log q(z|x) - log p(z, k) if labels give k."""
         squares = (latent - mean).square() * torch.exp(-log_variance)
         posterior = -0.5 * (squares + log_variance + math.log(2 * math.pi)).sum(1)
         joint = self.prior.log_components(latent)
         if not self.config.labelled:
             return posterior - joint.logsumexp(1)
         if labels is None:
-            raise ConfigError("gmvae: labelled=true learns from labels, got none")
+            raise ConfigError("gmvae: labelled=true needs labels, got none")
         return posterior - joint.gather(1, labels.unsqueeze(1)).squeeze(1)
 
     def _check_data(self, data: ImageData) -> None:
@@ -187,7 +189,7 @@ class Gmvae(Variational):
         highest = int(data.labels.max())
         if highest >= components:
             raise TrainingError(
-                f"gmvae: labelled=true needs a component for each class, the labels go up to {highest}, "
+                f"gmvae: labelled=true needs a component for each class, but the labels go up to {highest} and "
                 f"components is {components}; set components={highest + 1}"
             )
         counts = torch.bincount(data.labels[data.spread(FIT_IMAGES)], minlength=components)
@@ -195,13 +197,13 @@ class Gmvae(Variational):
         if counts[rarest] < 2:
             raise TrainingError(
                 f"gmvae: labelled=true needs at least 2 images of each class, got {counts[rarest]} of class {rarest} "
-                f"among the {min(len(data), FIT_IMAGES)} it is fitted to; give more images, or set "
-                "components to the number of classes"
+                f"among the {min(len(data), FIT_IMAGES)} it is fitted to; give more images, or set components to the "
+                "number of classes"
             )
 
     @torch.no_grad()
     def _fit(self, data: ImageData) -> None:
-        """Fit the mixture to draws of q(z|x)."""
+        """Fit the mixture to draws from q(z|x)."""
         chosen = data.spread(FIT_IMAGES)
         place = self.prior.means.device
         latents, labels = [], []

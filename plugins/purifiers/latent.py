@@ -1,4 +1,4 @@
-"""Purifier ``latent``: the image of the latent nearest to x, found by gradient descent through a decoder."""
+"""Purifier ``latent``: decodes the latent whose image is nearest to x, found by gradient descent through a decoder."""
 
 from __future__ import annotations
 
@@ -26,45 +26,49 @@ LATENT_PRESETS = {
     ),
     "fast": Settings(start="encoder", restarts=1, steps=12, optimizer="adam", lr=0.3, momentum=0.0, beta=0.0),
 }
-MOST_STEPS, MOST_RESTARTS, FASTEST = 10_000, 1000, 1e4
-MOST_BANK, MOST_BANK_VALUES = 100_000, 2 * 10**8
+MAX_STEPS, MAX_RESTARTS, MAX_LR = 10_000, 1000, 1e4
+MAX_BANK, MAX_BANK_VALUES = 100_000, 2 * 10**8
 _loading = ContextVar("loading", default=False)
 
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """Whose decoder, and how the latent is looked for.
+    """Which decoder to use, and how to search for the latent.
 
     Parameters
     ----------
     base
         PURIFIER spec of a vae or gmvae: ``file.safetensors`` or ``demo-plain``. Its weights become part of this
-        purifier, which keeps its plugin and options here in the file's place.
+        purifier, whose checkpoint then names the base's plugin and options here instead of its file.
     image_shape
-        (C, H, W) of the images; the base's.
+        (C, H, W) of the images; by default the base's, and it must match.
     preset
-        ``fast``: from the encoder's mean, few steps. ``defense-gan``: 10 random starts, 200 steps (Samangouei et al.
-        2018, section 4). The options below replace single settings of the preset.
+        ``fast``: a few steps from the encoder's mean. ``defense-gan``: 10 random starts, 200 steps (Samangouei et al.
+        2018, section 4). The options below override the preset.
     start
         Where the descent starts: at the ``encoder``'s mean, at ``random`` prior draws, or at the best of a ``bank`` of
         decoded prior draws.
     restarts
-        Starts for each image; the best result is kept.
+        Starts per image; the best result is kept.
     steps
         Gradient steps from each start.
-    optimizer, lr, momentum
-        How the latent moves: ``momentum`` or ``adam``, its learning rate and its momentum.
+    optimizer
+        ``momentum``, gradient descent with momentum, or ``adam``.
+    lr
+        Learning rate of the optimizer.
+    momentum
+        Momentum of ``optimizer=momentum``, in [0, 1).
     beta
-        Weight of -log p(z) in what is minimised.
+        Weight of -log p(z) in the objective.
     bank
-        How many decoded prior draws ``start=bank`` looks through (Schott et al. 2019, section 3); 1000 unless given.
+        How many decoded prior draws ``start=bank`` searches (Schott et al. 2019, section 3); by default 1000.
     truncate
-        How many of the last steps the surrogate differentiates, beside an encoder's start.
+        How many of the last steps the surrogate differentiates, in addition to the start if it is the encoder's.
     loop
-        In an exported graph, write the steps as one ONNX Loop in the place of a copy for each: a smaller file.
+        Export the steps as one ONNX Loop instead of a copy of each, which makes the file smaller.
     sample
-        Draw random starts anew for each image. False: the same few prior draws for every image, as in an exported
-        graph.
+        Draw new random starts for each image. False: use the same few prior draws for every image, as an exported
+        graph does.
     """
 
     base: str
@@ -84,23 +88,23 @@ class LatentConfig:
 
     def __post_init__(self) -> None:
         used = self.settings
-        if not 1 <= used.steps <= MOST_STEPS or not 1 <= used.restarts <= MOST_RESTARTS:
+        if not 1 <= used.steps <= MAX_STEPS or not 1 <= used.restarts <= MAX_RESTARTS:
             raise ConfigError(
-                f"latent: steps must be from 1 to {MOST_STEPS} and restarts to {MOST_RESTARTS}, got {used}"
+                f"latent: steps must be from 1 to {MAX_STEPS} and restarts from 1 to {MAX_RESTARTS}, got {used}"
             )
-        if not (0 < used.lr <= FASTEST and 0 <= used.momentum < 1 and 0 <= used.beta < math.inf):
+        if not (0 < used.lr <= MAX_LR and 0 <= used.momentum < 1 and 0 <= used.beta < math.inf):
             raise ConfigError(
-                f"latent: expected lr above 0 and at most {FASTEST:g}, momentum in [0, 1) and beta >= 0, got {used}"
+                f"latent: expected lr above 0 and at most {MAX_LR:g}, momentum in [0, 1) and beta >= 0, got {used}"
             )
         if self.bank is not None and used.start != "bank":
-            raise ConfigError(f"latent: bank is for start=bank, these descents start at {used.start!r}; leave bank out")
-        if used.start == "bank" and not used.restarts <= self.banked <= MOST_BANK:
-            raise ConfigError(f"latent: bank must be from restarts ({used.restarts}) to {MOST_BANK}, got {self.banked}")
+            raise ConfigError(f"latent: bank needs start=bank, got start={used.start}; leave bank out")
+        if used.start == "bank" and not used.restarts <= self.banked <= MAX_BANK:
+            raise ConfigError(f"latent: bank must be from restarts ({used.restarts}) to {MAX_BANK}, got {self.banked}")
         if self.momentum is not None and used.optimizer == "adam":
-            raise ConfigError("latent: momentum is for optimizer=momentum, this is adam; leave momentum out")
+            raise ConfigError("latent: momentum needs optimizer=momentum, got optimizer=adam; leave momentum out")
         if not self.sample and not used.random_starts:
-            raise ConfigError("latent: sample=false is for random starts, these descents have none; leave sample out")
-        fewest = 0 if used.start == "encoder" else 1  # without the encoder, only steps carry a gradient
+            raise ConfigError("latent: sample=false needs random starts, but there are none; leave sample out")
+        fewest = 0 if used.start == "encoder" else 1  # without the encoder, only the steps carry a gradient
         if not fewest <= self.truncate <= used.steps:
             raise ConfigError(f"latent: truncate must be from {fewest} to steps ({used.steps}), got {self.truncate}")
 
@@ -111,7 +115,7 @@ class LatentConfig:
 
     @property
     def settings(self) -> Settings:
-        """The preset with what was given in its place."""
+        """The preset, overridden by the options that were given."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         return dataclasses.replace(
             LATENT_PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None}
@@ -119,10 +123,10 @@ class LatentConfig:
 
 
 class Latent(Purifier):
-    """Gives G(z*) with z* = argmin_z |G(z) - x|^2 - beta log p(z), G and p of a vae or gmvae.
+    """Returns G(z*) with z* = argmin_z |G(z) - x|^2 - beta log p(z), where G and p are those of a vae or gmvae.
 
     Random starts come from :meth:`draw`; without noise they are the same few prior draws for every image. The exact
-    gradient is that of the unrolled descent; the surrogate takes all but the last ``truncate`` steps for a shift that
+    gradient is that of the unrolled descent; the surrogate treats all but the last ``truncate`` steps as a shift that
     does not depend on the image (truncated backpropagation, Shaban et al. 2019).
     """
 
@@ -141,11 +145,11 @@ class Latent(Purifier):
             )
         shape = base.config.image_shape
         if config.image_shape not in (None, shape):
-            raise ConfigError(f"latent: its base is for images {shape}, got image_shape {config.image_shape}")
-        if config.settings.start == "bank" and config.banked * math.prod(shape) > MOST_BANK_VALUES:
+            raise ConfigError(f"latent: expected the base's image_shape {shape}, got {config.image_shape}")
+        if config.settings.start == "bank" and config.banked * math.prod(shape) > MAX_BANK_VALUES:
             raise ConfigError(
-                f"latent: a bank of {config.banked} images {shape} is too large, it may hold "
-                f"{MOST_BANK_VALUES:.0e} values; lower bank"
+                f"latent: a bank of {config.banked} images {shape} is too large, the limit is {MAX_BANK_VALUES:.0e} "
+                "values; lower bank"
             )
         super().__init__(dataclasses.replace(config, base=_spec_of(base), image_shape=shape))
         self.provenance = {key: base.provenance[key] for key in ("file", "sha256") if key in base.provenance}
@@ -158,7 +162,7 @@ class Latent(Purifier):
         self.register_buffer("bank_images", torch.cat(decoded) if banked else None)
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
-        """Prior draws (N, random starts, *latent_shape); None where no start is random, or not ``sample``."""
+        """Prior draws (N, random starts, *latent_shape); None without random starts or ``sample``."""
         count = self.settings.random_starts
         if count == 0 or not self.config.sample:
             return None
@@ -168,7 +172,7 @@ class Latent(Purifier):
             return self.base.sample_prior(normal.flatten(0, 1), uniform.flatten()).reshape(-1, count, *shape)
 
     def latent_of(self, pixels: Tensor) -> Tensor:
-        """The base's latent (N, *latent_shape), where a descent from the encoder begins."""
+        """The base's latent (N, *latent_shape), where a descent from the encoder starts."""
         return self.base.latent_of(pixels)
 
     def decoded(self, latent: Tensor) -> Tensor:
@@ -184,12 +188,12 @@ class Latent(Purifier):
         return self._descend(pixels, None)[1]
 
     def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Both of one descent; with noise, of two."""
+        """Both from one descent; with noise, from two."""
         image, energy = self._descend(pixels, noise)
         return image, energy if noise is None else self.score(pixels)
 
     def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """G(z*) with the gradient of the start and the last ``truncate`` steps alone."""
+        """G(z*) with the gradient of only the start and the last ``truncate`` steps."""
         first = self.settings.steps - self.config.truncate
         start = self._start(pixels, noise)
         with torch.no_grad():
@@ -207,7 +211,7 @@ class Latent(Purifier):
         return _pick(images, best), _pick(energies, best)
 
     def _start(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
-        """The start of the best restart, (N, *latent_shape). Which one it is has no gradient, so only it needs one."""
+        """The start of the best restart, (N, *latent_shape). The choice has no gradient, so only this one needs it."""
         starts = self._starts(pixels, noise)
         if self.settings.restarts == 1:
             return starts[:, 0]
@@ -227,7 +231,7 @@ class Latent(Purifier):
         return torch.cat([self.base.encode(pixels)[0].unsqueeze(1), noise], 1)
 
     def _nearest(self, pixels: Tensor) -> Tensor:
-        """Which of the bank's images are nearest, (N, restarts)."""
+        """The positions of the nearest images in the bank, (N, restarts)."""
         bank = self.bank_images.flatten(1)
         distances = bank.square().sum(1) - 2 * pixels.flatten(1) @ bank.mT
         return distances.topk(self.settings.restarts, dim=1, largest=False).indices
@@ -240,7 +244,7 @@ class Latent(Purifier):
         return images.reshape(-1, count, *pixels.shape[1:]), energies.reshape(-1, count)
 
     def _energy(self, pixels: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The image and energy at the end of one descent an image."""
+        """The image and energy at the end of one descent per image."""
         state = self.descent.begin(start)
         if self.config.loop and torch.compiler.is_exporting():
             latent = self.descent.loop(pixels, state)[0]
@@ -250,14 +254,14 @@ class Latent(Purifier):
 
     @torch.no_grad()
     def _prior_draws(self, count: int) -> Tensor:
-        """The same (count, *latent_shape) draws from p(z) each time."""
+        """Draws (count, *latent_shape) from p(z), the same each time."""
         like = next(self.base.parameters())
         generator = SampleGenerator(0, range(count))
         return self.base.sample_prior(generator.normal(self.base.latent_shape, like), generator.uniform((), like))
 
 
 def _load_base(spec: str) -> Purifier:
-    """A base, which is no latent itself: a file that names itself as its base would be loaded for ever."""
+    """Load a base that is not itself a ``latent``: a file that names itself as its base would load forever."""
     if _loading.get():
         raise ConfigError("latent: base must be a vae or gmvae, not another latent")
     token = _loading.set(True)
@@ -268,7 +272,7 @@ def _load_base(spec: str) -> Purifier:
 
 
 def _lowest(energies: Tensor) -> Tensor:
-    """The position of the lowest energy, (N,), for energies (N, R); NaN is none."""
+    """The position of the lowest energy, (N,), for energies (N, R); NaN is never the lowest."""
     return torch.where(energies.isnan(), torch.inf, energies).argmin(1)
 
 
@@ -279,7 +283,7 @@ def _pick(values: Tensor, best: Tensor) -> Tensor:
 
 
 def _spec_of(base: Variational) -> str:
-    """The PURIFIER spec that builds such a purifier, without its weights."""
+    """The PURIFIER spec that builds the same purifier, without its weights."""
     fields = dataclasses.asdict(base.config).items()
     options = (f"{name}={'x'.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in fields)
     return f"{purifiers.name_of(type(base))}:{','.join(options)}"

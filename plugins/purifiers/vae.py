@@ -12,11 +12,11 @@ from ._variational import Variational, VariationalConfig, kl_to_standard_normal
 
 @dataclass(frozen=True)
 class VaeConfig(VariationalConfig):
-    """The fields of :class:`VariationalConfig`; the prior N(0, I) has none."""
+    """The options of :class:`VariationalConfig`; the prior N(0, I) has none."""
 
 
 class Vae(Variational):
-    """Encodes, takes z from q(z|x), decodes."""
+    """Encodes to q(z|x), takes its mean or a sample z, and decodes it."""
 
     Config = VaeConfig
     config: VaeConfig
@@ -39,5 +39,5 @@ class Vae(Variational):
         return kl_to_standard_normal(mean, log_variance)
 
     def training_kl(self, mean: Tensor, log_variance: Tensor, latent: Tensor, labels: Tensor | None) -> Tensor:
-        """The exact KL divergence, whatever was drawn."""
+        """The exact KL divergence, which does not depend on the draw."""
         return kl_to_standard_normal(mean, log_variance)

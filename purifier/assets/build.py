@@ -1,4 +1,4 @@
-"""Makes the shipped assets from the real Fashion-MNIST: ``python -m purifier.assets.build``.
+"""Builds the shipped assets from the real Fashion-MNIST: ``python -m purifier.assets.build``.
 
 ``robust`` takes longest: ``OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m purifier.assets.build robust``.
 """
@@ -27,7 +27,7 @@ ASSETS = ("images", "classifier", "plain", "robust")
 DEMO_IMAGES = 300
 PLAIN: Mapping[str, Any] = {"config": {"channels": 16, "depth": 2, "latent": 64}, "epochs": 15}
 ROBUST_DATA = "fashion-mnist:train:55000"
-"""Without the images that its recipe was chosen on."""
+"""The training set without the images that the recipe was selected on."""
 ROBUST: Mapping[str, Any] = {
     "config": {"channels": 16, "depth": 2, "latent": 16, "spatial": True, "blocks": 4},
     "recipe": "robust:eps=0.1",
@@ -38,13 +38,13 @@ ROBUST: Mapping[str, Any] = {
 def main() -> None:
     """Build the assets named on the command line, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", default=ASSETS)
-    parser.add_argument("--root", help="folder of Fashion-MNIST")
-    parser.add_argument("--out", type=Path, default=WEIGHTS.parent)
+    parser.add_argument("what", nargs="*", default=ASSETS, help=f"any of {', '.join(ASSETS)} (default: all)")
+    parser.add_argument("--root", help="folder that holds Fashion-MNIST")
+    parser.add_argument("--out", type=Path, default=WEIGHTS.parent, help="folder to write to")
     given = parser.parse_args()
     unknown = set(given.what) - set(ASSETS)
     if unknown:
-        parser.error(f"no asset {min(unknown)!r}; expected of {', '.join(ASSETS)}")
+        parser.error(f"no asset {min(unknown)!r}; expected any of {', '.join(ASSETS)}")
     if "images" in given.what:
         write_images(load_data("fashion-mnist:test", root=given.root), given.out / "demo-images.npz")
     if "classifier" in given.what:
@@ -61,7 +61,7 @@ def _train_purifier(out: Path, data: str, root: str | None, **options: Any) -> N
 
 
 def write_images(data: ImageData, path: Path) -> None:
-    """The first test images, as uint8, with their labels."""
+    """Write the first test images, as uint8, with their labels."""
     pixels, labels = data.batch(range(DEMO_IMAGES))
     content = io.BytesIO()
     np.savez_compressed(
@@ -71,7 +71,7 @@ def write_images(data: ImageData, path: Path) -> None:
 
 
 def train_classifier(path: Path, *, root: str | None, epochs: int = 12, batch_size: int = 128) -> None:
-    """Train on all training images with random flips and shifts; no test image is looked at before the end."""
+    """Train on all training images with random flips and shifts; test images are used only at the end."""
     data = load_data("fashion-mnist:train", root=root)
     torch.manual_seed(0)
     classifier = FashionClassifier().train().to(memory_format=torch.channels_last)
@@ -88,9 +88,7 @@ def train_classifier(path: Path, *, root: str | None, epochs: int = 12, batch_si
             optimizer.step()
             schedule.step()
         print(f"classifier: epoch {epoch + 1}/{epochs}, last loss {loss.item():.3f}", flush=True)
-    print(
-        f"classifier: {_accuracy(classifier.eval(), load_data('fashion-mnist:test', root=root)):.2%} of the test images"
-    )
+    print(f"classifier: {_accuracy(classifier.eval(), load_data('fashion-mnist:test', root=root)):.2%} test accuracy")
     write_tensors(classifier.state_dict(), path, {"purifier.assets": {"recipe": "purifier.assets.build", "seed": 0}})
 
 

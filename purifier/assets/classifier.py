@@ -13,7 +13,7 @@ WEIGHTS = Path(str(files("purifier.assets") / "fashion-classifier.safetensors"))
 
 
 class FashionClassifier(nn.Module):
-    """Four convolutions with batch normalisation, global average pooling, ten logits; 131 thousand weights."""
+    """Four convolutions with batch normalisation, global average pooling and ten logits; 131 thousand weights."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Threats, targets and what an attack author writes."""
+"""Threats, targets and the base class of attacks."""

@@ -1,4 +1,4 @@
-"""What an attack author writes."""
+"""The base class of attacks, and their registry."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Attack(ABC):
     """Looks for adversarial images; usually a frozen dataclass whose fields are its options."""
 
     needs: ClassVar[Literal["gradient", "latent", "scores", "labels"]]
-    """What it asks of a target: gradients, the purifier's latent space too, logits only, or predicted labels only."""
+    """What the attack needs: gradients, also the purifier's latent space, logits only, or predicted labels only."""
     norms: ClassVar[tuple[str, ...]]
-    """The norms it can work in, of ``linf``, ``l2`` and ``l1``."""
+    """The norms that the attack supports: any of ``linf``, ``l2`` and ``l1``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -38,9 +38,9 @@ class Attack(ABC):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
-        """Adversarial pixels, same shape; the core projects them into the threat and judges them.
+        """Return adversarial pixels of the same shape; the core projects them into the threat and judges them.
 
-        ``pixels`` (N, C, H, W) in [0, 1], ``labels`` (N,) int64; neither may be changed in place.
+        ``pixels`` (N, C, H, W) in [0, 1], ``labels`` (N,) int64; do not change either in place.
         """
 
 

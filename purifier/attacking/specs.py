@@ -1,4 +1,4 @@
-"""ATTACK specs: ``NAME:key=value,...`` -> an attack, and back."""
+"""ATTACK specs, ``NAME:key=value,...``: from a spec to an attack, and back."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class NamedAttack:
 
     @property
     def options(self) -> dict[str, Any]:
-        """All options with their values; what JSON cannot hold becomes text."""
+        """All options with their values; values that JSON cannot hold become text."""
         return {name: value if _is_plain(value) else str(value) for name, value in _options(self.attack).items()}
 
 
 def read_attack(given: str | Attack) -> NamedAttack:
-    """An attack from an ATTACK spec (``pgd:steps=40,restarts=2``) or from itself.
+    """Read an ATTACK spec (``pgd:steps=40,restarts=2``); an attack object is accepted as it is.
 
-    Of an attack with an option ``name`` the first part needs no key: ``foolbox:LinfPGD,steps=40``.
+    If the attack has an option ``name``, the first part needs no key: ``foolbox:LinfPGD,steps=40``.
 
     Raises
     ------
     SpecError, PluginError, ConfigError
-        The spec cannot be read, there is no such attack, or it rejects its options.
+        The spec cannot be read, the attack does not exist, or an option is wrong.
     """
     if not isinstance(given, str | Attack):
         raise ConfigError(f"attacks: expected ATTACK specs or attacks, got {type(given).__name__}")
@@ -50,7 +50,7 @@ def read_attack(given: str | Attack) -> NamedAttack:
     try:
         return NamedAttack(given, cls())
     except TypeError as error:
-        raise PluginError(f"attack {name!r} cannot be made: {error}; make it a dataclass", name) from error
+        raise PluginError(f"cannot create attack {name!r}: {error}; make its class a dataclass", name) from error
 
 
 def _is_plain(value: object) -> bool:
@@ -58,7 +58,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _options(attack: Attack, *, changed: bool = False) -> dict[str, Any]:
-    """An attack's options, all or those with other than their default values; its mapping ``options`` is among them."""
+    """An attack's options, or only those ``changed`` from their defaults; a mapping ``options`` is merged in."""
     found: dict[str, Any] = {}
     fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ()
     for field in fields:

@@ -1,4 +1,4 @@
-"""Targets: what an attack sees of a guard - logits, gradients along one route, and a count of both."""
+"""Targets: the logits and gradients that an attack gets from a guard along one route, and a count of both."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..seeding import SampleGenerator
 from ..vocabulary import Route
 
 Loss = Callable[[Tensor], Tensor]
-"""Logits (N, K) -> one loss for each image, (N,), which the attack wants to grow."""
+"""Logits (N, K) -> one loss per image, (N,), which the attack maximises."""
 ScoredLoss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, K) and scores (N,) -> one loss for each image, (N,), which the attack wants to grow."""
+"""Logits (N, K) and scores (N,) -> one loss per image, (N,), which the attack maximises."""
 
 
 @dataclass
 class Spent:
-    """How many images an attack asked logits for, how many gradients, and how many of the purifier's scores."""
+    """How many images an attack asked logits, gradients and purifier scores for."""
 
     queries: int = 0
     gradients: int = 0
@@ -39,12 +39,12 @@ class Target(nn.Module):
     classifier, purifier
         The two halves of the guard, in evaluation mode.
     route
-        ``exact`` through everything; ``bpda`` runs the purifier and differentiates its surrogate (Athalye et
-        al. 2018, section 4.1.2); ``oblivious`` is the classifier alone; ``none`` gives logits only.
+        ``exact`` differentiates through everything; ``bpda`` runs the purifier and differentiates its surrogate
+        (Athalye et al. 2018, section 4.1.2); ``oblivious`` uses the classifier alone; ``none`` gives logits only.
     generator
-        One stream for each of the N images; :meth:`select` follows images that leave the batch.
+        One stream for each of the N images; :meth:`select` keeps the streams of the selected images.
     eot
-        Draws of the purifier's noise a gradient is averaged over (Athalye et al. 2018, section 4.2).
+        Number of noise draws a gradient is averaged over (Athalye et al. 2018, section 4.2).
 
     Raises
     ------
@@ -70,39 +70,39 @@ class Target(nn.Module):
         self.training = False
 
     def train(self, mode: bool = True) -> Target:
-        """Stay in evaluation mode, whatever an attack asks: its modules are somebody else's."""
+        """Do nothing: attacks must not take the guard's modules out of evaluation mode."""
         return self
 
     def select(self, keep: Tensor) -> Target:
-        """The target for some of the images: ``keep`` is a (N,) mask or positions. Counts are shared."""
-        chosen = Target(self.classifier, self.purifier, self.route, self.generator.select(keep), eot=self.eot)
-        chosen.spent = self.spent
-        return chosen
+        """The target for some of the images: ``keep`` is a mask (N,) or positions. Counts are shared."""
+        selected = Target(self.classifier, self.purifier, self.route, self.generator.select(keep), eot=self.eot)
+        selected.spent = self.spent
+        return selected
 
     def random(self, pixels: Tensor) -> bool:
-        """Whether asking twice can give two answers. Draws nothing from the target's own streams."""
+        """Whether two queries can give different answers. Draws nothing from the target's own streams."""
         return self.route != "oblivious" and is_random(self.purifier, pixels)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self._ask(pixels, scored=False)[0]
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Logits (N, K) without gradients, means over ``eot`` draws."""
+        """Logits (N, K) without gradients, averaged over ``eot`` draws."""
         with torch.no_grad():
             return torch.stack([self(pixels) for _ in range(self.eot)]).mean(0)
 
     def logits_with_score(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) and the purifier's scores (N,) without gradients, means over ``eot`` draws.
+        """Logits (N, K) and the purifier's scores (N,) without gradients, averaged over ``eot`` draws.
 
-        On the route ``oblivious`` the attacker knows of no detector: scores are 0.
+        On the route ``oblivious`` the attacker does not know about a detector: scores are 0.
         """
         with torch.no_grad():
             return _means([self._ask(pixels, scored=True) for _ in range(self.eot)])
 
     def gradient(self, pixels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """The loss's gradient with respect to ``pixels``, same shape, and the logits (N, K).
+        """The gradient of the loss with respect to ``pixels``, same shape, and the logits (N, K).
 
-        Both are means over ``eot`` draws.
+        Both are averaged over ``eot`` draws.
 
         Raises
         ------
@@ -113,16 +113,16 @@ class Target(nn.Module):
         return gradient, logits
 
     def gradients_with_score(self, pixels: Tensor, *losses: ScoredLoss) -> tuple[list[Tensor], Tensor, Tensor]:
-        """The gradients of losses of logits and score, each as ``pixels``; the logits (N, K); the scores (N,).
+        """Gradients of losses of logits and score, each shaped like ``pixels``; the logits (N, K); the scores (N,).
 
-        All are means over ``eot`` draws and of one pass forward. The score is the purifier's own, differentiated by
-        autograd on ``exact`` and ``bpda`` alike: a surrogate stands in for ``purify`` only. On the route ``oblivious``
-        the attacker knows of no detector: the losses get scores of 0, whose gradient is 0.
+        All are averaged over ``eot`` draws, with one forward pass per draw. Autograd differentiates the purifier's own
+        score on both ``exact`` and ``bpda``: a surrogate replaces ``purify`` only. On the route ``oblivious`` the
+        attacker does not know about a detector: the losses get scores of 0, whose gradient is 0.
 
         Raises
         ------
         GradientError
-            The route has no gradients, or purifier, score or classifier cut them off.
+            The route has no gradients, or the purifier, its score or the classifier cuts them off.
         """
         return self._differentiate(pixels, losses, scored=True)
 
@@ -140,28 +140,28 @@ class Target(nn.Module):
                 totals = [loss(logits, score).sum() for loss in losses]
             if scored and self.route != "oblivious" and not score.requires_grad:
                 raise GradientError(
-                    f"{type(self.purifier).__name__}.score() gives no gradient (detach, no_grad); make it "
+                    f"{type(self.purifier).__name__}.score() has no gradient (detach, no_grad); make it "
                     "differentiable, or attack the classifier alone"
                 )
-            for place, total in enumerate(totals):
+            for index, total in enumerate(totals):
                 gradient = None
                 if total.requires_grad:
-                    kept = place < len(totals) - 1
-                    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True, retain_graph=kept)
+                    retain = index < len(totals) - 1
+                    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True, retain_graph=retain)
                     self.spent.gradients += len(pixels)
                 elif scored and self.route == "oblivious":
                     gradient = torch.zeros_like(pixels)
                 if gradient is None:
                     raise GradientError(
-                        f"no gradient arrives along the route {self.route!r}: the purifier or classifier cuts it "
-                        "off (detach, no_grad); declare gradient = 'surrogate' and use the route bpda"
+                        f"no gradient reaches the pixels along the route {self.route!r}: the purifier or classifier "
+                        "cuts it off (detach, no_grad); declare gradient = 'surrogate' and use the route bpda"
                     )
-                gradients[place] += gradient / self.eot
+                gradients[index] += gradient / self.eot
             answers.append((logits.detach(), score.detach()))
         return gradients, *_means(answers)
 
     def _ask(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
-        """One draw's logits (N, K) and scores (N,); scores are 0 unless asked for and known on this route."""
+        """Logits (N, K) and scores (N,) of one draw; scores are 0 unless requested and known on this route."""
         self.spent.queries += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.route != "none"):
             if self.route == "oblivious":
@@ -193,9 +193,9 @@ def is_random(purifier: Purifier, pixels: Tensor) -> bool:
 
 
 def check_route(classifier: PixelClassifier, purifier: Purifier, route: Route) -> None:
-    """Raise :class:`GradientError`, saying which routes remain, if this one cannot be followed.
+    """Raise :class:`GradientError` if the route cannot be followed; the message names a route that can.
 
-    ``oblivious`` exists for every classifier: one without gradients can be queried, the images transferred.
+    ``oblivious`` exists for every classifier: one without gradients can still be queried, and the images transferred.
     """
     if route not in get_args(Route):
         raise GradientError(f"route must be one of {', '.join(get_args(Route))}, got {route!r}")
@@ -208,19 +208,19 @@ def check_route(classifier: PixelClassifier, purifier: Purifier, route: Route) -
 
 
 def check_differentiable(classifier: PixelClassifier, route: Route) -> None:
-    """Raise :class:`GradientError` if the classifier has no gradients to give."""
+    """Raise :class:`GradientError` if the classifier has no gradients."""
     if not classifier.differentiable:
         raise GradientError(
-            f"route {route!r} needs gradients of the classifier, and {classifier.describe()} gives none; "
-            "give the torch module instead (package.module:factory with --weights), attack by queries (route none, "
-            "with an attack that needs no gradient), or count clean images only (--attack none)"
+            f"route {route!r} needs gradients of the classifier, but {classifier.describe()} has none; "
+            "use the torch module instead (package.module:factory with --weights), run query attacks (route none, "
+            "with an attack that needs no gradient), or evaluate clean images only (--attack none)"
         )
 
 
 class _Bpda(torch.autograd.Function):
-    """Forward: what purify gave. Backward: the vector-Jacobian product of the surrogate.
+    """Forward: the result of ``purify``. Backward: the vector-Jacobian product of the surrogate.
 
-    Not ``s + (p - s).detach()``, whose float32 forward value differs from p.
+    This is not ``s + (p - s).detach()``, because the float32 forward value of that differs from p.
     """
 
     @staticmethod
@@ -234,8 +234,8 @@ class _Bpda(torch.autograd.Function):
         pixels, noise = ctx.saved_tensors
         with torch.enable_grad():
             leaf = pixels.detach().requires_grad_()
-            stand_in = ctx.purifier.surrogate(leaf, noise)
-        if not stand_in.requires_grad:
-            raise GradientError(f"{type(ctx.purifier).__name__}.surrogate() gives no gradient; make it differentiable")
-        (gradient,) = torch.autograd.grad(stand_in, leaf, upstream[0])
+            surrogate = ctx.purifier.surrogate(leaf, noise)
+        if not surrogate.requires_grad:
+            raise GradientError(f"{type(ctx.purifier).__name__}.surrogate() has no gradient; make it differentiable")
+        (gradient,) = torch.autograd.grad(surrogate, leaf, upstream[0])
         return gradient, None, None, None

@@ -14,7 +14,7 @@ from ..torch_tools.norms import norm_of, scale_like
 from ..vocabulary import Norm
 
 LARGEST_EPS = 1e9
-"""The largest eps: squares and sums of larger ones leave float32 behind."""
+"""The largest eps: squares and sums of larger values leave the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Threat:
             )
 
     def project(self, perturbed: Tensor, pixels: Tensor) -> Tensor:
-        """A point of the threat around ``pixels`` near ``perturbed``; both (N, C, H, W).
+        """Project ``perturbed`` into the threat around ``pixels``; both (N, C, H, W).
 
-        For ``linf`` and ``l1`` the nearest; for ``l2`` the nearest of the ball, then that of the box: inside both.
+        For ``linf`` and ``l1`` the result is the nearest point. For ``l2`` it is projected onto the ball and then onto
+        the box: it lies inside both, but may not be the nearest point.
         """
         if self.norm == "linf":
             return torch.clamp(perturbed, pixels - self.eps, pixels + self.eps).clamp(0, 1)
@@ -55,7 +56,7 @@ class Threat:
         return (pixels + delta * scale_like((self.eps / norms).clamp_max(1), delta)).clamp(0, 1)
 
     def distance(self, perturbed: Tensor, pixels: Tensor) -> Tensor:
-        """Distance of each image from the clean one, (N,)."""
+        """The distance of each image from the clean one, (N,)."""
         return norm_of(perturbed - pixels, self.norm)
 
     def __str__(self) -> str:
@@ -63,12 +64,12 @@ class Threat:
 
 
 def _onto_l1_ball_and_box(perturbed: Tensor, pixels: Tensor, eps: float) -> Tensor:
-    """The nearest point of ball and box at once: Croce & Hein 2021, "Mind the box", proposition 2.1.
+    """The nearest point in the intersection of ball and box: Croce & Hein 2021, "Mind the box", proposition 2.1.
 
-    Each coordinate of the change, in size ``a`` and with ``room`` up to the box's wall, becomes
-    ``clamp(a - shrink, 0, room)`` with one ``shrink`` an image: 0, or what brings their sum down to eps. The sum falls
-    with ``shrink`` piece by piece linearly, so Newton's method ends on the root; a bracket around it keeps every step
-    in place. The paper's way begins with a sort of all bends, which alone takes longer than this.
+    Each coordinate of the change, with magnitude ``a`` and ``room`` up to the box's wall, becomes
+    ``clamp(a - shrink, 0, room)``. There is one ``shrink`` per image: 0, or the value that reduces their sum to eps.
+    The sum is a decreasing, piecewise linear function of ``shrink``, so Newton's method ends on the root; a bracket
+    keeps every step in range. The paper's method starts by sorting all breakpoints, which alone takes longer than this.
     """
     delta = (perturbed - pixels).flatten(1)
     start, sizes = pixels.flatten(1), delta.abs()
@@ -85,12 +86,12 @@ def _onto_l1_ball_and_box(perturbed: Tensor, pixels: Tensor, eps: float) -> Tens
             break
         low, high = torch.where(surplus > 0, shrink, low), torch.where(surplus > 0, high, shrink)
         newton = shrink + surplus / free
-        # The bracket is halved in the end, so that no shape of the sum makes for a long way.
-        lost = (newton <= low) | (newton >= high) | (free == 0) | (step > 20)
-        shrink = torch.where(unsettled, torch.where(lost, (low + high) / 2, newton), shrink)
+        # After 20 steps only bisect, so that every shape of the sum converges soon.
+        bisect = (newton <= low) | (newton >= high) | (free == 0) | (step > 20)
+        shrink = torch.where(unsettled, torch.where(bisect, (low + high) / 2, newton), shrink)
         kept = torch.minimum((sizes - shrink).clamp_min(0), room)
         surplus = kept.sum(1, keepdim=True) - eps
-    # A hair inside, so that rounding leads to no point outside.
+    # Aim slightly inside the ball, so that rounding cannot leave it.
     kept = kept * (eps * (1 - 1e-6) / kept.sum(1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)).clamp_max(1)
     nearest = (start + delta.sign() * kept).clamp(0, 1)
     return torch.where(outside, nearest, perturbed.flatten(1).clamp(0, 1)).view_as(pixels)

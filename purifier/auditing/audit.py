@@ -26,9 +26,9 @@ from ..torch_tools.freezing import freeze
 from ..vocabulary import Norm, Route
 from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import finished_rows, worst_cases
-from .facts import as_json, describe, describe_calibration, versions
+from .facts import as_json, describe_calibration, describe_purifier, versions
 from .plan import plan, plan_preset
-from .preflight import everything_asked, try_out
+from .preflight import check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .report import AuditReport, check_writable
 from .running import Progress, run_jobs
@@ -55,56 +55,56 @@ def audit(
     progress: Progress | None = None,
     out: str | Path | None = None,
 ) -> AuditReport:
-    """Attack a guarded classifier, and the classifier alone, and count what survives.
+    """Attack a guarded classifier and the classifier alone, and measure the accuracy that remains.
 
-    Every adversarial image is projected into the threat by the core and judged again on the guard, with fresh
-    noise if the purifier is random. An image is right under an attack only if it is right when clean too.
-    Neither classifier nor purifier is changed: they run in evaluation mode, and their flags are put back.
-    Every image judged on the guard is scored too: how well that tells fooled images from clean ones, and what the
-    threshold rejects if the purifier is calibrated, stands in each row's ``detection``.
+    The core projects every adversarial image into the threat and judges it again on the guard, with fresh noise if
+    the purifier is random. An image is right under an attack only if it is also right when clean. Classifier and
+    purifier are not changed: they run in evaluation mode, and their own modes are restored. Every image judged on the
+    guard is also scored. Each row's ``detection`` says how well the score separates fooled images from clean ones and,
+    if the purifier is calibrated, how many images the threshold rejects.
 
     Parameters
     ----------
     guard
-        What :func:`purifier.guard` gave.
+        A guard, as returned by :func:`purifier.guard`.
     data
         Labelled images or a DATA spec.
     norm, eps
-        The threats: one norm, one or several budgets in pixel units.
+        The threats: one norm, and one or more budgets in pixel units.
     attacks
-        ATTACK specs (``pgd:steps=100``) or attacks, each run on all images; ``()`` for clean images only.
+        ATTACK specs (``pgd:steps=100``) or attacks, each run on all images; ``()`` evaluates clean images only.
     preset
-        ``quick``, each of its attacks on all images, or ``standard`` (AutoAttack's four, Croce & Hein 2020) or
-        ``thorough``, which follow one another on what is left; those that cannot work here left out. By default
-        ``standard`` if ``attacks`` is not given.
+        ``quick`` runs each of its attacks on all images. ``standard`` (AutoAttack's four attacks, Croce & Hein 2020)
+        and ``thorough`` run attacks in sequence, each on the images that the previous ones left right. Attacks that
+        cannot run here are left out. By default ``standard`` if ``attacks`` is not given.
     routes
-        Of ``exact``, ``bpda``, ``oblivious``, ``none``; by default all that an attack can follow.
+        Any of ``exact``, ``bpda``, ``oblivious``, ``none``; by default all that an attack can follow.
     batch_size
-        Images at a time; the result does not depend on it, but for rounding.
+        Images per batch; the result does not depend on it, except for rounding.
     seed
-        Of the attacks' and the purifier's randomness.
+        Random seed of the attacks and the purifier.
     eot
-        Noise draws a gradient is averaged over; 1 if the purifier is deterministic.
+        Number of noise draws a gradient is averaged over; 1 if the purifier is deterministic.
     judgements
-        How often each image is judged with fresh noise; 1 if the purifier is deterministic.
+        How often each image is judged, with fresh noise each time; 1 if the purifier is deterministic.
     probes
-        On how many images, at most, flags are looked for: each costs some 60 gradients a threat, times ``eot``. Fewer
-        show less, and below 6 ``one-step-wins`` and ``no-rise`` cannot be raised.
+        Largest number of images used to look for flags. Each costs about 60 gradients per threat, times ``eot``. Fewer
+        images show less; with fewer than 6, ``one-step-wins`` and ``no-rise`` cannot be raised.
     device
         Where to run; by default where the purifier and classifier are.
     root
-        Folder of named data sets.
+        Folder that holds the named data sets.
     progress
-        Called as the work goes on.
+        Called before each step and at the end, with steps done, steps in total and the next step.
     out
-        Folder for ``report.json``; checked before the work begins.
+        Folder for ``report.json``; checked before the audit starts.
 
     Raises
     ------
     ConfigError, SpecError, DataError, OutputError, CheckpointError
-        The audit cannot be carried out as asked; found before any attack runs.
+        The audit cannot run as requested; raised before any attack runs.
     GradientError
-        A gradient attack on a classifier that has no gradients, or along a route that does not exist.
+        A gradient attack was requested on a classifier without gradients, or along a route that does not exist.
     AuditError
         Classifier, purifier and data do not fit together. An attack that fails is an error of its row only.
     """
@@ -115,28 +115,28 @@ def audit(
     given, preset = _chosen_attacks(attacks, preset)
     chosen = None if preset is None else preset_of(preset)
     classifier = guard.pixel_classifier()
-    purifier = _AsItRuns(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
+    purifier = _MeanPurifier(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
     strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
     calibration = calibration_of(guard.purifier)
     threshold = None if calibration is None else calibration.threshold
     jobs = plan(classifier, purifier, given, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with ExitStack() as stack:
-        used = stack.enter_context(freeze(classifier, purifier, device=device))
-        random = try_out(classifier, purifier, loaded, used)
-        some = loaded.batch(range(min(2, len(loaded))))[0]
-        stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], some))
-        stack.enter_context(channels_last(purifier, everything_asked(purifier), some))
+        run_device = stack.enter_context(freeze(classifier, purifier, device=device))
+        random = check_fit(classifier, purifier, loaded, run_device)
+        sample = loaded.batch(range(min(2, len(loaded))))[0]
+        stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
+        stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
         setup = AuditSetup(
-            classifier, purifier, used, seed, eot if random else 1, judgements if random else 1, batch_size
+            classifier, purifier, run_device, seed, eot if random else 1, judgements if random else 1, batch_size
         )
         left_out: list[str] = []
         if chosen is not None:
-            of_preset, left_out = plan_preset(classifier, purifier, chosen, threats, routes, random=random)
-            twice = {job.named.spec for job in of_preset} & {job.named.spec for job in jobs}
-            if twice:
-                raise ConfigError(f"attack {min(twice)!r} is in the preset {preset!r} already; leave it out")
-            jobs = [*of_preset, *jobs]
+            preset_jobs, left_out = plan_preset(classifier, purifier, chosen, threats, routes, random=random)
+            duplicates = {job.named.spec for job in preset_jobs} & {job.named.spec for job in jobs}
+            if duplicates:
+                raise ConfigError(f"attack {min(duplicates)!r} is already in the preset {preset!r}; leave it out")
+            jobs = [*preset_jobs, *jobs]
         rows = run_jobs(setup, loaded, jobs, routes is None or "oblivious" in routes, progress)
         flags = []
         if jobs:
@@ -148,13 +148,13 @@ def audit(
         data={"name": loaded.name, "count": len(loaded)},
         classifier=classifier.describe(),
         preprocessing=as_json(guard.preprocessing),
-        purifier=describe(guard.purifier),
+        purifier=describe_purifier(guard.purifier),
         threats=threats,
         seed=seed,
         batch_size=batch_size,
         judgements=setup.judgements,
         eot=setup.eot,
-        device=str(used),
+        device=str(run_device),
         preset=preset,
         left_out=left_out,
         flags=flags,
@@ -172,7 +172,9 @@ def _check_arguments(guard: object, data: object, counts: Mapping[str, object], 
     if out is not None:
         check_writable(out)
     if not isinstance(guard, GuardedModule | GuardedSession):
-        raise ConfigError(f"audit: expected what purifier.guard() returns, got {type(guard).__name__}")
+        raise ConfigError(
+            f"audit: expected a guard, got {type(guard).__name__}; make one with purifier.guard(model, purifier)"
+        )
     if not isinstance(data, ImageData | str):
         raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
     for name, value in counts.items():
@@ -183,7 +185,7 @@ def _check_arguments(guard: object, data: object, counts: Mapping[str, object], 
 def _chosen_attacks(
     attacks: Sequence[str | Attack] | None, preset: str | None
 ) -> tuple[Sequence[str | Attack], str | None]:
-    """The attacks and the preset to run; without attacks the default preset."""
+    """The attacks and the preset to run; the default preset if no attacks are given."""
     if attacks is None:
         return (), DEFAULT_PRESET if preset is None else preset
     if isinstance(attacks, str) or not isinstance(attacks, Iterable):
@@ -197,12 +199,12 @@ def _budgets(eps: float | Sequence[float]) -> list[float]:
     except (TypeError, ValueError):
         budgets = []
     if not budgets or len(set(budgets)) < len(budgets):
-        raise ConfigError(f"eps: expected one budget or several different ones, got {eps!r}")
+        raise ConfigError(f"eps: expected one or more different budgets, got {eps!r}")
     return budgets
 
 
-class _AsItRuns(Purifier):
-    """The purifier inside a session: the graph has no noise, so a random one gives its mean."""
+class _MeanPurifier(Purifier):
+    """A purifier as a session runs it: the graph has no noise, so a random purifier is replaced by its mean."""
 
     Config = object
     gradient = "exact"

@@ -1,4 +1,4 @@
-"""Counting: what each figure of an audit gathers over the batches, and the worst case of them all."""
+"""Counting: collects the results of each attack over the batches, and the worst case over all attacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .statistics import Rate, rate
 
 
 class PendingRow:
-    """One figure in the making: how often each image was judged right."""
+    """A row of the report in progress: how often each image was judged right."""
 
     def __init__(self, model: Model, job: Job | None = None, route: Route | None = None) -> None:
         self.model, self.job, self._route = model, job, route
@@ -39,40 +39,40 @@ class PendingRow:
 
     @property
     def differentiates(self) -> bool:
-        """Whether gradients were asked for, be it of the classifier alone."""
+        """Whether the attack asked for gradients, even if only of the classifier."""
         return self._spent.gradients > 0
 
     @property
     def route(self) -> Route | None:
-        """None for clean images. To whom the classifier's gradients are open, the undefended one hides nothing."""
+        """None for clean images. On the undefended classifier every attack with gradients is ``exact``."""
         return "exact" if self.model == "undefended" and self.differentiates else self._route
 
     @property
     def shares(self) -> Tensor:
-        """The share of judgements in which each image was right, (N,) float64; in a sequence so far."""
+        """The share of judgements in which each image was right, (N,) float64; in a sequence, the worst so far."""
         return torch.cat([part.shares for part in self._parts])
 
     @property
     def own_shares(self) -> Tensor:
-        """The same under this attack itself, (N,): in a sequence, images it did not get are as when clean."""
+        """The same under this attack alone, (N,); in a sequence, images it did not attack keep their clean value."""
         return torch.cat([part.shares for part in self._own])
 
     @property
     def seen(self) -> Seen | None:
-        """Shares and scores of this attack itself; None for the undefended classifier, which has no score."""
+        """Shares and scores under this attack alone; None for the undefended classifier, which has no score."""
         scores = [part.scores for part in self._own if part.scores is not None]
         return Seen(self.own_shares, torch.cat(scores)) if scores else None
 
     def add(self, judged: Judged, own: Judged) -> None:
-        """Take what the judge said of the next images: so far, and of those this attack had alone.
+        """Add the judge's results for the next batch: the worst so far, and those of this attack alone.
 
-        In a sequence an image that this attack did not get is in ``own`` as it was when clean.
+        In a sequence ``own`` holds the clean result of images that this attack did not get.
         """
         self._parts.append(judged)
         self._own.append(own)
 
     def cost(self, attacked: int, spent: Spent, seconds: float) -> None:
-        """Take what the crafting of the next images cost."""
+        """Add the cost of crafting the next batch."""
         self.attacked += attacked
         self._spent.queries += spent.queries
         self._spent.gradients += spent.gradients
@@ -81,20 +81,20 @@ class PendingRow:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Add the time spent inside."""
+        """Add the time spent in the ``with`` block."""
         began = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - began
 
     def finished(self, clean: PendingRow, threshold: float | None, judgements: int, eot: int) -> Row:
-        """The finished figure; ``clean`` is the same model on clean images."""
+        """The finished row; ``clean`` is the row of the same model on clean images."""
         figures = Figures(None, None, None)
         detection = None
         if not self.error:
-            figures = figures_of(torch.minimum(clean.shares, self.shares), _times(self.model, judgements))
+            figures = figures_of(torch.minimum(clean.shares, self.shares), _judgements_of(self.model, judgements))
             if clean.seen is not None:
                 detection = detect(clean.seen, None if self is clean else self.seen, threshold)
-        each = max(1, self.attacked)
+        attacked = max(1, self.attacked)
         return Row(
             model=self.model,
             attack=self.job.named.spec if self.job else "none",
@@ -105,9 +105,9 @@ class PendingRow:
             sequence=self.job.sequence if self.job else None,
             attacked=self.attacked,
             **vars(figures),
-            queries_per_image=self._spent.queries / each,
-            gradients_per_image=self._spent.gradients / each,
-            scores_per_image=self._spent.scores / each,
+            queries_per_image=self._spent.queries / attacked,
+            gradients_per_image=self._spent.gradients / attacked,
+            scores_per_image=self._spent.scores / attacked,
             seconds=round(self.seconds, 3),
             error=self.error,
             detection=detection,
@@ -116,7 +116,7 @@ class PendingRow:
 
 @dataclass(frozen=True)
 class Figures:
-    """What judgements come to: their mean, right in all of them, right in most of them."""
+    """Accuracy over several judgements: their mean, right in all of them, right in most of them."""
 
     result: Rate | None
     worst_of_n: Rate | None
@@ -124,7 +124,7 @@ class Figures:
 
 
 def figures_of(shares: Tensor, judgements: int) -> Figures:
-    """The figures of shares (N,); the last two are None where one judgement tells all."""
+    """The figures of shares (N,); the last two are None if there is only one judgement."""
     count = len(shares)
     result = rate(min(shares.sum().item(), count), count)
     if judgements == 1:
@@ -133,15 +133,16 @@ def figures_of(shares: Tensor, judgements: int) -> Figures:
 
 
 def finished_rows(rows: Sequence[PendingRow], threshold: float | None, judgements: int, eot: int) -> list[Row]:
-    """All figures, clean images first; ``threshold`` is the calibrated one, or None."""
+    """All rows, finished, in the same order; ``threshold`` is the calibrated one, or None."""
     clean = _clean(rows)
     return [row.finished(clean[row.model], threshold, judgements, eot) for row in rows]
 
 
 def worst_cases(rows: Sequence[PendingRow], strongest: Route, judgements: int) -> list[WorstCase]:
-    """For each threat and model, over all routes run and white-box: right when clean and under every attack.
+    """The worst case for each threat and model, over all routes run and over the white-box routes.
 
-    ``strongest`` is the route that sees most of this purifier; without it nothing is called white-box.
+    An image counts as right if it is right when clean and under every attack. ``strongest`` is the route that sees
+    most of this purifier; without a row along it there is no white-box case.
     """
     clean = _clean(rows)
     cases = []
@@ -161,7 +162,7 @@ def worst_cases(rows: Sequence[PendingRow], strongest: Route, judgements: int) -
                     shares = shares if row.error else torch.minimum(shares, row.shares)
                 routes = [str(route) for route in dict.fromkeys(row.route for row in members)]
                 complete = all(row.error is None for row in members)
-                figures = figures_of(shares, _times(model, judgements))
+                figures = figures_of(shares, _judgements_of(model, judgements))
                 cases.append(WorstCase(model, threat, scope, routes, complete=complete, **vars(figures)))
     return cases
 
@@ -170,6 +171,6 @@ def _clean(rows: Sequence[PendingRow]) -> dict[Model, PendingRow]:
     return {row.model: row for row in rows if row.job is None}
 
 
-def _times(model: Model, judgements: int) -> int:
-    """How often a model is judged: the classifier alone has no noise."""
+def _judgements_of(model: Model, judgements: int) -> int:
+    """How often a model is judged: once for the classifier alone, which has no noise."""
     return judgements if model == "guarded" else 1

@@ -13,7 +13,7 @@ from .setup import AuditSetup, Batch
 
 
 def craft(setup: AuditSetup, job: Job, batch: Batch, spent: Spent) -> Tensor:
-    """The attack's images, (N, C, H, W), projected into the threat."""
+    """Run the attack; return its images (N, C, H, W), projected into the threat."""
     pixels, labels = batch.pixels, batch.labels
     streams = [SampleGenerator(mix_seed(setup.seed, kind, str(job)), batch.indices) for kind in ("target", "attack")]
     target = Target(setup.classifier, setup.purifier, job.route, streams[0], eot=job.draws(setup.eot))
@@ -22,8 +22,10 @@ def craft(setup: AuditSetup, job: Job, batch: Batch, spent: Spent) -> Tensor:
         found = job.named.attack.perturb(target, pixels.clone(), labels.clone(), job.threat, streams[1])
     if not isinstance(found, Tensor) or found.shape != pixels.shape:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise AuditError(f"attack {job.named.spec!r} must return images {tuple(pixels.shape)}, got {got}; mend it")
+        raise AuditError(f"attack {job.named.spec!r}: expected images {tuple(pixels.shape)}, got {got}; fix the attack")
     found = found.detach().to(pixels)
     if not found.isfinite().all():
-        raise AuditError(f"attack {job.named.spec!r} returned NaN or infinity on the route {job.route!r}; mend it")
+        raise AuditError(
+            f"attack {job.named.spec!r} returned NaN or infinity on the route {job.route!r}; fix the attack"
+        )
     return job.threat.project(found, pixels)

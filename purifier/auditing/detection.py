@@ -1,4 +1,4 @@
-"""What a purifier's score tells of attacked images, and what its calibrated threshold rejects."""
+"""How well a purifier's score detects attacked images, and how many its calibrated threshold rejects."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from .statistics import Area, Rate, rate, read_area, read_rate, roc_area
 
 @dataclass(frozen=True)
 class Detection:
-    """How the score of a guard's purifier deals with one attack, or with clean images.
+    """What the purifier's score detects of one attack, or does on clean images.
 
-    In a sequence the images that attacks before this one fooled count as clean ones here.
-
-    An image counts as right if more than half of its judgements are; a deterministic purifier has one.
+    In a sequence, images that an earlier attack fooled count as clean here. An image counts as right if more than half
+    of its judgements are right; with a deterministic purifier there is one judgement.
     """
 
     fooled: int
-    """Images right when clean and wrong under the attack; 0 for clean images."""
+    """How many images are right when clean and wrong under the attack; 0 for clean images."""
     auc: Area | None
-    """P(score of a fooled image > score of a clean one), ties half, over all clean images; None if none is fooled."""
+    """P(score of a fooled image > score of a clean one), ties counting half; None if no image is fooled."""
     rejected: Rate | None
-    """Share of the fooled images above the calibrated threshold; for clean images the share of all of them, the
-    actual false-positive rate. None if not calibrated or none is fooled."""
+    """Share of the fooled images above the calibrated threshold; for clean images the share of all images, which is the
+    actual false-positive rate. None if not calibrated or if no image is fooled."""
     held: Rate | None
-    """Share of all images that are rejected, or else right when clean and under the attack (the mean over
+    """Share of all images that are rejected, or are right both when clean and under the attack (averaged over
     judgements). None if not calibrated."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the judge saw of N images: the share of judgements in which each was right, and its score, both (N,)."""
+    """The judge's results for N images: the share of judgements in which each was right, and its score, both (N,)."""
 
     shares: Tensor
     scores: Tensor
@@ -48,30 +47,30 @@ class Seen:
 
     @property
     def ranked(self) -> Tensor:
-        """Scores to compare, (N,): NaN is rejected and so ranks above all."""
+        """Scores to compare, (N,); NaN ranks above everything, because such images are rejected."""
         return torch.where(self.scores.isnan(), torch.inf, self.scores)
 
 
 def detect(clean: Seen, attacked: Seen | None, threshold: float | None) -> Detection:
-    """The figures of an attack on the images that ``clean`` are, or of the clean images where ``attacked`` is None."""
-    now = clean if attacked is None else attacked
-    fooled = clean.right & ~now.right
-    chosen = fooled if attacked is not None else torch.ones_like(fooled)
-    area = roc_area(now.ranked, clean.ranked, fooled) if fooled.any() else None
+    """The detection of an attack on the images of ``clean``, or of the clean images if ``attacked`` is None."""
+    shown = clean if attacked is None else attacked
+    fooled = clean.right & ~shown.right
+    counted = fooled if attacked is not None else torch.ones_like(fooled)
+    area = roc_area(shown.ranked, clean.ranked, fooled) if fooled.any() else None
     if threshold is None:
         return Detection(int(fooled.sum()), area, None, None)
-    above = rejected(now.scores, threshold)
-    standing = torch.where(above, 1.0, torch.minimum(clean.shares, now.shares)).sum().item()
+    above = rejected(shown.scores, threshold)
+    held = torch.where(above, 1.0, torch.minimum(clean.shares, shown.shares)).sum().item()
     return Detection(
         fooled=int(fooled.sum()),
         auc=area,
-        rejected=rate(int(above[chosen].sum()), int(chosen.sum())) if chosen.any() else None,
-        held=rate(min(standing, len(fooled)), len(fooled)),
+        rejected=rate(int(above[counted].sum()), int(counted.sum())) if counted.any() else None,
+        held=rate(min(held, len(fooled)), len(fooled)),
     )
 
 
 def read_detection(values: Mapping[str, Any]) -> Detection:
-    """A detection from JSON; what cannot be one raises ValueError, KeyError or TypeError."""
+    """Read a detection from JSON; raises ValueError, KeyError or TypeError if it is not one."""
     fooled = values["fooled"]
     if type(fooled) is not int or fooled < 0 or (values["auc"] is None) != (fooled == 0):
         raise ValueError(f"{fooled} fooled images with area {values['auc']}")

@@ -1,4 +1,4 @@
-"""What a report says besides its figures: versions, the guard, the settings."""
+"""The facts that a report records besides its results: versions, the guard, the settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .plan import Job
 
 
 def versions(jobs: Sequence[Job]) -> dict[str, str]:
-    """Name -> version of what ran, the libraries of the attacks included."""
+    """Name -> version of everything that ran, including the libraries of the attacks."""
     return {
         "purifier": version_of("adversarial-purifier"),
         "torch": torch.__version__,
@@ -30,12 +30,13 @@ def versions(jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def _libraries(jobs: Sequence[Job]) -> dict[str, str]:
-    """Versions of the libraries whose attacks ran: an attack says so with ``distribution``."""
+    """Versions of the libraries whose attacks ran; an attack names its library in ``distribution``."""
     named = {str(getattr(job.named.attack, "distribution", "")) for job in jobs} - {""}
     return {name: version_of(name) for name in sorted(named)}
 
 
-def describe(purifier: Purifier) -> dict[str, Any]:
+def describe_purifier(purifier: Purifier) -> dict[str, Any]:
+    """The purifier's plugin, config and surrogate, and its checkpoint file if it came from one."""
     cls = type(purifier)
     try:
         plugin = purifiers.name_of(cls)
@@ -51,7 +52,7 @@ def describe(purifier: Purifier) -> dict[str, Any]:
 
 
 def as_json(config: Any) -> dict[str, Any]:
-    """A dataclass as it will be read back from JSON: tuples are lists."""
+    """A dataclass as it comes back from JSON: tuples become lists."""
     plain = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
     return dict(json.loads(json.dumps(plain)))
 

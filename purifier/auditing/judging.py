@@ -1,4 +1,4 @@
-"""Judging: how often the guard is right about images, with noise that no attack has seen."""
+"""Judging: how often the guard answers correctly, with noise that no attack has seen."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from .setup import AuditSetup, Batch
 
 @dataclass(frozen=True)
 class Judged:
-    """What the judge said of n images."""
+    """The judge's results for n images."""
 
     shares: Tensor
     """The share of judgements in which each was right, (n,) float64, on the CPU."""
     scores: Tensor | None
-    """The purifier's scores, (n,) float32, on the CPU; None from the undefended classifier, which has none."""
+    """The purifier's scores, (n,) float32, on the CPU; None for the undefended classifier, which has none."""
 
     def worse_of(self, at: Tensor, other: Judged) -> Judged:
-        """These images, those at positions ``at`` (m,) replaced by ``other``'s m wherever it was right less often."""
+        """These results, with ``other``'s m at positions ``at`` (m,) wherever ``other`` is right less often."""
         worse = other.shares < self.shares[at]
         return self.replaced(at[worse], other.select(worse))
 
     def replaced(self, at: Tensor, other: Judged) -> Judged:
-        """These images, those at positions ``at`` (m,) replaced by ``other``'s m."""
+        """These results, with ``other``'s m at positions ``at`` (m,)."""
         shares = self.shares.index_copy(0, at, other.shares)
         if self.scores is None or other.scores is None:
             return Judged(shares, None)
         return Judged(shares, self.scores.index_copy(0, at, other.scores))
 
     def select(self, keep: Tensor) -> Judged:
-        """Some of the images: ``keep`` is a (n,) mask."""
+        """The results of some of the images: ``keep`` is a mask (n,)."""
         return Judged(self.shares[keep], None if self.scores is None else self.scores[keep])
 
 
 @torch.no_grad()
 def judge(setup: AuditSetup, model: Model, batch: Batch, what: str) -> Judged:
-    """How often each image is right, with noise no attack has seen; its score, if the model is guarded."""
+    """How often each image is right, with noise that no attack has seen, and its score if the model is guarded."""
     pixels, labels = batch.pixels, batch.labels
     if not len(labels):
         return Judged(torch.zeros(0, dtype=torch.float64), None if model == "undefended" else torch.zeros(0))
     if model == "undefended":
-        right = _right(setup.classifier(pixels), labels)  # its preprocessing rounds uint8
+        right = _right(setup.classifier(pixels), labels)  # the preprocessing rounds for uint8 classifiers
         return Judged(right.double().cpu(), None)
     if setup.classifier.preprocessing.dtype == "uint8":
-        pixels = (pixels * 255).round() / 255  # a guard of bytes is given bytes
+        pixels = (pixels * 255).round() / 255  # users pass uint8 images to such a guard
     rights, score = [], None
     for judgement in range(setup.judgements):
         generator = SampleGenerator(mix_seed(setup.seed, "judge", what, judgement), batch.indices)
         noise = draw(setup.purifier, pixels, generator)
         # The score depends on the image alone, so one judgement is enough.
-        given = answer(setup.purifier, setup.classifier, pixels, noise, scored=score is None)
-        score = given.score if score is None else score
-        rights.append(_right(given.output, labels))
+        answered = answer(setup.purifier, setup.classifier, pixels, noise, scored=score is None)
+        score = answered.score if score is None else score
+        rights.append(_right(answered.output, labels))
     assert score is not None
     return Judged(torch.stack(rights).double().mean(0).cpu(), score.float().cpu())
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:
-    """NaN logits are never right."""
+    """Which images are right, bool (N,); NaN logits never are."""
     return (logits.argmax(1) == labels) & ~logits.isnan().any(1)

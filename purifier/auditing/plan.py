@@ -1,4 +1,4 @@
-"""What an audit will do, settled and checked before any work: attacks, threats, routes."""
+"""The plan of an audit, made and checked before any attack runs: attacks, threats, routes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..vocabulary import Route
 from .presets import Preset
 
 QUERY_NEEDS = ("scores", "labels")
-"""What an attack without gradients needs."""
+"""The ``needs`` of query attacks, which use no gradients."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Job:
     threat: Threat
     route: Route
     sequence: str | None = None
-    """Jobs of one sequence and threat attack only what those before them left right; None: all images."""
+    """Jobs of one sequence and threat attack only the images that earlier jobs left right; None: all images."""
     eot: int | None = None
-    """Draws a gradient is averaged over; None: the audit's."""
+    """Number of draws a gradient is averaged over; None: the audit's ``eot``."""
 
     def draws(self, eot: int) -> int:
-        """How many draws an answer is averaged over, where an audit says ``eot``: a query has one answer."""
+        """How many draws an answer is averaged over in an audit with ``eot``; queries are never averaged."""
         if self.route == "oblivious" or self.named.attack.needs in QUERY_NEEDS:
             return 1
         return eot if self.eot is None else self.eot
@@ -49,12 +49,12 @@ def plan(
     threats: Sequence[Threat],
     routes: Sequence[str] | None,
 ) -> list[Job]:
-    """All jobs of an audit. ``oblivious`` is always there: it is the attack on the undefended classifier.
+    """All jobs of an audit. ``oblivious`` is always included: it is the attack on the undefended classifier.
 
     Raises
     ------
     ConfigError
-        An attack is given twice, cannot work in the norm, or has no route among ``routes``.
+        An attack is given twice, does not support the norm, or cannot follow any of ``routes``.
     GradientError
         A route cannot be followed through this purifier or classifier.
     """
@@ -80,8 +80,8 @@ def plan_preset(
 ) -> tuple[list[Job], list[str]]:
     """The jobs of a preset, and why some of its attacks are left out.
 
-    A sequence goes along the routes that see the purifier, strongest first, another along ``oblivious``; in both,
-    attacks by queries come last.
+    One sequence follows the routes that see the purifier, strongest first; another follows ``oblivious``. In both,
+    query attacks come last.
 
     Raises
     ------
@@ -90,10 +90,10 @@ def plan_preset(
     """
     _check_routes(routes)
     jobs, left_out = [], []
-    apart, following = ([read_attack(spec) for spec in specs] for specs in (preset.apart, preset.sequence))
+    apart, sequence = ([read_attack(spec) for spec in specs] for specs in (preset.apart, preset.sequence))
     for threat in threats:
 
-        def of(one: NamedAttack, threat: Threat = threat) -> list[Job]:
+        def jobs_of(one: NamedAttack, threat: Threat = threat) -> list[Job]:
             try:
                 _check_norm(one, threat)
                 return [Job(one, threat, route) for route in routes_of(one, classifier, purifier, routes)]
@@ -101,21 +101,21 @@ def plan_preset(
                 left_out.append(str(error))
                 return []
 
-        first = [job for one in apart for job in of(one)]
+        first = [job for one in apart for job in jobs_of(one)]
         if preset.sweep and random and first and first[0].named.attack.needs == "gradient":
             jobs += [replace(first[0], eot=eot) for eot in preset.sweep]
         jobs += first
-        in_sequence = [replace(job, sequence=_sequence(job.route)) for one in following for job in of(one)]
-        jobs += sorted(in_sequence, key=_order)  # stable: attacks of a kind stay as they are
+        in_sequence = [replace(job, sequence=_sequence(job.route)) for one in sequence for job in jobs_of(one)]
+        jobs += sorted(in_sequence, key=_order)  # stable: attacks on the same route keep their order
     if not jobs:
         raise ConfigError("no attack of the preset can run: " + "; ".join(dict.fromkeys(left_out)))
     return jobs, list(dict.fromkeys(left_out))
 
 
 def routes_of(
-    one: NamedAttack, classifier: PixelClassifier, purifier: Purifier, asked: Sequence[str] | None
+    one: NamedAttack, classifier: PixelClassifier, purifier: Purifier, requested: Sequence[str] | None
 ) -> list[Route]:
-    """The routes an attack takes through a guard, of those asked for, and ``oblivious`` where it can."""
+    """The requested routes that the attack can follow; ``oblivious`` is always added, except for latent attacks."""
     needs = one.attack.needs
     if needs == "latent":
         if not isinstance(purifier, LatentSpace):
@@ -126,15 +126,15 @@ def routes_of(
         possible: list[Route] = ["exact"]
     elif needs != "gradient":
         possible = ["none", "oblivious"]
-    elif purifier.gradient == "exact" or (asked is not None and "exact" in asked):
+    elif purifier.gradient == "exact" or (requested is not None and "exact" in requested):
         possible = ["exact", "bpda", "oblivious"]
     else:
         possible = ["bpda", "oblivious"]
-    routes = [route for route in possible if asked is None or route in asked]
+    routes = [route for route in possible if requested is None or route in requested]
     if not routes:
         raise ConfigError(
-            f"attack {one.spec!r} needs {needs} and can follow {', '.join(possible)}, "
-            f"not {', '.join(asked or ())}; add one of these routes"
+            f"attack {one.spec!r} needs {needs}: expected one of the routes {', '.join(possible)}, "
+            f"got {', '.join(requested or ())}; add one of them"
         )
     for route in routes:
         check_route(classifier, purifier, route)
@@ -160,6 +160,6 @@ def _check_routes(routes: Sequence[str] | None) -> None:
 def _check_norm(one: NamedAttack, threat: Threat) -> None:
     if threat.norm not in one.attack.norms:
         raise ConfigError(
-            f"attack {one.spec!r} works in {', '.join(one.attack.norms)}, not in {threat.norm}; "
+            f"attack {one.spec!r} supports {', '.join(one.attack.norms)}, not {threat.norm}; "
             "choose another attack or norm"
         )

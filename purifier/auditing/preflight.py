@@ -1,4 +1,4 @@
-"""Before any attack: do data, purifier and classifier fit together?"""
+"""Checks before any attack that data, purifier and classifier fit together."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from ..torch_tools.channels_last import Ask
 
 
 @torch.no_grad()
-def try_out(classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device) -> bool:
-    """Check on two images that data, purifier and classifier fit; say whether the purifier is random."""
+def check_fit(classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device) -> bool:
+    """Check on two images that data, purifier and classifier fit together; return whether the purifier is random."""
     indices = range(min(2, len(data)))
     pixels = data.batch(indices)[0].to(device)
     check_pixels(pixels, name=data.name, shape=image_shape_of(purifier))
     given, who = pixels.clone(), f"{type(purifier).__name__} and {classifier.describe()}"
     failure = f"{who} fail on images {tuple(pixels.shape)} of {data.name}"
-    with explained(failure, AuditError, "do they take this size and preprocessing, in float32?"):
+    with explained(failure, AuditError, "check that they take this size and preprocessing, in float32"):
         noise = draw(purifier, given, SampleGenerator(0, indices))
         logits, purified, _, _ = answer(purifier, classifier, given, noise, scored=True)
     low, high = purified.aminmax()
     if low < 0 or high > 1:
         raise AuditError(
-            f"{type(purifier).__name__} must purify to [0, 1], it gave [{low:.3g}, {high:.3g}]; "
-            "purifier.data.pixels.into_range clamps and keeps the gradient"
+            f"{type(purifier).__name__}: expected purified pixels in [0, 1], got [{low:.3g}, {high:.3g}]; "
+            "clamp them with purifier.data.pixels.into_range, which keeps the gradient"
         )
     if not torch.equal(given, pixels):
         raise AuditError(
-            f"{type(purifier).__name__} must leave its input as it is, it changed it; "
-            "purifier.testing.check_purifier tells more"
+            f"{type(purifier).__name__} changed its input in place; make it work on a copy, and run "
+            "purifier.testing.check_purifier"
         )
     if logits.isnan().any():
-        raise AuditError(f"{who} give NaN for an image of {data.name}; check their weights")
+        raise AuditError(f"{who} return NaN for an image of {data.name}; check their weights")
     highest = int(data.labels.max())
     if highest >= logits.shape[1]:
         raise AuditError(
-            f"{data.name} has labels up to {highest}, {classifier.describe()} has {logits.shape[1]} logits; "
-            "choose the data it was trained on"
+            f"{data.name} has labels up to {highest}, but {classifier.describe()} has {logits.shape[1]} logits; "
+            "use the data it was trained on"
         )
     return is_random(purifier, pixels)
 
 
 def everything_asked(purifier: Purifier) -> Ask:
-    """All that attacks ask of a purifier."""
+    """A function that calls the purifier in every way that attacks do."""
 
     def ask(pixels: Tensor) -> Sequence[Tensor]:
         noise = purifier.draw(pixels, SampleGenerator(0, range(len(pixels))))

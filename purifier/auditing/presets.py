@@ -1,4 +1,4 @@
-"""Presets: which attacks an audit runs, in which order, if none are named."""
+"""Presets: named lists of the attacks that an audit runs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from ..errors import ConfigError
 
 DEFAULT_PRESET = "standard"
 PROBED = 64
-"""On how many images flags are looked for by default."""
+"""The default of ``probes``: how many images are used to look for flags."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """ATTACK specs; those that cannot work on a guard or in a norm are left out."""
+    """ATTACK specs; attacks that do not support a guard or a norm are left out."""
 
     sequence: tuple[str, ...] = ()
-    """Strongest first: each gets only the images that those before it left right, so the worst case costs least."""
+    """Strongest first: each gets only the images that earlier ones left right, so the worst case costs least."""
     apart: tuple[str, ...] = ()
-    """Each gets all images, and so has figures of its own."""
+    """Each gets all images, and so has results of its own."""
     sweep: tuple[int, ...] = ()
-    """For random purifiers: numbers of noise draws with which the first attack apart runs once more each."""
+    """For random purifiers: the first attack of ``apart`` runs again with each of these numbers of noise draws."""
 
 
 PRESETS = {
@@ -42,7 +42,7 @@ PRESETS = {
             "transfer",
             "noise",
         ),
-        # Does doubling change anything? And what a detector is worth is seen on all images.
+        # The second shows whether doubling the effort changes anything; joint needs all images to measure a detector.
         apart=("apgd-ce", "apgd-ce:steps=200,restarts=2", "joint"),
         sweep=(1, 10, 20),
     ),
@@ -55,7 +55,7 @@ def preset_of(name: str) -> Preset:
     Raises
     ------
     ConfigError
-        There is none.
+        There is no such preset.
     """
     if name not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""The audit's report: what was asked, every figure with its route and interval, and the worst case."""
+"""The audit's report: its settings, every result with its route and interval, and the worst case."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .statistics import Rate, read_rate
 
 FILE_NAME = "report.json"
 WHITE_BOX = ("exact", "bpda")
-"""The routes that see the purifier and follow gradients; no other figure may be called white-box."""
+"""The routes that see the purifier and follow gradients; no other result may be called white-box."""
 
 Model = Literal["undefended", "guarded"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: a model under one attack along one route.
+    """One result: a model under one attack along one route.
 
-    Nothing hides an undefended classifier: gradient attacks on it are ``exact``, others ``none``.
+    On the undefended classifier the route of gradient attacks is ``exact``, that of others ``none``.
     """
 
     model: Model
@@ -40,23 +40,23 @@ class Row:
     """None for clean images only."""
     threat: Threat | None
     eot: int
-    """Draws of the purifier's noise a gradient was averaged over."""
+    """Number of noise draws a gradient was averaged over."""
     sequence: str | None
-    """The sequence the attack was part of, or None: then it had all images."""
+    """The sequence the attack was part of, or None if it got all images."""
     attacked: int
-    """Images attacked; in a sequence those that the attacks before had left right."""
+    """Number of images attacked; in a sequence those that earlier attacks left right."""
     result: Rate | None
-    """Images right when clean and under the attack, and in a sequence under those before it; the mean over judgements.
-    None after an error."""
+    """Images right when clean and under the attack, and in a sequence also under earlier attacks; averaged over
+    judgements. None after an error."""
     worst_of_n: Rate | None
-    """Images right in every judgement; None where one judgement tells all."""
+    """Images right in every judgement; None if there is only one."""
     majority: Rate | None
-    """Images right in more than half of the judgements; None where one judgement tells all."""
+    """Images right in more than half of the judgements; None if there is only one."""
     queries_per_image: float
-    """Images shown to the target for each image attacked, those shown for a gradient included."""
+    """Images shown to the target per image attacked, including those shown for a gradient."""
     gradients_per_image: float
     scores_per_image: float
-    """Scores of the guard's purifier the attack asked for: above 0 where it aimed at the detector too."""
+    """Purifier scores that the attack asked for; above 0 if it also attacked the detector."""
     seconds: float
     error: str | None = None
     detection: Detection | None = None
@@ -65,33 +65,33 @@ class Row:
 
 @dataclass(frozen=True)
 class Flag:
-    """A sign that the figures are too high to be believed."""
+    """A sign that the accuracies are too high to be trusted."""
 
     name: str
     """A key of the catalogue of flags."""
     evidence: str
-    """What was seen, in figures."""
+    """The observation in numbers."""
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Per image the worst over all attacks of one threat: robust is what survives each."""
+    """The worst case of each image over all attacks of one threat: an image is right if it is right under each."""
 
     model: Model
     threat: Threat
     scope: Literal["all", "white-box"]
     routes: Sequence[str]
-    """The routes taken together."""
+    """The routes combined in this case."""
     result: Rate
     worst_of_n: Rate | None
     majority: Rate | None
     complete: bool
-    """False if an attack errored: the figure is then an upper bound only."""
+    """False if an attack failed: the result is then only an upper bound."""
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Everything an audit found; :meth:`save` and :meth:`load` keep it as JSON."""
+    """The results of an audit; :meth:`save` writes them as JSON, :meth:`load` reads them."""
 
     created: str
     """UTC, ISO 8601."""
@@ -100,7 +100,7 @@ class AuditReport:
     classifier: str
     preprocessing: Mapping[str, Any]
     purifier: Mapping[str, Any]
-    """Plugin, config, and the checkpoint's file name and sha256 if it came from one."""
+    """Plugin and config, and the checkpoint's file name and sha256 if the purifier came from one."""
     threats: Sequence[Threat]
     seed: int
     batch_size: int
@@ -108,54 +108,54 @@ class AuditReport:
     eot: int
     device: str
     preset: str | None
-    """Its attacks are among the rows."""
+    """The preset whose attacks are among the rows; None if none was used."""
     left_out: Sequence[str]
     """Why attacks of the preset did not run."""
     flags: Sequence[Flag]
-    """Signs that the figures are too high to be believed: masked gradients, a broken set-up."""
+    """Signs that the accuracies are too high to be trusted: masked gradients, a broken set-up."""
     worst_case: Sequence[WorstCase]
     calibration: Mapping[str, Any] | None
     """The threshold's ``fpr``, ``threshold``, ``data`` and ``count``; None if the purifier is not calibrated."""
     rows: Sequence[Row]
     probes: int = PROBED
-    """On how many images, at most, flags were looked for; 0 in reports from before there were flags."""
+    """Largest number of images used to look for flags; 0 in reports from before there were flags."""
     command: Sequence[str] | None = None
-    """The command line that repeats it, if it came from one."""
+    """The command line that repeats the audit, if it was run from one."""
     schema_version: int = SCHEMA_VERSION
 
     @property
     def complete(self) -> bool:
-        """Whether every attack ran to its end."""
+        """Whether every attack finished without error."""
         return all(row.error is None for row in self.rows)
 
     @property
     def conclusive(self) -> bool:
-        """Whether every attack ran to its end, flags were looked for, and none was raised."""
+        """Whether every attack finished without error, flags were looked for, and none was raised."""
         return self.complete and self.probes > 0 and not self.flags
 
     def gate(self, least: float) -> list[WorstCase]:
-        """The worst cases of the guard over all routes whose interval reaches below ``least``, a share in [0, 1].
+        """The guard's worst cases over all routes whose interval reaches below ``least``, a share in [0, 1].
 
         Raises
         ------
         ConfigError
-            ``least`` is no share, or nothing was attacked.
+            ``least`` is not in [0, 1], or the guard was not attacked.
         """
         check_gate(least)
         cases = [case for case in self.worst_case if case.model == "guarded" and case.scope == "all"]
         if not cases:
-            raise ConfigError("a gate needs an attack on the guard; give one, or leave the gate out")
+            raise ConfigError("a gate needs an attack on the guard; add one, or leave the gate out")
         return [case for case in cases if case.result.interval[0] < least]
 
     def to_json(self) -> str:
-        """The report as JSON text; each rate is spread into its row."""
+        """The report as JSON text; the fields of each ``result`` are merged into its row."""
         whole = dataclasses.asdict(self)
         for name in ("rows", "worst_case"):
             whole[name] = [_flat(entry) for entry in whole[name]]
         return json.dumps({"schema_version": whole.pop("schema_version"), **whole}, indent=1, allow_nan=False) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``report.json`` into a folder, atomically; return its path."""
+        """Write ``report.json`` into a folder atomically; return its path."""
         return atomic_write(Path(folder) / FILE_NAME, self.to_json())
 
     @classmethod
@@ -165,7 +165,7 @@ class AuditReport:
         Raises
         ------
         FileError
-            The file is missing, no report, or of another schema version.
+            The file is missing, is not a report, or has an unknown schema version.
         """
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
@@ -173,16 +173,16 @@ class AuditReport:
             found = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise FileError(
-                f"cannot read {path}: {error.strerror or error}; make one with `purifier audit --out`",
+                f"cannot read {path}: {error.strerror or error}; create a report with `purifier audit --out`",
                 path,
             ) from error
         except ValueError as error:
-            raise FileError(f"{path} is not JSON ({error}); audit again to make a new one", path) from error
+            raise FileError(f"{path} is not JSON ({error}); run the audit again", path) from error
         version = found.get("schema_version") if isinstance(found, dict) else None
         if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
             raise FileError(
                 f"{path}: expected a report of schema version 1 to {SCHEMA_VERSION}, got {version!r}; "
-                "read it with the version of purifier that wrote it, or audit again",
+                "read it with the version of purifier that wrote it, or run the audit again",
                 path,
             )
         try:
@@ -202,23 +202,23 @@ class AuditReport:
                 }
             )
         except (KeyError, TypeError, ValueError, AttributeError, PurifierError) as error:
-            raise FileError(f"{path} is not a whole report ({error!r}); audit again to make a new one", path) from error
+            raise FileError(f"{path} is not a complete report ({error!r}); run the audit again", path) from error
 
 
 def check_gate(least: float) -> None:
     """Raise :class:`ConfigError` unless ``least`` is a share of images."""
     if not 0 <= least <= 1:
-        raise ConfigError(f"a gate is a share of images in [0, 1], such as 0.5, got {least}")
+        raise ConfigError(f"gate: expected a share of images in [0, 1], such as 0.5, got {least}")
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raise :class:`OutputError` unless a report can be written there: before the work, not after it.
+    """Raise :class:`OutputError` unless a report can be written there, so that an audit fails before its work.
 
-    Nothing is made: where the folder is missing, it is the nearest one above it that must be writable.
+    Nothing is created: if the folder is missing, its nearest existing parent must be writable.
     """
     folder = Path(folder)
     try:
-        # A link to nowhere is there, though it does not exist: no folder can be made in its place.
+        # A broken link does not exist(), but no folder can be created in its place.
         nearest = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
         with tempfile.TemporaryFile(dir=nearest):
             pass

@@ -1,17 +1,17 @@
-"""Reports that earlier versions wrote, brought to today's schema."""
+"""Converts reports that earlier versions wrote to today's schema."""
 
 from __future__ import annotations
 
 from typing import Any
 
 SCHEMA_VERSION = 4
-"""2: detection, calibration. 3: flags, presets, sequences, majorities. 4: ``rejected`` where 3 had ``refused``."""
+"""2 added detection and calibration; 3 flags, presets, sequences, majorities; 4 renamed ``refused`` to ``rejected``."""
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
-    """A report's JSON as :data:`SCHEMA_VERSION` has it; ``found`` has that version or an earlier one.
+    """Convert a report's JSON to :data:`SCHEMA_VERSION`; ``found`` has that version or an earlier one.
 
-    What an earlier version did not look at is filled in as such: no flags, looked for on no images.
+    Anything that an earlier version did not record is filled in as missing: no flags, looked for on 0 images.
     """
     version = found["schema_version"]
     rows, cases = list(found["rows"]), list(found["worst_case"])
@@ -28,7 +28,7 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of(row: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
-    """Every attack had the audit's ``eot`` and all images."""
+    """Before version 3 every attack used the audit's ``eot`` and got all images."""
     attacked = row["count"] if row["threat"] and row["count"] else 0
     return {"eot": report["eot"], "sequence": None, "attacked": attacked}
 

@@ -1,10 +1,10 @@
-"""Running the jobs of an audit: craft and judge, a batch at a time."""
+"""Runs the jobs of an audit: craft and judge, one batch at a time."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -22,10 +22,10 @@ from .report import Model
 from .setup import AuditSetup, Batch
 
 Progress = Callable[[int, int, str], None]
-"""Called with steps done, steps in all, and what comes next."""
+"""Called with the steps done, the steps in total, and the next step."""
 
-Standing = dict[Model, Judged]
-"""A batch as the attacks of a sequence have left it, for each model."""
+WorstSoFar = dict[Model, Judged]
+"""For each model, the worst result so far of each image of a batch in a sequence of attacks."""
 
 
 def run_jobs(
@@ -35,7 +35,7 @@ def run_jobs(
     transfers: bool,
     progress: Progress | None,
 ) -> list[PendingRow]:
-    """Every figure, over all batches; ``transfers`` judges the oblivious images on the guard too."""
+    """Run all jobs on all batches; ``transfers`` also judges the oblivious images on the guard."""
     clean: dict[Model, PendingRow] = {"undefended": PendingRow("undefended"), "guarded": PendingRow("guarded")}
     plans = [(job, _rows_for(job, transfers)) for job in jobs]
     starts = range(0, len(data), setup.batch_size)
@@ -45,20 +45,20 @@ def run_jobs(
         pixels, labels = (part.to(setup.device) for part in data.batch(indices))
         check_pixels(pixels, name=data.name)
         batch = Batch(pixels, labels, indices)
-        unharmed: Standing = {}
+        on_clean: dict[Model, Judged] = {}
         for model, row in clean.items():
             with row.timed():
-                unharmed[model] = judge(setup, model, batch, "none")
-            row.add(unharmed[model], unharmed[model])
-        sequences: dict[tuple[str, Threat], Standing] = {}
+                on_clean[model] = judge(setup, model, batch, "none")
+            row.add(on_clean[model], on_clean[model])
+        sequences: dict[tuple[str, Threat], WorstSoFar] = {}
         done += 1
         for job, rows in plans:
             if progress is not None:
                 progress(done, total, str(job))
-            standing = None
+            worst = None
             if job.sequence is not None:
-                standing = sequences.setdefault((job.sequence, job.threat), dict(unharmed))
-            _attack(setup, job, rows, batch, unharmed, standing)
+                worst = sequences.setdefault((job.sequence, job.threat), dict(on_clean))
+            _attack(setup, job, rows, batch, on_clean, worst)
             done += 1
     if progress is not None:
         progress(done, total, "done")
@@ -66,22 +66,28 @@ def run_jobs(
 
 
 def _attack(
-    setup: AuditSetup, job: Job, rows: Sequence[PendingRow], batch: Batch, unharmed: Standing, standing: Standing | None
+    setup: AuditSetup,
+    job: Job,
+    rows: Sequence[PendingRow],
+    batch: Batch,
+    on_clean: Mapping[Model, Judged],
+    worst: WorstSoFar | None,
 ) -> None:
-    """Attack the images of a batch, or those still ``standing`` in a sequence, which is brought up to date."""
+    """Attack the images of a batch; in a sequence only those that are still right, and update ``worst``."""
     if any(row.error for row in rows):
         return
     at = torch.arange(len(batch.indices))
-    if standing is not None:
-        # Images made without knowing the guard go on until it is fooled too; by queries they are not worth it.
+    if worst is not None:
+        # An oblivious gradient attack also gets images that only the guard still has right; for a query attack that
+        # would cost more than it finds.
         judges = rows[:1] if job.named.attack.needs in QUERY_NEEDS else rows
-        at = torch.stack([standing[row.model].shares for row in judges]).amax(0).nonzero().squeeze(1)
-    tried, spent, began = batch.select(at), Spent(), time.perf_counter()
-    found = tried.pixels
+        at = torch.stack([worst[row.model].shares for row in judges]).amax(0).nonzero().squeeze(1)
+    attacked, spent, began = batch.select(at), Spent(), time.perf_counter()
+    found = attacked.pixels
     if len(at):
         with Attempt((Exception, SystemExit)) as attempt:
-            found = craft(setup, job, tried, spent)
-        if attempt.error is not None:  # the other attacks go on
+            found = craft(setup, job, attacked, spent)
+        if attempt.error is not None:  # the other attacks still run
             for row in rows:
                 row.error = cause_of(attempt.error)
             return
@@ -89,22 +95,22 @@ def _attack(
     for row in rows:
         row.cost(len(at), spent, crafting)
         with Attempt() as attempt, row.timed():
-            judged = judge(setup, row.model, dataclasses.replace(tried, pixels=found), str(job))
+            judged = judge(setup, row.model, dataclasses.replace(attacked, pixels=found), str(job))
         if attempt.error is not None:
             row.error = f"judging failed: {cause_of(attempt.error)}"
             continue
-        if standing is None:
+        if worst is None:
             row.add(judged, judged)
         else:
-            standing[row.model] = standing[row.model].worse_of(at, judged)
-            row.add(standing[row.model], unharmed[row.model].replaced(at, judged))
+            worst[row.model] = worst[row.model].worse_of(at, judged)
+            row.add(worst[row.model], on_clean[row.model].replaced(at, judged))
 
 
 def _rows_for(job: Job, transfers: bool) -> list[PendingRow]:
-    """The rows a job fills: that of the model it attacks, then those its images are tried on too."""
+    """The rows a job fills: one for the model it attacks, then one for the model its images are transferred to."""
     if job.route != "oblivious":
         return [PendingRow("guarded", job, job.route)]
-    # Nothing stands before the undefended classifier, so there these images are the white-box attack.
+    # The undefended classifier has no purifier, so on it these images are the white-box attack.
     own: Route = "exact" if job.named.attack.needs == "gradient" else "none"
     alone = PendingRow("undefended", job, own)
     return [alone, PendingRow("guarded", job, "oblivious")] if transfers else [alone]

@@ -1,4 +1,4 @@
-"""Self-checks: what is tried on the guard itself, to see whether the failure of an attack says anything."""
+"""Self-checks: tests of the guard itself, which show whether the failure of an attack means anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import GradientError
 from ..foreign_code import Attempt, cause_of
 from ..seeding import SampleGenerator, mix_seed
 from ..vocabulary import Norm, Route
-from .comparing import beyond, fewer, only
+from .comparing import count_flipped, exceeds_one_percent, significant_drop
 from .crafting import craft
 from .judging import judge
 from .plan import Job
@@ -28,62 +28,62 @@ from .report import Flag
 from .setup import AuditSetup, Batch
 from .statistics import wilson
 
-# The margin loss, because cross-entropy vanishes in float32 on a classifier that is merely very sure.
+# The margin loss, because cross-entropy vanishes in float32 on a classifier that is merely very confident.
 PGD = "pgd:steps=20,loss=margin"
 ONE_STEP = "pgd:steps=1,step_size=1,random_start=false,loss=margin"
 NOISE_ATTACK = "noise"
 LOGIT_ROUNDING = 1e-2
-"""The share of an image's range of logits that sums in another order, TF32 ones too, stay well below."""
-ALONE = 8
+"""Tolerance, relative to the range of an image's logits: summing in another order, even in TF32, changes far less."""
+SINGLE_IMAGES = 8
 """How many images are also shown one at a time."""
 
 
 def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED) -> list[Flag]:
-    """The flags that a guard raises by itself, whatever attacks an audit runs. Its modules are at rest.
+    """The flags that the guard itself raises, whatever attacks an audit runs; its modules are frozen.
 
-    A breakdown is a flag too: attacks that ran are not lost for it.
+    An error in a self-check raises a flag too, so that the results of the attacks are not lost.
 
     Parameters
     ----------
     setup
-        Crafts and judges.
+        The guard and the audit's settings.
     data
-        The first ``count`` images, at least ``ALONE``, are shown to the guard; the first ``count`` it has right are
-        attacked.
+        The guard is shown the first ``count`` images, at least ``SINGLE_IMAGES``; the first ``count`` images that it
+        has right are attacked.
     threats
-        The audit's budgets.
+        The audit's threats.
     """
     found: list[Flag] = []
     with Attempt() as attempt:
-        found += _of_guard(setup, data, threats, count)
+        found += _flags_of_guard(setup, data, threats, count)
     if attempt.error is not None:
         found.append(Flag("probe-failed", cause_of(attempt.error)))
     return found
 
 
-def _of_guard(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], count: int) -> list[Flag]:
-    first = range(min(max(ALONE, min(count, setup.batch_size)), len(data)))
-    flags = [*_of_layers(setup), *_of_logits(setup, setup.batch(data, first))]
-    right = _right(setup, data, count) if setup.classifier.differentiable else None
+def _flags_of_guard(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], count: int) -> list[Flag]:
+    first = range(min(max(SINGLE_IMAGES, min(count, setup.batch_size)), len(data)))
+    flags = [*_flags_of_layers(setup), *_flags_of_logits(setup, setup.batch(data, first))]
+    right = _right_images(setup, data, count) if setup.classifier.differentiable else None
     if right is None:
         return flags
     route: Route = "exact" if setup.purifier.gradient == "exact" else "bpda"
     try:
-        flags += _of_gradients(setup, right, route, threats)
+        flags += _flags_of_gradients(setup, right, route, threats)
         for threat in threats:
-            flags += _of_attacks(setup, right, route, threat)
+            flags += _flags_of_attacks(setup, right, route, threat)
         for norm in dict.fromkeys(threat.norm for threat in threats):
-            flags += _of_all_budgets(setup, right, route, norm)
-    except GradientError as error:  # cut off by a detach
+            flags += _flags_of_huge_budget(setup, right, route, norm)
+    except GradientError as error:  # a detach cuts the gradient off
         flags.append(Flag("zero-gradient", str(error)))
     return flags
 
 
-def _of_layers(setup: AuditSetup) -> Iterator[Flag]:
-    for whole in (setup.classifier, setup.purifier):
-        for name, layer in whole.named_modules():
+def _flags_of_layers(setup: AuditSetup) -> Iterator[Flag]:
+    for half in (setup.classifier, setup.purifier):
+        for name, layer in half.named_modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                where = f"{type(whole).__name__}: {name} ({type(layer).__name__})"
+                where = f"{type(half).__name__}: {name} ({type(layer).__name__})"
                 if layer.running_mean is None:
                     yield Flag("batch-norm", f"{where} has no running statistics")
                 elif layer.training:
@@ -91,82 +91,87 @@ def _of_layers(setup: AuditSetup) -> Iterator[Flag]:
 
 
 @torch.no_grad()
-def _of_logits(setup: AuditSetup, batch: Batch) -> Iterator[Flag]:
+def _flags_of_logits(setup: AuditSetup, batch: Batch) -> Iterator[Flag]:
     pixels, total = batch.pixels, len(batch.labels)
     noise = draw(setup.purifier, pixels, SampleGenerator(mix_seed(setup.seed, "probe"), batch.indices))
     if noise is not None and setup.eot == 1:
-        yield Flag("random-without-eot", "the purifier draws noise, and gradients are those of 1 draw")
+        yield Flag("random-without-eot", "the purifier draws noise, and gradients use 1 draw")
 
     def logits(at: Tensor) -> Tensor:
-        given = answer(setup.purifier, setup.classifier, pixels[at], None if noise is None else noise[at])
-        found: Tensor = given.output.float()
+        answered = answer(setup.purifier, setup.classifier, pixels[at], None if noise is None else noise[at])
+        found: Tensor = answered.output.float()
         return found
 
-    def changed(at: Tensor, found: Tensor) -> int:
+    def count_changed(at: Tensor, found: Tensor) -> int:
         """How many images' logits differ from those in the batch by more than rounding."""
-        reach = torch.maximum(given[at].amax(1) - given[at].amin(1), LOGIT_ROUNDING * given[at].abs().amax(1))
-        return int(((found - given[at]).abs().amax(1) > LOGIT_ROUNDING * reach).sum())
+        scale = torch.maximum(first[at].amax(1) - first[at].amin(1), LOGIT_ROUNDING * first[at].abs().amax(1))
+        return int(((found - first[at]).abs().amax(1) > LOGIT_ROUNDING * scale).sum())
 
     everyone = torch.arange(total, device=pixels.device)
-    given = logits(everyone)
-    if are_probabilities(given):
-        low, high = given.sum(1).aminmax()
+    first = logits(everyone)
+    if are_probabilities(first):
+        low, high = first.sum(1).aminmax()
         yield Flag(
             "probabilities", f"all outputs of {total} images are in [0, 1], their sums in [{low:.4f}, {high:.4f}]"
         )
-    again = changed(everyone, logits(everyone))
-    if beyond(again, total):
-        # What differs from itself differs from its batch too: that would say nothing more.
-        yield Flag("nondeterministic", f"the logits of {again} of {total} images differ when asked twice")
+    again = count_changed(everyone, logits(everyone))
+    if exceeds_one_percent(again, total):
+        # Logits that change on every call also change with the batch: batch-dependent would say nothing more.
+        yield Flag("nondeterministic", f"the logits of {again} of {total} images differ between two calls")
         return
-    turned, alone = everyone.flip(0), torch.split(everyone[:ALONE], 1)
-    mixed, lonely = changed(turned, logits(turned)), sum(changed(at, logits(at)) for at in alone)
-    if beyond(mixed, total) or beyond(lonely, len(alone)):
+    backwards, singles = everyone.flip(0), torch.split(everyone[:SINGLE_IMAGES], 1)
+    reordered = count_changed(backwards, logits(backwards))
+    alone = sum(count_changed(at, logits(at)) for at in singles)
+    if exceeds_one_percent(reordered, total) or exceeds_one_percent(alone, len(singles)):
         yield Flag(
             "batch-dependent",
-            f"the logits of {mixed} of {total} images differ in the batch reversed, of {lonely} of {len(alone)} alone",
+            f"the logits of {reordered} of {total} images change when the batch is reversed, those of {alone} of "
+            f"{len(singles)} when the image is alone",
         )
 
 
-def _of_gradients(setup: AuditSetup, batch: Batch, route: Route, threats: Sequence[Threat]) -> Iterator[Flag]:
-    """At the images, and far out in a random direction of each threat: gradients may be right at clean images alone."""
-    total, nothing, broken = len(batch.labels), 0, 0
+def _flags_of_gradients(setup: AuditSetup, batch: Batch, route: Route, threats: Sequence[Threat]) -> Iterator[Flag]:
+    """Look at the clean images and far from them, in a random direction of each threat.
+
+    Gradients may be correct at clean images only.
+    """
+    total, zero, not_finite = len(batch.labels), 0, 0
     for part in batch.split(setup.batch_size):
         pixels, labels = part.pixels, part.labels
         generator = SampleGenerator(mix_seed(setup.seed, "probe", "places"), part.indices)
         offsets = [threat.eps * generator.normal(pixels.shape[1:], pixels).sign() for threat in threats]
-        places = [threat.project(pixels + offset, pixels) for threat, offset in zip(threats, offsets, strict=True)]
+        moved = [threat.project(pixels + offset, pixels) for threat, offset in zip(threats, offsets, strict=True)]
         target = Target(setup.classifier, setup.purifier, route, generator, eot=setup.eot)
         loss = functools.partial(_margin, labels=labels)
-        gradients = torch.stack([target.gradient(place, loss)[0] for place in (pixels, *places)]).flatten(2)
-        nothing += int((gradients == 0).all(2).any(0).sum())
-        broken += int((~gradients.isfinite()).any(2).any(0).sum())
-    if broken:
-        yield Flag("nan-gradient", f"{broken} of {total} images have NaN or infinity in it ({route})")
-    if beyond(nothing, total):
-        yield Flag("zero-gradient", f"{nothing} of {total} images have no other number in it ({route})")
+        gradients = torch.stack([target.gradient(images, loss)[0] for images in (pixels, *moved)]).flatten(2)
+        zero += int((gradients == 0).all(2).any(0).sum())
+        not_finite += int((~gradients.isfinite()).any(2).any(0).sum())
+    if not_finite:
+        yield Flag("nan-gradient", f"the gradient of {not_finite} of {total} images has NaN or infinity ({route})")
+    if exceeds_one_percent(zero, total):
+        yield Flag("zero-gradient", f"the gradient of {zero} of {total} images is zero everywhere ({route})")
 
 
-def _of_attacks(setup: AuditSetup, batch: Batch, route: Route, threat: Threat) -> Iterator[Flag]:
+def _flags_of_attacks(setup: AuditSetup, batch: Batch, route: Route, threat: Threat) -> Iterator[Flag]:
     pgd, one_step = (_shares(setup, batch, spec, threat, route) for spec in (PGD, ONE_STEP))
-    total, fooled = len(pgd), f"{_fooled(pgd)} of {len(pgd)} images at {threat} ({route})"
-    if fewer(pgd, one_step) is not None:
-        yield Flag("one-step-wins", f"one step fools {_fooled(one_step)}, {PGD} {fooled}")
-    # Only the images that PGD leaves right can be won by noise; a larger budget can lose only those that it fools.
-    standing = (pgd == 1).nonzero().squeeze(1)
-    caught = only(pgd[standing], _shares(setup, batch.select(standing), NOISE_ATTACK, threat, "none"))
-    if beyond(caught, total):
-        yield Flag("noise-wins", f"{NOISE_ATTACK} fools {caught} that {PGD} does not, which fools {fooled}")
+    total, fooled = len(pgd), f"{_count_fooled(pgd)} of {len(pgd)} images at {threat} ({route})"
+    if significant_drop(pgd, one_step) is not None:
+        yield Flag("one-step-wins", f"one step fools {_count_fooled(one_step)}, {PGD} {fooled}")
+    # Noise can only win images that PGD leaves right; a larger budget can only lose images that PGD fools.
+    left_right = (pgd == 1).nonzero().squeeze(1)
+    caught = count_flipped(pgd[left_right], _shares(setup, batch.select(left_right), NOISE_ATTACK, threat, "none"))
+    if exceeds_one_percent(caught, total):
+        yield Flag("noise-wins", f"{PGD} fools {fooled}, {NOISE_ATTACK} fools {caught} others")
     double = Threat(threat.norm, min(2 * threat.eps, 1) if threat.norm == "linf" else 2 * threat.eps)
-    fallen = (pgd < 1).nonzero().squeeze(1)
-    if beyond(_shares(setup, batch.select(fallen), PGD, double, route).sum().item(), total):
+    pgd_fooled = (pgd < 1).nonzero().squeeze(1)
+    if exceeds_one_percent(_shares(setup, batch.select(pgd_fooled), PGD, double, route).sum().item(), total):
         doubled = _shares(setup, batch, PGD, double, route)
-        if fewer(doubled, pgd) is not None:
-            yield Flag("no-rise", f"{PGD} fools {fooled} and {_fooled(doubled)} at {double}")
+        if significant_drop(doubled, pgd) is not None:
+            yield Flag("no-rise", f"{PGD} fools {fooled}, but {_count_fooled(doubled)} at {double}")
 
 
-def _of_all_budgets(setup: AuditSetup, batch: Batch, route: Route, norm: Norm) -> Iterator[Flag]:
-    """Try a budget within which any image can become a grey one, like every other."""
+def _flags_of_huge_budget(setup: AuditSetup, batch: Batch, route: Route, norm: Norm) -> Iterator[Flag]:
+    """Try a budget within which every image can turn into the same grey one."""
     size = batch.pixels[0].numel()
     huge = Threat(norm, {"linf": 0.5, "l2": 0.5 * size**0.5, "l1": 0.5 * size}[norm])
     shares = _shares(setup, batch, PGD, huge, route)
@@ -190,18 +195,18 @@ def _shares(setup: AuditSetup, batch: Batch, spec: str, threat: Threat, route: R
     return torch.cat(shares)
 
 
-def _fooled(shares: Tensor) -> str:
+def _count_fooled(shares: Tensor) -> str:
     return f"{len(shares) - shares.sum().item():g}"
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Best wrong logit minus the right one (Carlini & Wagner 2017, f6, sign turned), (N,)."""
+    """The best wrong logit minus the right one (Carlini & Wagner 2017, f6 with the sign reversed), (N,)."""
     right = labels.unsqueeze(1)
     others = logits.float().scatter(1, right, -torch.inf)
     return others.amax(1) - logits.float().gather(1, right).squeeze(1)
 
 
-def _right(setup: AuditSetup, data: ImageData, count: int) -> Batch | None:
+def _right_images(setup: AuditSetup, data: ImageData, count: int) -> Batch | None:
     """The first ``count`` images that the guard has right in most judgements; None if there are none."""
     chosen: list[int] = []
     size = min(count, setup.batch_size)

@@ -1,4 +1,4 @@
-"""What stays the same from batch to batch of an audit, and a batch of its images."""
+"""The settings that all batches of an audit share, and a batch of its images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..data.images import ImageData
 
 @dataclass(frozen=True)
 class AuditSetup:
-    """The two halves of the guard, where they run, and the audit's settings."""
+    """The two halves of the guard, the device they run on, and the audit's settings."""
 
     classifier: PixelClassifier
     purifier: Purifier
@@ -26,14 +26,14 @@ class AuditSetup:
     batch_size: int = 250
 
     def batch(self, data: ImageData, indices: Sequence[int]) -> Batch:
-        """The images at some positions of the data, on the audit's device."""
+        """The images at these positions of the data, on the audit's device."""
         pixels, labels = (part.to(self.device) for part in data.batch(indices))
         return Batch(pixels, labels, indices)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (N, C, H, W), labels (N,), and the images' positions in their data set."""
+    """Images (N, C, H, W), labels (N,), and the positions of the images in their data set."""
 
     pixels: Tensor
     labels: Tensor
@@ -47,5 +47,5 @@ class Batch:
         return Batch(self.pixels[on_device], self.labels[on_device], [self.indices[i] for i in at.tolist()])
 
     def split(self, size: int) -> list[Batch]:
-        """The images in batches of at most ``size``."""
+        """Split into batches of at most ``size`` images."""
         return [self.select(at) for at in torch.split(torch.arange(len(self.indices)), size)]

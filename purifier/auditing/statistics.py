@@ -1,4 +1,4 @@
-"""Rates and areas under the ROC curve, with their uncertainty."""
+"""Accuracies and areas under the ROC curve, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 RESAMPLES, ENOUGH_SCORES = 500, 20
-"""Draws of the bootstrap, and the least number of positives it is trusted with."""
+"""Number of bootstrap draws, and the smallest number of positives that the bootstrap is used for."""
 Z95 = NormalDist().inv_cdf(0.975)
 
 
@@ -22,7 +22,7 @@ class Rate:
 
     accuracy: float
     correct: float
-    """Images right; a sum of shares where each image was judged several times."""
+    """Number of images right; a sum of shares if each image was judged several times."""
     count: int
     interval: tuple[float, float]
 
@@ -36,15 +36,15 @@ class Area:
 
 
 def rate(correct: float, count: int) -> Rate:
-    """The rate of ``correct`` of ``count`` images, count at least 1."""
+    """The rate of ``correct`` out of ``count`` images; ``count`` is at least 1."""
     return Rate(correct / count, correct, count, wilson(correct, count))
 
 
 def wilson(correct: float, count: int) -> tuple[float, float]:
     """The 95% score interval of a share (Wilson 1927; Brown, Cai & DasGupta 2001, equation 4), in [0, 1].
 
-    Where each image was judged several times and ``correct`` is a sum of shares, the interval over images is
-    wider than need be, never narrower.
+    If each image was judged several times and ``correct`` is a sum of shares, the interval over images is wider than
+    necessary, never narrower.
     """
     assert 0 <= correct <= count and count > 0
     share = correct / count
@@ -67,24 +67,24 @@ def roc_area(positives: Tensor, negatives: Tensor, chosen: Tensor) -> Area:
     chosen
         Which of the attacked images are positives, bool (N,), at least one.
 
-    The 95% interval is the percentile bootstrap's over images (Efron 1979), an attacked image drawn together with the
-    same image clean: their scores are not independent. Where positives are few, or do not overlap with the negatives,
-    resampling sees too little of the spread: there scores are taken for independent (Hanley & McNeil 1982).
+    The 95% interval is a percentile bootstrap over images (Efron 1979). It draws an attacked image together with the
+    same image clean, because their scores are not independent. If positives are few, or do not overlap with the
+    negatives, resampling underestimates the spread; scores are then treated as independent (Hanley & McNeil 1982).
     """
     ordered, order = negatives.double().sort()
     scores = positives[chosen].double()
-    places = torch.stack([torch.searchsorted(ordered, scores, right=right) for right in (False, True)])
-    area = places.double().mean().item() / len(negatives)
+    ranks = torch.stack([torch.searchsorted(ordered, scores, right=right) for right in (False, True)])
+    area = ranks.double().mean().item() / len(negatives)
     low, high = _independent(area, len(scores), len(negatives))
     if len(scores) >= ENOUGH_SCORES and 0 < area < 1:
-        return Area(area, _bootstrap(places, order, chosen))
+        return Area(area, _bootstrap(ranks, order, chosen))
     return Area(area, (low, high))
 
 
 def _independent(area: float, count: int, others: int) -> tuple[float, float]:
-    """The interval of an area if all scores were independent: Hanley & McNeil 1982, equations 1 and 2, cut to [0, 1].
+    """The interval if all scores were independent: Hanley & McNeil 1982, equations 1 and 2, clipped to [0, 1].
 
-    Their error is 0 where the two kinds do not overlap; there it is Wilson's interval over the smaller kind.
+    Their error is 0 if positives and negatives do not overlap; then use Wilson's interval over the smaller group.
     """
     if area in (0, 1):
         return wilson(area * min(count, others), min(count, others))
@@ -94,11 +94,11 @@ def _independent(area: float, count: int, others: int) -> tuple[float, float]:
     return max(0.0, area - half), min(1.0, area + half)
 
 
-def _bootstrap(places: Tensor, order: Tensor, chosen: Tensor) -> tuple[float, float]:
+def _bootstrap(ranks: Tensor, order: Tensor, chosen: Tensor) -> tuple[float, float]:
     """The interval of an area over ``RESAMPLES`` draws of the N images.
 
-    ``places`` (2, P) say how many sorted negatives lie below each positive, and below or level with it; ``order`` (N,)
-    sorts the negatives, ``chosen`` (N,) marks the positives.
+    ``ranks`` (2, P) holds the number of sorted negatives below each positive, and the number below or equal to it;
+    ``order`` (N,) sorts the negatives, ``chosen`` (N,) marks the positives.
     """
     count = len(order)
     generator = torch.Generator().manual_seed(0)
@@ -107,14 +107,14 @@ def _bootstrap(places: Tensor, order: Tensor, chosen: Tensor) -> tuple[float, fl
         drawn = torch.randint(count, (count,), generator=generator)
         weights = torch.bincount(drawn, minlength=count).double()
         below = torch.cat([weights.new_zeros(1), weights[order].cumsum(0)])
-        mine = weights[chosen]
-        areas.append((mine * below[places].mean(0)).sum() / (mine.sum() * count))
+        positive = weights[chosen]
+        areas.append((positive * below[ranks].mean(0)).sum() / (positive.sum() * count))
     low, high = torch.stack(areas).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return max(0.0, low), min(1.0, high)
 
 
 def read_rate(values: Mapping[str, Any]) -> Rate:
-    """A rate from JSON; what cannot be one raises ValueError, KeyError or TypeError."""
+    """Read a rate from JSON; raises ValueError, KeyError or TypeError if it is not one."""
     low, high = values["interval"]
     if not 0 <= low <= values["accuracy"] <= high <= 1:
         raise ValueError(f"accuracy {values['accuracy']} with interval {values['interval']}")
@@ -122,7 +122,7 @@ def read_rate(values: Mapping[str, Any]) -> Rate:
 
 
 def read_area(values: Mapping[str, Any]) -> Area:
-    """An area from JSON; what cannot be one raises ValueError, KeyError or TypeError."""
+    """Read an area from JSON; raises ValueError, KeyError or TypeError if it is not one."""
     low, high = values["interval"]
     if not 0 <= low <= values["value"] <= high <= 1:
         raise ValueError(f"area {values['value']} with interval {values['interval']}")

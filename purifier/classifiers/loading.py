@@ -1,4 +1,4 @@
-"""MODEL specs -> a classifier."""
+"""Load classifiers from MODEL specs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..torch_tools.freezing import evaluating
 
 
 def load_classifier(spec: str | Path, *, weights: str | Path | None = None) -> nn.Module | ModelProto:
-    """A torch module in evaluation mode, or an ONNX model.
+    """Load a torch module in evaluation mode, or an ONNX model.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def load_classifier(spec: str | Path, *, weights: str | Path | None = None) -> n
     if text == "demo" and weights is None:
         return load_classifier("purifier.assets.classifier:demo_classifier")
     if weights is not None and (":" not in text or Path(text).suffix in (".onnx", ".pt2")):
-        raise SpecError(f"--weights goes with package.module:factory, not with {text!r}, which holds its own", text)
+        raise SpecError(f"--weights needs package.module:factory, got {text!r}, which has its own weights", text)
     if text.endswith(".onnx"):
         return load_onnx(text)
     if text.endswith(".pt2"):
@@ -85,7 +85,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         with explained(
             f"{path} cannot be read as plain weights",
             partial(ClassifierError, path=path),
-            "save a state_dict, best as safetensors",
+            "save a state_dict, preferably as safetensors",
             describe=_unreadable,
         ):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -108,20 +108,20 @@ def _load_exported(path: Path) -> nn.Module:
 
 
 def _check_no_objects(path: Path) -> None:
-    """Constants that are no tensors would be unpickled."""
+    """Check that all constants are tensors, because others would be unpickled."""
     for name in zipfile.ZipFile(path).namelist():
         _, inside, constant = name.partition("data/constants/")
         if inside and not re.fullmatch(r"tensor_\d+|\w+\.(json|pt)", constant):
-            raise ValueError(f"it holds the object {constant!r}, expected tensors only")
+            raise ValueError(f"expected only tensors, got the object {constant!r}")
 
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Torch unpickles a part of a .pt2 that does not load as plain weights; this switch of torch's forbids it."""
+    """Forbid unpickling: torch would otherwise unpickle any part of a .pt2 that does not load as plain weights."""
     before, logger = os.environ.get(WEIGHTS_ONLY), logging.getLogger("torch.export")
     level = logger.level
     os.environ[WEIGHTS_ONLY] = "1"
-    logger.setLevel(logging.CRITICAL)  # a rejection comes as an exception; the log repeats it with a traceback
+    logger.setLevel(logging.CRITICAL)  # a failure raises an exception; the log would repeat it with a traceback
     try:
         yield
     finally:
@@ -132,5 +132,5 @@ def _weights_only() -> Iterator[None]:
 
 
 def _unreadable(error: BaseException) -> str:
-    # Torch's own message advises to unpickle all the same.
+    # Torch's own message advises unpickling anyway.
     return "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)

@@ -23,47 +23,50 @@ from .logits import logits_of
 from .pixel_classifier import OnnxPixelClassifier
 
 CHUNK = 32
-"""Images at a time: an adjoint has fixed shapes."""
+"""Images per batch; fixed, because an adjoint has fixed shapes."""
 ADJOINT_OPSET = 13
-"""Models of older opsets are raised to it before they are differentiated."""
+"""Models of older opsets are converted to this one before they are differentiated."""
 PREFIX = "adjoint_of_"
-CANNOT = "give the torch module, or take a recipe that needs no gradients (denoise:attacks=square)"
-STEP, ERROR = 1e-2, 0.05
-"""Length of the finite difference along the gradient, L2 in pixel units, and the relative error allowed to it."""
+ADVICE = "give the torch module, or use a recipe that needs no gradients (denoise:attacks=square)"
+STEP, MAX_ERROR = 1e-2, 0.05
+"""L2 length, in pixel units, of the finite difference along the gradient, and the largest relative error allowed."""
 
 
 class OnnxGradientClassifier(OnnxPixelClassifier):
     """An ONNX model behind its preprocessing, with gradients.
 
-    Its adjoint is another ONNX graph, written by the package onnx-ad, and compared with finite differences before it
-    is used.
+    The gradients come from its adjoint, another ONNX graph. The package onnx-ad writes it, and it is compared with
+    finite differences before it is used.
 
     Raises
     ------
     ConfigError
-        onnx-ad is not installed, cannot differentiate this model, or is wrong about it.
+        onnx-ad is not installed, cannot differentiate this model, or gives wrong gradients.
     """
 
     def __init__(self, model: ModelProto, preprocessing: Preprocessing, input: int | str | None = None) -> None:
         super().__init__(model, preprocessing, input)
         if preprocessing.dtype != "float32":
             raise ConfigError(
-                f"gradients of an ONNX model need float32 images, this one takes {preprocessing.dtype}; {CANNOT}"
+                f"gradients of an ONNX model need float32 images, got a model for {preprocessing.dtype}; {ADVICE}"
             )
         shape = image_input(model, input).shape
         sides = [size for size in shape[1:] if size is not None]
         if len(sides) < len(shape) - 1:
             raise ConfigError(
-                f"gradients of an ONNX model need fixed height, width and channels, it takes {shape}; {CANNOT}"
+                f"gradients of an ONNX model need fixed height, width and channels, got {shape}; {ADVICE}"
             )
         self.size = self.fixed_batch if isinstance(self.fixed_batch, int) else CHUNK
         size = preprocessing.to_pixels(torch.zeros(self.size, *sides)).shape
         pixels = torch.rand(size, generator=torch.Generator().manual_seed(0))
-        with explained(f"this ONNX model fails on {self.size} images", ConfigError, CANNOT):
+        with explained(f"this ONNX model fails on {self.size} images", ConfigError, ADVICE):
             outputs = self._run(preprocessing.to_classifier(pixels).numpy())
         logits = logits_of({name: torch.from_numpy(value) for name, value in outputs.items()})
         if len(logits) != self.size:
-            raise ConfigError(f"this ONNX model gives {len(logits)} rows of logits for {self.size} images: {CANNOT}")
+            raise ConfigError(
+                f"this ONNX model must return one row of logits per image, got {len(logits)} rows for {self.size} "
+                f"images; {ADVICE}"
+            )
         self.logits = next(name for name, value in outputs.items() if value.ctypes.data == logits.data_ptr())
         self.answer_shape = outputs[self.logits].shape[1:]
         self.adjoint = _adjoint(model, self.name, self.logits, self.size)
@@ -78,13 +81,13 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         return f"{super().describe()}, differentiated by onnx-ad"
 
     def answers(self, images: Tensor) -> Tensor:
-        """Logits (N, K) for images as the model takes them."""
+        """Logits (N, K) for images in the model's format."""
         given = images.detach().cpu().numpy()
         found = np.concatenate([self._run(part)[self.logits] for part in self._parts(given)])
         return torch.from_numpy(found).flatten(1).to(images)
 
     def pulled_back(self, images: Tensor, upstream: Tensor) -> Tensor:
-        """The vector-Jacobian product with ``upstream`` (N, K), as ``images``."""
+        """The vector-Jacobian product with ``upstream`` (N, K), same shape as ``images``."""
         found = []
         for part, weights in zip(torch.split(images, self.size), torch.split(upstream, self.size), strict=True):
             feed = {
@@ -95,7 +98,7 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         return torch.from_numpy(np.concatenate(found)).to(images)
 
     def _compare(self, pixels: Tensor) -> None:
-        """Reject an adjoint that finite differences along its own gradient contradict."""
+        """Raise :class:`ConfigError` if finite differences along the adjoint's own gradient contradict it."""
         upstream = torch.randn(self.size, *self.answer_shape, generator=torch.Generator().manual_seed(1)).flatten(1)
         leaf = pixels.clone().requires_grad_()
         (gradient,) = torch.autograd.grad((self(leaf) * upstream).sum(), leaf)
@@ -105,11 +108,11 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
             rise = ((self(pixels + ahead) - self(pixels - ahead)) * upstream).sum(1) / (2 * STEP)
         error = float((rise - length).abs().median() / length.median())
         if not length.median() > 0:
-            raise ConfigError(f"the gradient of this ONNX model is zero or NaN: {CANNOT}")
-        if not error < ERROR:
+            raise ConfigError(f"the gradient of this ONNX model is zero or NaN; {ADVICE}")
+        if not error < MAX_ERROR:
             raise ConfigError(
                 f"the gradient of this ONNX model is off by {error:.0%} from finite differences, expected at most "
-                f"{ERROR:.0%}: {CANNOT}"
+                f"{MAX_ERROR:.0%}; {ADVICE}"
             )
 
 
@@ -126,13 +129,13 @@ class _Run(torch.autograd.Function):
 
 
 def _adjoint(model: ModelProto, image: str, logits: str, size: int) -> onnxruntime.InferenceSession:
-    """A session that gives ``PREFIX + image`` for an image batch of ``size`` and ``PREFIX + logits``."""
+    """A session that computes ``PREFIX + image`` from a batch of ``size`` images and ``PREFIX + logits``."""
     try:
         onnx_ad = importlib.import_module("onnx_ad")
     except ImportError as error:
         raise ConfigError(
             "gradients of an ONNX model need the package onnx-ad: pip install 'adversarial-purifier[onnx-ad]'; or "
-            f"{CANNOT}"
+            f"{ADVICE}"
         ) from error
     fixed = ModelProto()
     fixed.CopyFrom(raise_opset(model, max(ADJOINT_OPSET, opset_of(model))))
@@ -145,14 +148,14 @@ def _adjoint(model: ModelProto, image: str, logits: str, size: int) -> onnxrunti
             value.type.tensor_type.shape.dim[0].dim_value = size
     del fixed.graph.value_info[:]
     failure = "onnx-ad cannot differentiate this ONNX model"
-    with explained(failure, ConfigError, CANNOT, passing=lambda error: False):
+    with explained(failure, ConfigError, ADVICE, passing=lambda error: False):
         fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
         written = onnx_ad.reverse(fixed, inputs=[image], outputs=[logits], prefix=PREFIX, layout="onnx")
         return open_session(written)
 
 
 def _padded(part: Tensor, size: int) -> np.ndarray[Any, Any]:
-    """(n, ...) -> (size, ...), zeros behind."""
+    """(n, ...) -> (size, ...), padded with zeros at the end."""
     filled = part.new_zeros((size, *part.shape[1:]), device="cpu", dtype=torch.float32)
     filled[: len(part)] = part.detach()
     return filled.numpy()

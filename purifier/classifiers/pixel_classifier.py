@@ -16,11 +16,11 @@ from ..errors import ClassifierError
 from ..foreign_code import explained
 from ..onnx.image_input import image_input
 from ..onnx.runtime import open_session
-from .logits import _a_row_each, logits_of
+from .logits import logits_of, one_row_per_image
 
 
 class PixelClassifier(nn.Module):
-    """A classifier as attacks see it: logits (N, K) from pixels (N, C, H, W)."""
+    """A classifier as attacks use it: logits (N, K) from pixels (N, C, H, W)."""
 
     differentiable: bool
 
@@ -46,11 +46,11 @@ class TorchPixelClassifier(PixelClassifier):
         with explained(
             f"{self.describe()} failed",
             partial(ClassifierError, path=""),
-            "let it raise an error instead",
+            "make it raise an error instead",
             catching=(SystemExit,),
         ):
             output = self.module(**{self.input: images}) if isinstance(self.input, str) else self.module(images)
-        return _a_row_each(logits_of(output), pixels)
+        return one_row_per_image(logits_of(output), pixels)
 
     def describe(self) -> str:
         return f"torch {type(self.module).__name__}"
@@ -73,7 +73,7 @@ class OnnxPixelClassifier(PixelClassifier):
         images = self.preprocessing.to_classifier(pixels.detach()).cpu().numpy()
         parts = [self._run(part) for part in self._parts(images)]
         outputs = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
-        return _a_row_each(logits_of(outputs), pixels).to(pixels.device, torch.float32)
+        return one_row_per_image(logits_of(outputs), pixels).to(pixels.device, torch.float32)
 
     def describe(self) -> str:
         return f"an ONNX model on {self.session.get_providers()[0]}"

@@ -1,4 +1,4 @@
-"""The command ``purifier``: each command in a file of its own; errors of the user end in exit code 2."""
+"""The command ``purifier``: each command is in its own file; user errors end in exit code 2."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .train import train
 
 app = typer.Typer(
     name="purifier",
-    help="A learned filter in front of an image classifier, and an honest attack on both.",
+    help="Put a learned filter in front of an image classifier, and audit both with honest attacks.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -44,7 +44,7 @@ def options(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options before any command."""
+    """Options that come before the command."""
 
 
 for _name, _command in (
@@ -62,7 +62,7 @@ for _name, _command in (
 
 
 class _Terminated(BaseException):
-    """SIGTERM: no Exception, so that nothing on the way takes it for a failing attack."""
+    """SIGTERM; not an Exception, so that no handler mistakes it for a failing attack."""
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -77,17 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except PurifierError as error:
-        _complain(str(error))
+        _exit_with_error(str(error))
     except (OSError, MemoryError, RecursionError) as error:
-        _complain(f"{type(error).__name__}: {error}")
+        _exit_with_error(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except _Terminated:
         sys.exit(143)
 
 
-def _complain(message: str) -> NoReturn:
-    """One line on standard error, and exit code 2."""
+def _exit_with_error(message: str) -> NoReturn:
+    """Print one line on standard error, and exit with code 2."""
     line = " ".join(f"error: {message}".split())
     plain_console(stderr=True, soft_wrap=True).print(line, markup=False)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""``purifier audit``: attack a guarded classifier and count what survives."""
+"""``purifier audit``: attack a guarded classifier and report the accuracy that remains."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ def audit(
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
     out: Annotated[Path, typer.Option(help="Folder for report.json.")],
     weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data sets known by name.")] = None,
-    norm: Annotated[Norm, typer.Option(help="What eps measures.")] = "linf",
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
+    norm: Annotated[Norm, typer.Option(help="Norm in which eps is measured.")] = "linf",
     eps: Annotated[
         list[str], typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated.")
     ] = DEFAULT_EPS,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="ATTACK spec, run on all images; may be repeated; none: clean images only."),
+        typer.Option(help="ATTACK spec to run on all images; may be repeated. 'none' evaluates clean images only."),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="quick, standard or thorough (default: standard if no attack is given)."),
+        typer.Option(help="quick, standard or thorough (default: standard, unless --attack is given)."),
     ] = None,
     route: Annotated[
         list[str] | None,
-        typer.Option(help="exact, bpda, oblivious or none; may be repeated (default all that apply)."),
+        typer.Option(help="exact, bpda, oblivious or none; may be repeated (default: all that apply)."),
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 250,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    eot: Annotated[int, typer.Option(help="Noise draws a gradient is averaged over, if the purifier is random.")] = 10,
-    judgements: Annotated[int, typer.Option(help="How often a random purifier judges each image.")] = 5,
-    probes: Annotated[int, typer.Option(help="On how many images flags are looked for; fewer show less.")] = PROBED,
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda.")] = "cpu",
+    eot: Annotated[int, typer.Option(help="Noise draws per gradient, if the purifier is random.")] = 10,
+    judgements: Annotated[int, typer.Option(help="Judgements per image, if the purifier is random.")] = 5,
+    probes: Annotated[int, typer.Option(help="Largest number of images used to look for flags.")] = PROBED,
+    device: Annotated[str, typer.Option(help="Device to run on: cpu or cuda.")] = "cpu",
     fail_under: Annotated[
         float | None,
         typer.Option(help="Fail if the worst case's 95% interval reaches below this share of images, such as 0.5."),
     ] = None,
 ) -> None:
-    """Attack a guarded classifier, print what survives and write report.json."""
+    """Attack a guarded classifier, print the accuracy that remains, and write report.json."""
     from ..auditing.audit import audit as run
     from ..auditing.report import check_gate, check_writable
     from ..auditing.table import print_report
@@ -70,12 +70,12 @@ def audit(
     from ..guards.guard import guard
 
     if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
-        raise ConfigError(f"--attack {CLEAN_ONLY} counts clean images only and stands alone; leave the others out")
+        raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
     check_writable(out)
     if fail_under is not None:
         check_gate(fail_under)
         if attack == [CLEAN_ONLY]:
-            raise ConfigError("--fail-under needs an attack on the guard; give one, or leave the gate out")
+            raise ConfigError("--fail-under needs an attack on the guard; add one, or leave out --fail-under")
     threats = [read_eps(text) for text in eps]
     guarded = guard(
         load_classifier(classifier, weights=weights),
@@ -110,25 +110,25 @@ def audit(
 
 
 def _end(report: AuditReport, least: float | None, console: Console) -> None:
-    """Exit with the code that the report deserves."""
-    missed = [] if least is None else report.gate(least)
-    for case in missed:
+    """Exit with the code for the result of the report."""
+    failed = [] if least is None else report.gate(least)
+    for case in failed:
         low = case.result.interval[0]
         console.print(f"gate failed, {case.threat}: expected at least {least:.1%}, got {low:.1%} (lower bound)")
-    if missed:  # even if flags were raised: robustness is no higher than what was found
+    if failed:  # even if flags were raised: robustness is no higher than the audit found
         raise typer.Exit(FAILED)
     white_box = {case.threat for case in report.worst_case if case.scope == "white-box" and case.model == "guarded"}
-    unseen = [] if least is None else [threat for threat in report.threats if threat not in white_box]
-    for threat in unseen:
-        console.print(f"gate open, {threat}: no white-box attack ran, so the figure proves nothing")
-    if unseen or not report.conclusive:
+    untested = [] if least is None else [threat for threat in report.threats if threat not in white_box]
+    for threat in untested:
+        console.print(f"gate undecided, {threat}: no white-box attack ran, so the result proves nothing")
+    if untested or not report.conclusive:
         raise typer.Exit(INCONCLUSIVE)
 
 
 def read_eps(text: str) -> float:
     """``0.1`` or ``8/255`` -> a budget in pixel units."""
-    over, slash, under = text.partition("/")
+    numerator, slash, denominator = text.partition("/")
     try:
-        return float(over) / float(under) if slash else float(over)
+        return float(numerator) / float(denominator) if slash else float(numerator)
     except (ValueError, ZeroDivisionError):
         raise ConfigError(f"eps: expected a number such as 0.1 or 8/255, got {text!r}") from None

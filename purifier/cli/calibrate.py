@@ -1,4 +1,4 @@
-"""``purifier calibrate``."""
+"""``purifier calibrate``: find the score above which a purifier rejects images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def calibrate(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CKPT", help="Checkpoint to calibrate; with --out any PURIFIER spec.")
     ],
-    data: Annotated[str, typer.Option(help="DATA spec of clean images that it was not trained on.")],
+    data: Annotated[str, typer.Option(help="DATA spec of clean images that the purifier was not trained on.")],
     fpr: Annotated[float, typer.Option(help="Share of clean images that may be rejected.")] = 0.05,
     out: Annotated[
-        Path | None, typer.Option(help="Checkpoint to write; by default CKPT itself, its weights unchanged.")
+        Path | None, typer.Option(help="Checkpoint to write (default: CKPT itself, with its weights unchanged).")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data sets known by name.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 250,
-    device: Annotated[str | None, typer.Option(help="Where to score: cpu, cuda.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
+    device: Annotated[str | None, typer.Option(help="Device to run on: cpu or cuda.")] = None,
 ) -> None:
-    """Find the score above which images are rejected, on clean images, and store it in the checkpoint."""
+    """Use clean images to find the score above which images are rejected, and store it in the checkpoint."""
     from ..contracts.checkpoint import annotate, checkpoint_path, load, save
     from ..rejection.calibration import CALIBRATION_KEY
     from ..rejection.calibration import calibrate as run
@@ -35,7 +35,7 @@ def calibrate(
     path = checkpoint_path(checkpoint)
     if path is None and out is None:
         raise SpecError(
-            f"{checkpoint!r} is no checkpoint file that could be changed; say with --out which to write", checkpoint
+            f"CKPT: expected a checkpoint file, got {checkpoint!r}; name the checkpoint to write with --out", checkpoint
         )
     purifier = load(checkpoint)
     console = plain_console(soft_wrap=True)
@@ -45,7 +45,7 @@ def calibrate(
         assert out is not None
         save(purifier, out)
     else:
-        # In place a link stays one: what it points to is replaced.
+        # Resolve, so that a link stays a link and its target is replaced.
         annotate(path, out or path.resolve(), **{CALIBRATION_KEY: purifier.provenance[CALIBRATION_KEY]})
     score = getattr(purifier.config, "score", None)
     console.print(f"threshold  {found.threshold:.6g}" + (f" ({score})" if isinstance(score, str) else ""), markup=False)

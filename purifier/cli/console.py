@@ -1,12 +1,24 @@
-"""Where commands print."""
+"""The console that commands print to."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from rich.console import Console
 
+BROKEN_PIPE = 141
+"""128 + SIGPIPE: the exit code of a command whose reader (``head``, say) has closed the pipe."""
+
+
+class _PipedConsole(Console):
+    def on_broken_pipe(self) -> None:
+        """End with the shell's exit code for a closed pipe; rich's own is 1, which here means a failed gate."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        raise SystemExit(BROKEN_PIPE)
+
 
 def plain_console(**options: Any) -> Console:
-    """A rich console that prints what it is given: rich would show ``:train:`` in a DATA spec as a picture."""
-    return Console(highlight=False, emoji=False, **options)
+    """A rich console that prints text as it is: rich would show the ``:train:`` in a DATA spec as a picture."""
+    return _PipedConsole(highlight=False, emoji=False, **options)

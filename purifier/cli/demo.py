@@ -1,4 +1,4 @@
-"""``purifier demo``: the main job, offline, on what is shipped."""
+"""``purifier demo``: audit and export the shipped models, offline."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .console import plain_console
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for what the demo makes.")] = Path("purifier-demo"),
-    eps: Annotated[float, typer.Option(help="Budget of the linf attack, in pixels of [0, 1].")] = 0.1,
+    out: Annotated[Path, typer.Option(help="Folder for the files that the demo writes.")] = Path("purifier-demo"),
+    eps: Annotated[float, typer.Option(help="Budget of the linf attack in pixel units, 0 to 1.")] = 0.1,
 ) -> None:
     """Attack a shipped Fashion-MNIST classifier, alone and behind two shipped VAEs, and export the better guard."""
     from .demonstration import demonstrate

@@ -1,4 +1,4 @@
-"""What ``purifier demo`` does; apart from the command, for it imports torch."""
+"""What ``purifier demo`` does; in a module of its own, because it imports torch."""
 
 from __future__ import annotations
 
@@ -83,16 +83,16 @@ def demonstrate(out: Path, eps: float, console: Console) -> None:
 def _stages(
     guards: Mapping[str, GuardedModule], pixels: Tensor, labels: Tensor, threat: Threat
 ) -> tuple[dict[str, Stage], dict[str, Tensor]]:
-    """What the picture shows, each guard on clean images and on those made through it; and these for each guard."""
+    """The rows of the picture, and for each guard the adversarial images made through it."""
     rows: dict[str, Stage] = {}
     made: dict[str, Tensor] = {}
     for name, guarded in guards.items():
         found = stages(guarded, pixels, labels, read_attack(ATTACK).attack, threat)
-        rows["clean"] = found["clean"]
-        rows[f"clean, purified ({name} VAE)"] = found["clean, purified"]
-        rows[f"adversarial ({name} VAE, exact)"] = found["adversarial (exact)"]
-        rows[f"adversarial ({name} VAE, exact), purified"] = found["adversarial (exact), purified"]
-        made[name] = found["adversarial (exact)"][0]
+        for images in ("clean", "adversarial"):
+            rows[f"undefended, {images}"] = found[f"undefended, {images}"]
+        for images in ("clean", "adversarial"):
+            rows[f"{name} VAE, {images}, purified"] = found[f"purified, {images}"]
+        made[name] = found["adversarial"][0]
     return rows, made
 
 
@@ -125,7 +125,7 @@ def _text(rate: Rate | None) -> str:
 
 @torch.no_grad()
 def _compare(path: Path, guarded: GuardedModule, kind: str, pixels: Tensor) -> str:
-    """Run the exported file in plain onnxruntime on images, beside torch."""
+    """Compare the exported file, run in plain onnxruntime, with the guard in torch."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0])
     expected = guarded(pixels)

@@ -1,4 +1,4 @@
-"""``purifier doctor``: what is installed, what really loads, and what to do where something does not."""
+"""``purifier doctor``: show what is installed, what works, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def doctor(
         ),
     ] = None,
 ) -> None:
-    """Show versions and the devices that really work, and say what to do about those that do not."""
+    """Show versions and which devices work, and what to do about those that do not."""
     if require is not None and require != "cuda" and not require.endswith("ExecutionProvider"):
         raise ConfigError(f"--require: expected cuda or a provider such as CUDAExecutionProvider, got {require!r}")
     from ..diagnosis import diagnose
@@ -35,8 +35,8 @@ def doctor(
         console.print(f"{name:<{width}}  {fact}", markup=False)
     for advice in found.warnings:
         console.print(f"warning: {advice}", markup=False)
-    lacking = [] if require is None else found.missing(require)
-    if lacking:
-        console.print(f"required but unavailable: {', '.join(lacking)}", markup=False)
+    missing = [] if require is None else found.missing(require)
+    if missing:
+        console.print(f"required but unavailable: {', '.join(missing)}", markup=False)
         raise typer.Exit(1)
     console.print("ready: " + ("CPU" if found.missing("cuda") else "CUDA"), markup=False)

@@ -1,4 +1,4 @@
-"""``purifier export``: classifier and purifier in one file."""
+"""``purifier export``: write a purifier and a classifier to one file."""
 
 from __future__ import annotations
 
@@ -38,17 +38,19 @@ def export(
         bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_rejected.")
     ] = False,
     on_reject: Annotated[
-        str, typer.Option(help="What becomes of rejected images: ignore, flag, abstain or reclassify.")
+        str, typer.Option(help="What to do with rejected images: ignore, flag, abstain or reclassify.")
     ] = "ignore",
     abstain: Annotated[
-        int | None, typer.Option(help="With --on-reject abstain: the class to answer; without it NaN.", metavar="CLASS")
+        int | None,
+        typer.Option(help="With --on-reject abstain: the class to answer (default: NaN logits).", metavar="CLASS"),
     ] = None,
     noise: Annotated[
-        str | None, typer.Option(help="Of a random purifier: mean, or input (a second input).", metavar="mean|input")
+        str | None,
+        typer.Option(help="Noise of a random purifier: its mean, or a second input.", metavar="mean|input"),
     ] = None,
-    format: Annotated[str, typer.Option(help="The exporter to use, see `purifier list`.")] = "onnx",
+    format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
 ) -> None:
-    """Write a purifier and a classifier to one file, and prove that it does what the two do."""
+    """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
     from ..classifiers.loading import load_classifier
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard

@@ -1,4 +1,4 @@
-"""``purifier list``: the installed plugins, none of them imported; or the options of one."""
+"""``purifier list``: the installed plugins, without importing them, or the options of one plugin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def list_plugins(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this plugin.")] = None,
 ) -> None:
     """List the installed purifiers, attacks and exporters, or the options of one of them."""
-    console = plain_console(soft_wrap=True)  # one line for each plugin, for grep
+    console = plain_console(soft_wrap=True)  # one line per plugin, for grep
     if name is not None:
         _show_options(name, console)
         return
@@ -45,7 +45,7 @@ def _show_options(name: str, console: Console) -> None:
     known = {kind: {entry.name for entry in installed(f"purifier.{kind}s")} for kind in KINDS}
     kinds = [kind for kind in KINDS if name in known[kind]]
     if not kinds:
-        raise PluginError(f"no plugin {name!r}; `purifier list` shows those that are installed", name)
+        raise PluginError(f"no plugin {name!r}; `purifier list` shows the installed ones", name)
     for kind in kinds:
         plugin: type
         if kind == "purifier":

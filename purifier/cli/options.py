@@ -1,4 +1,4 @@
-"""Options that several commands share: their text and how it is read."""
+"""Options that several commands share, and the functions that read their values."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 PREPROCESSING = typer.Option(
     "--preprocessing",
     metavar="KEY=VALUE,...",
-    help="How the classifier wants its images: mean, std (a number for each channel, between spaces), scale, "
+    help="How the classifier wants its images: mean, std (one number per channel, separated by spaces), scale, "
     'layout, dtype, channels; such as "mean=0.5 0.5 0.5,std=0.25 0.25 0.25" or "scale=255,layout=NHWC".',
 )
 IMAGE_SHAPE = typer.Option(
     "--image-shape",
     metavar="CxHxW",
-    help="The images' shape, such as 3x224x224, where neither purifier nor classifier fixes it.",
+    help="Image shape, such as 3x224x224, if neither purifier nor classifier fixes it.",
 )
 
 INPUT = typer.Option(
     "--input",
     metavar="POSITION|NAME",
-    help="Which of the classifier's inputs takes the images, such as 1 or pixel_values (default: the first of a "
-    "torch classifier, the only one that can of an ONNX classifier).",
+    help="Input of the classifier that takes the images, such as 1 or pixel_values (default: the first input of a "
+    "torch classifier, the only possible input of an ONNX classifier).",
 )
 
 
@@ -62,7 +62,7 @@ def read_image_shape_option(text: str | None) -> tuple[int, int, int] | None:
 
 
 def command_line(context: typer.Context) -> list[str]:
-    """The command line that repeats a run, from its parsed options, defaults included."""
+    """The command line that repeats a run, from its parsed options, including defaults."""
     words = ["purifier", context.info_name or ""]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")

@@ -1,4 +1,4 @@
-"""The bar that commands show while an audit runs."""
+"""The progress bar that commands show during an audit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 @contextmanager
 def audit_progress(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar, gone at the end; yield the ``progress`` of :func:`purifier.audit`."""
+    """Show a bar that disappears at the end; yield the ``progress`` argument of :func:`purifier.audit`."""
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 

@@ -1,4 +1,4 @@
-"""``purifier purify``: a picture of what a purifier makes of a few images."""
+"""``purifier purify``: draw the effect of a purifier on a few images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def purify(
         list[str], typer.Argument(help="Image files, and DATA specs such as fashion-mnist:test:8.", metavar="IMAGES")
     ],
     out: Annotated[Path, typer.Option(help="The picture to write, a .png file.")],
-    root: Annotated[Path | None, typer.Option(help="Folder of the data sets known by name.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
 ) -> None:
-    """Draw each image clean, purified, and their difference, with the score that tells how unusual it is."""
+    """Draw each image clean and purified, and the difference, with a score of how unusual the image is."""
     from ..contracts.checkpoint import load
     from ..contracts.purifier import image_shape_of
     from ..pictures import draw_purifications, purify_images, read_images
@@ -34,7 +34,7 @@ def purify(
     loaded = load(purifier)
     calibration = calibration_of(loaded)
     named = read_images(images, shape=image_shape_of(loaded), root=root)
-    with atomic_path(out) as temporary:  # opened before the work, so that a bad place is told at once
+    with atomic_path(out) as temporary:  # opened before the work, so that a bad path fails at once
         found = purify_images(loaded, named)
         temporary.write_bytes(draw_purifications(found))
 
@@ -44,7 +44,7 @@ def purify(
         verdict = "" if one.rejected is None else "  rejected" if one.rejected else "  not rejected"
         console.print(f"{set_cell_size(one.name, width)}  {one.score:<10.4g}{verdict}".rstrip(), markup=False)
     if calibration is None:
-        console.print("not calibrated: to know what to reject, run `purifier calibrate CKPT --data SPEC --fpr 0.05`")
+        console.print("not calibrated: to find a threshold, run `purifier calibrate CKPT --data SPEC --fpr 0.05`")
     else:
         console.print(
             f"rejected: score above {calibration.threshold:.4g}, calibrated on {calibration.data} to a "

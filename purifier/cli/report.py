@@ -22,6 +22,6 @@ def report(path: Annotated[Path, typer.Argument(help="report.json, or the folder
     try:
         print_report(found, console)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise FileError(f"{path} is not a whole report ({error!r}); audit again to make a new one", path) from error
+        raise FileError(f"{path} is not a complete report ({error!r}); run the audit again", path) from error
     if found.command:
         console.print(f"made by {shlex.join(found.command)}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``purifier train``."""
+"""``purifier train``: train a purifier and write its checkpoint."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ def train(
         str, typer.Option(help="How to train: elbo, denoise or robust, with options such as robust:eps=0.1,steps=2.")
     ] = "elbo",
     classifier: Annotated[
-        str | None, typer.Option(help="MODEL spec of the classifier the purifier is for (denoise, robust).")
+        str | None, typer.Option(help="MODEL spec of the classifier that the purifier is for (denoise, robust).")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
     optimizer: Annotated[str | None, typer.Option(help="adam or muon (default: the recipe's; robust: muon).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (default: the recipe's, 1e-3 or 5e-3).")] = None,
     schedule: Annotated[
         str | None, typer.Option(help="constant or cosine (default: the recipe's; robust: cosine).")
     ] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest norm of a gradient, 0 for no limit (robust: 1).")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest gradient norm; 0 for no limit (robust: 1).")] = None,
     ema: Annotated[
-        float | None, typer.Option(help="Decay a step of the averaged weights, 0 for none (robust: 0.999).")
+        float | None, typer.Option(help="Decay per step of the averaged weights; 0 for no average (robust: 0.999).")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has it (robust: auto).")
+        str | None, typer.Option(help="float32, bfloat16, or auto: bfloat16 if the device has it (robust: auto).")
     ] = None,
-    augment: Annotated[str | None, typer.Option(help="none, shift, or flip: shifts and mirror images.")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, shift, or flip (shifts and mirror images).")] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Option of the plugin; may be repeated."),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data sets known by name.")] = None,
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda.")] = "cpu",
-    save_every: Annotated[int, typer.Option(help="Epochs between two states to resume from.")] = 1,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
+    device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
+    save_every: Annotated[int, typer.Option(help="Epochs between two states that a run can resume from.")] = 1,
 ) -> None:
     """Train a purifier and write its checkpoint; on several processes: torchrun -m purifier train ..."""
     from ..data.loading import load_data

@@ -1,1 +1,1 @@
-"""What a purifier author writes, and how it is found and stored."""
+"""The interface that purifier authors implement, and how purifiers are found and stored."""

@@ -27,9 +27,9 @@ FORMAT = 1
 KINDS = {"format": int, "plugin": str, "config": dict}
 CHECKPOINT_KEY = "purifier"
 SHIPPED = {"demo": "fashion-robust.safetensors", "demo-plain": "fashion-vae.safetensors"}
-"""Shipped VAEs for Fashion-MNIST: trained against an attacker behind the shipped classifier, and on clean images."""
-KEPT = ("recipe", "classifier", "seed", "data", "training", "metrics", "calibration")
-"""Facts of its making that a purifier keeps when it is saved again."""
+"""Shipped VAEs for Fashion-MNIST: adversarially trained with the shipped classifier, and trained on clean images."""
+KEPT_METADATA = ("recipe", "classifier", "seed", "data", "training", "metrics", "calibration")
+"""What the metadata says about how a purifier was made; kept when it is saved again."""
 
 
 def load(spec: str | Path) -> Purifier:
@@ -38,13 +38,13 @@ def load(spec: str | Path) -> Purifier:
     Parameters
     ----------
     spec
-        ``file.safetensors``, a plugin's name (``identity``), ``NAME:key=value,...``, or of those shipped ``demo`` or
-        ``demo-plain``.
+        ``file.safetensors``, a plugin's name (``identity``), ``NAME:key=value,...``, or a shipped purifier: ``demo``
+        or ``demo-plain``.
 
     Raises
     ------
     CheckpointError, SpecError, ConfigError, PluginError
-        The file is missing, damaged or foreign; or the spec is not one.
+        The file is missing, damaged or not a checkpoint, or the spec cannot be read.
     """
     text = str(spec)
     if text in SHIPPED:
@@ -55,12 +55,12 @@ def load(spec: str | Path) -> Purifier:
     name, options = split_spec(text)
     cls, what = purifiers.get(name), f"purifier {name!r}"
     config: object = build(cls.Config, options, what=what)
-    _rehearse(cls, config, what)
+    _without_memory(cls, config, what)
     return make(cls, config, what).eval()
 
 
 def checkpoint_path(spec: str | Path) -> Path | None:
-    """The file that a PURIFIER spec names, whether it exists or not; None for those shipped and plugins' names."""
+    """The file that a PURIFIER spec names, whether or not it exists; None for shipped purifiers and plugin names."""
     if isinstance(spec, Path):
         return spec
     named = spec.endswith(".safetensors") and not re.match(r"[\w-]+:[\w-]+=", spec)
@@ -73,12 +73,12 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
     Parameters
     ----------
     metadata
-        JSON-able facts of its making: ``recipe``, ``classifier``, ``seed``, ``data``, ``training``, ``metrics``,
-        ``calibration``. What a loaded purifier brought along is kept unless given anew.
+        JSON-able facts about how it was made: ``recipe``, ``classifier``, ``seed``, ``data``, ``training``,
+        ``metrics``, ``calibration``. Those of a loaded purifier are kept unless given here.
     """
     if not isinstance(purifier, Purifier):
-        raise ConfigError(f"save: expected a purifier, got {type(purifier).__name__}; of a guard, save its .purifier")
-    kept = {key: value for key, value in purifier.provenance.items() if key in KEPT}
+        raise ConfigError(f"save: expected a purifier, got {type(purifier).__name__}; for a guard, save its .purifier")
+    kept = {key: value for key, value in purifier.provenance.items() if key in KEPT_METADATA}
     name = purifiers.name_of(type(purifier))
     description = {
         **kept,
@@ -93,10 +93,10 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
 
 
 def annotate(path: Path, out: Path, **facts: Any) -> None:
-    """Write a checkpoint again, atomically, with facts added to what it says of its making."""
+    """Write a copy of a checkpoint, atomically, with facts added to its metadata."""
     tensors, metadata = read_tensors(path)
     if not isinstance(metadata.get(CHECKPOINT_KEY), dict):
-        raise _foreign(path)
+        raise _not_a_checkpoint(path)
     write_tensors(tensors, out, {**metadata, CHECKPOINT_KEY: {**metadata[CHECKPOINT_KEY], **facts}})
 
 
@@ -105,7 +105,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Map
     detached = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     with atomic_path(path) as temporary:
         written = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
-        temporary.write_bytes(serialize(detached, written))  # safetensors' own save_file makes it unreadable to others
+        temporary.write_bytes(serialize(detached, written))  # safetensors' save_file makes files others cannot read
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -123,12 +123,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise CheckpointError(f"no file {path}; give the path of an existing file", path) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; give a file that you may read", path) from error
-    # A header's length, with which safetensors begins, can look like a pickle; the header behind it cannot.
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; give a file that you can read", path) from error
+    # A safetensors file starts with the header's length, which can look like a pickle; the header after it cannot.
     if not head.endswith(b"{") and head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise CheckpointError(
             f"{path} is a pickle, which can run code when read; expected safetensors: "
-            "convert it where you trust it with safetensors.torch.save_file(state_dict, ...)",
+            "if you trust it, convert it with safetensors.torch.save_file(state_dict, ...)",
             path,
         )
     try:
@@ -141,7 +141,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             }
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is truncated, damaged or not safetensors ({error}); copy or make it again", path
+            f"{path} is truncated, damaged or not safetensors ({error}); copy it again or recreate it", path
         ) from error
     return tensors, metadata
 
@@ -155,26 +155,26 @@ def _load_file(path: Path) -> Purifier:
     tensors, metadata = read_tensors(path)
     description = metadata.get(CHECKPOINT_KEY)
     if not isinstance(description, dict) or not KINDS.keys() <= description.keys():
-        raise _foreign(path)
+        raise _not_a_checkpoint(path)
     for key, kind in KINDS.items():
         if not isinstance(description[key], kind):
             raise CheckpointError(
-                f"{path}: its metadata is damaged: {key!r} expected {kind.__name__}, got {description[key]!r}; "
-                "copy or make it again",
+                f"{path}: its metadata is damaged: {key!r}: expected {kind.__name__}, got {description[key]!r}; copy "
+                "it again or recreate it",
                 path,
             )
     if description["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {description['format']}, this version reads {FORMAT}; update purifier",
+            f"{path}: expected checkpoint format {FORMAT}, got {description['format']}; update purifier",
             path,
         )
     cls = purifiers.get(description["plugin"])
     try:
         what = f"purifier {description['plugin']!r}"
         config: object = build(cls.Config, description["config"], what=what)
-        rehearsed = _rehearse(cls, config, what)
-        if rehearsed is not None:
-            rehearsed.load_state_dict(tensors, assign=True)
+        skeleton = _without_memory(cls, config, what)
+        if skeleton is not None:
+            skeleton.load_state_dict(tensors, assign=True)
         purifier = make(cls, config, what)
         purifier.load_state_dict(tensors)
     except (ConfigError, RuntimeError) as error:
@@ -193,28 +193,28 @@ def _load_file(path: Path) -> Purifier:
     return purifier.eval()
 
 
-def _foreign(path: Path) -> CheckpointError:
+def _not_a_checkpoint(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is not a purifier checkpoint: its metadata names no plugin; make one with `purifier train`", path
     )
 
 
-def _rehearse(cls: type[Purifier], config: Any, what: str) -> Purifier | None:
-    """The purifier without memory for its weights, so that absurd sizes are found before they are allocated.
+def _without_memory(cls: type[Purifier], config: Any, what: str) -> Purifier | None:
+    """The purifier built on the meta device, so absurd sizes are found before memory is allocated.
 
-    None if its class cannot be built that way.
+    None if its class cannot be built there.
     """
-    rehearsed = None
+    skeleton = None
     with Attempt() as attempt, torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        rehearsed = cls(config)
+        skeleton = cls(config)
     if attempt.error is not None and "overflow" in str(attempt.error).lower():
         raise _unbuildable(what, attempt.error) from attempt.error
-    return rehearsed
+    return skeleton
 
 
 def make(cls: type[Purifier], config: Any, what: str) -> Purifier:
-    """An untrained purifier; :class:`ConfigError` if ``what``, with this config, cannot be built."""
+    """An untrained purifier; :class:`ConfigError`, naming it as ``what``, if this config cannot be built."""
     try:
         with torch.random.fork_rng(devices=[]):
             return cls(config)
@@ -223,4 +223,4 @@ def make(cls: type[Purifier], config: Any, what: str) -> Purifier:
 
 
 def _unbuildable(what: str, error: BaseException) -> ConfigError:
-    return ConfigError(f"{what} cannot be built with these options ({first_line(error)}); are its sizes right?")
+    return ConfigError(f"{what} cannot be built with these options ({first_line(error)}); check its sizes")

@@ -1,4 +1,4 @@
-"""What a purifier author writes: a Purifier, and the protocols it may follow."""
+"""The interface that purifier authors implement: Purifier, and the optional protocols."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .registry import Registry
 
 
 class Purifier(nn.Module, ABC):
-    """Maps pixels to pixels: float32, (N, C, H, W), in [0, 1]. An author writes :meth:`purify`."""
+    """Maps pixels to pixels: float32, (N, C, H, W), in [0, 1]. Authors implement :meth:`purify`."""
 
     Config: ClassVar[type]
-    """Frozen dataclass, JSON-able: all to rebuild it. A field ``image_shape`` (C, H, W) fixes the images' size."""
+    """Frozen, JSON-able dataclass, enough to rebuild it. A field ``image_shape`` (C, H, W) fixes the image size."""
     gradient: ClassVar[Literal["exact", "surrogate"]]
-    """``exact``: autograd through purify is the truth. ``surrogate``: it is not, use :meth:`surrogate`."""
+    """``exact``: autograd through purify is correct. ``surrogate``: it is not; use :meth:`surrogate`."""
     surrogate_purifies: ClassVar[bool] = False
-    """Whether :meth:`surrogate` gives what purify gives, so that one pass serves BPDA's two ways."""
+    """Whether :meth:`surrogate` returns the same values as purify, so BPDA needs only one pass."""
     uses_labels: bool = False
     """Whether :meth:`loss` also takes ``labels=``, (N,) int64."""
 
@@ -38,7 +38,7 @@ class Purifier(nn.Module, ABC):
         _check_declared(cls)
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
-        """All the randomness of one purification (in training mode: of one loss), (N, ...), or None."""
+        """All randomness of one purification (in training mode: of one loss), (N, ...), or None."""
         return None
 
     @abstractmethod
@@ -46,21 +46,21 @@ class Purifier(nn.Module, ABC):
         """The purified pixels, same shape: a pure function of its arguments."""
 
     def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """What BPDA differentiates in the place of purify; ``gradient = "surrogate"`` has to write its own."""
+        """What BPDA differentiates instead of purify; must be overridden with ``gradient = "surrogate"``."""
         return pixels
 
     def score(self, pixels: Tensor) -> Tensor:
-        """How unusual each image is, (N,), higher = more: here the mean squared change made by purify."""
+        """How unusual each image is, (N,), higher is more unusual; by default purify's mean squared change."""
         return _change(self.purify(pixels), pixels)
 
     def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Both at once; to be overridden where they share work."""
+        """Both at once; override it if they share work."""
         purified = self.purify(pixels, noise)
         shared = noise is None and type(self).score is Purifier.score
         return purified, _change(purified, pixels) if shared else self.score(pixels)
 
     def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        """Named scalar terms, batch means, that training adds up; ``target`` is what to reconstruct."""
+        """Named scalar terms, means over the batch, that training sums; ``target`` is what to reconstruct."""
         raise ConfigError(f"{type(self).__name__} has nothing to train; use it as it is")
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -76,18 +76,18 @@ def _check_declared(cls: type[Purifier]) -> None:
     if declared not in ("exact", "surrogate") or not hasattr(cls, "Config"):
         raise PluginError(f"{name} must declare Config and gradient = 'exact' or 'surrogate'", name)
     if declared == "surrogate" and cls.surrogate is Purifier.surrogate:
-        raise PluginError(f"{name} declares gradient = 'surrogate' and must write surrogate()", name)
+        raise PluginError(f"{name} declares gradient = 'surrogate', so it must define surrogate()", name)
 
 
 @runtime_checkable
 class Scheduled(Protocol):
-    """A purifier whose training has stages; training asks for these two where they are."""
+    """A purifier that is trained in stages; training calls these methods if they exist."""
 
     def begin_epoch(self, epoch: int, epochs: int, data: ImageData) -> None:
-        """Called before each epoch, from 1, in training mode; torch's global generator follows the run's seed."""
+        """Called before each epoch (from 1), in training mode; torch's global generator follows the run's seed."""
 
     def figures(self) -> dict[str, float]:
-        """What the log says of the purifier after an epoch."""
+        """Values to log after an epoch."""
 
 
 @runtime_checkable
@@ -97,7 +97,7 @@ class OnePass(Protocol):
     def purify_and_loss(
         self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What ``purify`` gives, and the terms of ``loss`` for it; ``labels`` as ``loss`` takes them."""
+        """The result of ``purify`` and the terms of ``loss``; ``labels`` as for ``loss``."""
 
 
 @runtime_checkable
@@ -110,17 +110,17 @@ class Classifying(Protocol):
 
 @runtime_checkable
 class LatentSpace(Protocol):
-    """A purifier with a latent space, which can be attacked there; both differentiable, without noise."""
+    """A purifier whose latent space can be attacked; both methods are differentiable and use no noise."""
 
     def latent_of(self, pixels: Tensor) -> Tensor:
-        """What the encoder makes of pixels (N, C, H, W): latents (N, ...)."""
+        """The encoder's latents (N, ...) for pixels (N, C, H, W)."""
 
     def decoded(self, latent: Tensor) -> Tensor:
-        """The pixels (N, C, H, W) in [0, 1] that a latent (N, ...) is purified to."""
+        """The decoder's pixels (N, C, H, W) in [0, 1] for latents (N, ...)."""
 
 
 def dtype_of(purifier: Purifier) -> torch.dtype:
-    """The dtype of a purifier's weights; float32 for one without."""
+    """The dtype of a purifier's weights; float32 if it has none."""
     tensors = chain(purifier.parameters(), purifier.buffers())
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
@@ -139,12 +139,12 @@ def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None
     if torch.compiler.is_exporting() or purified.shape == pixels.shape:
         return
     name = type(purifier).__name__
-    raise PluginError(f"{name} must give images {tuple(pixels.shape)}, it gave {tuple(purified.shape)}", name)
+    raise PluginError(f"{name} must return images {tuple(pixels.shape)}, got {tuple(purified.shape)}", name)
 
 
 def check_scores(purifier: Purifier, score: Tensor, pixels: Tensor) -> None:
-    """Raise :class:`PluginError` unless ``score`` holds a number for each of ``pixels`` (N, C, H, W)."""
+    """Raise :class:`PluginError` unless ``score`` holds one number per image of ``pixels`` (N, C, H, W)."""
     if torch.compiler.is_exporting() or score.shape == pixels.shape[:1]:
         return
     name = type(purifier).__name__
-    raise PluginError(f"{name} must give scores ({len(pixels)},), it gave {tuple(score.shape)}", name)
+    raise PluginError(f"{name} must return scores ({len(pixels)},), got {tuple(score.shape)}", name)

@@ -1,4 +1,4 @@
-"""Plugin names -> classes, over entry points. Listing imports nothing, loading imports one."""
+"""Plugin names -> classes, through entry points. Listing imports no plugin, loading imports one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Registry(Generic[T]):
     group
         Entry-point group, such as ``purifier.attacks``.
     base
-        The abstract class every plugin of the group derives from.
+        The abstract base class of the group's plugins.
     """
 
     def __init__(self, group: str, base: type[T]) -> None:
@@ -43,7 +43,7 @@ class Registry(Generic[T]):
         self._registered: dict[str, type[T]] = {}
 
     def register(self, name: str, cls: type[T]) -> None:
-        """Add a class for this process only (notebooks, tests); a name in use is a :class:`PluginClashError`."""
+        """Add a class for this process only (notebooks, tests); a name in use raises :class:`PluginClashError`."""
         taken = next((entry for entry in self.entries() if entry.name == name), None)
         if taken is not None:
             raise PluginClashError(
@@ -54,7 +54,7 @@ class Registry(Generic[T]):
         self._registered[name] = self._checked(name, cls)
 
     def unregister(self, name: str) -> None:
-        """Forget a class added by :meth:`register`."""
+        """Remove a class added by :meth:`register`."""
         if self._registered.pop(name, None) is None:
             raise PluginError(f"{self.group}: {name!r} was not added by register()", name)
 
@@ -64,7 +64,7 @@ class Registry(Generic[T]):
         return sorted([*installed(self.group), *registered], key=_order)
 
     def names(self) -> list[str]:
-        """The names of all plugins, sorted, each once."""
+        """The names of all plugins, sorted, without duplicates."""
         return sorted({entry.name for entry in self.entries()})
 
     def get(self, name: str) -> type[T]:
@@ -96,7 +96,7 @@ class Registry(Generic[T]):
         return self._checked(name, loaded)
 
     def name_of(self, cls: type[T]) -> str:
-        """The name under which a class is registered, in the module that defines it or in one that re-exports it."""
+        """The name under which a class is registered, from its own module or from one that re-exports it."""
         entries = self.entries()
         for entry in entries:
             if entry.value == _path(cls):
@@ -105,7 +105,7 @@ class Registry(Generic[T]):
             if _imported(entry.value) is cls:
                 return entry.name
         raise PluginError(
-            f"{self.group}: {_path(cls)} has no name; add an entry point in {self.group!r} or call register()",
+            f"{self.group}: {_path(cls)} is not registered; add an entry point in {self.group!r} or call register()",
             cls.__name__,
         )
 
@@ -129,7 +129,7 @@ class Registry(Generic[T]):
 
 
 def installed(group: str) -> list[Entry]:
-    """The plugins that installed distributions offer in a group, sorted by name; none is imported."""
+    """The plugins of a group in installed distributions, sorted by name; imports none of them."""
     return sorted({_entry(point) for point in entry_points(group=group)}, key=_order)
 
 
@@ -147,10 +147,10 @@ def _path(cls: type) -> str:
 
 
 def _imported(value: str) -> object:
-    """What an entry point's value stands for if its module is imported already; nothing is imported for it."""
+    """The object that an entry point's value refers to, if its module is already imported; imports nothing."""
     module, _, attribute = value.partition("[")[0].strip().partition(":")
     found: object = sys.modules.get(module)
     for part in attribute.split("."):
-        # Not getattr: a module's own __getattr__ may import another plugin.
+        # Not getattr: a module's __getattr__ could import another plugin.
         found = getattr(found, "__dict__", {}).get(part)
     return found

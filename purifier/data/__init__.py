@@ -1,1 +1,1 @@
-"""Images in: DATA specs, named sets, folders; pixel space."""
+"""Loading images: DATA specs, named data sets, folders; pixel space."""

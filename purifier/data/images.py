@@ -1,4 +1,4 @@
-"""Labelled images, handed out as pixels a batch at a time."""
+"""Labelled images, served as batches of pixels."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".
 
 
 class ImageFiles:
-    """Image files of one size, decoded when asked for: ``files[positions]`` is uint8, (n, C, H, W).
+    """Image files of one size, decoded on access: ``files[positions]`` is uint8, (n, C, H, W).
 
-    All are converted to ``mode``; unless that is given, to grey if all are grey and to colour otherwise.
+    All are converted to ``mode``; by default to grey if all are grey, otherwise to colour.
     """
 
     def __init__(self, paths: Sequence[Path], mode: Literal["L", "RGB"] | None = None) -> None:
         self.paths = tuple(paths)
-        heads = [_head(path) for path in self.paths]
-        for path, (size, _) in zip(self.paths, heads, strict=True):
-            if size != heads[0][0]:
+        headers = [_read_header(path) for path in self.paths]
+        for path, (size, _) in zip(self.paths, headers, strict=True):
+            if size != headers[0][0]:
                 raise DataError(
-                    f"expected images of one size, got {self.paths[0]} of {_by(heads[0][0])} and {path} of "
-                    f"{_by(size)} (width x height); resize them",
+                    f"expected images of one size, got {self.paths[0]} of {_size_text(headers[0][0])} and {path} of "
+                    f"{_size_text(size)} (width x height); resize them",
                     path,
                 )
-        self.mode = mode or ("L" if all(stored == "L" for _, stored in heads) else "RGB")
-        (width, height) = heads[0][0]
+        self.mode = mode or ("L" if all(stored == "L" for _, stored in headers) else "RGB")
+        (width, height) = headers[0][0]
         self.shape = (len(self.paths), 1 if self.mode == "L" else 3, height, width)
 
     def __getitem__(self, positions: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class ImageFiles:
 
 
 class ImageData:
-    """Labelled images, handed out as pixels a batch at a time.
+    """Labelled images, served as batches of pixels.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ class ImageData:
     images
         (N, C, H, W) with 1 or 3 channels: uint8, floats in [0, 1], or files.
     labels
-        (N,) integers, none negative.
+        (N,) non-negative integers.
     classes
-        What the labels mean; may be empty.
+        Class names, in the order of the labels; may be empty.
 
     Raises
     ------
@@ -83,8 +83,8 @@ class ImageData:
         self.labels = labels.long()
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or (self.classes and high >= len(self.classes)):
-            wanted = f"0 to {len(self.classes) - 1}" if self.classes else "0 or more"
-            raise DataError(f"{name}: expected labels of {wanted}, got {low} to {high}", name)
+            wanted = f"from 0 to {len(self.classes) - 1}" if self.classes else "of 0 or more"
+            raise DataError(f"{name}: expected labels {wanted}, got {low} to {high}", name)
         self.shape: tuple[int, int, int] = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         self._images = images
 
@@ -92,13 +92,13 @@ class ImageData:
         return len(self.labels)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The images at some positions: pixels (n, C, H, W) float32 in [0, 1], and labels (n,) int64."""
+        """The images at the given positions: pixels (n, C, H, W) float32 in [0, 1], and labels (n,) int64."""
         positions = torch.as_tensor(indices, dtype=torch.int64)
         images = self._images[positions]
         return images.float() / 255 if images.dtype == torch.uint8 else images, self.labels[positions]
 
     def spread(self, count: int) -> list[int]:
-        """Positions of at most ``count`` images, evenly over all: data is often sorted by class."""
+        """Positions of at most ``count`` images, evenly spaced, because data sets are often sorted by class."""
         positions: list[int] = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
         return positions
 
@@ -107,35 +107,35 @@ def _checked_images(images: Tensor, name: str) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(f"{name}: expected images (N, 1 or 3, H, W), got {tuple(images.shape)}", name)
     if images.numel() == 0:
-        raise DataError(f"{name}: no images, got {tuple(images.shape)}; expected one at least", name)
+        raise DataError(f"{name}: expected at least one image, got {tuple(images.shape)}", name)
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
         raise DataError(f"{name}: expected images of uint8, or floats in [0, 1], got {images.dtype}", name)
     low, high = (value.item() for value in torch.aminmax(images))
-    if not (low >= 0 and high <= 1):  # so that NaN fails too
+    if not (low >= 0 and high <= 1):  # written this way so NaN fails too
         raise DataError(
             f"{name}: expected float images in [0, 1], got [{low:.4g}, {high:.4g}]; undo any normalisation, "
-            "divide 0-255 images by 255 or store them as uint8, and mend any NaN",
+            "divide 0-255 images by 255 or store them as uint8, and remove any NaN",
             name,
         )
     return images.float()
 
 
-def _head(path: Path) -> tuple[tuple[int, int], str]:
+def _read_header(path: Path) -> tuple[tuple[int, int], str]:
     try:
         with Image.open(path) as image:
             size, mode = image.size, image.mode
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     if mode.startswith(("I", "F")):  # PIL would clip these to 8 bits, not scale them
-        raise DataError(f"{path} has mode {mode}; expected 8-bit images: convert it", path)
+        raise DataError(f"expected 8-bit images, got {path} of mode {mode}; convert it", path)
     return size, mode
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"cannot read image {path} ({error}); mend or remove it", path)
+    return DataError(f"cannot read image {path} ({error}); fix or remove it", path)
 
 
-def _by(size: tuple[int, int]) -> str:
+def _size_text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"

@@ -1,4 +1,4 @@
-"""DATA specs -> labelled images in pixel space."""
+"""Load labelled images in pixel space from DATA specs."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ _BROKEN_ZIP = (*_BROKEN_ARRAY, OSError, zipfile.BadZipFile, zlib.error)
 
 
 def load_data(spec: str, *, root: str | Path | None = None) -> ImageData:
-    """The data set a DATA spec names.
+    """Load the data set that a DATA spec names.
 
     Parameters
     ----------
     spec
-        ``NAME[:split][:which]`` for fashion-mnist, mnist and cifar10 (split ``test`` unless given); ``folder:DIR``
-        with a folder of images for each class; ``npz:FILE`` with arrays ``images`` and ``labels``;
-        ``demo[:which]``, the shipped images. ``which`` is a count, the first so many, or ``start-stop`` as in
-        a Python slice: ``fashion-mnist:train:50000-60000`` is the last sixth of the training images.
+        ``NAME[:split][:which]`` for fashion-mnist, mnist and cifar10 (split ``test`` by default); ``folder:DIR``
+        with one folder of images per class; ``npz:FILE`` with arrays ``images`` and ``labels``; ``demo[:which]``,
+        the shipped images. ``which`` is a count (that many images from the start) or ``start-stop`` as in a
+        Python slice: ``fashion-mnist:train:50000-60000`` is the last sixth of the training images.
     root
-        Where named sets are looked for first, and downloaded to.
+        Folder to search first for named data sets, and to download them to.
 
     Raises
     ------
     SpecError
         The spec cannot be read.
     DataError
-        The data is missing, empty, damaged or not images in [0, 1].
+        The data is missing, empty or damaged, or not images in [0, 1].
     """
     try:
         return _load(spec, root)
-    except OSError as error:  # a folder that may not be searched, a name too long
+    except OSError as error:  # such as a folder without permission, or a name that is too long
         path = error.filename or spec
-        raise DataError(f"cannot read {path}: {error.strerror or error}; give data that you may read", path) from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}; give data that you can read", path) from error
 
 
 def _load(spec: str, root: str | Path | None) -> ImageData:
@@ -81,10 +81,10 @@ def _from_arrays(
         raise DataError(f"{spec}: expected images of uint8, or floats in [0, 1], got {images.dtype}", spec)
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{spec}: expected labels (N,) of integers, got {labels.dtype}", spec)
-    if wanted is not None and labels.shape == images.shape[:1]:  # if not, the constructor says so
+    if wanted is not None and labels.shape == images.shape[:1]:  # otherwise ImageData raises the error
         images, labels = images[wanted.start : wanted.stop], labels[wanted.start : wanted.stop]
     kind = np.uint8 if images.dtype == np.uint8 else np.float32
-    with np.errstate(over="ignore"):  # beyond float32 they become infinite, and the range is rejected
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and ImageData checks the range
         images = np.array(images, dtype=kind, order="C")
     return ImageData(
         spec,
@@ -103,7 +103,7 @@ def _channels_first(spec: str, images: NDArray[np.generic]) -> NDArray[np.generi
             return images if first else images.transpose(0, 3, 1, 2)
     raise DataError(
         f"{spec}: expected images (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, "
-        f"got {images.shape}" + ("; which side is the channels?" if images.ndim == 4 and first else ""),
+        f"got {images.shape}" + ("; cannot tell which side is the channels" if images.ndim == 4 and first else ""),
         spec,
     )
 
@@ -117,7 +117,7 @@ def _load_npz(spec: str, path: Path, classes: Sequence[str] = (), wanted: range 
             if isinstance(stored, np.ndarray):
                 raise ValueError("it is a single .npy array")
             arrays = {key: stored[key] for key in ("images", "labels") if key in stored}
-            if any(isinstance(array, bytes) for array in arrays.values()):  # so numpy gives what is no .npy
+            if any(isinstance(array, bytes) for array in arrays.values()):  # numpy returns bytes for a broken .npy
                 raise ValueError("an array in it is damaged")
     except _BROKEN_ZIP as error:
         raise DataError(
@@ -133,24 +133,24 @@ def _load_npz(spec: str, path: Path, classes: Sequence[str] = (), wanted: range 
 
 def _load_folder(spec: str, folder: Path) -> ImageData:
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}; expected one holding a folder of images for each class", folder)
+        raise DataError(f"no folder {folder}; expected one that holds a folder of images per class", folder)
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
-        raise DataError(f"{folder} holds no folders; expected one a class, with the images inside", folder)
+        raise DataError(f"{folder} holds no folders; expected one per class, with the images inside", folder)
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         inside = sorted(path for path in _files(folder / name) if path.suffix.lower() in SUFFIXES)
         if not inside:
-            raise DataError(f"{folder / name} holds no images; expected {' '.join(SUFFIXES)}", folder / name)
+            raise DataError(f"{folder / name} holds no images; expected files in {' '.join(SUFFIXES)}", folder / name)
         paths += inside
         labels += [label] * len(inside)
     return ImageData(spec, ImageFiles(paths), torch.tensor(labels), classes)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    def reject(error: OSError) -> None:  # os.walk and Path.rglob both pass over what they cannot read
+    def fail(error: OSError) -> None:  # by default os.walk, like Path.rglob, skips folders it cannot read
         raise error
 
-    for place, _, names in os.walk(folder, onerror=reject):
+    for place, _, names in os.walk(folder, onerror=fail):
         yield from (Path(place, name) for name in names)

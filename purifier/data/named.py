@@ -1,4 +1,4 @@
-"""The data sets that DATA specs know by name: where they lie, and how their files are read."""
+"""Named data sets: where to find them and how to read their files."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Arrays = tuple[NDArray[np.generic], NDArray[np.generic]]
 
 
 def load_arrays(name: str, *, train: bool, root: str | Path | None) -> Arrays:
-    """Images, uint8 (N, H, W) or (N, H, W, 3), and labels (N,) of a set in :data:`CLASS_NAMES`.
+    """Images, uint8 (N, H, W) or (N, H, W, 3), and labels (N,) of a data set in :data:`CLASS_NAMES`.
 
-    Fashion-MNIST is looked for in ``root``, then in $PURIFIER_DATA, then where Debian puts it; otherwise
-    torchvision looks in, and downloads to, ``root``, $PURIFIER_DATA or ~/.cache/purifier.
+    Fashion-MNIST is searched for in ``root``, then in $PURIFIER_DATA, then where Debian puts it. Everything else is up
+    to torchvision, which searches ``root``, $PURIFIER_DATA or ~/.cache/purifier, and downloads to it.
 
     Raises
     ------
     DataError
-        Its files are damaged, or absent and cannot be downloaded.
+        The files are damaged, or missing and cannot be downloaded.
     """
     found = _find_fashion_mnist(train, root) if name == "fashion-mnist" else None
     return found or _torchvision(name, train, root)
@@ -60,7 +60,7 @@ def _find_fashion_mnist(train: bool, root: str | Path | None) -> Arrays | None:
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """An idx file of bytes: 0, 0, 8, the number of dimensions, their big-endian sizes, the data."""
+    """Read an idx file of bytes: 0, 0, 8, the number of dimensions, their big-endian sizes, the data."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
             raw = opened.read()
@@ -77,19 +77,19 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _torchvision(name: str, train: bool, root: str | Path | None) -> Arrays:
-    from torchvision import datasets  # seconds to import, and seldom needed
+    from torchvision import datasets  # takes seconds to import, and is rarely needed
 
     makers = {"cifar10": datasets.CIFAR10, "fashion-mnist": datasets.FashionMNIST, "mnist": datasets.MNIST}
     target = next(iter(_folders(root)), Path.home() / ".cache" / "purifier")
     try:
-        # CIFAR-10's files are pickles; torchvision reads them only if their MD5 sums are the published ones.
+        # CIFAR-10's files are pickles; torchvision reads them only if their MD5 sums match the published ones.
         found = makers[name](str(target), train=train, download=True)
     except (OSError, RuntimeError, ValueError, EOFError, AssertionError, tarfile.TarError) as error:
-        reason = " ".join(str(error).split())  # torchvision's spans lines
+        reason = " ".join(str(error).split())  # torchvision's messages span lines
         debian = "apt-get install dataset-fashion-mnist, or " if name == "fashion-mnist" else ""
         raise DataError(
-            f"{name} is not in {target} and cannot be downloaded to it ({reason}); {debian}name the folder "
-            "that has it with --root (in Python root=) or $PURIFIER_DATA",
+            f"{name} is not in {target} and cannot be downloaded to it ({reason}); {debian}give the folder "
+            "that has it with --root (root= in Python) or $PURIFIER_DATA",
             target,
         ) from error
     return np.asarray(found.data), np.asarray(found.targets)

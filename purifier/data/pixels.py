@@ -1,4 +1,4 @@
-"""Pixel space, the one image space inside the project: float32, NCHW, RGB, values in [0, 1]."""
+"""Pixel space, the only image space inside the project: float32, NCHW, RGB, values in [0, 1]."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RANGE_SLACK = 1e-2
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a classifier wants its images: ``(pixels * scale - mean) / std`` in its dtype, layout and channel order.
+    """How a classifier expects its images: ``(pixels * scale - mean) / std`` in its dtype, layout and channel order.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class Preprocessing:
     layout
         ``NCHW`` or ``NHWC``.
     dtype
-        A key of :data:`DTYPES`; uint8 inputs are rounded and take scale 255 and no mean or std.
+        A key of :data:`DTYPES`; uint8 images are rounded, and need scale 255 and no mean or std.
     channels
-        ``RGB`` or ``BGR``, the order in which the classifier takes colours.
+        ``RGB`` or ``BGR``, the classifier's colour order.
     """
 
     mean: tuple[float, ...] = ()
@@ -56,17 +56,17 @@ class Preprocessing:
             raise ConfigError(f"preprocessing: channels must be RGB or BGR, got {self.channels!r}")
         for name, numbers in (("mean", self.mean), ("std", self.std), ("scale", (self.scale,))):
             if not isinstance(numbers, tuple) or not all(isinstance(x, int | float) and abs(x) <= 1e6 for x in numbers):
-                wanted = "a number" if name == "scale" else "a tuple of numbers, one a channel"
+                wanted = "a number" if name == "scale" else "a tuple of numbers, one per channel"
                 raise ConfigError(f"preprocessing: {name} must be {wanted}, up to 1e6, got {getattr(self, name)!r}")
         if not self.scale > 0 or any(not value > 0 for value in self.std):
             raise ConfigError(f"preprocessing: scale and std must be positive, got {self.scale} and {self.std}")
         if self.mean and self.std and len(self.mean) != len(self.std):
-            raise ConfigError(f"preprocessing: mean and std must have one length, got {self.mean} and {self.std}")
+            raise ConfigError(f"preprocessing: mean and std must have the same length, got {self.mean} and {self.std}")
         if self.dtype == "uint8" and (self.mean or self.std or self.scale != 255):
             raise ConfigError("preprocessing: a uint8 classifier takes scale=255 and no mean or std")
 
     def to_classifier(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, C, H, W) -> what the classifier eats. Differentiable unless the dtype is uint8."""
+        """Pixels (N, C, H, W) -> the classifier's images. Differentiable unless the dtype is uint8."""
         images = pixels
         if self.channels == "BGR":
             images = images.flip(1)
@@ -98,10 +98,10 @@ class Preprocessing:
 
 
 def read_preprocessing(value: Any) -> Preprocessing:
-    """A :class:`Preprocessing` from None, itself, or what ``weights.transforms()`` of torchvision gives.
+    """A :class:`Preprocessing` from None, a Preprocessing, or torchvision's ``weights.transforms()``.
 
-    Resizing and cropping are the caller's, before the guard; only mean and std are taken over. A transform
-    pipeline (``Compose``) may hold one ``Normalize``.
+    Only mean and std are used: the caller resizes and crops before calling the guard. A transform pipeline
+    (``Compose``) may contain one ``Normalize``.
     """
     if value is None:
         return Preprocessing()
@@ -118,10 +118,10 @@ def read_preprocessing(value: Any) -> Preprocessing:
 
 
 def into_range(pixels: Tensor) -> Tensor:
-    """Pixels clamped to [0, 1], with the gradient they would have as they are, at the bounds and a rounding beyond.
+    """Pixels clamped to [0, 1], with the gradient of the identity up to and slightly beyond the bounds.
 
-    ``clamp`` has none beyond its bounds, where rounding may put what is black or white, and in torch 2.15, other than
-    in 2.11, none at the bounds either: attackers would see nothing of such pixels, and a guard would look stronger.
+    ``clamp`` has no gradient beyond its bounds, where rounding can put black or white pixels, and in torch 2.15 (unlike
+    2.11) none at the bounds either: attackers would get no gradient for such pixels, and a guard would look stronger.
     """
     clamped = pixels.clamp(0, 1)
     if torch.compiler.is_exporting():
@@ -142,11 +142,11 @@ def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = No
     """Raise :class:`PixelError` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given."""
     if pixels.ndim != 4 or (shape is not None and tuple(pixels.shape[1:]) != tuple(shape)):
         wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
-        advice = "resize them, or say their layout with preprocessing="
+        advice = "resize them, or give their layout with preprocessing="
         if pixels.ndim == 3:
-            advice = "a batch of one is images[None]"
+            advice = "for a single image, pass images[None]"
         elif pixels.ndim == 4 and shape is not None and pixels.shape[1] != shape[0]:
-            advice = f"they have {pixels.shape[1]} channels, not {shape[0]} (or say their layout with preprocessing=)"
+            advice = f"they have {pixels.shape[1]} channels, not {shape[0]} (or give their layout with preprocessing=)"
         raise PixelError(f"{name}: expected images {wanted}, got {tuple(pixels.shape)}; {advice}")
 
 
@@ -156,20 +156,20 @@ def check_range(pixels: Tensor, *, name: str) -> None:
         return
     low, high = (value.item() for value in torch.aminmax(pixels.detach()))
     if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
-        advice = "say how the classifier wants its images with preprocessing= (mean, std, scale=255)"
+        advice = "describe the images the classifier expects with preprocessing= (mean, std, scale=255)"
         if math.isnan(low):
-            advice = "the images hold NaN: mend them where they are made"
+            advice = "the images contain NaN: fix the code that makes them"
         raise PixelError(f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; {advice}")
 
 
 def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> None:
-    """Raise :class:`PixelError` if float images promised as 0-255 can only be pixels of [0, 1].
+    """Raise :class:`PixelError` if float images declared as 0-255 can only be pixels in [0, 1].
 
     Parameters
     ----------
     images
-        In the classifier's format, before :meth:`Preprocessing.to_pixels`. Their whole batch within [0, 1] and
-        not all 0 or 1 means pixels. Mean and std move real images there too, so with them nothing is told.
+        In the classifier's format, before :meth:`Preprocessing.to_pixels`. A batch within [0, 1] that is not all 0
+        or 1 must be pixels. With mean and std, correct images can lie there too, so nothing is checked.
     """
     if preprocessing.scale < 255 or preprocessing.mean or preprocessing.std:
         return
@@ -178,7 +178,7 @@ def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> N
     low, high = (value.item() for value in torch.aminmax(images.detach()))
     if low >= 0 and high <= 1 and bool((images != images.round()).any()):
         raise PixelError(
-            f"{name}: expected values from 0 to {preprocessing.scale:g}, as preprocessing= says, got "
+            f"{name}: expected values from 0 to {preprocessing.scale:g}, as declared in preprocessing=, got "
             f"[{low:.4g}, {high:.4g}]; these are pixels in [0, 1]: multiply them by {preprocessing.scale:g}, or leave "
             "scale out of preprocessing="
         )
@@ -187,6 +187,7 @@ def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> N
 def _per_channel(values: tuple[float, ...], pixels: Tensor) -> Tensor:
     if len(values) not in (1, pixels.shape[1]):
         raise PixelError(
-            f"preprocessing: {len(values)} means or stds for images of {pixels.shape[1]} channels {tuple(pixels.shape)}"
+            f"preprocessing: expected {pixels.shape[1]} means or stds for images {tuple(pixels.shape)}, one per "
+            f"channel, got {len(values)}"
         )
     return torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(1, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""DATA specs as text: which split of a set, and which of its images."""
+"""Parse DATA specs: which split of a data set, and which of its images."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ FORMS = (
 
 
 def read_split(spec: str, rest: str, *, splits: tuple[str, ...]) -> tuple[str, range | None]:
-    """``"train:50000-60000"`` -> the split (``test`` unless given) and the images wanted, None for all.
+    """``"train:50000-60000"`` -> the split (``test`` by default) and the range of images, None for all.
 
     Parameters
     ----------
     spec
         The whole spec, for messages.
     rest
-        What stands behind the set's name.
+        The text after the data set's name.
     splits
-        The splits that the set has; empty if it cannot be split.
+        The data set's splits; empty if it has none.
 
     Raises
     ------
     SpecError
-        Something else is there, or no image is asked for.
+        The text cannot be read, or it selects no image.
     """
     parts = rest.split(":") if rest else []
     split = parts.pop(0) if parts and parts[0] in splits else "test"
@@ -46,8 +46,8 @@ def read_split(spec: str, rest: str, *, splits: tuple[str, ...]) -> tuple[str, r
         raise SpecError(f"cannot read DATA {spec!r}: expected {FORMS}", spec) from None
     if bounds and not 0 <= start < stop:
         raise SpecError(
-            f"DATA {spec!r}: expected start-stop with 0 <= start < stop, such as 0-100, got {text}; the "
-            "first image is 0, and stop is not among them",
+            f"DATA {spec!r}: expected start-stop with 0 <= start < stop, such as 0-100, got {text}; the first image "
+            "is 0, and stop is excluded",
             spec,
         )
     if stop < 1:
@@ -56,14 +56,14 @@ def read_split(spec: str, rest: str, *, splits: tuple[str, ...]) -> tuple[str, r
 
 
 def check_within(spec: str, wanted: range, count: int) -> None:
-    """Raise :class:`SpecError` if images are wanted that a set of ``count`` does not have."""
+    """Raise :class:`SpecError` if the range goes beyond a data set of ``count`` images."""
     if wanted.stop > count:
         images = f"images {wanted.start}-{wanted.stop}" if wanted.start else f"{wanted.stop} images"
-        raise SpecError(f"DATA {spec!r}: asked for {images}, there are {count}", spec)
+        raise SpecError(f"DATA {spec!r}: asked for {images}, but there are only {count}", spec)
 
 
 def unknown_data(spec: str, kind: str) -> SpecError:
-    """The error for a spec that starts with the name of no set, with what may have been meant."""
+    """The error for a spec that names no known data set, with a suggestion."""
     path = Path(spec)
     if spec and (path.is_dir() or path.suffix == ".npz"):
         return SpecError(f"DATA {spec!r} is a path: write {'folder' if path.is_dir() else 'npz'}:{spec}", spec)

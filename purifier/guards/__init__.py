@@ -1,1 +1,1 @@
-"""Guarded classifiers and their export."""
+"""Guards and their export."""

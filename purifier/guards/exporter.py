@@ -1,4 +1,4 @@
-"""What an exporter author writes."""
+"""The base class of exporters, their report, and their registry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an exporter wrote and how it was verified."""
+    """The file that an exporter wrote, and how it was verified."""
 
     path: Path
     format: str

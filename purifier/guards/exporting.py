@@ -1,4 +1,4 @@
-"""export(): a guard to a file, through whichever exporter is named."""
+"""export(): write a guard to a file with the named exporter."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .guard import Guard
 
 
 def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: Any) -> ExportReport:
-    """Write a guard to a file that runs without this project, after comparing the two.
+    """Write a guard to a file that runs without this project, and verify the file against the guard.
 
     Parameters
     ----------
     guard
-        What :func:`purifier.guard` returned.
+        A guard, as returned by :func:`purifier.guard`.
     path
-        The file to write; it is replaced only by a verified one.
+        The file to write; an existing file is replaced only by a verified one.
     format
-        The name of an exporter, as `purifier list` shows it.
+        The name of an exporter; ``purifier list`` shows them.
     **options
-        The exporter's own. Of ``onnx``: ``image_shape`` (C, H, W), ``opset``, ``batches``, ``tolerance``,
-        ``noise`` (``mean``, or ``input`` for a random purifier's noise as a second input ``purifier_noise``).
+        The exporter's own options. ``onnx`` takes ``image_shape`` (C, H, W), ``opset``, ``batches``, ``tolerance`` and
+        ``noise`` (``mean``, or ``input`` to make a random purifier's noise a second input, ``purifier_noise``).
 
     Returns
     -------
@@ -37,27 +37,27 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
     Raises
     ------
     ExportError
-        The guard cannot be exported or the file does not reproduce it; no file is left.
+        The guard cannot be exported, or the file does not reproduce it; no file is left.
     ConfigError
-        ``guard`` is no guard, ``path`` no path, ``format`` no name, or the exporter has no such option.
+        ``guard``, ``path`` or ``format`` has the wrong type, or the exporter has no such option.
     """
     if not isinstance(getattr(guard, "purifier", None), Purifier) or not hasattr(guard, "classifier"):
         raise ConfigError(
-            f"export: expected what purifier.guard(model, purifier) returns, got {type(guard).__name__}; guard it first"
+            f"export: expected a guard, got {type(guard).__name__}; make one with purifier.guard(model, purifier)"
         )
     if not isinstance(path, str | Path):
-        raise ConfigError(f"path: expected the file to write, got {path!r}")
+        raise ConfigError(f"path: expected the name of the file to write, got {path!r}")
     if not isinstance(format, str):
-        raise ConfigError(f"format: expected an exporter's name, one of {', '.join(exporters)}; got {format!r}")
+        raise ConfigError(f"format: expected the name of an exporter ({', '.join(exporters)}), got {format!r}")
     exporter = exporters.get(format)()
     parameters = list(inspect.signature(exporter.export).parameters.values())
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    accepts_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     for name in options:
-        if name not in known and not takes_any:
+        if name not in known and not accepts_any:
             raise ConfigError(
                 f"exporter {format!r} has no option {name!r}; its options are: {', '.join(known) or 'none'}"
             )
-    advice = "let it raise an error instead"
+    advice = "make it raise an exception instead"
     with explained("the classifier failed", partial(ExportError, path=path), advice, catching=(SystemExit,)):
         return exporter.export(guard, path, **options)

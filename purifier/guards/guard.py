@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
+import onnxruntime
 from onnx import ModelProto
 from torch import nn
 
@@ -13,6 +15,7 @@ from ..contracts.checkpoint import load
 from ..contracts.purifier import Purifier
 from ..data.pixels import read_preprocessing
 from ..errors import ConfigError
+from ..onnx.runtime import Provider
 from ..vocabulary import OnReject
 from .module import GuardedModule
 from .session import GuardedSession
@@ -21,11 +24,46 @@ Guard: TypeAlias = GuardedModule | GuardedSession
 
 
 @overload
-def guard(model: nn.Module, purifier: str | Path | Purifier, **options: Any) -> GuardedModule: ...
+def guard(
+    model: nn.Module,
+    purifier: str | Path | Purifier,
+    *,
+    preprocessing: Any = None,
+    input: int | str | None = None,
+    score: bool = False,
+    on_reject: OnReject = "ignore",
+    abstain: int | None = None,
+    seed: int | None = None,
+    check: bool = True,
+) -> GuardedModule: ...
 @overload
-def guard(model: ModelProto, purifier: str | Path | Purifier, **options: Any) -> GuardedSession: ...
+def guard(
+    model: ModelProto,
+    purifier: str | Path | Purifier,
+    *,
+    preprocessing: Any = None,
+    input: int | str | None = None,
+    score: bool = False,
+    on_reject: OnReject = "ignore",
+    abstain: int | None = None,
+    providers: Sequence[Provider] | None = None,
+    sess_options: onnxruntime.SessionOptions | None = None,
+) -> GuardedSession: ...
 @overload
-def guard(model: str | Path, purifier: str | Path | Purifier, **options: Any) -> Guard: ...
+def guard(
+    model: str | Path,
+    purifier: str | Path | Purifier,
+    *,
+    preprocessing: Any = None,
+    input: int | str | None = None,
+    score: bool = False,
+    on_reject: OnReject = "ignore",
+    abstain: int | None = None,
+    seed: int | None = None,
+    check: bool = True,
+    providers: Sequence[Provider] | None = None,
+    sess_options: onnxruntime.SessionOptions | None = None,
+) -> Guard: ...
 
 
 def guard(
@@ -37,7 +75,10 @@ def guard(
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
-    **options: Any,
+    seed: int | None = None,
+    check: bool = True,
+    providers: Sequence[Provider] | None = None,
+    sess_options: onnxruntime.SessionOptions | None = None,
 ) -> Guard:
     """Put a purifier in front of a classifier.
 
@@ -51,26 +92,30 @@ def guard(
         ``demo-plain``.
     preprocessing
         How the classifier wants its images: a :class:`Preprocessing` or torchvision's ``weights.transforms()``.
-        Without it a torch classifier takes pixels (float, NCHW, [0, 1]), and an ONNX classifier what its input's
-        type and shape say (uint8 means 0-255, channels last means NHWC).
+        By default a torch classifier takes pixels (float, NCHW, [0, 1]), and for an ONNX classifier it is inferred
+        from the input's type and shape (uint8 means 0-255, channels last means NHWC).
     input
-        The image's position among the arguments, or its parameter name; the first if not given.
+        The position of the image among the arguments, or its parameter name; by default the first argument of a torch
+        classifier, and the only possible input of an ONNX classifier.
     score
-        Also return how unusual each image is: ``(output, score)`` from a module, and a last output
-        ``purifier_score`` from a session (and ``purifier_rejected``, if the purifier is calibrated).
+        Also return how unusual each image is: a module returns ``(output, score)``, a session has the last output
+        ``purifier_score`` (followed by ``purifier_rejected`` if the purifier is calibrated).
     on_reject
-        What to do with images that score above the purifier's threshold, or NaN; ``purifier calibrate`` finds the
-        threshold. ``ignore``: nothing. ``flag``: also return which they are, bool (N,): ``(output, rejected)`` or
-        ``(output, score, rejected)``, and a last output ``purifier_rejected`` from a session. ``abstain``: their logits
-        become NaN, or certain of one class. ``raise``: a :class:`~purifier.errors.RejectedError` for the batch.
-        ``reclassify``: their logits become the log-probabilities of the purifier's own classifier. Of an ONNX
-        classifier with several outputs, ``logits`` or else the first floats (N, K) are replaced, and nothing else.
+        What to do with rejected images: those whose score is NaN or above the purifier's threshold, which ``purifier
+        calibrate`` finds. ``ignore``: nothing. ``flag``: also return which images are rejected, bool (N,): a module
+        returns ``(output, rejected)`` or ``(output, score, rejected)``, a session has the last output
+        ``purifier_rejected``. ``abstain``: replace their logits by NaN, or by certainty of one class. ``raise``: raise
+        :class:`~purifier.errors.RejectedError` for the batch. ``reclassify``: replace their logits by the
+        log-probabilities of the purifier's own classifier. If an ONNX classifier has several outputs, only ``logits``
+        is replaced, or else the first float output (N, K).
     abstain
-        With ``on_reject="abstain"``: the class, whose logit becomes 0 and all others -inf.
-    **options
-        Of a module: ``seed`` (fixes the noise of a random purifier; by default it follows torch's global
-        generator) and ``check=False`` (skips the range check, which waits for a GPU). Of a session: ``providers``,
-        ``sess_options``.
+        With ``on_reject="abstain"``: the class whose logit becomes 0; all others become -inf.
+    seed
+        For a torch classifier: fixes the noise of a random purifier; by default it follows torch's global generator.
+    check
+        For a torch classifier: False skips the range check, which waits for a GPU.
+    providers, sess_options
+        For an ONNX classifier: as for ``onnxruntime.InferenceSession``. By default CUDA if it loads, else the CPU.
 
     Returns
     -------
@@ -84,17 +129,21 @@ def guard(
     """
     chosen = load_classifier(model) if isinstance(model, str | Path) else model
     if isinstance(chosen, GuardedModule):
-        raise ConfigError("this model is guarded already; guard its .classifier instead")
+        raise ConfigError("model: this model is already guarded; guard its .classifier instead")
     if not isinstance(chosen, nn.Module | ModelProto):
         raise ConfigError(
             f"model: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got {type(chosen).__name__}"
         )
     if not isinstance(purifier, Purifier | str | Path):
         raise ConfigError(f"purifier: expected a Purifier or a PURIFIER spec, got {type(purifier).__name__}")
-    known = ("seed", "check") if isinstance(chosen, nn.Module) else ("providers", "sess_options")
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"guard() has no option {name!r} for this classifier; its options: {', '.join(known)}")
+    of_sessions = {"providers": providers, "sess_options": sess_options}
+    of_modules = {"seed": seed, "check": None if check is True else check}
+    for name, value in (of_sessions if isinstance(chosen, nn.Module) else of_modules).items():
+        if value is not None:
+            kind = "an ONNX" if isinstance(chosen, nn.Module) else "a torch"
+            raise ConfigError(
+                f"{name}: this option is for {kind} classifier, got {type(chosen).__name__}; leave it out"
+            )
     loaded = purifier if isinstance(purifier, Purifier) else load(purifier)
     if isinstance(chosen, ModelProto):
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
@@ -106,7 +155,8 @@ def guard(
             score=score,
             on_reject=on_reject,
             abstain=abstain,
-            **options,
+            providers=providers,
+            sess_options=sess_options,
         )
     if not isinstance(purifier, Purifier):
         weight = next(chosen.parameters(), None)
@@ -119,5 +169,6 @@ def guard(
         score=score,
         on_reject=on_reject,
         abstain=abstain,
-        **options,
+        seed=seed,
+        check=check,
     )

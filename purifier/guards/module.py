@@ -24,8 +24,8 @@ from .signature import find_input
 class GuardedModule(nn.Module):
     """A torch classifier behind a purifier; made by :func:`guard`.
 
-    ``forward`` has the classifier's own signature and return value. The image is purified, whether it comes by
-    position or by keyword; every other argument is handed on as it came. The purifier stays in evaluation mode.
+    ``forward`` has the classifier's own signature and return value. The image is purified, whether it is passed by
+    position or by keyword; all other arguments are passed on unchanged. The purifier stays in evaluation mode.
     With ``score=True`` the result is ``(output, score)``, the score (N,); with ``on_reject="flag"`` it is
     ``(output, rejected)``, rejected bool (N,); with both, ``(output, score, rejected)``.
     """
@@ -56,37 +56,37 @@ class GuardedModule(nn.Module):
         try:
             self.classifier.train(mode)
         except NotImplementedError:
-            # A torch.export module has its mode baked in; it can be evaluated, and rejects to be trained itself.
+            # A torch.export module has its mode baked in: it can be evaluated, but not trained.
             if mode:
                 raise
         return self
 
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
-        # By position where it can be: some modules (torch.export's, DataParallel) do not know the parameter's name.
+        # By position if possible: some modules (torch.export's, DataParallel) do not know the parameter's name.
         return pixel_classifier(self.classifier, self.preprocessing, 0 if self.position == 0 else self.input)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_exporting():
             check_exportable(self.rejection)
         pixels = self.pixels(args, kwargs)
-        given = self.answer(args, kwargs, pixels, self._draw(pixels))
-        extras = (given.score,) if self.score else ()
+        answer = self.answer(args, kwargs, pixels, self._draw(pixels))
+        extras = (answer.score,) if self.score else ()
         if self.rejection.on_reject == "flag":
-            extras = (*extras, given.rejected)
-        return (given.output, *extras) if extras else given.output
+            extras = (*extras, answer.rejected)
+        return (answer.output, *extras) if extras else answer.output
 
     def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Tensor, noise: Tensor | None) -> Answer:
-        """What the guard says for given noise; scores and rejection are None unless the guard needs them.
+        """The guard's answer for the given noise; score and rejection are None unless the guard needs them.
 
         Parameters
         ----------
         args, kwargs
             The classifier's arguments.
         pixels
-            What :meth:`pixels` makes of them.
+            The result of :meth:`pixels` for these arguments.
         noise
-            The purifier's ``draw()``; None for its mean.
+            The result of the purifier's ``draw()``; None for its mean.
         """
 
         def classify(purified: Tensor) -> Any:
@@ -104,23 +104,26 @@ class GuardedModule(nn.Module):
             found = args[self.position]
         if not isinstance(found, Tensor):
             got = "nothing" if found is None else type(found).__name__
-            raise PixelError(f"{self.input}: expected the image as a tensor, got {got}; say which argument with input=")
+            raise PixelError(f"{self.input}: expected an image tensor, got {got}; name the image argument with input=")
         return found
 
     def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """The image among the classifier's arguments as the purifier takes it, (N, C, H, W) in [0, 1].
+        """The image among the classifier's arguments, as the purifier takes it: (N, C, H, W) in [0, 1].
 
         Raises
         ------
         PixelError
-            It is no image, or has an impossible shape, type or range.
+            It is not an image tensor, or its shape, dtype or range is wrong.
         """
         image = self._image(args, kwargs)
         wanted = self.preprocessing.dtype
         if (wanted == "uint8") != (image.dtype == torch.uint8) or not (
             image.dtype == torch.uint8 or image.dtype.is_floating_point
         ):
-            raise PixelError(f"{self.input}: expected {wanted} images, got {image.dtype}; see preprocessing=")
+            raise PixelError(
+                f"{self.input}: expected {wanted} images, got {image.dtype}; convert them, or set the dtype in "
+                "preprocessing="
+            )
         shape = image_shape_of(self.purifier)
         check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
         if self.check and not torch.compiler.is_exporting():
@@ -131,9 +134,9 @@ class GuardedModule(nn.Module):
     def _draw(self, pixels: Tensor) -> Tensor | None:
         if torch.compiler.is_exporting():
             return None
-        # With a seed every image has the same stream, so that its result does not depend on its place.
-        places = range(len(pixels)) if self.seed is None else [0] * len(pixels)
-        return answering.draw(self.purifier, pixels, SampleGenerator(self.seed, places))
+        # With a seed every image gets the same stream, so that its result does not depend on its position.
+        positions = range(len(pixels)) if self.seed is None else [0] * len(pixels)
+        return answering.draw(self.purifier, pixels, SampleGenerator(self.seed, positions))
 
     def __getattr__(self, name: str) -> Any:
         if name == "__signature__":

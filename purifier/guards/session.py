@@ -1,4 +1,4 @@
-"""An ONNX Runtime session whose graph is a purifier followed by somebody else's classifier."""
+"""An ONNX Runtime session that runs a purifier and a classifier as one graph."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ from ..vocabulary import OnReject
 
 
 class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
-    """An ONNX classifier behind a purifier: the classifier's inputs and outputs, in one graph.
+    """An ONNX classifier behind a purifier: one graph with the classifier's own inputs and outputs.
 
-    :meth:`run` checks the images' shape and range first; ONNX Runtime's other ways to run (IO binding,
-    OrtValues, asynchronous) do not. A random purifier gives its mean.
+    :meth:`run` first checks the shape and range of the images; ONNX Runtime's other ways to run (IO binding,
+    OrtValues, asynchronous runs) do not. A random purifier is replaced by its mean.
 
     Parameters
     ----------
     classifier
         An ONNX file or model; it is not changed.
     purifier
-        Goes into the graph as it is now: training it later does not change the session.
+        Copied into the graph as it is now: training it later does not change the session.
     preprocessing
-        How the classifier wants its images; by default what the input's type and shape say.
+        How the classifier wants its images; by default inferred from the input's type and shape.
     input
-        The image input's position or name; by default the only one that can be an image.
+        The position or name of the image input; by default the only input that can be an image.
     score
-        Add how unusual each image is, ``purifier_score`` (N,), as the last output; and after it, if the purifier is
-        calibrated, ``purifier_rejected``, bool (N,).
+        Append the output ``purifier_score`` (N,), how unusual each image is, and, if the purifier is calibrated,
+        ``purifier_rejected``, bool (N,).
     on_reject, abstain
         What to do with rejected images, as for :func:`purifier.guard`. ``flag`` adds ``purifier_rejected`` as the last
-        output; ``raise`` is done by :meth:`run` alone.
+        output; only :meth:`run` supports ``raise``.
     providers, sess_options
-        As for ``onnxruntime.InferenceSession``; a provider asked for and not had is an error. By default CUDA
-        if it loads, else the CPU.
+        As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
+        CUDA if it loads, else the CPU.
 
     Attributes
     ----------
     model
-        The graph that runs, which :func:`purifier.export` writes.
+        The graph that runs; :func:`purifier.export` writes it.
 
     Raises
     ------
     ClassifierError
-        The classifier cannot be read, or is none that can be guarded.
+        The classifier cannot be read or cannot be guarded.
     ConfigError
-        The purifier, the preprocessing and the classifier do not fit together; ``input`` or ``providers`` is of
-        the wrong kind; or a provider is not to be had.
+        The purifier, the preprocessing and the classifier do not fit together; ``input`` or ``providers`` is wrong; or
+        a requested provider is unavailable.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.image = image_input(self.classifier, input)
         self.input = self.image.name
         self.purifier, self.score = copy.deepcopy(purifier), score
-        self.preprocessing = _fitted(preprocessing, self.image)
+        self.preprocessing = _with_input_dtype(preprocessing, self.image)
         self.rejection = rejection_of(purifier, on_reject, abstain)
         self.model = guarded_graph(
             self.classifier, self.image, purifier, self.preprocessing, score=score, rejection=self.rejection
@@ -111,7 +111,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         Raises
         ------
         PixelError
-            The image input has an impossible shape, type or range.
+            The shape, dtype or range of the images is wrong.
         RejectedError
             Images are rejected, and the guard was made with ``on_reject="raise"``.
         """
@@ -129,7 +129,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         return values
 
     def get_outputs(self) -> list[Any]:
-        """As ``onnxruntime.InferenceSession.get_outputs``: what :meth:`run` gives if no outputs are named."""
+        """As ``onnxruntime.InferenceSession.get_outputs``: the outputs that :meth:`run` returns by default."""
         outputs: list[Any] = super().get_outputs()
         hidden = (SCORE, REJECTED) if self.rejection.on_reject == "raise" and not self.score else ()
         return [output for output in outputs if output.name not in hidden]
@@ -139,7 +139,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         with explained(failure, PixelError):
             found = np.asarray(images)
         if isinstance(images, list) and found.dtype == np.float64 and self.image.dtype != "uint8":
-            found = found.astype(self.image.dtype)  # as ONNX Runtime reads a list of Python's floats
+            found = found.astype(self.image.dtype)  # as ONNX Runtime reads a list of Python floats
         self._check(found)
         return found
 
@@ -154,23 +154,23 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             size is None or size == got for size, got in zip(wanted, images.shape, strict=True)
         )
         if not fits and images.shape[1:] == tuple(wanted[1:]):
-            raise PixelError(f"{self.input}: the classifier takes {wanted[0]} images a call, got {images.shape[0]}")
+            raise PixelError(f"{self.input}: the classifier takes {wanted[0]} images per call, got {images.shape[0]}")
         if not fits:
             letters = [letter if size is None else str(size) for letter, size in zip(layout, wanted, strict=True)]
             raise PixelError(
-                f"{self.input}: expected images ({', '.join(letters)}), got {images.shape}; resize them, or say "
-                "their layout with preprocessing="
+                f"{self.input}: expected images ({', '.join(letters)}), got {images.shape}; resize them, or set "
+                "their layout in preprocessing="
             )
         if images.dtype != np.dtype(self.image.dtype):
             raise PixelError(f"{self.input}: expected {self.image.dtype} images, got {images.dtype}")
         if self.image.dtype != "uint8":
-            # torch takes no negative strides, which reversed channels have.
+            # torch does not support negative strides, which reversed channels have.
             values = torch.tensor(np.ascontiguousarray(images))
             check_range(self.preprocessing.to_pixels(values), name=self.input)
 
 
 def _check_providers(providers: Any) -> None:
-    """Names, or names with options; which of them exist is for :mod:`purifier.onnx.runtime` to say."""
+    """Raise unless these are names, or names with options; :mod:`purifier.onnx.runtime` checks that they exist."""
     entries = providers if isinstance(providers, list | tuple) else [] if providers is None else [None]
     for entry in entries:
         name = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
@@ -178,13 +178,14 @@ def _check_providers(providers: Any) -> None:
             raise ConfigError(f"providers: expected a list of names or (name, options) pairs, got {providers!r}")
 
 
-def _fitted(preprocessing: Preprocessing | None, image: ImageInput) -> Preprocessing:
-    """The preprocessing with the input's own type: the graph's is a fact, float32 only a default."""
+def _with_input_dtype(preprocessing: Preprocessing | None, image: ImageInput) -> Preprocessing:
+    """The preprocessing with the dtype of the graph's input, which overrides the default float32."""
     if preprocessing is None:
         return infer_preprocessing(image)
     if preprocessing.dtype not in ("float32", image.dtype):
         raise ConfigError(
-            f"preprocessing: says {preprocessing.dtype}, but the classifier's input {image.name!r} takes {image.dtype}"
+            f"preprocessing: expected dtype={image.dtype}, which the classifier's input {image.name!r} takes, got "
+            f"{preprocessing.dtype}"
         )
     assert image.dtype in DTYPES
     return dataclasses.replace(preprocessing, dtype=image.dtype)

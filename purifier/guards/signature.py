@@ -1,4 +1,4 @@
-"""Which argument of a torch classifier is the image."""
+"""Finds the image among the arguments of a torch classifier."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str
     Raises
     ------
     ConfigError
-        It takes no such argument.
+        The classifier takes no such argument.
     """
     try:
         parameters = list(inspect.signature(classifier.forward).parameters.values())
-    except ValueError:  # a traced module does not tell
+    except ValueError:  # a traced module has no signature
         parameters = [inspect.Parameter("images", inspect.Parameter.VAR_POSITIONAL)]
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     open_ended = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)

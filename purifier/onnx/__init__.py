@@ -1,1 +1,1 @@
-"""Somebody else's ONNX graph, ours, and the two in one."""
+"""The classifier's ONNX graph, the purifier's, and the two combined."""

@@ -1,4 +1,4 @@
-"""A purifier as an ONNX graph that stands in front of a classifier."""
+"""A purifier as an ONNX graph in front of a classifier."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from .torch_export import export_module, innermost_cause
 
 
 class PurifierFront(nn.Module):
-    """A classifier's images -> the same images purified, in the same format, and what else the guard needs.
+    """Purifies a classifier's images in the classifier's format, and computes what else the guard needs.
 
-    Its results are named by ``outputs``, in order: ``purified``; ``purifier_score``, float32 (N,);
-    ``purifier_rejected``, bool (N,); ``purifier_classes``, log-probabilities (N, K) for images to be reclassified.
+    ``outputs`` names the results, in order: ``purified``; ``purifier_score``, float32 (N,); ``purifier_rejected``,
+    bool (N,); ``purifier_classes``, log-probabilities (N, K) for images to be reclassified.
     """
 
     def __init__(
@@ -34,20 +34,20 @@ class PurifierFront(nn.Module):
     ) -> None:
         super().__init__()
         self.purifier, self.preprocessing, self.rejection = purifier, preprocessing, rejection or Rejection()
-        asked = {
+        requested = {
             PURIFIED: True,
             SCORE: score or self.rejection.on_reject == "raise",
             REJECTED: self.rejection.active or (score and self.rejection.threshold is not None),
             CLASSES: self.rejection.on_reject == "reclassify",
         }
-        self.outputs = tuple(name for name, wanted in asked.items() if wanted)
+        self.outputs = tuple(name for name, wanted in requested.items() if wanted)
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         pixels = self.pixels(image)
         noise = None if noise is None else noise.to(pixels.dtype)
-        # The graph behind this one classifies and replaces; here the images are purified and flagged.
+        # The classifier's graph replaces logits; this one only finds out which images are rejected.
         flagging = Rejection(threshold=self.rejection.threshold)
-        given = answer(
+        found = answer(
             self.purifier,
             self.preprocessing.to_classifier,
             pixels,
@@ -55,18 +55,18 @@ class PurifierFront(nn.Module):
             rejection=flagging,
             scored=len(self.outputs) > 1,
         )
-        made: dict[str, Tensor] = {PURIFIED: given.output}
-        if given.score is not None:
-            made[SCORE] = given.score.float()
-        if given.rejected is not None:
-            made[REJECTED] = given.rejected
+        values: dict[str, Tensor] = {PURIFIED: found.output}
+        if found.score is not None:
+            values[SCORE] = found.score.float()
+        if found.rejected is not None:
+            values[REJECTED] = found.rejected
         if CLASSES in self.outputs:
             assert isinstance(self.purifier, Classifying)
-            made[CLASSES] = self.purifier.classify(pixels).float()
-        return tuple(made[name] for name in self.outputs)
+            values[CLASSES] = self.purifier.classify(pixels).float()
+        return tuple(values[name] for name in self.outputs)
 
     def pixels(self, image: Tensor) -> Tensor:
-        """A classifier's images as the purifier takes them."""
+        """A classifier's images as pixels for the purifier."""
         return to_pixels(image, self.preprocessing, self.purifier)
 
 
@@ -80,23 +80,23 @@ def purifier_graph(
     noise: bool = False,
     opset: int = OPSET,
 ) -> ModelProto:
-    """A purifier between a classifier's images and the classifier, as an ONNX model with a free batch size.
+    """A purifier to put between a classifier and its images, as an ONNX model with a free batch size.
 
-    Its input ``image`` and output ``purified`` are in the classifier's format; its further outputs are those of
-    :class:`PurifierFront`. A random purifier gives its mean, or with ``noise`` takes ``purifier_noise``, the float32
-    (N, ...) of its ``draw()``.
+    Its input ``image`` and output ``purified`` are in the classifier's format; the other outputs are those of
+    :class:`PurifierFront`. A random purifier purifies without noise, or with ``noise`` has the input
+    ``purifier_noise``, float32 (N, ...), for the result of ``draw()``.
 
     Parameters
     ----------
     image_shape
-        The classifier's images, (N, C, H, W) or (N, H, W, C) as its layout says; None where free. Height and
-        width stay free unless given here or fixed by the purifier.
+        The classifier's images, (N, C, H, W) or (N, H, W, C) depending on its layout; None for a free size.
+        Height and width are free unless they are given here or fixed by the purifier.
 
     Raises
     ------
     ConfigError
-        The purifier is made for images of another shape, the number of channels is not known, or noise is wanted of
-        a purifier that draws none.
+        The purifier is made for images of another shape, the number of channels is unknown, or ``noise`` is set and
+        the purifier draws none.
     PluginError
         torch cannot export the purifier.
     """
@@ -107,13 +107,13 @@ def purifier_graph(
         drawn = noise_for(purifier, front.pixels(example))
         examples.append(drawn)
         names.append(NOISE)
-        # Where the images' size is free, so may be the noise's.
+        # If the images' size is free, the noise's may be free too.
         places.append((0,) if len(free) == 1 else tuple(range(drawn.ndim)))
     name = type(purifier).__name__
     with explained(
         f"{name} cannot be exported to ONNX",
         partial(PluginError, name=name),
-        "its purify and score must be made of operators that torch.onnx.export knows",
+        "its purify and score must use operators that torch.onnx.export supports",
         catching=(torch.onnx.OnnxExporterError,),
         describe=innermost_cause,
     ):
@@ -121,25 +121,25 @@ def purifier_graph(
 
 
 def noise_for(purifier: Purifier, pixels: Tensor, seed: int = 0) -> Tensor:
-    """One draw of a purifier in evaluation mode for pixels (N, C, H, W), as a graph takes it: float32 (N, ...).
+    """One draw of a purifier in evaluation mode for pixels (N, C, H, W), as a graph's input: float32 (N, ...).
 
     Raises
     ------
     ConfigError
-        It draws nothing, or no floats.
+        The purifier draws no noise, or no floats.
     """
     drawn = draw_of(purifier, pixels, seed)
     if drawn is None:
         raise ConfigError(
-            f"noise='input': {type(purifier).__name__} draws nothing, its result is always the same; leave noise out"
+            f"noise='input': {type(purifier).__name__} draws no noise, its result is always the same; leave noise out"
         )
     if not drawn.is_floating_point():
-        raise ConfigError(f"noise='input': {type(purifier).__name__} draws {drawn.dtype}; only floats can be an input")
+        raise ConfigError(f"noise='input': expected float noise, got {drawn.dtype} from {type(purifier).__name__}")
     return drawn.float()
 
 
 def draw_of(purifier: Purifier, pixels: Tensor, seed: int = 0) -> Tensor | None:
-    """One draw of a purifier in evaluation mode, (N, ...), or None; each image has a stream of its own."""
+    """One draw of a purifier in evaluation mode, (N, ...), or None; each image has its own stream."""
     quiet = copy.deepcopy(purifier).cpu().eval()
     return quiet.draw(pixels.cpu(), SampleGenerator(seed, range(len(pixels))))
 
@@ -147,35 +147,35 @@ def draw_of(purifier: Purifier, pixels: Tensor, seed: int = 0) -> Tensor | None:
 def example_images(
     purifier: Purifier, preprocessing: Preprocessing, image_shape: tuple[int | None, ...], *, count: int = 2
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Random images in the classifier's format, and which dimensions are free (0, the batch, always).
+    """Random images in the classifier's format, and which dimensions are free (dimension 0, the batch, always is).
 
     Raises
     ------
     ConfigError
-        The purifier is made for images of another shape, the number of channels is not known, or the images are
+        The purifier is made for images of another shape, the number of channels is unknown, or the images are
         too large.
     """
     nhwc = preprocessing.layout == "NHWC"
     order = (0, 3, 1, 2) if nhwc else (0, 1, 2, 3)
     declared = tuple(image_shape[place] for place in order)[1:]
     fixed = image_shape_of(purifier) or (None, None, None)
-    for mine, theirs in zip(fixed, declared, strict=True):
-        if mine is not None and theirs is not None and mine != theirs:
+    for own, other in zip(fixed, declared, strict=True):
+        if own is not None and other is not None and own != other:
             raise ConfigError(
-                f"{type(purifier).__name__} purifies images {tuple(fixed)}, the classifier takes "
+                f"{type(purifier).__name__} purifies images {tuple(fixed)}, but the classifier takes "
                 f"{tuple('any' if size is None else size for size in declared)} (C, H, W), {preprocessing.layout}; "
-                "train a purifier for these images, or say the layout with preprocessing="
+                "train a purifier for these images, or give the layout with preprocessing="
             )
-    channels, height, width = (mine or theirs for mine, theirs in zip(fixed, declared, strict=True))
+    channels, height, width = (own or other for own, other in zip(fixed, declared, strict=True))
     if channels is None:
         channels = max(len(preprocessing.mean), len(preprocessing.std))
     if channels == 0:
         raise ConfigError(
-            "the classifier does not say how many channels its images have; give preprocessing= with one mean a "
+            "the classifier does not declare how many channels its images have; give preprocessing= with one mean per "
             "channel, or fix the input's shape (python -m onnxruntime.tools.make_dynamic_shape_fixed)"
         )
     generator = torch.Generator().manual_seed(0)
-    # Different sizes for height and width, so that the exporter does not take them for one.
+    # Height and width differ, so the exporter does not treat them as the same size.
     sizes = (count, channels, height or 64, width or 96)
     if math.prod(sizes) > MAX_ELEMENTS:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Grafting: a purifier's ONNX graph spliced in front of somebody else's ONNX classifier."""
+"""Graft a purifier's ONNX graph in front of an ONNX classifier."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def graft(
     shown: Sequence[str] = (),
     rejection: Rejection | None = None,
 ) -> ModelProto:
-    """The classifier with ``front`` between its input ``input_name`` and everything that reads it.
+    """The classifier with ``front`` between its input ``input_name`` and all nodes that read it.
 
-    Inputs and outputs keep their names, types, shapes and order. The front's outputs named in ``shown`` are added as
-    the last outputs, and its second input, if it has one, as the last input. An output that *is* the input, under its
-    name, still gives what was fed: one name cannot carry two values. The logits of rejected images are replaced if
-    ``rejection`` says so. The classifier given is not changed.
+    Inputs and outputs keep their names, types, shapes and order. The front's outputs named in ``shown`` become the last
+    outputs, and its second input, if it has one, the last input. An output that *is* the input (same name) still
+    returns the original images, because one name cannot stand for two values. The logits of rejected images are
+    replaced if ``rejection`` asks for it. The ``classifier`` itself is not changed.
 
     Raises
     ------
     ClassifierError
-        The classifier cannot be brought to the purifier's opset, has a value of one of the new names already, is
-        malformed, or has no logits that could be replaced.
+        The classifier cannot be converted to the purifier's opset, already uses one of the new names, is malformed,
+        or has no logits to replace.
     ConfigError
-        Its classes are not those that ``rejection`` needs.
+        Its number of classes does not fit ``rejection``.
     """
     with explained_reading(classifier):
         return _grafted(front, classifier, input_name, tuple(shown), rejection or Rejection())
@@ -51,29 +51,29 @@ def _grafted(
     for name in (*shown, *(value.name for value in front.graph.input[1:])):
         if name in names:
             raise ClassifierError(
-                f"the classifier has a value called {name!r} already; rename it, or guard it without "
+                f"the classifier already has a value called {name!r}; rename it, or guard it without "
                 f"{'noise as an input' if name == NOISE else 'score=True and rejection'}",
                 classifier.graph.name,
             )
-    # onnx_ir renames a stored tensor in the model it was read from, which is the caller's.
+    # A copy of the front, because onnx_ir renames stored tensors in the model they came from.
     guarded, piece = ir.from_proto(classifier), ir.from_proto(copied(front))
     graph = guarded.graph
     image = next(value for value in graph.inputs if value.name == input_name)
     batch = image.shape[0] if image.shape is not None else None
-    entry, *others = piece.graph.inputs
+    first_input, *extra_inputs = piece.graph.inputs
     made = {value.name: value for value in piece.graph.outputs}
     prefix = _free_prefix(names)
-    sizes_of_classes = made[CLASSES].shape if CLASSES in made else None
+    shape_of_classes = made[CLASSES].shape if CLASSES in made else None
     _prefix(piece.graph, prefix)
     if CLASSES in made:
-        made[CLASSES].shape = sizes_of_classes
+        made[CLASSES].shape = shape_of_classes
 
-    # onnx_ir counts the uses inside bodies of If, Loop and Scan too, whatever their own names are.
+    # uses() includes those inside the bodies of If, Loop and Scan.
     for node, place in image.uses():
         node.replace_input_with(place, made[PURIFIED])
     piece.graph.outputs.clear()
-    entry.replace_all_uses_with(image)
-    for value in others:
+    first_input.replace_all_uses_with(image)
+    for value in extra_inputs:
         sizes = [size if isinstance(size, int) else None for size in value.shape or ()]
         given = ir.Value(name=NOISE, shape=ir.Shape([batch, *sizes[1:]]), type=ir.TensorType(ir.DataType.FLOAT))
         value.replace_all_uses_with(given)
@@ -95,12 +95,12 @@ def _grafted(
         value.type = ir.TensorType(ir.DataType.BOOL if name == REJECTED else ir.DataType.FLOAT)
         value.shape = ir.Shape([batch])
         graph.outputs.append(value)
-    graph.sort()  # ONNX wants it, ONNX Runtime does not mind: some tools write classifiers out of order
+    graph.sort()  # ONNX requires sorted nodes, but some tools write classifiers that ONNX Runtime accepts unsorted
     return ir.to_proto(without_sources(guarded))
 
 
 def purified_name(classifier: ModelProto) -> str:
-    """What the purified images are called in the graph that :func:`graft` makes of a classifier."""
+    """The name of the purified images in the graph that :func:`graft` makes from a classifier."""
     return _free_prefix(_names(classifier)) + PURIFIED
 
 
@@ -115,7 +115,7 @@ def _names(model: ModelProto) -> set[str]:
 
 
 def _free_prefix(names: set[str]) -> str:
-    """``purifier/``, or ``purifier_1/`` and so on: one that none of the names starts with."""
+    """``purifier/``, or else ``purifier_1/`` and so on: the first prefix that no name starts with."""
     prefix, number = "purifier/", 0
     while any(name.startswith(prefix) for name in names):
         number += 1
@@ -124,7 +124,7 @@ def _free_prefix(names: set[str]) -> str:
 
 
 def _prefix(graph: ir.Graph, prefix: str) -> None:
-    """Rename all nodes and values; drop their shapes, whose symbols could mean another size elsewhere."""
+    """Rename all nodes and values; drop their shapes, whose symbols may mean something else in the classifier."""
     for part in (graph, *graph.subgraphs()):
         values = [
             *part.inputs,

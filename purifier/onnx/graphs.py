@@ -1,4 +1,4 @@
-"""Walking the graphs of an ONNX model."""
+"""Walk the graphs of an ONNX model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx import AttributeProto, GraphProto, NodeProto
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """The bodies a node carries (If, Loop, Scan)."""
+    """The bodies of a node (If, Loop, Scan)."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
@@ -16,7 +16,7 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and all graphs within it."""
+    """A graph and all graphs inside it."""
     yield graph
     for node in graph.node:
         for inner in subgraphs(node):

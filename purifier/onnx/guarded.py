@@ -1,4 +1,4 @@
-"""A purifier and an ONNX classifier in one ONNX graph, with what happens to rejected images."""
+"""A purifier and an ONNX classifier in one ONNX graph, with the handling of rejected images."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def guarded_graph(
     rejection: Rejection | None = None,
     noise: bool = False,
 ) -> ModelProto:
-    """The classifier behind the purifier: its inputs and outputs, and those that score, rejection and noise add.
+    """The classifier with the purifier in front: its inputs and outputs, plus those for score, rejection and noise.
 
     Raises
     ------
     ClassifierError, ConfigError, PluginError
-        As :func:`~purifier.onnx.front.purifier_graph` and :func:`~purifier.onnx.graft.graft`.
+        As for :func:`~purifier.onnx.front.purifier_graph` and :func:`~purifier.onnx.graft.graft`.
     """
     rejection = rejection or Rejection()
     front = purifier_graph(
@@ -48,7 +48,7 @@ def guarded_graph(
 
 
 def shown_outputs(score: bool, rejection: Rejection) -> tuple[str, ...]:
-    """The outputs that a guard's graph has after the classifier's."""
+    """The outputs that a guard's graph adds after the classifier's."""
     raises = rejection.on_reject == "raise"
     flags = rejection.on_reject == "flag" or (score and rejection.threshold is not None)
     return (*((SCORE,) if score or raises else ()), *((REJECTED,) if flags or raises else ()))

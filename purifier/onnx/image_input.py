@@ -29,7 +29,7 @@ class ImageInput:
     dtype
         ``float32``, ``float16``, ``float64`` or ``uint8``.
     shape
-        Four sizes as the graph declares them; None where they are free.
+        Four sizes, as the graph declares them; None if free.
     """
 
     name: str
@@ -39,18 +39,18 @@ class ImageInput:
 
 
 def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
-    """The input that takes the images.
+    """Find the input that takes the images.
 
     Parameters
     ----------
     input
-        Its position among the inputs a caller must feed, or its name. None finds the only one that can be an
-        image: four dimensions, float or uint8.
+        Its position among the inputs a caller must feed, or its name. None finds the only one that can take
+        images: four dimensions, float or uint8.
 
     Raises
     ------
     ClassifierError
-        There is none, there are several and none was chosen, or the chosen one takes no images.
+        There is no such input, there are several and none was chosen, or the chosen one cannot take images.
     ConfigError
         ``input`` is neither a position nor a name.
     """
@@ -66,10 +66,10 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
             possible = ", ".join(described[place] for place in candidates)
             raise ClassifierError(
                 f"{len(candidates)} of the classifier's inputs can be images: {possible}; "
-                "say which with input= (on the command line --input)"
+                "choose one with input= (--input on the command line)"
                 if candidates
                 else f"none of the classifier's inputs can be images: {listed}; "
-                "expected one of floats or uint8, (N, C, H, W) or (N, H, W, C)",
+                "expected a float or uint8 input, (N, C, H, W) or (N, H, W, C)",
                 model.graph.name,
             )
         chosen = candidates[0]
@@ -86,7 +86,7 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
         chosen = input
     if chosen not in candidates:
         raise ClassifierError(
-            f"input {describe_input(values[chosen])} takes no images: expected float or uint8 with 4 dimensions; the "
+            f"input: expected float or uint8 images with 4 dimensions, got {describe_input(values[chosen])}; the "
             f"inputs are {listed}",
             model.graph.name,
         )
@@ -97,7 +97,7 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
 
 
 def infer_preprocessing(image: ImageInput) -> Preprocessing:
-    """What type and shape say: uint8 is 0-255, and 1 or 3 channels at the end only are NHWC; else pixels."""
+    """Guess from type and shape: uint8 means 0-255, and 1 or 3 channels only at the end mean NHWC; else pixels."""
     last = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
     layout: Literal["NCHW", "NHWC"] = "NHWC" if last else "NCHW"
     return Preprocessing(scale=255.0 if image.dtype == "uint8" else 1.0, layout=layout, dtype=image.dtype)
@@ -118,5 +118,5 @@ def _can_be_image(value: ValueInfoProto) -> bool:
 
 
 def _sizes(value: ValueInfoProto) -> tuple[int | None, ...]:
-    """The declared sizes; a symbol, or no positive size, is None."""
+    """The declared sizes; None for symbols and sizes that are not positive."""
     return tuple(d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim)

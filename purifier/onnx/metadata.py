@@ -1,4 +1,4 @@
-"""What a guarded ONNX file says about its purifier."""
+"""The metadata of a guarded ONNX file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ METADATA_FORMAT = 1
 
 
 def purifier_metadata(purifier: Purifier, rejection: Rejection | None = None, noise: bool = False) -> dict[str, str]:
-    """What a guarded file says of its purifier: its plugin, configuration, checkpoint, calibration and noise."""
+    """A guarded file's metadata about its purifier: plugin, configuration, checkpoint, calibration and noise."""
     config = json.dumps(dataclasses.asdict(purifier.config), sort_keys=True, separators=(",", ":"))
     try:
         plugin = purifiers.name_of(type(purifier))
-    except PluginError:  # a class of the caller's own, never registered, has no name but this
+    except PluginError:  # a class that is not registered has no plugin name
         plugin = type(purifier).__qualname__
     rejection, calibration = rejection or Rejection(), calibration_of(purifier)
     entries = {
@@ -44,6 +44,6 @@ def purifier_metadata(purifier: Purifier, rejection: Rejection | None = None, no
 
 
 def add_metadata(model: ModelProto, entries: dict[str, str]) -> None:
-    """Set metadata of a model in place; what else it says of itself stays."""
+    """Set metadata of a model in place; its other entries stay."""
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**kept, **entries})

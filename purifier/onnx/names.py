@@ -4,6 +4,6 @@ from __future__ import annotations
 
 OPSET = 18
 IR_VERSION = 10
-"""What ONNX Runtime of the last years reads; onnx's own default is newer than ONNX Runtime 1.31 accepts."""
+"""ONNX Runtime has read this for years; onnx's own default is newer than ONNX Runtime 1.31 accepts."""
 SCORE, REJECTED, CLASSES = "purifier_score", "purifier_rejected", "purifier_classes"
 NOISE, PURIFIED = "purifier_noise", "purified"

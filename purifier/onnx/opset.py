@@ -1,4 +1,4 @@
-"""Raising an ONNX model to a newer opset."""
+"""Convert an ONNX model to a newer opset."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .torch_export import innermost_cause
 
 
 def raise_opset(model: ModelProto, opset: int) -> ModelProto:
-    """A copy at ``opset`` (or the model's own, if higher) and an IR version to go with it, functions inlined.
+    """A copy at ``opset`` (or the model's own, if higher) with a matching IR version, its functions inlined.
 
-    The version number alone is raised where no operator in use changed in between; else onnx's converter
-    rewrites those that did.
+    If no operator in use changed in between, only the version number is raised; otherwise onnx's converter rewrites
+    those that did.
 
     Raises
     ------
     ClassifierError
-        The converter does not manage, or the model is malformed.
+        The converter fails, or the model is malformed.
     """
     with explained_reading(model):
         return _raised(model, opset)
@@ -36,9 +36,9 @@ def _raised(model: ModelProto, opset: int) -> ModelProto:
     copy = copied(model)
     if copy.functions:
         copy = inline_local_functions(copy, convert_version=True)
-    _spell_domain(copy)
+    _use_empty_domain(copy)
     if copy.ir_version < 4:
-        # There, initializers had to be listed as inputs; now that would let callers overwrite weights.
+        # In those versions initializers had to be listed as inputs; now that would let callers overwrite weights.
         stored = {tensor.name for tensor in copy.graph.initializer}
         kept = [value for value in copy.graph.input if value.name not in stored]
         del copy.graph.input[:]
@@ -61,11 +61,11 @@ def opset_of(model: ModelProto) -> int:
 
 
 def explained_reading(model: ModelProto) -> AbstractContextManager[None]:
-    """Turn what the tools raise for a malformed graph (SerdeError, ValidationError, a bare ValueError...) into one."""
+    """Turn what tools raise for a malformed graph (SerdeError, ValidationError, ValueError...) into one error."""
     return explained(
         "the classifier cannot be read as a graph",
         partial(ClassifierError, path=model.graph.name),
-        "see what onnx.checker.check_model says about it, and export it again",
+        "run onnx.checker.check_model on it, and export it again",
         describe=innermost_cause,
     )
 
@@ -84,13 +84,13 @@ def _sorted(model: ModelProto) -> ModelProto:
 
 def _convert(model: ModelProto, opset: int) -> ModelProto:
     with explained(
-        f"the classifier uses opset {opset_of(model)}, and onnx cannot bring it to opset {opset}",
+        f"onnx cannot convert the classifier from opset {opset_of(model)} to opset {opset}",
         partial(ClassifierError, path=model.graph.name),
         f"export it again at opset {opset}",
         describe=lambda error: str(error).rpartition("failed: ")[2],
     ):
         converted: ModelProto = version_converter.convert_version(model, opset)
-    # The converter forgets these.
+    # The converter drops these.
     converted.ir_version = model.ir_version
     for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(converted, name, getattr(model, name))
@@ -103,15 +103,15 @@ def _convert(model: ModelProto, opset: int) -> ModelProto:
 
 def _changed(node: NodeProto, own: int, opset: int) -> bool:
     try:
-        then = onnx.defs.get_schema(node.op_type, own, "").since_version
+        before = onnx.defs.get_schema(node.op_type, own, "").since_version
         now = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:
         return True
-    return then != now.since_version or now.deprecated
+    return before != now.since_version or now.deprecated
 
 
-def _spell_domain(model: ModelProto) -> None:
-    """Call ONNX's own operators by the empty domain, which is the same as ``ai.onnx``."""
+def _use_empty_domain(model: ModelProto) -> None:
+    """Put ONNX's own operators into the empty domain, which means the same as ``ai.onnx``."""
     for graph in all_graphs(model.graph):
         for node in graph.node:
             if node.domain == "ai.onnx":

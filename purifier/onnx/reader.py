@@ -1,4 +1,4 @@
-"""Reading somebody else's ONNX file safely."""
+"""Read an untrusted ONNX file safely."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ..errors import ClassifierError
 from .graphs import all_graphs, subgraphs
 
 MAX_BYTES = 1_500_000_000
-"""Protobuf stops at 2 GB; the purifier and a margin must fit too."""
+"""Protobuf's limit is 2 GB, and the purifier and a margin must fit too."""
 MAX_ELEMENTS = 2**28
-"""The largest tensor (1 GiB of float32) a graph may make from nothing."""
+"""The largest tensor (1 GiB of float32) that a graph may create from a constant shape."""
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 
 def load_onnx(source: str | Path | ModelProto) -> ModelProto:
-    """Read an ONNX model and reject what cannot be guarded or is not safe to open.
+    """Read an ONNX model and check that it can be guarded and is safe to open.
 
     Raises
     ------
     ClassifierError
-        The file is missing, damaged, over 1.5 GB, keeps data outside itself, uses operators that are not
-        ONNX's or ONNX Runtime's own, holds nodes compiled for one device, or makes a giant tensor from a
-        constant.
+        The file is missing, damaged or over 1.5 GB, keeps data in other files, uses operators that are not
+        ONNX's or ONNX Runtime's own, holds nodes compiled for one device, or creates a giant tensor from a
+        constant shape.
     """
     where = "ONNX model" if isinstance(source, ModelProto) else str(source)
     model = source if isinstance(source, ModelProto) else _read(Path(source))
@@ -38,11 +38,11 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
         raise _too_large(where, model.ByteSize())
     if not model.graph.output or not model.opset_import:
         raise ClassifierError(
-            f"{where} is not an ONNX model (no outputs or no opset): is it whole? Copy or export it again",
+            f"{where} is not an ONNX model (no outputs or no opset); copy or export it again",
             where,
         )
-    if not isinstance(model.graph.name, str):  # protobuf gives bytes for what is no UTF-8
-        raise ClassifierError(f"{where} is damaged (its graph's name is no text); copy or export it again", where)
+    if not isinstance(model.graph.name, str):  # protobuf returns bytes if it is not UTF-8
+        raise ClassifierError(f"{where} is damaged (its graph's name is not text); copy or export it again", where)
     local = {(function.domain, function.name) for function in model.functions}
     for graph in _all_graphs(model):
         if graph.sparse_initializer:
@@ -54,7 +54,7 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ClassifierError(
-                f"{where} keeps {tensor.name!r} in another file, which is not followed; save it in one file with "
+                f"{where} keeps {tensor.name!r} in another file, which is not read; save it in one file with "
                 "onnx.save(onnx.load(path), new_path)",
                 where,
             )
@@ -67,14 +67,14 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
             )
         if node.domain not in DOMAINS and (node.domain, node.op_type) not in local:
             raise ClassifierError(
-                f"{where} uses {node.domain}.{node.op_type}, which is no operator of ONNX or ONNX Runtime; export "
-                "the classifier with standard operators (their domains: ai.onnx, ai.onnx.ml, com.microsoft)",
+                f"{where} uses {node.domain}.{node.op_type}, which is not an operator of ONNX or ONNX Runtime; export "
+                "the classifier with standard operators (domains ai.onnx, ai.onnx.ml, com.microsoft)",
                 where,
             )
-        count = _made_from_nothing(node, shapes)
+        count = _elements_created(node, shapes)
         if count > MAX_ELEMENTS:
             raise ClassifierError(
-                f"{where}: {node.op_type} {node.name!r} makes {count:.3g} elements from a constant shape, the limit "
+                f"{where}: {node.op_type} {node.name!r} creates {count:.3g} elements from a constant shape, the limit "
                 f"is {MAX_ELEMENTS:.3g}; such a file can exhaust the memory, so it is not opened",
                 where,
             )
@@ -96,7 +96,7 @@ def _read(path: Path) -> ModelProto:
 
 def _too_large(where: str, size: int) -> ClassifierError:
     return ClassifierError(
-        f"{where} has {size / 1e9:.1f} GB, the limit is {MAX_BYTES / 1e9:.1f} GB; "
+        f"{where} is {size / 1e9:.1f} GB, the limit is {MAX_BYTES / 1e9:.1f} GB; "
         "guard the torch module, or a half-precision copy",
         where,
     )
@@ -128,7 +128,7 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 
 def _shapes(model: ModelProto) -> dict[str, list[int]]:
-    """The stored vectors, by name, that can be a shape: up to 16 integers."""
+    """Stored vectors that can be a shape (up to 16 integers), by name."""
     found = {tensor.name: tensor for graph in _all_graphs(model) for tensor in graph.initializer}
     for node in _nodes(model):
         if node.op_type == "Constant" and node.output:
@@ -141,14 +141,14 @@ def _shapes(model: ModelProto) -> dict[str, list[int]]:
     shapes = {}
     for name, tensor in found.items():
         if tensor.data_type == TensorProto.INT64 and math.prod(tensor.dims) <= 16:
-            # A tensor that contradicts itself is for ONNX Runtime to reject.
+            # ONNX Runtime reports tensors whose shape and data disagree.
             with contextlib.suppress(ValueError):
                 shapes[name] = [int(size) for size in numpy_helper.to_array(tensor).reshape(-1)]
     return shapes
 
 
-def _made_from_nothing(node: NodeProto, shapes: Mapping[str, list[int]]) -> int:
-    """How many elements the node makes, if that is written in the file and not in the data."""
+def _elements_created(node: NodeProto, shapes: Mapping[str, list[int]]) -> int:
+    """How many elements a node creates, if the file alone determines it and not the input."""
     if node.op_type in ("RandomNormal", "RandomUniform"):
         sizes = next((list(a.ints) for a in node.attribute if a.name == "shape"), [])
     elif node.op_type in ("ConstantOfShape", "Expand", "Tile") and node.input:

@@ -1,4 +1,4 @@
-"""Rejection inside an ONNX graph: the logits of rejected images replaced by something else."""
+"""Rejection inside an ONNX graph: replace the logits of rejected images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOATS = {
 def replace_logits(
     graph: ir.Graph, rejected: ir.Value, classes: ir.Value | None, rejection: Rejection, prefix: str
 ) -> None:
-    """Put a Where node behind the classifier's logits, in place; the output keeps its name, place, type and shape.
+    """Add a Where node after the classifier's logits, in place; the output keeps its name, position, type and shape.
 
     Parameters
     ----------
@@ -28,14 +28,14 @@ def replace_logits(
     classes
         The purifier's log-probabilities (N, K), float32, if rejected images are reclassified.
     prefix
-        What the names of new values start with.
+        Prefix of the names of new values.
 
     Raises
     ------
     ClassifierError
-        No output can hold logits, or it does not declare its classes and ``rejection`` must know them.
+        No output can be logits, or it does not declare its number of classes and ``rejection`` needs it.
     ConfigError
-        The classes are not those that ``rejection`` needs.
+        The number of classes does not fit ``rejection``.
     """
     place = logits_among(graph)
     logits = graph.outputs[place]
@@ -72,7 +72,7 @@ def replace_logits(
 
 
 def logits_among(graph: ir.Graph) -> int:
-    """The place among a graph's outputs of its logits: what is called so, else the first floats (N, K).
+    """The position of the logits among a graph's outputs: the one called ``logits``, else the first floats (N, K).
 
     Raises
     ------
@@ -87,7 +87,7 @@ def logits_among(graph: ir.Graph) -> int:
     if not floats:
         got = ", ".join(f"{value.name!r} {value.dtype} {value.shape}" for value in graph.outputs)
         raise ClassifierError(
-            f"no output of the classifier can be logits, floats (N, K), to be replaced for rejected images; it has "
+            "no output of the classifier can be logits to replace for rejected images: expected floats (N, K), got "
             f"{got}; use on_reject='flag'",
             graph.name or "",
         )
@@ -97,7 +97,7 @@ def logits_among(graph: ir.Graph) -> int:
 
 
 def replaced_output(model: ModelProto) -> str:
-    """The name of the output of a classifier in which the rows of rejected images are replaced."""
+    """The name of a classifier's output whose rows are replaced for rejected images."""
     graph = ir.from_proto(model).graph
     return graph.outputs[logits_among(graph)].name or ""
 

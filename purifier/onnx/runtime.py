@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: the provider that was asked for or an error, never silently the CPU."""
+"""ONNX Runtime sessions: the requested provider or an error, never silently the CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_session(
     providers: Sequence[Provider] | None = None,
     options: onnxruntime.SessionOptions | None = None,
 ) -> onnxruntime.InferenceSession:
-    """Open a session on CUDA if it really loads, else on the CPU; or on exactly the providers asked for.
+    """Open a session on CUDA if it really loads, else on the CPU; or on exactly the requested providers.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ def open_session(
     Raises
     ------
     ClassifierError
-        The file is missing, or ONNX Runtime rejects the model.
+        The file is missing, or ONNX Runtime cannot open the model.
     ConfigError
-        A provider asked for does not exist here or does not load.
+        A requested provider is not in this build of ONNX Runtime, or does not load.
     """
     source: bytes | str = model.SerializeToString() if isinstance(model, ModelProto) else _source(model)
     arguments = session_arguments(providers, options)
@@ -70,13 +70,13 @@ def session_arguments(
             if name not in available:
                 raise ConfigError(
                     f"providers: this onnxruntime has no {name!r}, only {', '.join(available)}; "
-                    "install the build that has it, or ask for one of these"
+                    "install the build that has it, or choose one of these"
                 )
         if not chosen:
             raise ConfigError(f"providers: expected at least one of {', '.join(available)}, got none")
         if CUDA in map(_name, chosen):
             _preload()
-    # With its own fall back on, ONNX Runtime prints and goes on with another provider.
+    # With fallback enabled, ONNX Runtime would print a message and continue with another provider.
     return {"sess_options": options, "providers": chosen, "enable_fallback": 0}
 
 
@@ -85,38 +85,37 @@ def explained_opening(model: str | Path) -> AbstractContextManager[None]:
     return explained(
         f"{model}: ONNX Runtime {onnxruntime.__version__} cannot open it",
         partial(ClassifierError, path=model),
-        "is the file whole, and made for this version (opset <= 26, IR <= 13)?",
+        "check that the file is complete and made for this version (opset <= 26, IR <= 13)",
         describe=first_line,
     )
 
 
 def check_provider(session: onnxruntime.InferenceSession, providers: Sequence[Provider] | None) -> None:
-    """Raise :class:`ConfigError` unless the session runs on the first provider that was asked for."""
-    had = session.get_providers()[0]
-    if providers and had != _name(providers[0]):
+    """Raise :class:`ConfigError` unless the session runs on the first requested provider."""
+    used = session.get_providers()[0]
+    if providers and used != _name(providers[0]):
         raise ConfigError(
-            f"providers: asked for {_name(providers[0])}, but ONNX Runtime gave {had}; `purifier doctor` says why, "
-            f"or ask for {had}"
+            f"providers: expected {_name(providers[0])}, got {used} from ONNX Runtime; run `purifier doctor` to see "
+            f"why, or choose {used}"
         )
 
 
 def working_providers() -> list[str]:
-    """The providers that really load here, in ONNX Runtime's order, tried with a session each."""
+    """The providers that really load here, in ONNX Runtime's order; opens a session for each to find out."""
     return [name for name in onnxruntime.get_available_providers() if loads(name)]
 
 
 @functools.cache
 def loads(provider: str) -> bool:
-    """Whether a session on ``provider`` can be made on this machine."""
+    """Whether a session on ``provider`` can be opened on this machine."""
     if provider not in onnxruntime.get_available_providers():
         return False
     if provider == CUDA:
         _preload()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
-    # A provider that fails to load says so through the process's default logger, whatever the session's level;
-    # here that is an answer and no error. ONNX Runtime tells nobody that logger's level, so what is put back
-    # is its own default.
+    # A provider that fails to load logs to the process's default logger, whatever the session's level; here a failure
+    # is an answer, not an error. That logger's level cannot be read, so it is reset to ONNX Runtime's default.
     onnxruntime.set_default_logger_severity(_FATAL)
     with Attempt() as attempt:
         session = onnxruntime.InferenceSession(_tiny(), options, providers=[provider], enable_fallback=0)
@@ -125,7 +124,7 @@ def loads(provider: str) -> bool:
 
 
 def installed_wheels() -> dict[str, str]:
-    """Distribution name -> version of the installed builds of ONNX Runtime."""
+    """Distribution name -> version, of the installed builds of ONNX Runtime."""
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -137,8 +136,8 @@ def installed_wheels() -> dict[str, str]:
 
 @functools.cache
 def _preload() -> None:
-    # Otherwise the CUDA provider looks for CUDA's libraries outside the Python environment only. It prints
-    # what it does not find; that CUDA does not load is then said once, by check_provider or the doctor.
+    # Otherwise the CUDA provider looks for CUDA's libraries only outside the Python environment. preload_dlls prints
+    # what it does not find; check_provider and the doctor report once that CUDA does not load.
     import contextlib
     import io
 

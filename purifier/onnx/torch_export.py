@@ -1,4 +1,4 @@
-"""Any torch module as an ONNX graph, without traces of the machine that made it."""
+"""Export any torch module as an ONNX graph, without traces of the machine that made it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .names import IR_VERSION, OPSET
 from .reader import MAX_ELEMENTS
 
 _EXPORTING = threading.Lock()
-"""Warning filters, standard error and loggers are the whole process's: two exports must not put back each other's."""
+"""Warning filters, standard error and loggers are global: two exports must not restore each other's."""
 
 
 def export_module(
@@ -49,8 +49,8 @@ def export_module(
     examples
         An example of each input.
     free
-        Of each input the dimensions that may have other sizes; torch fixes those that the module does not leave open,
-        but for the first.
+        For each input, the dimensions that may have other sizes; except for the first, torch fixes those whose size
+        the module depends on.
     """
     dim = torch.export.Dim
     sizes = tuple(
@@ -71,7 +71,7 @@ def export_module(
     assert program is not None
     model = program.model
     InlinePass()(model)
-    # Unrolled steps have the same weights each. The hashing variant of the pass fails on transposed ones.
+    # Each unrolled step repeats the same weights. The hashing variant of this pass fails on transposed ones.
     DeduplicateInitializersPass(size_limit=MAX_ELEMENTS)(model)
     RemoveUnusedNodesPass()(model)
     model.metadata_props.clear()
@@ -81,7 +81,7 @@ def export_module(
 
 
 def _name_batch(model: ir.Model) -> None:
-    """Call the inputs' free first dimension ``batch``, wherever torch's own symbol for it (``s40``) stands."""
+    """Rename the inputs' free first dimension from torch's own symbol (such as ``s40``) to ``batch`` everywhere."""
     firsts = [value.shape[0] for value in model.graph.inputs if value.shape]
     symbols = {first.value for first in firsts if isinstance(first, ir.SymbolicDim) and first.value}
     if not symbols:
@@ -95,7 +95,7 @@ def _name_batch(model: ir.Model) -> None:
 
 
 def without_sources(model: ir.Model) -> ir.Model:
-    """Remove, in place, what exporters note on nodes and values: source lines, stack traces, paths."""
+    """Remove, in place, what exporters record on nodes and values: source lines, stack traces, paths."""
     ClearMetadataAndDocStringPass()(model)
     for graph in (model.graph, *model.graph.subgraphs()):
         graph.doc_string = None
@@ -107,7 +107,7 @@ def without_sources(model: ir.Model) -> ir.Model:
 
 
 def innermost_cause(error: BaseException) -> str:
-    """What went wrong, from an exporter's long message: the innermost cause."""
+    """The innermost cause of an exporter's error, whose own message is long."""
     while error.__cause__ is not None:
         error = error.__cause__
     return cause_of(error)
@@ -115,16 +115,16 @@ def innermost_cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep torch's own notices from callers who can do nothing about them; what matters comes as an exception."""
+    """Hide torch's notices, which callers cannot act on; anything that matters raises an exception."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     with _EXPORTING:
         levels = [logger.level for logger in loggers]
         try:
             for logger in loggers:
                 logger.setLevel(max(logger.level, logging.ERROR))
-            # A failed export prints the graphs it tried to standard error.
+            # A failed export prints the graphs it tried to build to standard error.
             with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-                # torch and its exporter use names that they have deprecated themselves.
+                # torch and its exporter use names that they themselves deprecated.
                 for kind in (DeprecationWarning, FutureWarning):
                     warnings.filterwarnings("ignore", category=kind, module=r"(torch|onnxscript|onnx_ir|copyreg)\b")
                 yield

@@ -1,1 +1,1 @@
-"""Unusual images: the threshold, and what a guard does beyond it."""
+"""Unusual images: the threshold, and what a guard does above it."""

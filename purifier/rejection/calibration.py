@@ -35,13 +35,13 @@ class Calibration:
     Parameters
     ----------
     fpr
-        The false-positive rate asked for, in (0, 1).
+        The requested false-positive rate, in (0, 1).
     threshold
         An image is rejected if its score, as float32, is above this, or NaN.
     data
         The DATA spec it was calibrated on.
     count
-        How many images that was.
+        How many images it was calibrated on.
     quantiles
         101 evenly spaced quantiles of the clean scores, 0% to 100%.
     """
@@ -78,45 +78,45 @@ def calibrate(
     root: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Calibration:
-    """Find the score above which images are rejected, and put it into ``purifier.provenance``.
+    """Find the score above which images are rejected, and store it in ``purifier.provenance``.
 
     Split conformal prediction (Angelopoulos & Bates 2021, section 1; Vovk et al. 2005): of n clean scores the
-    ceil((n + 1)(1 - fpr))-th smallest. Fresh clean images, drawn as these were, are then rejected at a rate whose
-    expectation is at most ``fpr``. So take images that the purifier was not trained on.
+    ceil((n + 1)(1 - fpr))-th smallest. New clean images from the same distribution are then rejected at a rate whose
+    expectation is at most ``fpr``. So use images that the purifier was not trained on.
 
     Parameters
     ----------
     purifier
-        Weights and modes stay as they are.
+        Its weights and modes do not change.
     data
         Clean images or a DATA spec; labels do not matter.
     fpr
         The share of clean images that may be rejected, in (0, 1).
     batch_size
-        Images at a time.
+        Images per batch.
     device
-        Where to compute the scores; by default where the purifier is.
+        Device for computing the scores; by default the purifier's.
     root
-        Folder of named data sets.
+        Folder with named data sets.
     progress
-        Called with images done, images in all and what is being done.
+        Called with the images done, the total and the name of the stage.
 
     Raises
     ------
     ConfigError
         An option has an impossible value, or there are too few images for ``fpr``.
     PixelError, DataError, SpecError
-        The images have another size than the purifier's, or cannot be read.
+        The images do not have the purifier's size, or cannot be read.
     PluginError
         The purifier's scores are not (N,) finite numbers.
     """
     if not isinstance(purifier, Purifier):
         raise ConfigError(
-            f"calibrate: expected a purifier, got {type(purifier).__name__}; of a spec, "
-            "purifier.load(spec); of a guard, its .purifier"
+            f"calibrate: expected a purifier, got {type(purifier).__name__}; for a spec, pass purifier.load(spec); "
+            "for a guard, its .purifier"
         )
     if not _is_number(fpr) or not 0 < fpr < 1:
-        raise ConfigError(f"fpr: expected a share above 0 and below 1, such as 0.05, got {fpr!r}")
+        raise ConfigError(f"fpr: expected a rate above 0 and below 1, such as 0.05, got {fpr!r}")
     if type(batch_size) is not int or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     if not isinstance(data, ImageData | str):
@@ -130,7 +130,7 @@ def calibrate(
         threshold=float(np.sort(scores)[rank - 1]),
         data=loaded.name,
         count=len(loaded),
-        quantiles=tuple(map(float, np.maximum.accumulate(quantiles))),  # interpolation can round the wrong way
+        quantiles=tuple(map(float, np.maximum.accumulate(quantiles))),  # interpolation can round one below the last
     )
     purifier.provenance = {
         **purifier.provenance,
@@ -140,7 +140,7 @@ def calibrate(
 
 
 def calibration_of(purifier: Purifier) -> Calibration | None:
-    """The calibration a purifier brought along, or None.
+    """The calibration stored with a purifier, or None.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def calibration_of(purifier: Purifier) -> Calibration | None:
         return None
     try:
         if not isinstance(stored, dict) or not isinstance(stored.get("quantiles"), list | tuple):
-            raise ConfigError(f"calibration: expected its five entries, got {str(stored)[:80]}")
+            raise ConfigError(f"calibration: expected five entries, got {str(stored)[:80]}")
         return Calibration(**{**stored, "quantiles": tuple(stored["quantiles"])})
     except (ConfigError, TypeError) as error:
         file = purifier.provenance.get("file", type(purifier).__name__)
@@ -177,19 +177,19 @@ def threshold_of(purifier: Purifier) -> float:
     if found is None:
         raise ConfigError(
             f"{type(purifier).__name__} has no threshold: it is not calibrated; run `purifier calibrate PURIFIER "
-            "--data SPEC --fpr 0.05 --out calibrated.safetensors`, or purifier.calibrate(it, data, fpr=0.05)"
+            "--data SPEC --fpr 0.05 --out calibrated.safetensors`, or call purifier.calibrate(purifier, data, fpr=0.05)"
         )
     return found.threshold
 
 
 def rejected(score: Tensor, threshold: float) -> Tensor:
     """Which images are rejected, bool (N,): their score (N,) is above the threshold, or NaN."""
-    # float32 on every side, as calibrate and an ONNX graph have it: else a half-precision guard, say, would differ.
+    # In float32, like calibrate and ONNX graphs; otherwise a half-precision guard, for example, would differ.
     return ~(score.float() <= threshold)
 
 
 def _rank(count: int, fpr: float) -> int:
-    """ceil((n + 1)(1 - fpr)), counted in fractions: floats put 0.29 * 100 below 29."""
+    """ceil((n + 1)(1 - fpr)), computed with fractions: in floats, 0.29 * 100 is below 29."""
     share = Fraction(str(float(fpr)))
     rank = math.ceil((count + 1) * (1 - share))
     if rank > count:
@@ -220,8 +220,8 @@ def _scores(
         check_scores(scorer, score, pixels)
         if not score.float().isfinite().all():
             raise PluginError(
-                f"{name} must score {data.name} with finite numbers, it gave NaN or infinity; check its weights, or "
-                "train it again",
+                f"{name} must return finite scores for {data.name}, got NaN or infinity; check its weights, or train "
+                "it again",
                 name,
             )
         parts.append(score.float().cpu())
@@ -231,14 +231,14 @@ def _scores(
 
 
 def _copy_on(purifier: Purifier, device: str | torch.device | None) -> tuple[Purifier, torch.device]:
-    """A copy in evaluation mode, so that nothing of the caller's has to be put back, and where it is."""
+    """A copy in evaluation mode, so the caller's purifier does not change, and the copy's device."""
     scorer = copy.deepcopy(purifier).eval()
     tensors = [*scorer.parameters(), *scorer.buffers()]
     if device is None:
         return scorer, tensors[0].device if tensors else torch.device("cpu")
     try:
         place = torch.device(device)
-        torch.zeros(1, device=place).item()  # a meta tensor is made, but holds no number
+        torch.zeros(1, device=place).item()  # .item() fails on the meta device, which holds no values
         return scorer.to(place), place
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"device {str(device)!r} cannot be used: {error}; choose another, such as cpu") from error

@@ -1,4 +1,4 @@
-"""What a guard does with the images it rejects: those that score above their purifier's threshold, or NaN."""
+"""What a guard does with the images it rejects: those that score above the purifier's threshold, or NaN."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .calibration import calibration_of, rejected, threshold_of
 
 @dataclass(frozen=True)
 class Rejection:
-    """A guard's answer to rejected images.
+    """How a guard handles rejected images.
 
     Parameters
     ----------
     on_reject
-        ``ignore``: none. ``flag``: say which they are. ``abstain``: their logits become NaN, or certain of the class
-        ``abstain``. ``raise``: :class:`~purifier.errors.RejectedError`. ``reclassify``: their logits become the
-        purifier's own log-probabilities.
+        ``ignore``: do nothing. ``flag``: report which they are. ``abstain``: their logits become NaN, or certain of
+        the class ``abstain``. ``raise``: raise :class:`~purifier.errors.RejectedError`. ``reclassify``: their logits
+        become the purifier's own log-probabilities.
     abstain
-        A class for ``on_reject="abstain"``: 0 there and -inf elsewhere. None: NaN.
+        Class for ``on_reject="abstain"``, which gets the logit 0 and all others -inf. None: all logits are NaN.
     threshold
-        Scores above it are rejected; None if the purifier is not calibrated and nothing needs it.
+        Images that score above it are rejected; None if the purifier is not calibrated and no threshold is needed.
     """
 
     on_reject: OnReject = "ignore"
@@ -36,7 +36,7 @@ class Rejection:
 
     @property
     def active(self) -> bool:
-        """Whether anything happens, so that images must be scored."""
+        """Whether rejection has any effect, so images must be scored."""
         return self.on_reject != "ignore"
 
     @property
@@ -55,7 +55,7 @@ class Rejection:
         Raises
         ------
         ConfigError
-            The classifier does not give plain logits, or not as many classes as the replacement needs.
+            The classifier does not return plain logits, or its number of classes does not fit the replacement.
         """
         if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim != 2:
             kind = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
@@ -70,25 +70,23 @@ class Rejection:
         return torch.where(which[:, None], row, logits)
 
     def row(self, classes: int) -> list[float]:
-        """What stands in the place of the logits of an image that is not classified."""
+        """The logits of an image on which the guard abstains."""
         if self.abstain is None:
             return [float("nan")] * classes
         if self.abstain >= classes:
-            raise ConfigError(
-                f"abstain: the classifier has {classes} classes, expected 0 to {classes - 1}, got {self.abstain}"
-            )
+            raise ConfigError(f"abstain: expected a class from 0 to {classes - 1}, got {self.abstain}")
         return [0.0 if place == self.abstain else float("-inf") for place in range(classes)]
 
     def check_classes(self, own: int, classes: int) -> None:
-        """Raise :class:`ConfigError` unless the purifier's classes are as many as the classifier's."""
+        """Raise :class:`ConfigError` unless the purifier has as many classes as the classifier."""
         if own != classes:
             raise ConfigError(
-                f"on_reject='reclassify': the purifier knows {own} classes, the classifier {classes}; use "
+                f"on_reject='reclassify': the purifier has {own} classes, but the classifier has {classes}; use "
                 "on_reject='abstain' or 'flag'"
             )
 
     def check(self, score: Tensor, which: Tensor) -> None:
-        """Raise :class:`RejectedError` if any image is rejected and that is what was asked for."""
+        """Raise :class:`RejectedError` if any image is rejected and ``on_reject`` is ``raise``."""
         if self.on_reject == "raise" and bool(which.any()):
             raise self.error(which, score)
 
@@ -96,7 +94,7 @@ class Rejection:
         """The error for rejected images, bool (N,), with their scores (N,)."""
         return RejectedError(
             f"{int(which.sum())} of {len(which)} images are rejected: they score above {self.threshold:.6g}, or NaN; "
-            "the error's .rejected says which, .score how high",
+            "see this error's .rejected and .score",
             which,
             score,
         )
@@ -106,14 +104,14 @@ class Rejection:
         found = purifier.classify(pixels)
         if found.ndim != 2:
             raise PluginError(
-                f"classify must give log-probabilities (N, K), it gave {tuple(found.shape)}", type(purifier).__name__
+                f"classify must return log-probabilities (N, K), got {tuple(found.shape)}", type(purifier).__name__
             )
         self.check_classes(found.shape[1], logits.shape[1])
         return found.to(logits.dtype)
 
 
 def rejection_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Rejection:
-    """Check what was asked for against the purifier.
+    """Make a :class:`Rejection`, checking the options against the purifier.
 
     Raises
     ------
@@ -125,7 +123,7 @@ def rejection_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Rejection:
     if on_reject not in get_args(OnReject):
         raise ConfigError(f"on_reject must be one of {', '.join(get_args(OnReject))}, got {on_reject!r}")
     if abstain is not None and on_reject != "abstain":
-        raise ConfigError(f"abstain goes with on_reject='abstain', not with {on_reject!r}; leave it out")
+        raise ConfigError(f"abstain needs on_reject='abstain', got {on_reject!r}; leave it out")
     if abstain is not None and (type(abstain) is not int or abstain < 0):
         raise ConfigError(f"abstain: expected a class, 0 or more, or None for NaN, got {abstain!r}")
     if on_reject == "ignore":
@@ -138,7 +136,7 @@ def rejection_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Rejection:
 
 @torch.no_grad()
 def _try_classify(purifier: Purifier) -> None:
-    """Let a purifier that cannot classify say so now, and not at the first rejected image."""
+    """Fail now, not at the first rejected image, if the purifier cannot classify."""
     if not isinstance(purifier, Classifying):
         raise ConfigError(
             f"on_reject='reclassify': {type(purifier).__name__} has no classifier of its own (classify); use "
@@ -150,9 +148,9 @@ def _try_classify(purifier: Purifier) -> None:
 
 
 def check_exportable(rejection: Rejection) -> None:
-    """Raise :class:`ConfigError` if a graph cannot do what was asked for."""
+    """Raise :class:`ConfigError` if an ONNX graph cannot handle rejected images this way."""
     if rejection.on_reject == "raise":
         raise ConfigError(
-            "on_reject='raise' cannot be exported: a graph raises no errors; guard with on_reject='flag', whose last "
-            "output says which images are rejected"
+            "on_reject='raise' cannot be exported, because a graph cannot raise errors; use on_reject='flag', whose "
+            "last output says which images are rejected"
         )

@@ -1,4 +1,4 @@
-"""Convolutions in channels-last layout, in which a CPU computes them faster, while a module is attacked or trained."""
+"""Run a module's convolutions in channels-last layout, which is faster on the CPU, during attacks or training."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..foreign_code import Attempt
 from .freezing import evaluating
 
 LAYOUT_ROUNDING = 1e-4
-"""How far answers in another layout may be from the first, in shares of the largest."""
+"""Largest difference allowed between outputs in the two layouts, relative to the largest output."""
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 M = TypeVar("M", bound=nn.Module)
 
 Ask = Callable[[Tensor], Sequence[Tensor]]
-"""Pixels (N, C, H, W) -> all that a module says of them, differentiable."""
+"""Pixels (N, C, H, W) -> all of a module's outputs for them, differentiable."""
 
 
 @contextmanager
 def channels_last(module: nn.Module, ask: Ask, pixels: Tensor) -> Iterator[bool]:
-    """Hold the weights of a module's convolutions in channels-last layout; gives whether that is so.
+    """Hold the weights of a module's convolutions in channels-last layout; yields whether this is used.
 
-    A module that fails in this layout on ``pixels`` (N, C, H, W), by a ``view`` between its layers, say, or whose
-    answers or their gradients are not the same but for rounding, stays as it is; so does one on another device.
-    Afterwards the weights are the tensors that they were.
+    It is not used if the module fails on ``pixels`` (N, C, H, W) in this layout (for example because of a ``view``
+    between its layers), if its outputs or their gradients differ by more than rounding, or if it is not on the CPU.
+    Afterwards the weights are the original tensors again.
     """
     held = [(weight, weight.data) for weight in module.parameters() if weight.ndim == 4 and weight.is_cpu]
 
@@ -51,28 +51,28 @@ def channels_last(module: nn.Module, ask: Ask, pixels: Tensor) -> Iterator[bool]
 
 @contextmanager
 def fed_channels_last(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> Iterator[bool]:
-    """Hand a module's convolutions their images in channels-last layout, on the CPU; gives whether that is so.
+    """Pass channels-last inputs to a module's convolutions, on the CPU; yields whether this is used.
 
-    Its weights, which an optimizer holds, stay as they lie, and so do their gradients. As :func:`channels_last` does,
-    it leaves alone what fails or answers otherwise then on ``pixels`` (N, C, H, W). That is seen on a copy, which is
-    asked in evaluation mode and then in training mode: a module that is trained may count how often it was asked.
+    The layout of its weights, which an optimizer holds, and of their gradients does not change. As with
+    :func:`channels_last`, it is not used if the module fails or its outputs change on ``pixels`` (N, C, H, W). This is
+    tried on a copy, in evaluation and then in training mode, because a module in training may count its calls.
     """
-    layers = _feedable(module, ask, pixels)
+    layers = _convertible(module, ask, pixels)
     weights = {weight for layer in layers for weight in layer.parameters() if weight.requires_grad}
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(_hand_over).remove)
+            stack.callback(layer.register_forward_pre_hook(_to_channels_last).remove)
         for weight in weights:
-            # A size of 1 hides from autograd in which layout the gradient comes; data-parallel training minds.
+            # With a size of 1, autograd may choose the other layout for the gradient; data-parallel training minds.
             if 1 in weight.shape:
-                hook = weight.register_hook(partial(_lying_as, weight))  # type: ignore[no-untyped-call]  # torch's
+                hook = weight.register_hook(partial(_in_layout_of, weight))  # type: ignore[no-untyped-call]  # torch's
                 stack.callback(hook.remove)
         yield bool(layers)
 
 
 def _answers_alike(ask: Ask, pixels: Tensor, change: Callable[[], None]) -> bool:
-    """Change the layout, and say whether the answers stay."""
-    with Attempt():  # where a failure matters, it comes again
+    """Change the layout; whether the outputs stay the same."""
+    with Attempt():  # a failure that matters will happen again outside
         before = _answers(ask, pixels)
         change()
         after = _answers(ask, pixels)
@@ -84,7 +84,7 @@ def _answers_alike(ask: Ask, pixels: Tensor, change: Callable[[], None]) -> bool
 
 
 def _answers(ask: Ask, pixels: Tensor) -> list[Tensor]:
-    """The answers, and the gradient of the sum of each that has one."""
+    """The outputs, and the gradient of the sum of each that has one."""
     leaf = pixels.clone().requires_grad_()
     with torch.enable_grad():
         answers = ask(leaf)
@@ -98,44 +98,44 @@ def _put_back(held: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
         weight.data = value
 
 
-def _feedable(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> list[nn.Module]:
-    """The convolutions that were handed images when a copy was asked; none, if it took that amiss."""
+def _convertible(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> list[nn.Module]:
+    """The convolutions that got images when a copy ran; none if the copy failed or its outputs changed."""
     if not pixels.is_cpu or any(is_lazy(weight) for weight in module.parameters()):
         return []
-    handed: set[str] = set()
+    reached: set[str] = set()
     fit = False
-    with Attempt():  # trained as it is, the module may never fail
+    with Attempt():  # the module itself may train without failing
         copied = copy.deepcopy(module)
         evaluating(copied)
         parts = {name: part for name, part in copied.named_modules() if isinstance(part, CONVOLUTIONS)}
 
         def change() -> None:
             for name, part in parts.items():
-                part.register_forward_pre_hook(partial(_noting, handed, name))
+                part.register_forward_pre_hook(partial(_record, reached, name))
 
         with torch.random.fork_rng(devices=[]):
             if _answers_alike(ask(copied), pixels, change):
                 copied.train()
                 _answers(ask(copied), pixels)
                 fit = True
-    return [module.get_submodule(name) for name in sorted(handed)] if fit else []
+    return [module.get_submodule(name) for name in sorted(reached)] if fit else []
 
 
-def _noting(handed: set[str], name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    handed.add(name)
-    return _hand_over(layer, given)
+def _record(reached: set[str], name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    reached.add(name)
+    return _to_channels_last(layer, given)
 
 
-def _hand_over(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _to_channels_last(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if not given or given[0].ndim != 4:
         return given
     images, *more = given
     if images.shape[1] != 1:
         return images.contiguous(memory_format=torch.channels_last), *more
-    # With one channel both layouts are the same memory, and strides alone tell the convolution which is meant.
+    # With one channel both layouts have the same memory, and only the strides tell the convolution which one it is.
     count, _, height, width = images.shape
     return images.reshape(count, height, width, 1).permute(0, 3, 1, 2), *more
 
 
-def _lying_as(weight: Tensor, gradient: Tensor | None) -> Tensor | None:
+def _in_layout_of(weight: Tensor, gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else torch.empty_like(weight).copy_(gradient)

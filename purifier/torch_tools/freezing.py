@@ -1,4 +1,4 @@
-"""Modules at rest: in evaluation mode and without parameter gradients while they are attacked, then as before."""
+"""Freeze modules while they are attacked: evaluation mode, no parameter gradients; restored afterwards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..errors import ConfigError
 
 @contextmanager
 def freeze(*modules: nn.Module, device: str | torch.device | None = None) -> Iterator[torch.device]:
-    """Hold modules in evaluation mode on one device; give every flag and tensor back as it was.
+    """Hold modules in evaluation mode on one device; restore every flag and tensor afterwards.
 
-    Parameters need no gradients meanwhile, so an attack that calls ``backward()`` leaves none in ``.grad``.
+    Meanwhile parameters do not require gradients, so an attack that calls ``backward()`` leaves none in ``.grad``.
     """
     home = _device_of(*modules)
     modes = [(part, part.training) for module in modules for part in module.modules()]
@@ -41,7 +41,7 @@ def _move(modules: tuple[nn.Module, ...], device: str | torch.device) -> torch.d
     try:
         used = torch.device(device)
         if used.type == "meta":
-            raise RuntimeError("it holds no values, and weights moved there are lost")
+            raise RuntimeError("it holds no values, so weights moved there are lost")
         if used.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device")
         for module in modules:
@@ -55,13 +55,13 @@ def _device_of(*modules: nn.Module) -> torch.device:
     found = {tensor.device for module in modules for tensor in chain(module.parameters(), module.buffers())}
     if len(found) > 1:
         raise ConfigError(
-            f"classifier and purifier lie on {' and '.join(sorted(map(str, found)))}; move them to one device"
+            f"classifier and purifier are on {' and '.join(sorted(map(str, found)))}; move them to one device"
         )
     return next(iter(found), torch.device("cpu"))
 
 
 def evaluating(module: nn.Module) -> nn.Module:
-    """Put a module into evaluation mode; one of torch.export has its mode baked in and is left as it is."""
+    """Put a module into evaluation mode. A torch.export module has its mode baked in; only its flags change."""
     try:
         return module.eval()
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""What training is asked for, checked before any work."""
+"""Checks the arguments of train() before any work."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..errors import ConfigError, OutputError
 from .state import log_path, state_path
 
 
-class _Rehearsed(Exception):
-    """Ends a write before it replaces anything."""
+class _TrialWrite(Exception):
+    """Ends a trial write before it replaces anything."""
 
 
 def check_kinds(
     plugin: object, out: object, config: object, recipe: object, progress: object, weights: object, root: object
 ) -> None:
-    """Reject arguments of another type than :func:`purifier.training.train` takes."""
+    """Raise :class:`ConfigError` if an argument of :func:`purifier.train` has the wrong type."""
     for name, value, kinds, wanted in (
-        ("plugin", plugin, str, "a plugin's name"),
+        ("plugin", plugin, str, "the name of a plugin"),
         ("out", out, str | Path, "a file name"),
         ("config", config, Mapping | None, "options by name"),
         ("recipe", recipe, str, "a recipe, such as 'robust:eps=0.1'"),
@@ -36,33 +36,33 @@ def check_kinds(
         if not isinstance(name, str):
             raise ConfigError(f"config: expected options by name, got {name!r}")
     if progress is not None and not callable(progress):
-        raise ConfigError(f"progress: expected a function of a Progress, got {progress!r}")
+        raise ConfigError(f"progress: expected a function that takes a Progress, got {progress!r}")
 
 
 def check_out(out: Path, read: Iterable[object]) -> None:
-    """Rehearse the writes to come, before the work: nothing is left of them, and no file ``read`` is replaced."""
+    """Try all writes before the work, without leaving a file; raise if ``out`` is one of the files ``read``."""
     try:
-        unfit = b"\0" in str(out.absolute()).encode()
+        bad_name = b"\0" in str(out.absolute()).encode()
     except UnicodeEncodeError:
-        unfit = True
-    if unfit:
-        raise OutputError(f"cannot write {str(out)!r}: expected a name in UTF-8 without zeros", "")
+        bad_name = True
+    if bad_name:
+        raise OutputError(f"cannot write {str(out)!r}: expected a name in UTF-8 without null characters", "")
     if out.suffix != ".safetensors":
         raise OutputError(f"cannot write {out}: expected a name ending in .safetensors", out)
     if out.name.endswith(".train.safetensors"):
         raise OutputError(f"cannot write {out}: .train.safetensors is for training states; give another name", out)
     for file in read:
         if isinstance(file, str | Path) and out.exists() and Path(file).exists() and out.samefile(file):
-            raise OutputError(f"cannot write {out}: weights that are read lie there; give another name", out)
+            raise OutputError(f"cannot write {out}: this run reads its weights from that file; give another name", out)
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process writes
         return
     for path in (out, state_path(out), log_path(out)):
-        with suppress(_Rehearsed), atomic_path(path):
-            raise _Rehearsed
+        with suppress(_TrialWrite), atomic_path(path):
+            raise _TrialWrite
 
 
 def check_numbers(epochs: int, batch_size: int, seed: int, save_every: int) -> None:
-    """Reject impossible numbers."""
+    """Raise :class:`ConfigError` if a number is out of range."""
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("save_every", save_every)):
         if type(value) is not int or value < 1:
             raise ConfigError(f"{name}: expected a whole number, 1 or more, got {value!r}")
@@ -71,12 +71,12 @@ def check_numbers(epochs: int, batch_size: int, seed: int, save_every: int) -> N
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of that name, if tensors can be made there."""
+    """The device of that name; raises :class:`ConfigError` unless tensors can be created there."""
     if not isinstance(name, str | torch.device):
         raise ConfigError(f"device: expected a name such as 'cpu', got {name!r}")
     try:
-        place = torch.device(name)
-        torch.zeros(1, device=place).item()  # a meta tensor is made, but holds no number
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # item() fails on the device meta, which zeros() accepts
     except (RuntimeError, AssertionError, ImportError) as error:  # torch asserts that it was built with CUDA
         raise ConfigError(f"device {str(name)!r} cannot be used ({error}); use 'cpu'") from error
-    return place
+    return device

@@ -1,4 +1,4 @@
-"""The classifier a purifier is trained for: what it must be, and that it stays as it is."""
+"""Checks of the classifier that a purifier is trained for, and that training does not change it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ..guards.signature import find_input
 from ..onnx.image_input import image_input, infer_preprocessing
 from .recipe import Recipe
 
-LOOKED_AT = 64
-"""Images the classifier is tried on."""
+CHECKED_IMAGES = 64
+"""How many images the classifier is checked on."""
 
 
 def classifier_for(
@@ -39,16 +39,16 @@ def classifier_for(
     preprocessing: Any,
     input: int | str | None,
 ) -> PixelClassifier | None:
-    """The classifier a recipe needs, from what :func:`purifier.guard` takes too; None if it needs none."""
+    """The classifier that a recipe needs, from the same arguments as :func:`purifier.guard`; None if it needs none."""
     name = type(recipe).__name__.lower()
     if not recipe.needs_classifier:
         if any(option is not None for option in (given, weights, preprocessing, input)):
-            raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or take denoise or robust")
+            raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or use denoise or robust")
         return None
     if given is None:
-        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; give classifier")
+        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; set classifier")
     if weights is not None and not isinstance(given, str | Path):
-        raise ConfigError("weights go with a MODEL spec package.module:factory; a module or model holds its own")
+        raise ConfigError("weights are only for a MODEL spec package.module:factory; a module or model has its own")
     model = load_classifier(given, weights=weights) if isinstance(given, str | Path) else given
     if isinstance(model, ModelProto) and preprocessing is None:
         preprocessing = infer_preprocessing(image_input(model, input))
@@ -56,7 +56,7 @@ def classifier_for(
     if isinstance(model, ModelProto) and recipe.needs_gradients:
         return OnnxGradientClassifier(model, wanted, input)
     if isinstance(model, GuardedModule):
-        raise ConfigError("classifier: this model is guarded already; give its .classifier")
+        raise ConfigError("classifier: this model is already guarded; give its .classifier")
     if not isinstance(model, nn.Module | ModelProto):
         raise ConfigError(
             f"classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got {type(model).__name__}"
@@ -72,59 +72,62 @@ def classifier_for(
 
 
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:
-    """Raise :class:`ConfigError` or :class:`TrainingError` if nothing can be learned from this classifier's answers.
+    """Raise :class:`ConfigError` or :class:`TrainingError` if nothing can be learned from this classifier.
 
-    A classifier that changes when it is asked gets its weights and buffers back.
+    The weights and buffers of a classifier that changes when called are restored.
     """
-    pixels = data.batch(data.spread(LOOKED_AT))[0].to(device)
-    kept, before, state = pixels.clone(), described(classifier), copy.deepcopy(classifier.state_dict())
+    pixels = data.batch(data.spread(CHECKED_IMAGES))[0].to(device)
+    original, before, state = pixels.clone(), fingerprint(classifier), copy.deepcopy(classifier.state_dict())
     failure = f"{classifier.describe()} fails on images {tuple(pixels.shape)} of {data.name}"
-    with explained(failure, TrainingError, "does it take this size and preprocessing?"):
+    with explained(failure, TrainingError, "check that it takes this size and preprocessing"):
         with torch.no_grad():
             logits = classifier(pixels)
-            classifier(pixels[:1])  # batches are of any size
-        if not torch.equal(pixels, kept):
-            raise TrainingError(f"{classifier.describe()} changes the images it is given; let it work on a copy")
+            classifier(pixels[:1])  # batches can have any size
+        if not torch.equal(pixels, original):
+            raise TrainingError(f"{classifier.describe()} changes its input in place; make it work on a copy")
         gradient = _gradient(classifier, pixels) if recipe.needs_gradients and classifier.differentiable else None
-    if described(classifier) != before:
+    if fingerprint(classifier) != before:
         classifier.load_state_dict(state)
-        raise TrainingError(f"{classifier.describe()} changes when it is asked, in evaluation mode; make it hold still")
+        raise TrainingError(
+            f"{classifier.describe()} changes its weights or buffers when called in evaluation mode; remove this side "
+            "effect"
+        )
     if logits.isnan().any() or (recipe.needs_gradients and logits.isinf().any()):
-        raise TrainingError(f"{classifier.describe()} gives NaN or infinity for an image of {data.name}; mend it")
-    if recipe.needs_gradients and (gradient is None or not gradient.any()):  # as behind a rounding
+        raise TrainingError(f"{classifier.describe()} returns NaN or infinity for an image of {data.name}; fix it")
+    if recipe.needs_gradients and (gradient is None or not gradient.any()):  # rounding makes gradients 0
         raise ConfigError(
-            f"this recipe needs gradients of the classifier, and {classifier.describe()} gives none; give the torch "
-            "module (package.module:factory with --weights) without detach, no_grad or rounding, or take the recipe "
-            "denoise with attacks that need none: denoise:attacks=square, or "
+            f"this recipe needs gradients of the classifier, but {classifier.describe()} has none; use the torch "
+            "module (package.module:factory with --weights) without detach, no_grad or rounding, or use the recipe "
+            "denoise with attacks that need no gradients: denoise:attacks=square, or "
             "denoise:attacks=transfer:surrogate=package.module:factory;weights=FILE"
         )
     if gradient is not None and not gradient.isfinite().all():
         raise TrainingError(
-            f"{classifier.describe()} has gradients that are NaN or infinite; mend it: a root or logarithm of 0, or a "
-            "division by 0, say"
+            f"{classifier.describe()} has gradients that are NaN or infinite; fix it: look for a root or logarithm of "
+            "0, or a division by 0"
         )
     if recipe.needs_gradients and are_probabilities(logits):
         raise ConfigError(
-            f"{classifier.describe()} gives probabilities (all in [0, 1], their sums 1), whose gradients vanish where "
-            "it is sure; give one that ends in logits: leave its softmax out"
+            f"{classifier.describe()}: expected logits, got probabilities (in [0, 1] with sum 1), whose gradients "
+            "vanish where it is confident; remove its softmax"
         )
     low, high = int(data.labels.min()), int(data.labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise TrainingError(
             f"labels of {data.name} go from {low} to {high}, expected 0 to {logits.shape[1] - 1}: the classifier has "
-            f"{logits.shape[1]} classes; give the data it was trained on"
+            f"{logits.shape[1]} classes; use the data it was trained on"
         )
 
 
-def described(classifier: PixelClassifier) -> dict[str, Any]:
-    """Which classifier it is and how it takes its images; the digest is equal only if every bit of its weights is."""
+def fingerprint(classifier: PixelClassifier) -> dict[str, Any]:
+    """A digest of every bit of the classifier's weights, and its input and preprocessing."""
     digest = hashlib.sha256()
     if isinstance(classifier, OnnxPixelClassifier):
         digest.update(classifier.digest)
     for tensor in chain(classifier.parameters(), classifier.buffers()):
         digest.update(_bytes(tensor))
     for value in classifier.state_dict().values():
-        if not isinstance(value, Tensor):  # as of quantised layers
+        if not isinstance(value, Tensor):  # for example of quantised layers
             digest.update(repr(value).encode())
     input = classifier.name if isinstance(classifier, OnnxPixelClassifier) else getattr(classifier, "input", 0)
     preprocessing = dataclasses.asdict(classifier.preprocessing)
@@ -132,14 +135,14 @@ def described(classifier: PixelClassifier) -> dict[str, Any]:
 
 
 def _gradient(classifier: PixelClassifier, pixels: Tensor) -> Tensor | None:
-    """That of a random sum of the logits; None if there is none."""
+    """The gradient of a random weighted sum of the logits; None if there is none."""
     leaf = (0.98 * pixels + 0.01).requires_grad_()  # a root may be infinitely steep at black, which training avoids
     with torch.enable_grad():
         logits = classifier(leaf)
     if not logits.requires_grad:
         return None
-    some = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
-    return torch.autograd.grad((logits * some).sum(), leaf, allow_unused=True)[0]
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    return torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)[0]
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -1,4 +1,4 @@
-"""Recipe ``elbo``: clean images."""
+"""Recipe ``elbo``: trains a purifier on clean images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .recipe import Batch, Recipe, loss_of
 
 @dataclass(frozen=True)
 class Elbo(Recipe):
-    """The purifier's own loss on clean images: it learns to give them back."""
+    """The purifier's own loss on clean images: it learns to reconstruct them."""
 
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
-        """The purifier's own terms."""
+        """The purifier's own loss terms."""
         noise = purifier.draw(batch.pixels, batch.generator)
         return loss_of(purifier, batch.pixels, batch.pixels, noise, batch.labels)

@@ -1,4 +1,4 @@
-"""One epoch. Every random number follows from seed, epoch and image index, and from nothing else."""
+"""One epoch of training. Its random numbers depend on seed, epoch and image index, and on nothing else."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from .recipe import Batch, Recipe
 from .torchrun import Processes
 
 REPORT_STEPS = 20
-"""How often the loss is looked at: each look makes a GPU wait."""
+"""Number of steps between two readings of the loss: each one makes a GPU wait."""
 WATCHED = 250
-"""Images that a recipe watches after each epoch, spread evenly over the data."""
+"""Number of images, spread evenly over the data, on which a recipe checks training after each epoch."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is, handed to ``progress`` every few steps."""
+    """The progress of training, passed to ``progress`` every few steps."""
 
     epoch: int
     epochs: int
     images: int
-    """Images seen since epoch 1; ``total`` at the end."""
+    """Images seen since the start of epoch 1; equal to ``total`` at the end."""
     total: int
     loss: float
     images_per_second: float
 
 
 class NotFinite(Exception):
-    """Loss or weights are no longer numbers; the message says where."""
+    """The loss, a weight or the optimizer's state is NaN or infinite; the message says which."""
 
 
 class _Step(nn.Module):
-    """A recipe's step as a module, for torch's data-parallel wrapper."""
+    """A recipe's step as a module, for torch's DistributedDataParallel."""
 
     def __init__(self, recipe: Recipe, purifier: Purifier) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _Step(nn.Module):
 
 
 class Run:
-    """What stays the same from epoch to epoch."""
+    """The state and settings that all epochs share."""
 
     def __init__(
         self,
@@ -84,45 +84,45 @@ class Run:
         self.step = processes.wrapped(self.inner, device)
 
     def epoch(self, epoch: int) -> dict[str, Any]:
-        """Train one epoch, from 1; returns its log entry.
+        """Train one epoch, counted from 1; return its log entry.
 
         Raises
         ------
         NotFinite
             The loss, a weight or the optimizer's state became NaN or infinite.
         TrainingError
-            The recipe says that training has gone wrong, or purifier or classifier fail.
+            The recipe reports that training went wrong, or the purifier or classifier failed.
         """
         order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self._seed("shuffle", epoch)))
         batches = list(_batches(order.tolist(), self.batch_size))
         rows: list[Tensor] = []
         seen = 0
         start = time.perf_counter()
-        # Recipes and purifiers take their randomness from the generator; a layer that does not (dropout) is
-        # still the same after a resume, and the caller's own stream is left alone.
+        # Recipes and purifiers take their randomness from the generator. The seed here makes other layers (dropout)
+        # repeatable after a resume, and the fork leaves the caller's own random state unchanged.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self._seed("layers", epoch))
             if isinstance(self.purifier, Scheduled):
                 with _explained(epoch):
                     self.purifier.begin_epoch(epoch, self.epochs, self.data)
-                self.processes.agreed(self.purifier)
-            looked = 0
+                self.processes.synchronise(self.purifier)
+            reported = 0
             for step, indices in enumerate(batches, 1):
-                own, weight = self.processes.part(indices)
+                own, weight = self.processes.share(indices)
                 done = ((epoch - 1) * len(batches) + step - 1) / (self.epochs * len(batches))
                 batch = self._batch(own, epoch, done=done)
-                moved = augmented(batch.pixels, batch.generator, self.follower.settings.augment)
+                pixels = augmented(batch.pixels, batch.generator, self.follower.settings.augment)
                 with self.follower.settings.autocast(self.device), _explained(epoch):
-                    row = self.step(replace(batch, pixels=moved))
+                    row = self.step(replace(batch, pixels=pixels))
                 with _explained(epoch):
                     self.follower.step(row.sum() * (weight * self.processes.count), batch.done)
                 rows.append(row.detach() * weight)
                 seen += len(indices)
                 if step % REPORT_STEPS == 0 or step == len(batches):
-                    rows[looked:] = self.processes.summed(torch.stack(rows[looked:])).unbind()
-                    _check_finite(rows[looked:], self.inner.names, epoch, looked)
-                    looked = step
-                    self._tell(epoch, seen, float(rows[-1].sum()), start)
+                    rows[reported:] = self.processes.summed(torch.stack(rows[reported:])).unbind()
+                    _check_finite(rows[reported:], self.inner.names, epoch, reported)
+                    reported = step
+                    self._report(epoch, seen, float(rows[-1].sum()), start)
         self._check_weights(epoch)
         trained = time.perf_counter()
         figures = self._figures(epoch)
@@ -152,7 +152,7 @@ class Run:
         )
 
     def _figures(self, epoch: int) -> dict[str, float]:
-        """What the log says of the purifier as it would be saved now."""
+        """The log's figures about the purifier as it would be saved now."""
         result = self.follower.result
         assert isinstance(result, Purifier)
         spread = self.data.spread(WATCHED)
@@ -166,7 +166,7 @@ class Run:
             result.train(training)
         return watched | (result.figures() if isinstance(result, Scheduled) else {})
 
-    def _tell(self, epoch: int, seen: int, loss: float, start: float) -> None:
+    def _report(self, epoch: int, seen: int, loss: float, start: float) -> None:
         if self.progress is not None and self.processes.rank == 0:
             self.progress(
                 Progress(
@@ -185,24 +185,24 @@ class Run:
                 raise NotFinite(f"weights {name!r} became NaN or infinite in epoch {epoch}")
         for weight in self.follower.weights:
             if not all(value.isfinite().all() for value in self.follower.moments(weight).values()):
-                raise NotFinite(f"the optimizer's memory of gradients became infinite in epoch {epoch}")
+                raise NotFinite(f"the optimizer's state became NaN or infinite in epoch {epoch}")
 
     def _seed(self, what: str, epoch: int) -> int:
         return mix_seed(self.seed, what, epoch)
 
 
 def out_of_memory(problem: BaseException) -> bool:
-    """Whether torch says so, on a GPU or the CPU."""
+    """Whether an exception says that memory ran out, on a GPU or the CPU."""
     return isinstance(problem, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(problem)
 
 
 def explains_itself(problem: BaseException) -> bool:
-    """Whether training handles an exception as it is: an error of ours, or a lack of memory."""
+    """Whether training handles an exception as it is: one of our errors, or out of memory."""
     return isinstance(problem, PurifierError | NotFinite) or out_of_memory(problem)
 
 
 def _explained(epoch: int) -> AbstractContextManager[None]:
-    """Turn what purifier and classifier raise into a :class:`TrainingError`."""
+    """Turn exceptions of the purifier and classifier into a :class:`TrainingError`."""
     return explained(
         f"purifier or classifier failed in epoch {epoch}", TrainingError, "fix it", passing=explains_itself
     )
@@ -216,12 +216,14 @@ def _check_finite(rows: Sequence[Tensor], names: Sequence[str], epoch: int, step
         values = (f"{name} {value:g}" for name, value in zip(names, stacked[bad[0]].tolist(), strict=True))
         found = f"the loss is not finite at epoch {epoch}, step {step} ({', '.join(values)})"
         if epoch == step == 1:
-            raise TrainingError(f"{found}, before anything is learned: lower that term's weight, or mend what gives it")
+            raise TrainingError(
+                f"{found}, before anything was learned: lower the weight of that term, or fix what computes it"
+            )
         raise NotFinite(found)
 
 
 def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Cut ``order`` up; a single image at the end joins the batch before: BatchNorm cannot take one alone."""
+    """Split ``order`` into batches; one left-over image joins the last batch, because BatchNorm needs two or more."""
     start = 0
     while start < len(order):
         stop = start + size

@@ -1,4 +1,4 @@
-"""The inner maximisation of adversarial training: a few large steps up the loss, all images to the end."""
+"""The inner maximisation of adversarial training: a few large gradient ascent steps, the same number for all images."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def climb(
     Parameters
     ----------
     loss
-        Images (N, C, H, W) -> a scalar, to be made large.
+        Images (N, C, H, W) -> a scalar to maximise.
     start
-        Where to begin, (N, C, H, W).
+        The starting images, (N, C, H, W).
     steps, step_size
-        How many steps, each of this length in the threat's norm, ``linf`` or ``l2``.
+        The number of steps, and their length in the threat's norm, ``linf`` or ``l2``.
     """
     found = threat.project(start, pixels)
     for _ in range(steps):
@@ -33,8 +33,9 @@ def climb(
 
 
 def ascent(loss: Callable[[Tensor], Tensor], pixels: Tensor, threat: Threat) -> Tensor:
-    """Where a loss of ``pixels`` (N, C, H, W) grows fastest: for each image, in this shape, a step of length 1 in the
-    threat's norm, ``linf`` or ``l2``.
+    """The direction in which a loss of ``pixels`` (N, C, H, W) grows fastest, same shape.
+
+    For each image it has length 1 in the threat's norm, ``linf`` or ``l2``.
     """
     leaf = pixels.detach().requires_grad_()
     with torch.enable_grad():
@@ -42,7 +43,7 @@ def ascent(loss: Callable[[Tensor], Tensor], pixels: Tensor, threat: Threat) -> 
     gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
     if gradient is None:
         raise GradientError(
-            "no gradient arrives at the images: the purifier cuts it off (detach, no_grad); make it differentiable, or "
-            "take the recipe denoise, which needs the classifier's gradients only"
+            "no gradient reaches the images: the purifier cuts it off (detach, no_grad); make it differentiable, or "
+            "use the recipe denoise, which needs gradients of the classifier only"
         )
     return steepest(gradient, threat.norm)

@@ -1,4 +1,4 @@
-"""train(): from a plugin's name and data to a checkpoint, through states that a stopped run goes on from."""
+"""train(): trains a purifier and writes its checkpoint, saving states from which a stopped run can resume."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ..specs import build
 from ..torch_tools.channels_last import channels_last, fed_channels_last
 from ..torch_tools.freezing import freeze
 from .argument_checks import check_kinds, check_numbers, check_out, device_of
-from .classifier_checks import check_classifier, classifier_for, described
+from .classifier_checks import check_classifier, classifier_for, fingerprint
 from .epoch import NotFinite, Progress, Run, out_of_memory
 from .optimisation import Follower, Optimisation
 from .recipe import Recipe, learned_of
 from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
-from .torchrun import joined, own_device
+from .torchrun import join_processes, own_device
 
 
 def train(
@@ -59,71 +59,73 @@ def train(
     root: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Purifier:
-    """Train a purifier and write its checkpoint; the result is the checkpoint loaded.
+    """Train a purifier and write its checkpoint; return the purifier loaded from it.
 
-    Beside ``out`` lie a log, ``NAME.log.jsonl``, and until the end a state, ``NAME.train.safetensors``, from
-    which ``resume`` goes on: on the CPU to the same weights, bit for bit, as a run never stopped.
+    Training also writes a log, ``NAME.log.jsonl``, and until it ends a state, ``NAME.train.safetensors``, next to
+    ``out``. ``resume`` continues from that state; on the CPU it reaches the same weights, bit for bit, as a run that
+    was never stopped.
 
-    Under torchrun each process takes its share of every batch, and the first writes the files: the loss is that of
-    one process with the same batch, but for the order of sums.
+    Under torchrun each process takes its share of every batch, and the first process writes the files. The loss is
+    that of one process with the same batch, except for the order of sums.
 
     Parameters
     ----------
     plugin
         Name of a purifier plugin.
     data
-        What to train on: labelled images or a DATA spec.
+        The training data: labelled images or a DATA spec.
     out
-        The checkpoint to write, a ``.safetensors`` file. What lies there, and its log, stay until this run has
-        something to put in their place.
+        The checkpoint to write, a ``.safetensors`` file. An existing checkpoint and its log are kept until this run
+        can replace them.
     config
-        Options of the plugin's Config; ``image_shape`` is that of the data unless given.
+        Options of the plugin's Config; ``image_shape`` is taken from the data unless given.
     recipe
-        ``elbo``: the purifier's own loss on the images as they are. ``denoise``: from adversarial images of a
-        classifier to the clean ones. ``robust``: adversarial training in front of a classifier. With options,
-        ``robust:eps=0.1,steps=2``, which are the fields of :class:`~purifier.training.robust.Robust` and so on.
+        ``elbo``: the purifier's own loss on clean images. ``denoise``: from adversarial images of a classifier to the
+        clean ones. ``robust``: adversarial training in front of a classifier. A recipe takes options,
+        ``robust:eps=0.1,steps=2``: the fields of :class:`~purifier.training.robust.Robust` and so on.
     classifier, weights, preprocessing, input
-        The classifier the purifier is for, as :func:`purifier.guard` and ``purifier audit`` take it. Not
-        one bit of it is changed. An ONNX model gives gradients by the package onnx-ad.
+        The classifier that the purifier is for, as for :func:`purifier.guard` and ``purifier audit``. It is not
+        changed, not by one bit. For an ONNX model the package onnx-ad computes gradients.
     epochs, batch_size, seed
         As usual. One left-over image joins the batch before it.
     optimizer, lr, schedule, clip, ema, precision, augment
-        See :class:`~purifier.training.optimisation.Optimisation`; by default what the recipe suggests.
+        See :class:`~purifier.training.optimisation.Optimisation`; by default as the recipe suggests.
     resume
-        Go on from the state file; all settings but ``epochs``, ``device``, ``save_every`` must be as before. With a
-        schedule, ``epochs`` too, for the same weights.
+        Continue from the state file; all settings except ``epochs``, ``device`` and ``save_every`` must be the same.
+        With a schedule the same weights also need the same ``epochs``.
     device
         Where to train, such as ``cpu`` or ``cuda``.
     save_every
-        Epochs between two states.
+        Number of epochs between two states.
     root
-        Folder of named data sets.
+        Folder that holds the named data sets.
     progress
         Called every few steps and at the end of each epoch.
 
     Raises
     ------
     ConfigError, PluginError
-        An option, recipe or plugin is unknown or has an impossible value; the classifier has no gradients or gives
-        probabilities.
+        An option, recipe or plugin is unknown or an option has an invalid value; the classifier has no gradients or
+        returns probabilities.
     SpecError, DataError, ClassifierError
         A spec cannot be read, or what it names is missing or damaged.
     TrainingError
-        There is nothing to train or to resume, labels are none of the classifier's, or training went wrong: the loss
-        became infinite or NaN, or the recipe's attack no longer means anything; the last state is kept.
+        There is nothing to train or to resume, the classifier does not have the labels of the data, or training went
+        wrong: the loss became infinite or NaN, or the recipe found that its attack no longer works. The last state is
+        kept.
     CheckpointError
-        The state to resume is damaged.
+        The state to resume from is damaged.
     OutputError
-        ``out`` cannot be written, or somebody else's file lies where the state goes.
+        ``out`` cannot be written, or a file that is not a state is in the place of the state file.
     """
     check_kinds(plugin, out, config, recipe, progress, weights, root)
     out = Path(out)
     check_numbers(epochs, batch_size, seed, save_every)
     chosen = build_recipe(recipe)
-    check_out(out, (weights, *chosen.reads))
+    check_out(out, (weights, *chosen.input_files))
     if not resume:
         check_replaceable(state_path(out))
-    place = device_of(own_device(device))
+    run_device = device_of(own_device(device))
     given = {
         "optimizer": optimizer,
         "lr": lr,
@@ -133,17 +135,17 @@ def train(
         "precision": precision,
         "augment": augment,
     }
-    optimisation = chosen.suggested.with_given(given).on(place)
+    optimisation = chosen.suggested.with_given(given).on(run_device)
     images = _training_images(data, root, chosen, optimisation)
     model = classifier_for(chosen, classifier, weights=weights, preprocessing=preprocessing, input=input)
-    purifier = _build(plugin, config or {}, images, seed, chosen).to(place).train()
+    purifier = _build(plugin, config or {}, images, seed, chosen).to(run_device).train()
     follower = Follower(purifier, optimisation)
     settings = {
         "plugin": plugin,
         "config": dataclasses.asdict(purifier.config),
         "recipe": recipe,
         "options": {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen) if field.init},
-        "classifier": None if model is None else described(model),
+        "classifier": None if model is None else fingerprint(model),
         **dataclasses.asdict(optimisation),
         "batch_size": batch_size,
         "seed": seed,
@@ -152,13 +154,13 @@ def train(
     }
     header = {**settings, "epochs": epochs, "device": str(device)}
     with ExitStack() as stack:
-        pixels, labels = (part.to(place) for part in images.batch(images.spread(2)))
+        pixels, labels = (part.to(run_device) for part in images.batch(images.spread(2)))
         if model is not None:
-            stack.enter_context(freeze(model, device=place))
-            check_classifier(model, chosen, images, place)
+            stack.enter_context(freeze(model, device=run_device))
+            check_classifier(model, chosen, images, run_device)
             stack.enter_context(channels_last(model, lambda images: [model(images)], pixels))
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
-        processes = joined(place)
+        processes = join_processes(run_device)
         entry = read_state(state_path(out), follower, settings) if resume else None
         run = Run(
             chosen,
@@ -167,7 +169,7 @@ def train(
             images,
             classifier=model,
             processes=processes,
-            device=place,
+            device=run_device,
             batch_size=batch_size,
             epochs=epochs,
             seed=seed,
@@ -183,8 +185,8 @@ def _training_images(
     images = load_data(data, root=root) if isinstance(data, str) else data
     if not isinstance(images, ImageData):
         raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")
-    if optimisation.augment != "none" and not recipe.takes_moved:
-        raise ConfigError("denoise:cached=true gives the same images in each epoch; leave augment or cached out")
+    if optimisation.augment != "none" and not recipe.allows_augmentation:
+        raise ConfigError("denoise:cached=true uses the same images in each epoch; leave out augment or cached")
     return images
 
 
@@ -200,10 +202,10 @@ def _finish(run: Run, out: Path, header: Mapping[str, Any], entry: Mapping[str, 
         }
         result = run.follower.result
         assert isinstance(result, Purifier)
-        told = ("recipe", "classifier", "seed", "data")
-        made = {name: header[name] for name in told}
-        how = {name: header[name] for name in header if name not in (*told, "plugin", "config")}
-        checkpoint.save(result, out, **made, training=how, metrics=metrics)
+        top_level = ("recipe", "classifier", "seed", "data")
+        provenance = {name: header[name] for name in top_level}
+        training = {name: header[name] for name in header if name not in (*top_level, "plugin", "config")}
+        checkpoint.save(result, out, **provenance, training=training, metrics=metrics)
     processes.wait()
     trained = checkpoint.load(out)
     processes.wait()
@@ -220,32 +222,34 @@ def _run(
     entry: dict[str, Any] | None,
     save_every: int,
 ) -> dict[str, Any]:
-    """Train the epochs after ``entry``, writing state and log; returns the last epoch's entry."""
+    """Train the epochs after ``entry``, writing state and log; return the entry of the last epoch."""
     state, log, epochs = state_path(out), log_path(out), run.epochs
     done = entry["epoch"] if entry else 0
     if done > epochs:
-        raise TrainingError(f"{state} is at epoch {done} already, expected at most {epochs}; raise epochs")
+        raise TrainingError(f"{state} is already at epoch {done}, expected at most {epochs}; raise epochs")
     writes = run.processes.rank == 0
     entries = read_log(log, until=done) if entry else []
-    if entry and writes:  # it is this run's own log; another's stays until this run has an epoch to show
+    if entry and writes:  # the log is this run's own; another run's log stays until this run has finished an epoch
         write_log(log, header, entries)
     for epoch in range(done + 1, epochs + 1):
-        kept = "nothing was saved yet"
+        saved = "nothing has been saved yet"
         if done:
-            kept = f"epoch {done} is kept in {state}: to resume with epochs={done} makes it the checkpoint"
+            saved = f"epoch {done} is saved in {state}: resume with epochs={done} to make it the checkpoint"
         try:
             entry = run.epoch(epoch)
         except NotFinite as problem:
             lr = run.follower.settings.lr
-            raise TrainingError(f"{problem}; start again with lr below {lr:g}; {kept}") from None
+            raise TrainingError(f"{problem}; start again with lr below {lr:g}; {saved}") from None
         except TrainingError as problem:
-            raise TrainingError(f"{problem}; {kept}") from problem
+            raise TrainingError(f"{problem}; {saved}") from problem
         except (RuntimeError, MemoryError) as problem:
             if not out_of_memory(problem):
                 raise
-            raise TrainingError(f"out of memory; lower batch_size or the purifier's sizes; {kept}") from problem
-        if run.classifier is not None and described(run.classifier) != settings["classifier"]:
-            raise TrainingError(f"{run.classifier.describe()} changed while it was trained for; it must stay as it is")
+            raise TrainingError(f"out of memory; lower batch_size or the purifier's sizes; {saved}") from problem
+        if run.classifier is not None and fingerprint(run.classifier) != settings["classifier"]:
+            raise TrainingError(
+                f"{run.classifier.describe()} changed during training; remove the side effect that changes it"
+            )
         entries.append(entry)
         if writes:
             write_log(log, header, entries)
@@ -274,7 +278,7 @@ def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int
         raise TrainingError(f"purifier {plugin!r} has nothing to train; use it as it is")
     if recipe.needs_exact and purifier.gradient != "exact":
         raise ConfigError(
-            f"purifier {plugin!r} declares a surrogate gradient, and this recipe learns through autograd's; take the "
-            "recipe denoise"
+            f"purifier {plugin!r} declares a surrogate gradient, but this recipe needs an exact one; use the recipe "
+            "denoise"
         )
     return purifier

@@ -1,4 +1,4 @@
-"""Muon: steps along the orthogonal matrix next to the mean of a weight's gradients."""
+"""Muon: an optimizer that steps along the orthogonal matrix closest to the mean gradient of a weight."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from torch import Tensor, nn
 
 MUON_MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
-"""Of the Newton-Schulz iteration."""
+"""The coefficients of the Newton-Schulz iteration."""
 ITERATIONS = 5
 SMALLEST = 1e-7
-"""What a norm is at least divided by."""
+"""The smallest norm that is divided by."""
 LENGTH = 0.2
-"""Of Adam's steps, root mean square, in learning rates."""
+"""The root mean square of Adam's steps, in learning rates."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Jordan et al. 2024, with Nesterov's momentum and steps of the length of Adam's, so one rate serves both (Liu et
-    al. 2025, "Muon is scalable for LLM training", equation 4).
+    """Jordan et al. 2024, with Nesterov momentum and steps as long as Adam's, so that one learning rate serves both
+    (Liu et al. 2025, "Muon is scalable for LLM training", equation 4).
 
-    The steps of ``torch.optim.Muon(weight_decay=0, adjust_lr_fn="match_rms_adamw")``, but that one always iterates in
-    bfloat16, which is slow where a CPU only emulates it (``tests/benchmarks/step_speed.py``); this one in ``dtype``.
+    It takes the same steps as ``torch.optim.Muon(weight_decay=0, adjust_lr_fn="match_rms_adamw")``. That one always
+    iterates in bfloat16, which is slow on CPUs that only emulate it (``tests/benchmarks/step_speed.py``); this one
+    iterates in ``dtype``.
 
     Parameters
     ----------
     matrices
-        Weights of two dimensions.
+        Weights with two dimensions.
     lr
         Learning rate.
     dtype
-        What the iteration computes in.
+        The dtype that the iteration computes in.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, dtype: torch.dtype = torch.float32) -> None:
@@ -39,8 +40,8 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # nobody here hands it a closure
-        """Move every weight that has a gradient; its state is one tensor, ``momentum_buffer``."""
+    def step(self) -> None:  # type: ignore[override]  # no caller passes a closure
+        """Update every weight that has a gradient; its state is one tensor, ``momentum_buffer``."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -54,9 +55,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """A matrix (m, n) with singular values brought near 1, by Newton-Schulz iteration.
+    """Bring the singular values of a matrix (m, n) near 1, by Newton-Schulz iteration.
 
-    Those of at least 0.002 of its Frobenius norm come to lie between 0.68 and 1.21; smaller ones grow, zeros stay.
+    Singular values of at least 0.002 of the Frobenius norm end between 0.68 and 1.21; smaller ones grow, and zeros
+    stay zero.
     """
     first, third, fifth = COEFFICIENTS
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

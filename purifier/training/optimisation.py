@@ -1,4 +1,4 @@
-"""How weights follow their gradients: rate, schedule, clipping, averaging, precision."""
+"""Optimisation settings and steps: learning rate, schedule, clipping, averaging, precision."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from ..specs import build
 from .muon import Muon
 
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""What a CPU that multiplies in bfloat16 has one of, in torch's words: x86's two, Arm's."""
+"""torch's names of the CPU features that multiply in bfloat16, of which one is enough: two on x86, one on Arm."""
 WARM_UP = 0.1
 """The share of all steps over which the schedule ``cosine`` rises."""
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Adam's or Muon's settings, and what is done around their steps.
+    """The settings of Adam or Muon, and of what happens around their steps.
 
     Parameters
     ----------
     optimizer
-        ``adam``; or ``muon`` for the weights of convolutions and linear layers, flattened to matrices after their first
-        dimension, and Adam for all others; one rate serves both (:class:`~purifier.training.muon.Muon`).
+        ``adam``; or ``muon``, which uses Muon for the weights of convolutions and linear layers, flattened to matrices
+        after their first dimension, and Adam for all others. One learning rate serves both
+        (:class:`~purifier.training.muon.Muon`).
     lr
         Learning rate, before the schedule's factor.
     schedule
@@ -37,13 +38,14 @@ class Optimisation:
     clip
         Largest L2 norm of the gradient of all weights together; 0 for no limit.
     ema
-        Decay a step of the exponential moving average of the weights that the checkpoint gets, (1 + t) / (10 + t) at
-        step t while that is less; 0 for the weights themselves.
+        Decay per step of the exponential moving average of the weights, which the checkpoint holds; (1 + t) / (10 + t)
+        at step t while that is smaller. 0 saves the weights themselves.
     precision
-        ``bfloat16`` computes layers in torch.autocast's, and Muon's iteration; weights and sums stay float32. ``auto``:
-        that where the device has instructions for it, else ``float32``.
+        ``bfloat16`` runs layers under torch.autocast, and Muon's iteration, in bfloat16; weights and sums stay float32.
+        ``auto`` chooses ``bfloat16`` if the device has instructions for it, else ``float32``.
     augment
-        ``shift`` moves each image up to two pixels each way, ``flip`` also mirrors one in two, by chance.
+        ``shift`` moves each image by up to two pixels in each direction; ``flip`` also mirrors one image in two. Both
+        are random.
     """
 
     optimizer: Literal["adam", "muon"] = "adam"
@@ -63,35 +65,35 @@ class Optimisation:
             raise ConfigError(f"ema: expected a decay in [0, 1), such as 0.999, got {self.ema!r}")
 
     def with_given(self, given: Mapping[str, object]) -> Optimisation:
-        """These settings, with those in their place that are not None."""
+        """These settings, replaced by those in ``given`` that are not None."""
         chosen = {name: value for name, value in given.items() if value is not None}
         return build(Optimisation, {**asdict(self), **chosen}, what="training")
 
     def on(self, device: torch.device) -> Optimisation:
-        """These settings, with the precision ``auto`` settled for a device."""
+        """These settings, with the precision ``auto`` resolved for a device."""
         if self.precision != "auto":
             return self
         return replace(self, precision="bfloat16" if _has_bfloat16(device) else "float32")
 
     def rate(self, done: float) -> float:
-        """The learning rate when the share ``done`` of all steps, in [0, 1), is over."""
+        """The learning rate after the share ``done`` of all steps, in [0, 1)."""
         if self.schedule == "constant":
             return self.lr
         return self.lr * min(1.0, done / WARM_UP + 1e-3) * 0.5 * (1 + math.cos(math.pi * done))
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """What a step computes in."""
+        """The context in which a step computes."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 class Follower:
-    """Optimizers, and the average of the weights that follows them."""
+    """Steps the optimizers, and keeps the moving average of the weights."""
 
     def __init__(self, module: nn.Module, settings: Optimisation) -> None:
         self.module, self.settings = module, settings
         self.weights = [weight for weight in module.parameters() if weight.requires_grad]
         self.matrices = _matrices(module) if settings.optimizer == "muon" else {}
-        """Weights in the shape in which Muon takes them; the memory is the weights' own, so they must stay in place."""
+        """Weights -> matrices for Muon that share their memory; so weights must only be changed in place."""
         others = [weight for weight in self.weights if weight not in self.matrices]
         self.optimizers: list[torch.optim.Optimizer] = []
         if others:
@@ -101,10 +103,10 @@ class Follower:
             self.optimizers.append(Muon(self.matrices.values(), settings.lr, dtype))
         self.average = copy.deepcopy(module).requires_grad_(False).eval() if settings.ema else None
         self.averaged = torch.zeros((), dtype=torch.int64)
-        """How many steps the average holds."""
+        """How many steps are in the average."""
 
     def step(self, loss: Tensor, done: float) -> None:
-        """One step down the gradient of a scalar, when the share ``done`` of all steps is over."""
+        """One step down the gradient of a scalar, after the share ``done`` of all steps."""
         for weight in (*self.weights, *self.matrices.values()):
             weight.grad = None
         torch.autograd.backward(loss)
@@ -117,11 +119,11 @@ class Follower:
                 group["lr"] = self.settings.rate(done)
             optimizer.step()
         if self.average is not None:
-            self._follow(self.average)
+            self._update(self.average)
 
     @torch.no_grad()
-    def _follow(self, average: nn.Module) -> None:
-        # A slow decay would keep the first weights for as many steps as a short run has.
+    def _update(self, average: nn.Module) -> None:
+        # With ``ema`` alone, the initial weights would dominate the average of a short run.
         count = int(self.averaged)
         decay = min(self.settings.ema, (1 + count) / (10 + count)) if count else 0.0
         for mean, value in zip(average.state_dict().values(), self.module.state_dict().values(), strict=True):
@@ -132,17 +134,17 @@ class Follower:
         self.averaged += 1
 
     def moments(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        """What the optimizer remembers of a weight's gradients; before the first of them, zeros."""
+        """The optimizer's state for a weight; zeros before its first step."""
         held = self.matrices.get(weight, weight)
-        known = next((optimizer.state[held] for optimizer in self.optimizers if held in optimizer.state), None)
-        if known:
-            return dict(known)
+        state = next((optimizer.state[held] for optimizer in self.optimizers if held in optimizer.state), None)
+        if state:
+            return dict(state)
         if weight in self.matrices:
             return {"momentum_buffer": torch.zeros_like(held)}
         return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(held), "exp_avg_sq": torch.zeros_like(held)}
 
     def remember(self, weight: nn.Parameter, moments: dict[str, Tensor]) -> None:
-        """Put what :meth:`moments` gave back in its place."""
+        """Restore the state that :meth:`moments` returned."""
         held = self.matrices.get(weight, weight)
         optimizer = self.optimizers[-1 if weight in self.matrices else 0]
         optimizer.state[held] = {
@@ -151,19 +153,19 @@ class Follower:
 
     @property
     def result(self) -> nn.Module:
-        """The module that training is for: the average, or the module itself."""
+        """The module that training produces: the average, or the module itself."""
         return self.module if self.average is None else self.average
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether it multiplies in bfloat16; elsewhere that is emulated, ten times and more as slow as float32."""
+    """Whether a device multiplies in bfloat16; emulation is at least ten times as slow as float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16)
 
 
 def _matrices(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
-    """The weights of linear layers and convolutions, each as a matrix; not contiguous ones are left to Adam."""
+    """The weights of linear layers and convolutions, each as a matrix; Adam takes those that are not contiguous."""
     layers = (part for part in module.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd))
     weights = [weight for layer in layers for name, weight in layer.named_parameters(recurse=False) if name == "weight"]
     fitting = [weight for weight in weights if weight.requires_grad and weight.is_contiguous()]

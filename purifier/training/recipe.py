@@ -1,4 +1,4 @@
-"""What a recipe is: what a training step asks of a purifier. Its fields are its options (``NAME:key=value``)."""
+"""The base class of recipes, which define a training step. The fields of a recipe are its options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .optimisation import Optimisation
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns from.
+    """The input of one training step.
 
     Parameters
     ----------
@@ -26,15 +26,15 @@ class Batch:
     labels
         (N,) int64.
     generator
-        Of the images' randomness, another one each epoch.
+        Random streams of the images, different in each epoch.
     lasting
-        Likewise, but the same in all epochs: an image's index is all it depends on beside the seed.
+        Random streams that are the same in all epochs: they depend only on the seed and the image's index.
     indices
-        The images' positions in their data set, length N.
+        The positions of the images in their data set, length N.
     classifier
-        The classifier the purifier is for, at rest; None if the recipe needs none.
+        The classifier that the purifier is for, frozen; None if the recipe needs none.
     done
-        Which share of all steps is over, in [0, 1]; 1 when the last epoch is watched.
+        The share of all steps that is done, in [0, 1]; 1 in ``watch`` after the last epoch.
     """
 
     pixels: Tensor
@@ -51,25 +51,25 @@ class Recipe(ABC):
     """One way to train a purifier; a frozen dataclass."""
 
     suggested: ClassVar[Optimisation] = Optimisation()
-    """What training does unless told otherwise."""
+    """The default settings of training with this recipe."""
     needs_classifier: ClassVar[bool] = False
-    """Whether a batch must come with the classifier; one with gradients, if ``needs_gradients``."""
+    """Whether a batch needs the classifier; it must have gradients if ``needs_gradients``."""
     needs_exact: ClassVar[bool] = False
-    """Whether it relies on autograd through the purifier."""
+    """Whether it differentiates through the purifier with autograd."""
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether it asks the classifier for gradients."""
+        """Whether it needs gradients of the classifier."""
         return False
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """Files it reads, which the checkpoint must not replace."""
+    def input_files(self) -> tuple[str, ...]:
+        """The files that it reads, which the checkpoint must not replace."""
         return ()
 
     @property
-    def takes_moved(self) -> bool:
-        """Whether the images may be another augmentation of themselves in each epoch."""
+    def allows_augmentation(self) -> bool:
+        """Whether the images may be augmented differently in each epoch."""
         return True
 
     @abstractmethod
@@ -77,14 +77,14 @@ class Recipe(ABC):
         """The weighted scalar terms, batch means, whose sum is minimised; the purifier is in training mode."""
 
     def watch(self, purifier: Purifier, batches: Iterable[Batch]) -> dict[str, float]:
-        """What the log says after an epoch of the purifier that comes of it, on images learned from."""
+        """Figures for the log after an epoch, about the purifier that would be saved, on training images."""
         return {}
 
 
 def loss_of(
     purifier: Purifier, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor
 ) -> dict[str, Tensor]:
-    """``purifier.loss``, with the labels for one that uses them."""
+    """``purifier.loss``, with the labels if the purifier uses them."""
     extra: dict[str, Any] = {"labels": labels} if purifier.uses_labels else {}
     return purifier.loss(pixels, target, noise, **extra)
 
@@ -92,14 +92,14 @@ def loss_of(
 def purified_and_loss_of(
     purifier: Purifier, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Purified pixels and loss, from one pass if the purifier knows how."""
+    """Purified pixels and loss, from a single pass if the purifier supports that."""
     if isinstance(purifier, OnePass):
         return purifier.purify_and_loss(pixels, target, noise, labels)
     return purifier.purify(pixels, noise), loss_of(purifier, pixels, target, noise, labels)
 
 
 def learned_of(labels: Tensor, purifier: Purifier) -> Callable[[Tensor], Sequence[Tensor]]:
-    """Pixels (N, C, H, W) with these labels -> what recipes ask of a purifier in the mode it is in."""
+    """A function of pixels (N, C, H, W) with these labels that calls the purifier in every way that recipes do."""
 
     def ask(pixels: Tensor) -> Sequence[Tensor]:
         noise = purifier.draw(pixels, SampleGenerator(0, range(len(pixels))))

@@ -13,12 +13,12 @@ RECIPES: dict[str, type[Recipe]] = {"elbo": Elbo, "denoise": Denoise, "robust": 
 
 
 def build_recipe(spec: str) -> Recipe:
-    """The recipe ``NAME`` or ``NAME:key=value,...``.
+    """Build the recipe ``NAME`` or ``NAME:key=value,...``.
 
     Raises
     ------
     ConfigError, SpecError
-        No such recipe or option.
+        The recipe or an option does not exist, or the spec cannot be read.
     """
     name, options = split_spec(spec)
     if name not in RECIPES:

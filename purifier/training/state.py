@@ -1,4 +1,4 @@
-"""The files of a run beside its checkpoint: the state it can go on from, and its log."""
+"""The files of a run besides its checkpoint: the state it can resume from, and its log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def log_path(out: Path) -> Path:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise :class:`OutputError` if what lies where a state goes is not a state, but somebody's own file."""
+    """Raise :class:`OutputError` if the path of the state holds a file that is not a training state."""
     if not os.path.lexists(path):
         return
     try:
@@ -39,30 +39,31 @@ def check_replaceable(path: Path) -> None:
         metadata = {}
     if STATE_KEY not in metadata:
         raise OutputError(
-            f"{path} is in the way: training keeps its state there, and this file is no training state; "
+            f"{path} exists and is not a training state, but training saves its state there; "
             "move it, or give the checkpoint another name",
             path,
         )
 
 
 def write_state(path: Path, follower: Follower, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
-    """Write atomically all that the epochs after ``entry``, the log entry of the last one, depend on."""
+    """Write atomically everything that later epochs depend on; ``entry`` is the log entry of the last epoch."""
     write_tensors(_tensors(follower), path, {STATE_KEY: {"settings": settings, "entry": entry}})
 
 
 def read_state(path: Path, follower: Follower, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Load a state into weights, optimizer and average; returns the log entry of its last epoch.
+    """Load a state into weights, optimizer and average; return the log entry of its last epoch.
 
     Raises
     ------
     TrainingError
-        There is no state, it is of a run with other settings, or it is not what such a run writes.
+        There is no state, it belongs to a run with other settings, or such a run cannot have written it.
     CheckpointError
         The file is damaged.
     """
     if not path.is_file():
         raise TrainingError(
-            f"nothing to resume: no training state {path} (it is removed when training ends); start without resume"
+            f"nothing to resume: there is no training state {path} (training removes it when it ends); start without "
+            "resume"
         )
     tensors, metadata = read_tensors(path)
     entry = _check_state(path, tensors, metadata.get(STATE_KEY), _tensors(follower), settings)
@@ -88,48 +89,48 @@ def _tensors(follower: Follower) -> dict[str, Tensor]:
 def _check_state(
     path: Path,
     tensors: Mapping[str, Tensor],
-    described: object,
+    content: object,
     expected: Mapping[str, Tensor],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Reject all that :func:`write_state` would not have written in such a run; returns the log entry."""
-    if not isinstance(described, dict):
+    """Raise for anything that :func:`write_state` would not write in such a run; return the log entry."""
+    if not isinstance(content, dict):
         raise TrainingError(f"{path} is not a training state; start without resume")
 
     def damaged(what: str) -> TrainingError:
         return TrainingError(f"the training state {path} is damaged: {what}; start without resume")
 
-    before, entry = described.get("settings"), described.get("entry")
+    before, entry = content.get("settings"), content.get("entry")
     if not isinstance(before, dict):
         raise damaged(f"expected settings, got {before!r}")
-    for key, value in _plain(settings).items():
+    for key, value in _as_read_back(settings).items():
         if before.get(key) != value:
             raise TrainingError(
-                f"cannot resume {path}: its {key} is {before.get(key)!r}, this run's is {value!r}; "
-                "give the same, or start without resume"
+                f"cannot resume {path}: expected {key} {before.get(key)!r} as in the state, got {value!r}; "
+                "use the same, or start without resume"
             )
     epoch, terms = (entry.get("epoch"), entry.get("terms")) if isinstance(entry, dict) else (None, None)
     if not (isinstance(entry, dict) and type(epoch) is int and epoch >= 1 and isinstance(terms, dict)):
-        raise damaged(f"expected the entry of an epoch with its terms, got {entry!r}")
+        raise damaged(f"expected the log entry of an epoch with its terms, got {entry!r}")
     figures = entry.get("figures", {})
     if not (terms and isinstance(figures, dict)):
-        raise damaged(f"expected terms and figures in the entry of its epoch, got {terms!r} and {figures!r}")
+        raise damaged(f"expected terms and figures in its log entry, got {terms!r} and {figures!r}")
     for figure in (*terms.values(), *figures.values(), entry.get("images_per_second")):
         if not (isinstance(figure, int | float) and math.isfinite(figure)):
-            raise damaged(f"expected numbers in the entry of its epoch, got {figure!r}")
+            raise damaged(f"expected numbers in its log entry, got {figure!r}")
     for name in sorted(tensors.keys() | expected.keys()):
-        found, wanted = (_kind(group.get(name)) for group in (tensors, expected))
+        found, wanted = (_shape_and_dtype(group.get(name)) for group in (tensors, expected))
         if found != wanted:
             raise damaged(f"{name}: expected {wanted}, got {found}")
         if not tensors[name].isfinite().all():
             raise damaged(f"{name} holds NaN or infinity")
-        counted = name == "averaged" or (name.startswith("optimizer.") and name.endswith((".step", ".exp_avg_sq")))
-        if counted and tensors[name].min() < 0:
+        nonnegative = name == "averaged" or (name.startswith("optimizer.") and name.endswith((".step", ".exp_avg_sq")))
+        if nonnegative and tensors[name].min() < 0:
             raise damaged(f"{name}: expected no number below 0")
     return entry
 
 
-def _kind(tensor: Tensor | None) -> str:
+def _shape_and_dtype(tensor: Tensor | None) -> str:
     return "nothing" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}"
 
 
@@ -141,7 +142,7 @@ def read_log(path: Path, *, until: int) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except (ValueError, RecursionError):  # someone's edit must not stop a run
+        except (ValueError, RecursionError):  # an edited log must not stop a run
             continue
         if isinstance(entry, dict) and isinstance(entry.get("epoch"), int) and entry["epoch"] <= until:
             kept.append(entry)
@@ -149,12 +150,12 @@ def read_log(path: Path, *, until: int) -> list[dict[str, Any]]:
 
 
 def write_log(path: Path, settings: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
-    """One JSON object a line: the settings, then an entry for each epoch."""
+    """Write one JSON object per line: the settings, then an entry for each epoch."""
     atomic_write(path, "".join(json.dumps(line) + "\n" for line in ({"settings": settings}, *entries)))
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON, where tuples are lists."""
+def _as_read_back(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they come back from JSON, where tuples become lists."""
     return dict(json.loads(json.dumps(settings)))
 
 

@@ -1,4 +1,4 @@
-"""Several processes under torchrun, each with its share of every batch, or one by itself."""
+"""Training with several processes under torchrun, each with its share of every batch, or with a single one."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ..errors import TrainingError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among ``count``; ``rank`` 0 writes files and speaks."""
+    """This process and how many there are; ``rank`` 0 writes files and prints."""
 
     rank: int = 0
     count: int = 1
 
-    def part(self, indices: Sequence[int]) -> tuple[Sequence[int], float]:
+    def share(self, indices: Sequence[int]) -> tuple[Sequence[int], float]:
         """This process's images of a batch, and the weight of their mean in the mean over the batch.
 
-        Where there are fewer images than processes, some take an image with weight 0: a mean needs one.
+        If there are fewer images than processes, some processes take an image with weight 0: a mean needs at least one.
         """
         if self.count == 1:
             return indices, 1.0
-        low, high = (len(indices) * place // self.count for place in (self.rank, self.rank + 1))
+        low, high = (len(indices) * rank // self.count for rank in (self.rank, self.rank + 1))
         return (indices[low:high], (high - low) / len(indices)) if high > low else (indices[:1], 0.0)
 
     def wrapped(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The module, its gradients averaged over all processes where there are several."""
+        """The module, with gradients averaged over all processes if there are several."""
         if self.count == 1:
             return module
-        # A purifier may have weights that not every stage or recipe uses.
+        # A purifier may have weights that some epochs or recipes do not use.
         return nn.parallel.DistributedDataParallel(
             module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
         )
@@ -45,27 +45,27 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
-    def agreed(self, module: nn.Module) -> None:
-        """Give every process the weights and buffers of the first."""
+    def synchronise(self, module: nn.Module) -> None:
+        """Copy the weights and buffers of the first process to all others."""
         if self.count > 1:
             for tensor in module.state_dict().values():
                 distributed.broadcast(tensor, 0)
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.count > 1:
             distributed.barrier()
 
 
-def joined(device: torch.device) -> Processes:
-    """The processes that torchrun started, in one group; a single one without torchrun.
+def join_processes(device: torch.device) -> Processes:
+    """Join the processes that torchrun started into one group; without torchrun there is a single process.
 
-    Layers that see a whole batch, such as BatchNorm, see their own process's share.
+    Layers that use a whole batch, such as BatchNorm, see only their own process's share.
 
     Raises
     ------
     TrainingError
-        torchrun's variables are incomplete, or the processes do not find each other.
+        torchrun's variables are incomplete, or the processes cannot reach each other.
     """
     count = os.environ.get("WORLD_SIZE", "1")
     if count == "1":
@@ -77,10 +77,10 @@ def joined(device: torch.device) -> Processes:
             )
         except (ValueError, RuntimeError) as error:
             raise TrainingError(
-                f"{count} processes were started (WORLD_SIZE), but they do not find each other: {error}; start them "
+                f"{count} processes were started (WORLD_SIZE), but they cannot reach each other: {error}; start them "
                 "with torchrun, or unset WORLD_SIZE"
             ) from error
-        # Not after each training: a second group would read where the first one's processes listened.
+        # Leave at exit, not after each training: a second group would read the first one's stale addresses.
         atexit.register(_leave)
     return Processes(distributed.get_rank(), distributed.get_world_size())
 
@@ -91,10 +91,10 @@ def _leave() -> None:
 
 
 def own_device(device: str | torch.device) -> str | torch.device:
-    """``cuda`` under torchrun -> this process's GPU."""
+    """This process's GPU for ``cuda`` under torchrun, otherwise the device as given."""
     local = os.environ.get("LOCAL_RANK")
     if local is None or not str(device).startswith("cuda"):
         return device
     if str(device) != "cuda":
-        raise TrainingError(f"device: expected cuda under torchrun, which gives each process its own, got {device}")
+        raise TrainingError(f"device: expected cuda under torchrun, which gives each process its own GPU, got {device}")
     return f"cuda:{local}"

@@ -193,7 +193,7 @@ def test_eot_averages_the_joint_gradient_too(classifier):
 
 def test_a_score_without_gradient_and_a_route_without_one_are_errors(classifier):
     for route in ("exact", "bpda"):
-        with pytest.raises(GradientError, match=r"Deaf.score\(\) gives no gradient \(detach, no_grad\); make it"):
+        with pytest.raises(GradientError, match=r"Deaf.score\(\) has no gradient \(detach, no_grad\); make it"):
             target(classifier, Deaf, route).gradients_with_score(PIXELS, both)
     queries = target(classifier, Scoring, "none")
     with pytest.raises(GradientError, match="route none gives logits only"):
@@ -234,7 +234,7 @@ def test_a_selection_keeps_each_images_own_stream_and_the_counts(classifier):
 
 
 def test_images_that_left_without_select_are_named(classifier):
-    with pytest.raises(AuditError, match=r"made for 5 images, got 2; narrow the target with select"):
+    with pytest.raises(AuditError, match=r"expected noise for 2 images, got noise for 5; narrow the target with select"):
         target(classifier, Noisy, "exact")(PIXELS[:2])
 
 
@@ -262,7 +262,7 @@ def test_the_route_none_gives_logits_only(classifier):
 
 @pytest.mark.parametrize("route", ["exact", "bpda"])
 def test_a_classifier_without_gradients_has_no_white_box_route(route):
-    with pytest.raises(GradientError, match=r"needs gradients of the classifier, and blind gives none; give the torch"):
+    with pytest.raises(GradientError, match=r"needs gradients of the classifier, but blind has none; use the torch"):
         target(Blind(Preprocessing()), Square, route)
 
 
@@ -282,7 +282,7 @@ def test_routes_that_do_not_exist_are_errors(classifier):
 
 
 def test_a_purifier_that_cuts_its_gradient_is_caught(classifier):
-    with pytest.raises(GradientError, match="no gradient arrives along the route 'exact'"):
+    with pytest.raises(GradientError, match="no gradient reaches the pixels along the route 'exact'"):
         target(classifier, Detached, "exact").gradient(PIXELS, first_logit)
 
 

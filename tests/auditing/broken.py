@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from audit_stage import NoConfig
+from audit_helpers import NoConfig
 from purifier.seeding import SampleGenerator
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from audit_stage import COUNT, PGD, NearestMean
+from audit_helpers import COUNT, PGD, NearestMean
 from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
 from purifier.data.images import ImageData

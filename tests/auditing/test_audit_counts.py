@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import purifier
-from audit_stage import COUNT, PGD, Give, OnlySome, audit_quickly, comparable, correct, rows, worst
+from audit_helpers import COUNT, PGD, Give, OnlySome, audit_quickly, comparable, correct, rows, worst
 from purifier import Threat
 from purifier.auditing.audit import audit
 from purifier.auditing.statistics import wilson

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import purifier
-from audit_stage import COUNT, Give, NoConfig, Noisy, correct, printed, rows
+from audit_helpers import COUNT, Give, NoConfig, Noisy, correct, printed, rows
 from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
 from purifier.auditing.statistics import wilson
@@ -210,7 +210,7 @@ def test_a_damaged_detection_is_no_report(place, value, classifier, data, tmp_pa
     audit(guard(classifier, calibrated(Bright)), data, eps=0.1, attacks=("fgsm",), routes=("exact",), out=tmp_path)
     raw = json.loads((tmp_path / "report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps(damaged(raw, place, value)))
-    with pytest.raises(FileError, match="is not a whole report"):
+    with pytest.raises(FileError, match="is not a complete report"):
         AuditReport.load(tmp_path)
 
 
@@ -224,18 +224,18 @@ def test_the_table_shows_detection_and_says_what_it_is_worth(classifier, data, r
     for part in (
         f"fgsm exact {row.detection.fooled} {row.detection.auc.value:.3f} {row.detection.rejected.accuracy:.1%}",
         "along the exact route; here: joint:steps=5",
-        "calibrated to reject 10% of clean images on 400 images of fashion-mnist:train:400; here it rejects",
+        "calibrated on 400 images of fashion-mnist:train:400 to reject 10% of clean images; here it rejects",
         f"rejects {found.rows[1].detection.rejected.accuracy:.1%} [",
     ):
         assert part in detection
     assert "white-box" not in detection
     plain = " ".join(printed(report).split("detection, ")[1].split())
-    assert "none here (add joint): these attacks did not aim at it" in plain
-    assert "not calibrated, nothing is rejected" in plain and "rejected at" not in plain
+    assert "none here (add joint), so these attacks did not try to evade it" in plain
+    assert "not calibrated, so nothing is rejected" in plain and "rejected at" not in plain
     bpda = audit(guard(classifier, "bit-depth"), data, attacks=("joint:steps=2",))
     assert "here along bpda only: joint:steps=2" in " ".join(printed(bpda).split())
     clean = audit(guard(classifier, filter_), data, attacks=())
-    assert "calibrated to reject" in printed(clean) and "detection, " not in printed(clean)
+    assert "threshold: calibrated on" in printed(clean) and "detection, " not in printed(clean)
 
 
 def test_an_attack_that_errs_has_no_detection(classifier, data):
@@ -251,7 +251,7 @@ class Wide(Bright):
 
 
 def test_what_cannot_score_is_an_error_before_the_work(classifier, data):
-    with pytest.raises(PluginError, match=r"Wide must give scores \(2,\), it gave \(2, 784\)"):
+    with pytest.raises(PluginError, match=r"Wide must return scores \(2,\), got \(2, 784\)"):
         audit(guard(classifier, Wide()), data)
     bad = Bright()
     bad.provenance = {"calibration": {"fpr": math.inf}}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import purifier
-from audit_stage import COUNT, Give, NoConfig, OnlySome, audit_quickly, correct, printed, worst
+from audit_helpers import COUNT, Give, NoConfig, OnlySome, audit_quickly, correct, printed, worst
 from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
 from purifier.data.images import ImageData
@@ -21,13 +21,13 @@ from purifier.guards.guard import guard
     ("options", "error", "said"),
     [
         ({"routes": ("sideways",)}, ConfigError, "route must be one of exact, bpda, oblivious, none, got 'sideways'"),
-        ({"routes": ("none",)}, ConfigError, "attack 'fgsm' needs gradient and can follow exact, bpda, oblivious"),
+        ({"routes": ("none",)}, ConfigError, "attack 'fgsm' needs gradient: expected one of the routes exact, bpda, oblivious"),
         ({"attacks": ("fgsm", "fgsm")}, ConfigError, "attack 'fgsm' is given twice"),
         ({"attacks": "fgsm"}, ConfigError, r"expected a list of ATTACK specs, got 'fgsm'; write \['fgsm'\]"),
-        ({"attacks": (OnlySome(),), "norm": "l2"}, ConfigError, "attack 'OnlySome' works in linf, not in l2"),
+        ({"attacks": (OnlySome(),), "norm": "l2"}, ConfigError, "attack 'OnlySome' supports linf, not l2"),
         ({"attacks": ("fgms",)}, purifier.PurifierError, "no plugin 'fgms'; did you mean 'fgsm'"),
-        ({"eps": ()}, ConfigError, r"expected one budget or several different ones, got \(\)"),
-        ({"eps": (0.1, 0.1)}, ConfigError, "several different ones"),
+        ({"eps": ()}, ConfigError, r"expected one or more different budgets, got \(\)"),
+        ({"eps": (0.1, 0.1)}, ConfigError, "more different budgets"),
         ({"eps": 8}, ConfigError, "try 8/255"),
         ({"batch_size": 0}, ConfigError, "batch_size must be a whole number of at least 1, got 0"),
         ({"eot": 0}, ConfigError, "eot must be a whole number"),
@@ -36,9 +36,9 @@ from purifier.guards.guard import guard
         ({"probes": True}, ConfigError, "probes must be a whole number of at least 1, got True"),
         ({"device": "abacus"}, ConfigError, "device 'abacus' cannot be used"),
         ({"device": "meta"}, ConfigError, "weights moved there are lost"),
-        ({"eps": None}, ConfigError, "eps: expected one budget"),
+        ({"eps": None}, ConfigError, "eps: expected one or more different budgets"),
         ({"attacks": 3}, ConfigError, "expected a list of ATTACK specs, got 3"),
-        ({"preset": "quick", "attacks": ("fgsm",)}, ConfigError, "attack 'fgsm' is in the preset 'quick' already"),
+        ({"preset": "quick", "attacks": ("fgsm",)}, ConfigError, "attack 'fgsm' is already in the preset 'quick'"),
         ({"attacks": (5,)}, ConfigError, "expected ATTACK specs or attacks, got int"),
         ({"batch_size": 1.5}, ConfigError, "batch_size must be a whole number"),
     ],
@@ -51,7 +51,7 @@ def test_what_cannot_be_done_is_an_error_before_any_work(options, error, said):
 def test_data_that_does_not_fit_is_an_error(classifier, data):
     images, _ = data.batch(range(COUNT))
     many = ImageData("many", images, torch.arange(COUNT))
-    with pytest.raises(AuditError, match=r"many has labels up to 59, torch NearestMean has 10 logits"):
+    with pytest.raises(AuditError, match=r"many has labels up to 59, but torch NearestMean has 10 logits"):
         audit(guard(classifier, "identity"), many, attacks=())
     small = ImageData("small", images[:, :, :20, :20], torch.zeros(COUNT, dtype=torch.int64))
     with pytest.raises(AuditError, match=r"torch NearestMean fail on images \(2, 1, 20, 20\) of small"):
@@ -74,9 +74,9 @@ class Broken(purifier.Purifier):
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (lambda pixels: pixels[:1], r"must give images \(2, 1, 28, 28\), it gave \(1, 1, 28, 28\)"),
-        (lambda pixels: pixels.mul_(0.5), "leave its input as it is"),
-        (lambda pixels: pixels * float("nan"), "give NaN"),
+        (lambda pixels: pixels[:1], r"must return images \(2, 1, 28, 28\), got \(1, 1, 28, 28\)"),
+        (lambda pixels: pixels.mul_(0.5), "changed its input in place"),
+        (lambda pixels: pixels * float("nan"), "return NaN"),
         (lambda pixels: None, "fail on images"),
         (lambda pixels: [][0], "IndexError"),
     ],
@@ -87,7 +87,7 @@ def test_a_purifier_that_breaks_its_contract_is_named(act, said, classifier, dat
 
 
 def test_what_is_no_guard_or_no_data_is_an_error(classifier, data):
-    with pytest.raises(ConfigError, match=r"expected what purifier.guard\(\) returns, got NearestMean"):
+    with pytest.raises(ConfigError, match=r"audit: expected a guard, got NearestMean; make one with purifier.guard"):
         audit(classifier, data)
     with pytest.raises(ConfigError, match="expected ImageData or a DATA spec, got int"):
         audit(guard(classifier, "identity"), 5)
@@ -109,8 +109,8 @@ def test_an_unwritable_folder_is_found_before_the_work(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda x, y: x[:, :, 1:], r"attack 'Give:.*' must return images \(60, 1, 28, 28\), got \(60, 1, 27, 28\)"),
-        (lambda x, y: None, "must return images .*, got NoneType"),
+        (lambda x, y: x[:, :, 1:], r"attack 'Give:.*': expected images \(60, 1, 28, 28\), got \(60, 1, 27, 28\)"),
+        (lambda x, y: None, "expected images .*, got NoneType"),
         (lambda x, y: x * float("nan"), "attack 'Give:.*' returned NaN or infinity on the route"),
     ],
 )
@@ -133,5 +133,5 @@ def test_an_attack_that_fails_is_recorded_and_the_others_go_on(classifier, data,
     assert correct(found, model="guarded", attack="fgsm", route="exact") == worst(found, "guarded", "all")
     assert not any(case.complete for case in found.worst_case)
     shown = printed(found)
-    assert "error of Give" in shown and ": ValueError: no such luck" in shown and "upper bound only" in shown
+    assert "error in Give" in shown and ": ValueError: no such luck" in shown and "only an upper bound" in shown
     assert AuditReport.load(found.save(tmp_path)) == found

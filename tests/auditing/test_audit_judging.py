@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from audit_stage import (
+from audit_helpers import (
     COUNT,
     PGD,
     Masking,
@@ -134,7 +134,7 @@ def test_a_session_is_judged_as_it_runs_without_noise(onnx_classifier, data):
 
 def test_an_onnx_classifier_is_audited_clean_and_by_queries(onnx_classifier, data, report):
     guarded = guard(onnx_classifier, "blur")
-    with pytest.raises(GradientError, match=r"an ONNX model on \w+ gives none; give the torch module"):
+    with pytest.raises(GradientError, match=r"an ONNX model on \w+ has none; use the torch module"):
         audit(guarded, "npz:nowhere.npz", attacks=("pgd",))
     clean = audit(guarded, data, attacks=())
     assert [row.attack for row in clean.rows] == ["none", "none"] and not clean.worst_case

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import purifier
-from audit_stage import COUNT, NoConfig, Noisy, printed, rows
+from audit_helpers import COUNT, NoConfig, Noisy, printed, rows
 from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
 from purifier.auditing.report_versions import SCHEMA_VERSION
@@ -50,8 +50,8 @@ def test_a_report_names_the_checkpoint(classifier, data, tmp_path):
         ("{", "report.json is not JSON"),
         ("[]", "expected a report of schema version 1 to 4, got None"),
         ('{"schema_version": 99}', "expected a report of schema version 1 to 4, got 99"),
-        ('{"schema_version": 1}', "is not a whole report"),
-        ('{"schema_version": 3, "rows": 3}', "is not a whole report"),
+        ('{"schema_version": 1}', "is not a complete report"),
+        ('{"schema_version": 3, "rows": 3}', "is not a complete report"),
     ],
 )
 def test_a_file_that_is_no_report_is_an_error(content, said, tmp_path):

@@ -132,7 +132,7 @@ def test_a_random_guards_luck_raises_nothing():
 def test_more_budget_must_not_leave_more():
     rows = [WHITE, row("pgd", "exact", right(range(80)), eps=0.2), row("pgd", "exact", right(range(9)), eps=0.4)]
     (flag,) = compare([clean(), *rows], "exact")
-    assert flag == Flag("not-monotone", "guarded: 20 of 200 images more are right at linf 0.2 than at linf 0.1")
+    assert flag == Flag("not-monotone", "guarded: 20 more of 200 images are right at linf 0.2 than at linf 0.1")
 
 
 def test_budgets_are_compared_by_the_attacks_they_share():
@@ -156,7 +156,7 @@ def test_more_work_must_change_nothing(weak, strong, raises):
     rows = [clean(), row(weak, "exact", right(range(60))), row(strong, "exact", right(range(40)))]
     found = compare(rows, "exact")
     assert [flag.name for flag in found] == ["not-converged"] * raises
-    assert all(f"{strong} exact linf 0.1 leaves 20 of 200 images fewer right than {weak}" in f.evidence for f in found)
+    assert all(f"{strong} exact linf 0.1 leaves 20 fewer of 200 images right than {weak}" in f.evidence for f in found)
 
 
 def test_only_the_last_doubling_counts():

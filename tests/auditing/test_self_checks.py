@@ -120,7 +120,7 @@ def test_each_threat_is_probed_and_told(classifier, data):
 def test_the_evidence_is_in_figures(classifier, data):
     control = next(control for control in CONTROLS if control.name == "rounded, exact")
     zero, unbounded = raised(*control.make(classifier, None), data)
-    assert zero.evidence == "32 of 32 images have no other number in it (exact)"
+    assert zero.evidence == "the gradient of 32 of 32 images is zero everywhere (exact)"
     assert "at linf 0.5 (exact) leaves 29 of 32 images right, chance 25.0%" in unbounded.evidence
 
 

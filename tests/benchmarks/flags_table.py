@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "auditing"))
 
 import purifier
-from audit_stage import NearestMean
+from audit_helpers import NearestMean
 from broken import CONTROLS
 from purifier.data.loading import load_data
 from purifier.guards.module import GuardedModule

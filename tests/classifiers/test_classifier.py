@@ -135,7 +135,7 @@ def test_weights_that_do_not_fit(folder: Path) -> None:
     save_file({"head.weight": torch.zeros(10, 3)}, "w.safetensors")
     with pytest.raises(ClassifierError, match="w.safetensors does not fit Net"):
         load_classifier("acme_models:make", weights="w.safetensors")
-    with pytest.raises(SpecError, match="--weights goes with package.module:factory"):
+    with pytest.raises(SpecError, match="--weights needs package.module:factory"):
         load_classifier("net.onnx", weights="w.safetensors")
     with pytest.raises(CheckpointError, match="no file"):
         load_classifier("acme_models:make", weights="absent.pt")
@@ -147,7 +147,7 @@ def test_logits_are_found_in_every_return_value() -> None:
         assert torch.equal(logits_of(output), logits)
     assert torch.equal(logits_of((torch.arange(2), logits[:, :, None, None])), logits)
     for output in (torch.rand(2), torch.rand(2, 10, 2), torch.ones(2, 10, dtype=torch.int64), {}, None, (), "x"):
-        with pytest.raises(ClassifierError, match=r"must give logits, floats \(N, K\)"):
+        with pytest.raises(ClassifierError, match=r"must return logits, floats \(N, K\)"):
             logits_of(output)
 
 

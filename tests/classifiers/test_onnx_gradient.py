@@ -88,7 +88,7 @@ def test_a_wrong_adjoint_is_an_error(monkeypatch):
         return model
 
     monkeypatch.setattr(onnx_ad, "reverse", wrong)
-    with pytest.raises(ConfigError, match=r"off by \d+% from finite differences, expected at most 5%: give the torch"):
+    with pytest.raises(ConfigError, match=r"off by \d+% from finite differences, expected at most 5%; give the torch"):
         OnnxGradientClassifier(linear(), Preprocessing())
 
 

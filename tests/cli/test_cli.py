@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -224,3 +225,13 @@ def test_shipped_images_are_the_first_of_the_real_test_set(fashion) -> None:
     demo = load_data("demo")
     for shipped, real in zip(demo.batch(range(300)), fashion.batch(range(300)), strict=True):
         assert (shipped == real).all()
+
+
+def test_a_closed_pipe_is_exit_code_141() -> None:
+    # No reader: the first write fails.
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "purifier", "list"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=120, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -144,7 +144,7 @@ def test_a_raised_flag_makes_it_inconclusive_and_says_why(command, folder):
         "give the classifier without its softmax",
     ):
         assert part in " ".join(shown.split())
-    assert "inconclusive: robustness is at most what stands here" in shown
+    assert "inconclusive: robustness is at most as shown here" in shown
     report = json.loads((folder / "found" / "report.json").read_text())
     assert "probabilities" in [flag["name"] for flag in report["flags"]]
 
@@ -170,7 +170,7 @@ def test_a_gate_that_failed_is_no_less_so_for_a_flag(command, folder):
 def test_a_gate_wants_a_white_box_attack(command, folder):
     code, shown, _ = command(*arguments(attack="noise", fail_under=0))
     assert code == 3
-    assert "gate open, linf 0.1: no white-box attack ran" in shown
+    assert "gate undecided, linf 0.1: no white-box attack ran" in shown
 
 
 def test_a_preset_is_run_and_kept_in_the_stored_command(command, folder):
@@ -213,9 +213,9 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
         ({"eps": "8"}, "at most 1 for linf (pixels are in [0, 1]), got 8.0; try 8/255"),
         ({"norm": "l7"}, "l7"),
         ({"route": "back"}, "error: route must be one of exact, bpda, oblivious, none, got 'back'"),
-        ({"attack": "joint:confidence=no"}, "option 'confidence' expected float, got 'no'"),
+        ({"attack": "joint:confidence=no"}, "option 'confidence': expected float, got 'no'"),
         ({"preset": "hard"}, "error: preset must be one of quick, standard, thorough, got 'hard'"),
-        ({"fail_under": 50}, "error: a gate is a share of images in [0, 1], such as 0.5, got 50.0"),
+        ({"fail_under": 50}, "error: gate: expected a share of images in [0, 1], such as 0.5, got 50.0"),
         ({"attack": "none", "fail_under": 0.5}, "error: --fail-under needs an attack on the guard"),
         ({"attack": "foolbox:LinfPDG"}, "LinfPGD"),
         ({"attack": "pgd:40"}, "error: cannot read '40' in 'pgd:40': expected NAME:key=value"),
@@ -225,7 +225,7 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
         ({"out": "cli_audit_model.py/deep/er"}, "error: cannot write cli_audit_model.py/deep/er"),
         ({"input": "7"}, "got position 7"),
         ({"input": ""}, "error: --input: expected a position such as 1 or a name such as pixel_values, got nothing"),
-        ({"preprocessing": "mean=bright"}, "option 'mean' expected numbers"),
+        ({"preprocessing": "mean=bright"}, "option 'mean': expected numbers"),
         ({"classifier": "cli_audit_model:absent"}, "error: MODEL 'cli_audit_model:absent' failed"),
     ],
 )

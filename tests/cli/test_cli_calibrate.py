@@ -79,11 +79,11 @@ def test_any_purifier_can_be_calibrated_into_a_new_file(spec: str, command: Comm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["blur", "--data", "demo"], "'blur' is no checkpoint file that could be changed; say with --out"),
-        (["demo", "--data", "demo"], "'demo' is no checkpoint file"),
+        (["blur", "--data", "demo"], "CKPT: expected a checkpoint file, got 'blur'; name the checkpoint to write with --out"),
+        (["demo", "--data", "demo"], "expected a checkpoint file, got 'demo'"),
         (["nowhere.safetensors", "--data", "demo"], "no file nowhere.safetensors"),
         (["CKPT", "--data", "demo:10"], "fpr 0.05 needs at least 19 clean images, got 10"),
-        (["CKPT", "--data", "demo", "--fpr", "5"], "fpr: expected a share above 0 and below 1"),
+        (["CKPT", "--data", "demo", "--fpr", "5"], "fpr: expected a rate above 0 and below 1"),
         (["CKPT", "--data", "demo", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["CKPT", "--data", "npz:nowhere.npz"], "no file nowhere.npz"),
     ],

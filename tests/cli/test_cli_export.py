@@ -47,7 +47,7 @@ def test_the_image_input_is_chosen_where_several_can_be(
     given = ("export", "--classifier", source, "--purifier", "blur:sigma=2", "--out", path)
     code, _, errors = command(*given)
     assert code == 2
-    assert "say which with input= (on the command line --input)" in errors
+    assert "choose one with input= (--input on the command line)" in errors
     assert command(*given, "--input", input)[0] == 0
     pixels = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -60,7 +60,7 @@ def test_the_image_input_is_chosen_where_several_can_be(
     [
         ("--image-shape", "28x28", "--image-shape: expected CxHxW such as 1x28x28, got '28x28'"),
         ("--preprocessing", "means=0.5", "--preprocessing has no option 'means'"),
-        ("--preprocessing", "mean=grey", "option 'mean' expected"),
+        ("--preprocessing", "mean=grey", "option 'mean': expected"),
         ("--classifier", "nowhere.onnx", "no file nowhere.onnx"),
         ("--input", "photo", "the classifier has no input 'photo'; its inputs: 0: images"),
     ],
@@ -96,7 +96,7 @@ def test_rejection_and_noise_on_the_command_line(command: Callable[..., tuple[in
     assert np.isfinite(logits[1]).all()
     for options, message in (
         (["--on-reject", "panic"], "on_reject must be one of ignore"),
-        (["--abstain", "1"], "abstain goes with on_reject='abstain'"),
+        (["--abstain", "1"], "abstain needs on_reject='abstain'"),
         (["--noise", "input"], "Blur draws nothing"),
     ):
         code, _, errors = command(*given, *options)

@@ -25,7 +25,7 @@ def test_a_line_an_image_and_a_picture(command: Command, tmp_path: Path) -> None
     scores = purifier.load("demo").score(load_data("demo").batch([3, 4])[0]).tolist()
     assert lines[1:3] == [f"demo:3-5[{n}]      {score:.4g}" for n, score in enumerate(scores)]
     assert re.fullmatch(r"plain \[red\]\.png  \d[\d.]+", lines[0])
-    assert lines[3].startswith("not calibrated: to know what to reject, run `purifier calibrate ")
+    assert lines[3].startswith("not calibrated: to find a threshold, run `purifier calibrate ")
     assert lines[4:] == [f"picture {out}"]
     with Image.open(out) as picture:
         assert picture.format == "PNG"

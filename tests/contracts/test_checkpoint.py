@@ -77,19 +77,19 @@ def test_damaged_and_foreign_files(checkpoint: Path, tmp_path: Path) -> None:
 def test_metadata_that_does_not_fit(checkpoint: Path) -> None:
     config = dataclasses.asdict(purifier.load(checkpoint).config)
     for changes, error, message in [
-        ({"format": 99}, CheckpointError, "has checkpoint format 99, this version reads 1"),
+        ({"format": 99}, CheckpointError, "expected checkpoint format 1, got 99"),
         ({"plugin": "acme"}, PluginError, "no plugin 'acme'"),
         (
             {"config": {**config, "latent": 16}},
             CheckpointError,
             r"does not fit plugin 'vae'[\s\S]*size mismatch",
         ),
-        ({"plugin": "blur", "config": {"sigma": 10**400}}, CheckpointError, "'sigma' expected float"),
+        ({"plugin": "blur", "config": {"sigma": 10**400}}, CheckpointError, "'sigma': expected float"),
         ({"config": {**config, "width": 3}}, CheckpointError, "no option 'width'"),
-        ({"config": None}, CheckpointError, "'config' expected dict, got None"),
-        ({"config": [1]}, CheckpointError, r"'config' expected dict, got \[1\]"),
-        ({"plugin": 7}, CheckpointError, "'plugin' expected str, got 7"),
-        ({"format": [1]}, CheckpointError, r"'format' expected int, got \[1\]"),
+        ({"config": None}, CheckpointError, "'config': expected dict, got None"),
+        ({"config": [1]}, CheckpointError, r"'config': expected dict, got \[1\]"),
+        ({"plugin": 7}, CheckpointError, "'plugin': expected str, got 7"),
+        ({"format": [1]}, CheckpointError, r"'format': expected int, got \[1\]"),
         ({"config": {**config, "channels": 10**9}}, CheckpointError, "weights, expected at most"),
         # Could be allocated, by somebody with the memory.
         ({"config": {**config, "channels": 3000}}, CheckpointError, r"does not fit[\s\S]*size mismatch"),
@@ -117,7 +117,7 @@ def test_a_checkpoint_can_be_read_by_others_as_the_umask_says(checkpoint: Path) 
 
 
 def test_a_guard_is_no_purifier(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a purifier, got GuardedModule; of a guard, save its .purifier"):
+    with pytest.raises(ConfigError, match="expected a purifier, got GuardedModule; for a guard, save its .purifier"):
         purifier.save(purifier.guard("demo", "demo"), tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 

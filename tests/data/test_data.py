@@ -111,9 +111,9 @@ def test_a_range_is_pythons(spec: str, whole: str, places: list[int]) -> None:
         ("fashion-mnist:test:7-7", "0 <= start < stop, such as 0-100, got 7-7; the first image is 0"),
         ("demo:-2-3", "0 <= start < stop, such as 0-100, got -2-3"),
         ("demo:-3--1", "got -3--1"),
-        ("demo:299-301", "asked for images 299-301, there are 300"),
-        ("demo:0-301", "asked for 301 images, there are 300"),
-        ("fashion-mnist:10000-10001", "asked for images 10000-10001, there are 10000"),
+        ("demo:299-301", "asked for images 299-301, but there are only 300"),
+        ("demo:0-301", "asked for 301 images, but there are only 300"),
+        ("fashion-mnist:10000-10001", "asked for images 10000-10001, but there are only 10000"),
         ("demo:3-", "cannot read DATA 'demo:3-'"),
         ("demo:1-2-3", "cannot read DATA"),
         ("demo:a-b", "demo[:count|:start-stop]"),
@@ -142,7 +142,7 @@ def test_root_goes_before_the_environment(alone: Path, monkeypatch: pytest.Monke
     assert load_data("fashion-mnist", root=alone).labels.tolist() == [1, 1]
     write_fashion(alone, labels=(2, 2))
     assert load_data("fashion-mnist", root=alone).labels.tolist() == [2, 2]
-    with pytest.raises(SpecError, match="asked for 3 images, there are 2"):
+    with pytest.raises(SpecError, match="asked for 3 images, but there are only 2"):
         load_data("fashion-mnist:test:3", root=alone)
 
 
@@ -166,7 +166,7 @@ def test_damaged_idx(alone: Path) -> None:
     with pytest.raises(DataError, match="expected a label for each of 2 images, got 3"):
         load_data("fashion-mnist:test:2", root=alone)
     write_fashion(alone, labels=(1, 10))
-    with pytest.raises(DataError, match="expected labels of 0 to 9, got 1 to 10"):
+    with pytest.raises(DataError, match="expected labels from 0 to 9, got 1 to 10"):
         load_data("fashion-mnist", root=alone)
 
 
@@ -234,7 +234,7 @@ LABELS = np.array([0, 1])
     [
         ({"images": IMAGES}, "has no array 'labels'"),
         ({"labels": LABELS}, "has no array 'images'"),
-        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "no images, got (0, 1, 4, 4)"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected at least one image, got (0, 1, 4, 4)"),
         ({"images": IMAGES * np.nan, "labels": LABELS}, "expected float images in [0, 1], got [nan, nan]"),
         ({"images": IMAGES * 4, "labels": LABELS}, "expected float images in [0, 1], got [2, 2]"),
         ({"images": IMAGES - 1, "labels": LABELS}, "got [-0.5, -0.5]"),
@@ -246,7 +246,7 @@ LABELS = np.array([0, 1])
         ({"images": IMAGES, "labels": np.array(1)}, "expected labels (N,) of integers, got ()"),
         ({"images": np.array(0.5), "labels": LABELS}, "expected images (N, H, W)"),
         ({"images": np.zeros((2, 4, 4, 4)), "labels": LABELS}, "with 1 or 3 channels, got (2, 4, 4, 4)"),
-        ({"images": np.zeros((2, 3, 4, 3)), "labels": LABELS}, "which side is the channels?"),
+        ({"images": np.zeros((2, 3, 4, 3)), "labels": LABELS}, "cannot tell which side is the channels"),
         ({"images": np.array([IMAGES, None], dtype=object), "labels": LABELS}, "allow_pickle=False"),
     ],
 )

@@ -39,7 +39,7 @@ def locked() -> Iterator[Path]:
 
 def test_folder_without_permission(locked: Path) -> None:
     for spec in (f"folder:{locked}", f"folder:{locked / 'b'}", f"npz:{locked / 'b' / 'deep' / 'x.png'}"):
-        with pytest.raises(DataError, match=r"cannot read .*deep.*: Permission denied; give data that you may read"):
+        with pytest.raises(DataError, match=r"cannot read .*deep.*: Permission denied; give data that you can read"):
             load_data(spec)
 
 
@@ -97,5 +97,5 @@ def test_folder_image_truncated_after_its_header(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:1000])
     data = load_data(f"folder:{tmp_path}")
-    with pytest.raises(DataError, match=r"cannot read image .*x\.png.*mend or remove it"):
+    with pytest.raises(DataError, match=r"cannot read image .*x\.png.*fix or remove it"):
         data.batch([0])

@@ -74,9 +74,9 @@ def test_other_preprocessing_is_an_error() -> None:
         ({"channels": "GBR"}, "channels must be RGB or BGR"),
         ({"std": (0.0,)}, "std must be positive"),
         ({"scale": -1.0}, "scale and std must be positive"),
-        ({"mean": (1.0, 2.0), "std": (1.0,)}, "one length"),
+        ({"mean": (1.0, 2.0), "std": (1.0,)}, "same length"),
         ({"dtype": "uint8"}, "takes scale=255"),
-        ({"mean": 0.5}, "mean must be a tuple of numbers, one a channel, up to 1e6, got 0.5"),
+        ({"mean": 0.5}, "mean must be a tuple of numbers, one per channel, up to 1e6, got 0.5"),
         ({"std": ("a",)}, "std must be a tuple of numbers"),
         ({"mean": (float("nan"),)}, "mean must be"),
         ({"scale": float("inf")}, "scale must be a number, up to 1e6, got inf"),
@@ -142,5 +142,5 @@ def test_what_can_be_0_to_255_passes(given: torch.Tensor) -> None:
 
 
 def test_wrong_number_of_channels_for_the_mean() -> None:
-    with pytest.raises(PixelError, match="3 means or stds for images of 1 channels"):
+    with pytest.raises(PixelError, match="expected 1 means or stds for images .*, got 3"):
         Preprocessing(mean=(0.1, 0.2, 0.3)).to_classifier(torch.zeros(1, 1, 2, 2))

@@ -109,7 +109,7 @@ def test_the_image_may_be_any_argument(place: int | str, images) -> None:
     assert torch.equal(guarded(mask, pixels), expected)
     assert torch.equal(guarded(mask, image=pixels), expected)
     assert torch.equal(guarded(mask=mask, image=pixels), expected)
-    with pytest.raises(PixelError, match="image: expected the image as a tensor, got nothing"):
+    with pytest.raises(PixelError, match="image: expected an image tensor, got nothing"):
         guarded(mask)
 
 

@@ -40,7 +40,7 @@ def net() -> Net:
         (torch.rand(1, 28, 28), r"got \(1, 28, 28\)"),
         (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "expected float32 images, got torch.uint8"),
         (torch.zeros(2, 1, 28, 28, dtype=torch.int64), "expected float32 images, got torch.int64"),
-        ("file.png", "expected the image as a tensor, got str"),
+        ("file.png", "expected an image tensor, got str"),
     ],
 )
 def test_images_that_cannot_be_right(net: Net, image: object, message: str) -> None:
@@ -66,7 +66,7 @@ class Halving(purifier.Purifier):
 
 
 def test_a_purifier_that_loses_images_is_named(net: Net, images) -> None:
-    with pytest.raises(PluginError, match=r"must give images \(64, 1, 28, 28\), it gave \(32, 1, 28, 28\)"):
+    with pytest.raises(PluginError, match=r"must return images \(64, 1, 28, 28\), got \(32, 1, 28, 28\)"):
         purifier.guard(net, Halving(NoConfig()))(images[0])
 
 
@@ -90,7 +90,7 @@ def test_an_empty_batch_gives_an_empty_result(net: Net) -> None:
         (
             (nn.Flatten(), "identity"),
             {"providers": []},
-            "no option 'providers' for this classifier; its options: seed, check",
+            "providers: this option is for an ONNX classifier, got",
         ),
         ((nn.Flatten(), "identity"), {"preprocessing": 255}, "preprocessing: expected"),
     ],
@@ -101,5 +101,5 @@ def test_guards_that_cannot_be(arguments: tuple, options: dict, message: str) ->
 
 
 def test_a_guard_is_not_guarded_again(net: Net) -> None:
-    with pytest.raises(ConfigError, match="guarded already"):
+    with pytest.raises(ConfigError, match="already guarded"):
         purifier.guard(purifier.guard(net, "identity"), "identity")

@@ -12,7 +12,6 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import purifier
-import purifier.onnx.guarded
 from purifier.contracts.purifier import Purifier
 from purifier.data.pixels import Preprocessing
 from purifier.errors import ClassifierError, ConfigError, PixelError, PluginError
@@ -21,15 +20,6 @@ from purifier.onnx.runtime import CPU, open_session
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
 KERNEL = np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_export_a_graph():
-    """Exporting takes seconds, and many tests here guard with the same purifier."""
-    with pytest.MonkeyPatch.context() as patch:
-        export = functools.cache(purifier.onnx.guarded.purifier_graph)
-        patch.setattr(purifier.onnx.guarded, "purifier_graph", export)
-        yield
 
 
 @functools.cache
@@ -192,7 +182,7 @@ def test_lists_tensors_and_ort_values_are_images_too() -> None:
 
 def test_a_purifier_for_other_images_is_an_error() -> None:
     vae = purifier.load("vae:image_shape=1x28x28")
-    with pytest.raises(ConfigError, match=r"Vae purifies images \(1, 28, 28\), the classifier takes \(3, 8, 8\)"):
+    with pytest.raises(ConfigError, match=r"Vae purifies images \(1, 28, 28\), but the classifier takes \(3, 8, 8\)"):
         GuardedSession(classifier(), vae)
 
 
@@ -207,7 +197,7 @@ def test_a_purifiers_size_is_checked_where_the_classifier_leaves_it_free() -> No
 
 def test_preprocessing_must_agree_with_the_inputs_type() -> None:
     uint8 = classifier(TensorProto.UINT8)
-    with pytest.raises(ConfigError, match="says float16, but the classifier's input 'photo' takes float32"):
+    with pytest.raises(ConfigError, match="expected dtype=float32, which the classifier's input 'photo' takes, got float16"):
         GuardedSession(classifier(), load("identity"), preprocessing=Preprocessing(dtype="float16"))
     with pytest.raises(ConfigError, match="uint8 classifier takes scale=255"):
         GuardedSession(uint8, load("identity"), preprocessing=Preprocessing())
@@ -216,7 +206,7 @@ def test_preprocessing_must_agree_with_the_inputs_type() -> None:
 def test_a_classifier_onnxruntime_rejects_is_an_error() -> None:
     model = classifier()
     model.graph.node[1].op_type = "Magic"
-    with pytest.raises(ClassifierError, match=r"cannot (be brought|open it|bring it)"):
+    with pytest.raises(ClassifierError, match=r"cannot (be read|open it|convert)"):
         GuardedSession(model, load("identity"))
 
 
@@ -238,7 +228,7 @@ class TwoAtATime(Purifier):
 
 @pytest.mark.parametrize("kind", [Branching, TwoAtATime])
 def test_an_unexportable_purifier_is_an_error_naming_it(kind: type[Purifier]) -> None:
-    with pytest.raises(PluginError, match=f"{kind.__name__} cannot be exported to ONNX: "):
+    with pytest.raises(PluginError, match=rf"{kind.__name__} cannot be exported to ONNX \("):
         GuardedSession(classifier(), kind(kind.Config()))
 
 

@@ -19,7 +19,7 @@ from purifier.data.pixels import Preprocessing
 from purifier.onnx.front import PurifierFront
 from purifier.onnx.torch_export import export_module
 from purifier.rejection.policy import rejection_of
-from scoring import Classes, calibrated
+from scoring_purifiers import Classes, calibrated
 
 EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir")
 

@@ -263,7 +263,7 @@ def test_no_trace_of_the_exporting_machine_is_left() -> None:
 
 
 def test_score_cannot_be_added_twice() -> None:
-    with pytest.raises(ClassifierError, match="'purifier_score' already; rename it, or guard it without score=True"):
+    with pytest.raises(ClassifierError, match="'purifier_score'; rename it, or guard it without score=True"):
         guarded(guarded(linear(), score=True), score=True)
 
 

@@ -16,25 +16,16 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import purifier
-import purifier.onnx.guarded
 from onnx_models import FLOAT, model_of
 from purifier.contracts.purifier import Purifier
 from purifier.errors import ClassifierError, ConfigError, ExportError, RejectedError
 from purifier.guards.exporting import export
 from purifier.guards.guard import guard
 from purifier.rejection.calibration import CALIBRATION_KEY
-from scoring import Bright, Classes, calibrated, dark_and_bright
+from scoring_purifiers import Bright, Classes, calibrated, dark_and_bright
 
 PIXELS, REJECTED = dark_and_bright(), np.array([False, True, False, True, True, False])
 WEIGHT = np.random.default_rng(5).normal(size=(784, 10)).astype(np.float32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_export_a_graph():
-    """Exporting takes seconds, and many tests here guard with the same purifier."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(purifier.onnx.guarded, "purifier_graph", functools.cache(purifier.onnx.guarded.purifier_graph))
-        yield
 
 
 @functools.cache
@@ -192,7 +183,7 @@ def test_images_without_a_score_are_errors() -> None:
 
 
 def test_classes_that_do_not_fit() -> None:
-    with pytest.raises(ConfigError, match="abstain: the classifier has 10 classes, expected 0 to 9, got 10"):
+    with pytest.raises(ConfigError, match="abstain: expected a class from 0 to 9, got 10"):
         guard(classifier(), bright(), on_reject="abstain", abstain=10)
     with pytest.raises(ClassifierError, match="'scores' has, which abstain=3 needs; leave abstain out"):
         guard(classifier(declared="K"), bright(), on_reject="abstain", abstain=3)
@@ -203,7 +194,7 @@ def test_classes_that_do_not_fit() -> None:
         def classify(self, pixels: Tensor) -> Tensor:
             return super().classify(pixels)[:, :5]
 
-    with pytest.raises(ConfigError, match="the purifier knows 5 classes, the classifier 10"):
+    with pytest.raises(ConfigError, match="the purifier has 5 classes, but the classifier has 10"):
         guard(classifier(), calibrated(Five()), on_reject="reclassify")
 
 
@@ -216,7 +207,7 @@ def test_a_classifier_without_logits() -> None:
 
 
 def test_a_name_that_is_taken() -> None:
-    with pytest.raises(ClassifierError, match="a value called 'purifier_rejected' already; rename it"):
+    with pytest.raises(ClassifierError, match="already has a value called 'purifier_rejected'; rename it"):
         guard(classifier(name="purifier_rejected"), bright(), on_reject="flag")
 
 

@@ -19,7 +19,7 @@ from purifier.errors import ClassifierError, ConfigError
 from purifier.guards.exporting import export
 from purifier.guards.guard import guard
 from purifier.seeding import SampleGenerator
-from scoring import Bright, BrightConfig, Random, calibrated, dark_and_bright
+from scoring_purifiers import Bright, BrightConfig, Random, calibrated, dark_and_bright
 
 PIXELS, REJECTED = dark_and_bright()[:, :, 10:18, 10:18], np.array([False, True, False, True, True, False])
 SIZE = BrightConfig((1, 8, 8))
@@ -102,7 +102,7 @@ def test_noise_of_images_of_any_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("onnx_file", [False, True])
 def test_noise_of_a_purifier_without_any(onnx_file: bool, tmp_path: Path) -> None:
     guarded = guard(classifier() if onnx_file else Net(), Bright(SIZE))
-    with pytest.raises(ConfigError, match="noise='input': Bright draws nothing, its result is always the same"):
+    with pytest.raises(ConfigError, match="noise='input': Bright draws no noise, its result is always the same"):
         export(guarded, tmp_path / "guarded.onnx", noise="input")
     with pytest.raises(ConfigError, match="noise: expected 'mean' or 'input', got 'none'"):
         export(guarded, tmp_path / "guarded.onnx", noise="none")
@@ -114,10 +114,10 @@ def test_noise_that_is_no_float(tmp_path: Path) -> None:
         def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor:
             return super().draw(pixels, generator) > 0
 
-    with pytest.raises(ConfigError, match="Coin draws torch.bool; only floats can be an input"):
+    with pytest.raises(ConfigError, match="expected float noise, got torch.bool from Coin"):
         export(guard(Net(), Coin(SIZE)), tmp_path / "guarded.onnx", noise="input")
 
 
 def test_a_name_that_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(ClassifierError, match="'purifier_noise' already; rename it, or guard it without noise"):
+    with pytest.raises(ClassifierError, match="'purifier_noise'; rename it, or guard it without noise"):
         export(guard(classifier("purifier_noise"), Random(SIZE)), tmp_path / "guarded.onnx", noise="input")

@@ -35,7 +35,7 @@ def test_one_image_input_is_found_and_several_must_be_chosen_from() -> None:
         ClassifierError, match=r"^2 of .* inputs can be images: 0: left float32 \(N, 3, 8, 8\), 1: .*--input"
     ):
         image_input(two_images(), None)
-    with pytest.raises(ClassifierError, match=r"^none of .* can be images: 0: ids int64 \(N\); expected one of floats"):
+    with pytest.raises(ClassifierError, match=r"^none of .* can be images: 0: ids int64 \(N\); expected a float or uint8 input"):
         image_input(no_images(), None)
     assert image_input(two_images(), 0).name == "left"
     assert image_input(two_images(), "right").position == 1
@@ -48,7 +48,7 @@ def test_one_image_input_is_found_and_several_must_be_chosen_from() -> None:
         ("middle", "no input 'middle'; its inputs: 0: left"),
         (2, "no input at position 2"),
         (-1, "no input at position -1"),
-        (0, r"left int64 \(N, 3, 8, 8\) takes no images: expected float or uint8 with 4 dimensions"),
+        (0, r"expected float or uint8 images with 4 dimensions, got left int64 \(N, 3, 8, 8\)"),
     ],
 )
 def test_an_impossible_choice_of_input_is_an_error(chosen: int | str, message: str) -> None:
@@ -109,11 +109,11 @@ def inside_a_branch(node: onnx.NodeProto) -> ModelProto:
     [
         (with_external_data(), "keeps 'weight' in another file.*save it in one file"),
         (with_sparse_weights(), "stores 'weight' as a sparse tensor.*save it with dense weights"),
-        (with_node("Magic", ["images"], "wizard"), "uses wizard.Magic, which is no operator of ONNX"),
+        (with_node("Magic", ["images"], "wizard"), "uses wizard.Magic, which is not an operator of ONNX"),
         (with_node("EPContext", ["images"], "com.microsoft"), "EPContext node.*compiled from"),
-        (with_node("ConstantOfShape", ["giant"]), r"ConstantOfShape '' makes 6.87e\+10 elements.*not opened"),
-        (with_node("Expand", ["images", "giant"]), "Expand '' makes"),
-        (with_node("RandomNormal", [], shape=[2**36]), "RandomNormal '' makes"),
+        (with_node("ConstantOfShape", ["giant"]), r"ConstantOfShape '' creates 6.87e\+10 elements.*not opened"),
+        (with_node("Expand", ["images", "giant"]), "Expand '' creates"),
+        (with_node("RandomNormal", [], shape=[2**36]), "RandomNormal '' creates"),
         (inside_a_branch(helper.make_node("ConstantOfShape", ["giant"], ["extra"])), "ConstantOfShape"),
         (inside_a_branch(helper.make_node("Magic", [], ["extra"], domain="wizard")), "wizard.Magic"),
         (ModelProto(), "is not an ONNX model"),
@@ -142,7 +142,7 @@ def test_missing_and_damaged_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ClassifierError, match="damaged or not ONNX"):
         load_onnx(path)
     path.write_bytes(content.replace(b"classifier", b"\xff" * 10))
-    with pytest.raises(ClassifierError, match="damaged .its graph's name is no text"):
+    with pytest.raises(ClassifierError, match="damaged .its graph's name is not text"):
         load_onnx(path)
     path.write_bytes(b"")
     with pytest.raises(ClassifierError, match="not an ONNX model"):

@@ -37,7 +37,7 @@ def test_a_malformed_graph_is_an_error(change: str) -> None:
         inputs=[("image", FLOAT, ["N", 3, 8, 8])],
         outputs=[("purified", FLOAT, ["N", 3, 8, 8])],
     )
-    with pytest.raises(ClassifierError, match=r"cannot be read as a graph: .+; see what onnx.checker"):
+    with pytest.raises(ClassifierError, match=r"cannot be read as a graph \(.+\); run onnx.checker"):
         graft(front, malformed(change), "images")
 
 

@@ -41,7 +41,7 @@ def test_a_provider_asked_for_and_not_had_is_an_error_naming_both() -> None:
     if runtime.CUDA not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime is built without CUDA")
     with pytest.raises(
-        ConfigError, match="asked for CUDAExecutionProvider, but ONNX Runtime gave CPUExecutionProvider"
+        ConfigError, match="expected CUDAExecutionProvider, got CPUExecutionProvider from ONNX Runtime"
     ):
         runtime.open_session(model(), providers=[runtime.CUDA, runtime.CPU])
 
@@ -64,7 +64,7 @@ def test_a_provider_that_does_not_exist_is_an_error_naming_those_that_do() -> No
     "source", [b"not a model", model("Magic"), model().SerializeToString()[:30]], ids=["junk", "op", "cut"]
 )
 def test_what_onnxruntime_rejects_is_a_classifier_error(source: bytes | ModelProto) -> None:
-    with pytest.raises(ClassifierError, match=r"ONNX Runtime [\d.]+ cannot open it: "):
+    with pytest.raises(ClassifierError, match=r"ONNX Runtime [\d.]+ cannot open it \("):
         runtime.open_session(source)
 
 

@@ -20,7 +20,7 @@ from purifier.rejection.calibration import (
     rejected,
     threshold_of,
 )
-from scoring import Bright, calibrated
+from scoring_purifiers import Bright, calibrated
 
 
 def flat(values: list[float]) -> ImageData:
@@ -116,10 +116,10 @@ class Broken(Bright):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda pixels: pixels.flatten(1).mean(1) / 0, r"finite numbers, it gave NaN or infinity"),
+        (lambda pixels: pixels.flatten(1).mean(1) / 0, r"must return finite scores for .*, got NaN or infinity"),
         (lambda pixels: pixels.flatten(1).mean(1) * float("nan"), "NaN or infinity; check its weights"),
-        (lambda pixels: pixels.mean(), r"must give scores \(40,\), it gave \(\)"),
-        (lambda pixels: pixels, r"must give scores \(40,\), it gave \(40, 1, 28, 28\)"),
+        (lambda pixels: pixels.mean(), r"must return scores \(40,\), got \(\)"),
+        (lambda pixels: pixels, r"must return scores \(40,\), got \(40, 1, 28, 28\)"),
         (RuntimeError("no such kernel"), r"Broken fails to score images \(40, 1, 28, 28\) of flat .*no such kernel"),
     ],
 )
@@ -134,7 +134,7 @@ def test_purifiers_without_finite_scores(answer: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"fpr": 0}, ConfigError, "fpr: expected a share above 0 and below 1, such as 0.05, got 0"),
+        ({"fpr": 0}, ConfigError, "fpr: expected a rate above 0 and below 1, such as 0.05, got 0"),
         ({"fpr": 1.0}, ConfigError, "got 1.0"),
         ({"fpr": float("nan")}, ConfigError, "got nan"),
         ({"fpr": "5%"}, ConfigError, "got '5%'"),
@@ -190,7 +190,7 @@ def test_a_threshold_asked_before_calibration() -> None:
         ({"data": None}, "'data' cannot be None"),
         ({"quantiles": [1.0]}, "'quantiles' cannot be"),
         ({"quantiles": [1.0] * 100 + [0.0]}, "'quantiles' cannot be"),
-        ({"quantiles": 7}, "expected its five entries"),
+        ({"quantiles": 7}, "expected five entries"),
         ({"colour": "blue"}, "colour"),
     ],
 )
@@ -201,7 +201,7 @@ def test_damaged_metadata(damage: dict[str, Any], message: str, tmp_path: Path) 
     with pytest.raises(CheckpointError, match=rf"damaged.safetensors: its metadata is damaged: .*{message}"):
         calibration_of(purifier.load(path))
     vae.provenance = {**vae.provenance, CALIBRATION_KEY: "yes"}
-    with pytest.raises(CheckpointError, match="expected its five entries, got yes; calibrate it again"):
+    with pytest.raises(CheckpointError, match="expected five entries, got yes; calibrate it again"):
         threshold_of(vae)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import purifier
 from purifier.errors import ConfigError, PluginError, RejectedError
 from purifier.guards.guard import guard
-from scoring import Bright, Classes, calibrated, dark_and_bright
+from scoring_purifiers import Bright, Classes, calibrated, dark_and_bright
 
 REJECTED = torch.tensor([False, True, False, True, True, False])
 
@@ -151,7 +151,7 @@ def test_guards_that_reject_can_be_copied_pickled_and_exported(on_reject: str) -
 
 def test_raising_cannot_be_exported(bright: Bright, tmp_path: Path) -> None:
     guarded = guard(Net(), bright, on_reject="raise")
-    message = "on_reject='raise' cannot be exported: .* guard with on_reject='flag'"
+    message = "on_reject='raise' cannot be exported, .* use on_reject='flag'"
     with pytest.raises(ConfigError, match=message):
         torch.export.export(guarded, (dark_and_bright(),))
     with pytest.raises(ConfigError, match=message):
@@ -171,8 +171,8 @@ def test_the_threshold_is_that_of_the_day_the_guard_was_made(bright: Bright) -> 
         ({"on_reject": "panic"}, "on_reject must be one of ignore, flag, abstain, raise, reclassify, got 'panic'"),
         ({"on_reject": None}, "got None"),
         ({"on_reject": ["flag"]}, r"got \['flag'\]"),
-        ({"abstain": 3}, "abstain goes with on_reject='abstain', not with 'ignore'"),
-        ({"on_reject": "flag", "abstain": 3}, "not with 'flag'"),
+        ({"abstain": 3}, "abstain needs on_reject='abstain', got 'ignore'"),
+        ({"on_reject": "flag", "abstain": 3}, "needs on_reject='abstain', got 'flag'"),
         ({"on_reject": "abstain", "abstain": -1}, "abstain: expected a class, 0 or more, or None for NaN, got -1"),
         ({"on_reject": "abstain", "abstain": True}, "got True"),
         ({"on_reject": "abstain", "abstain": 1.0}, "got 1.0"),
@@ -208,9 +208,9 @@ def test_only_plain_logits_can_be_replaced(form: Any, got: str, bright: Bright) 
 
 
 def test_classes_that_do_not_fit(bright: Bright) -> None:
-    with pytest.raises(ConfigError, match="abstain: the classifier has 10 classes, expected 0 to 9, got 10"):
+    with pytest.raises(ConfigError, match="abstain: expected a class from 0 to 9, got 10"):
         guard(Net(), bright, on_reject="abstain", abstain=10)(dark_and_bright())
-    with pytest.raises(ConfigError, match="the purifier knows 10 classes, the classifier 5"):
+    with pytest.raises(ConfigError, match="the purifier has 10 classes, but the classifier has 5"):
         guard(Net(5), calibrated(Classes()), on_reject="reclassify")(torch.zeros(2, 1, 28, 28))
 
 
@@ -223,7 +223,7 @@ def test_plugins_that_break_the_contract() -> None:
         def classify(self, pixels: Tensor) -> Tensor:
             return pixels.flatten()
 
-    with pytest.raises(PluginError, match=r"Scalar must give scores \(6,\), it gave \(\)"):
+    with pytest.raises(PluginError, match=r"Scalar must return scores \(6,\), got \(\)"):
         guard(Net(), Scalar(), score=True)(dark_and_bright())
-    with pytest.raises(PluginError, match=r"classify must give log-probabilities \(N, K\), it gave \(\d+,\)"):
+    with pytest.raises(PluginError, match=r"classify must return log-probabilities \(N, K\), got \(\d+,\)"):
         guard(Net(), calibrated(Flat()), on_reject="reclassify")(dark_and_bright())

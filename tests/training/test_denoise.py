@@ -20,7 +20,7 @@ from purifier.training.denoise import Denoise
 from purifier.training.loop import train
 from purifier.training.recipe import Batch
 from purifier.training.recipes import build_recipe
-from training_stage import NoConfig, OfBytes, Recorder, batch_of
+from training_helpers import NoConfig, OfBytes, Recorder, batch_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,18 +118,18 @@ def test_queries_serve_where_there_are_no_gradients(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "error", "says"),
     [
-        ("denoise:eps=", ConfigError, "eps: expected one budget or several"),
+        ("denoise:eps=", ConfigError, "eps: expected one or more budgets"),
         ("denoise:eps=-1", ConfigError, "eps must be a finite number >= 0"),
-        ("denoise:attacks=cw", ConfigError, "CarliniWagner works in l2, not in linf; choose another"),
-        ("denoise:attacks=cw:norm=l1;eps=9", ConfigError, "CarliniWagner works in l2, not in l1"),
-        ("denoise:attacks=cw:norm=l2", ConfigError, "denoise: cw: norm=l2 needs an eps of its own"),
+        ("denoise:attacks=cw", ConfigError, "CarliniWagner supports l2, not linf; choose another"),
+        ("denoise:attacks=cw:norm=l1;eps=9", ConfigError, "CarliniWagner supports l2, not l1"),
+        ("denoise:attacks=cw:norm=l2", ConfigError, "denoise: cw: norm=l2 needs its own eps"),
         ("denoise:attacks=fgsm:eps=1;eps=2", SpecError, "'eps' is given twice"),
         ("denoise:attacks=fgsm:", SpecError, "cannot read ''"),
-        ("denoise:attacks=fgsm:eps=much", ConfigError, "denoise: fgsm: option 'eps' expected float, got 'much'"),
-        ("denoise:attacks=latent-match", ConfigError, "LatentMatch attacks the purifier; choose one of the classifier"),
+        ("denoise:attacks=fgsm:eps=much", ConfigError, "denoise: fgsm: option 'eps': expected float, got 'much'"),
+        ("denoise:attacks=latent-match", ConfigError, "LatentMatch attacks the purifier; choose an attack on the classifier"),
         ("denoise:attacks=magic", purifier.PurifierError, "magic"),
         ("denoise:attacks=", SpecError, "no plugin name"),
-        ("denoise:cached=maybe", ConfigError, "option 'cached' expected bool, got 'maybe'"),
+        ("denoise:cached=maybe", ConfigError, "option 'cached': expected bool, got 'maybe'"),
     ],
 )
 def test_errors(recipe: str, error: type[Exception], says: str) -> None:
@@ -178,7 +178,7 @@ def test_an_attacks_own_options_and_precision(data: ImageData) -> None:
 
 
 def test_what_is_kept_cannot_be_moved(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the same images in each epoch; leave augment or cached out"):
+    with pytest.raises(ConfigError, match="the same images in each epoch; leave out augment or cached"):
         train(
             "vae",
             "fashion-mnist:train:20",

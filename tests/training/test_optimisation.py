@@ -171,7 +171,7 @@ with open(sys.argv[1] + f".{os.environ.get('RANK', 0)}.json", "w") as file:
 def test_every_image_is_some_processes() -> None:
     for count in (2, 3, 5):
         for size in (1, 2, 7, 30):
-            parts = [Processes(rank, count).part(range(size)) for rank in range(count)]
+            parts = [Processes(rank, count).share(range(size)) for rank in range(count)]
             seen = [index for indices, weight in parts if weight for index in indices]
             assert sorted(seen) == list(range(size)) and all(len(indices) for indices, _ in parts)
             assert sum(weight for _, weight in parts) == pytest.approx(1)

@@ -22,7 +22,7 @@ from purifier.seeding import SampleGenerator
 from purifier.training.inner_attack import climb
 from purifier.training.loop import train
 from purifier.training.recipes import build_recipe
-from training_stage import NoConfig, OfBytes, Recorder, batch_of
+from training_helpers import NoConfig, OfBytes, Recorder, batch_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -175,7 +175,7 @@ def test_catastrophic_overfitting_stops_training(data: ImageData, tmp_path: Path
     assert recipe.watch(Shield(NoConfig()), [batch_of(grey, range(20), net=net)])["right_after_10"] == 0
     purifiers.register("shield", Shield)
     try:
-        with pytest.raises(TrainingError, match=r"catastrophic overfitting.*; nothing was saved yet"):
+        with pytest.raises(TrainingError, match=r"catastrophic overfitting.*; nothing has been saved yet"):
             train(
                 "shield", grey, tmp_path / "p.safetensors", recipe="robust", classifier=net, epochs=1, lr=1e-9, clip=0
             )
@@ -228,7 +228,7 @@ def test_a_surrogate_gradient_is_not_trained_through(tmp_path: Path) -> None:
 
 def test_a_classifier_that_changes_gets_its_buffers_back(tmp_path: Path) -> None:
     restless = Restless()
-    with pytest.raises(TrainingError, match="torch Restless changes when it is asked, in evaluation mode"):
+    with pytest.raises(TrainingError, match="torch Restless changes its weights or buffers when called in evaluation mode"):
         train("vae", "fashion-mnist:train:40", tmp_path / "p.safetensors", recipe="robust", classifier=restless)
     assert restless.calls == 0
 
@@ -255,38 +255,38 @@ class Unsure(nn.Module):
     [
         ({"classifier": None}, ConfigError, "the recipe robust needs the classifier"),
         ({"recipe": "elbo"}, ConfigError, "the recipe elbo takes no classifier; leave it out"),
-        ({"classifier": Probabilities()}, ConfigError, "gives probabilities .*leave its softmax out"),
+        ({"classifier": Probabilities()}, ConfigError, "expected logits, got probabilities .*remove its softmax"),
         (
             {"classifier": nn.Sequential(nn.Flatten(), nn.Linear(784, 3))},
             TrainingError,
             "labels of .* from 0 to 9, exp",
         ),
         ({"classifier": nn.Linear(3, 10)}, TrainingError, "torch Linear fails on images"),
-        ({"classifier": Cut()}, ConfigError, "gives none; give the torch .* or take the recipe denoise with att"),
-        ({"classifier": nn.Sequential(Coarse(), trained("net"))}, ConfigError, "gives none; .*no_grad or rounding"),
-        ({"classifier": Unsure()}, TrainingError, "Unsure gives NaN or infinity for an image of"),
+        ({"classifier": Cut()}, ConfigError, "has none; use the torch .* or use the recipe denoise with att"),
+        ({"classifier": nn.Sequential(Coarse(), trained("net"))}, ConfigError, "has none; .*no_grad or rounding"),
+        ({"classifier": Unsure()}, TrainingError, "Unsure returns NaN or infinity for an image of"),
         ({"recipe": "elbo", "classifier": None, "weights": "w"}, ConfigError, "the recipe elbo takes no classifier"),
-        ({"weights": "w.safetensors"}, ConfigError, "weights go with a MODEL spec"),
+        ({"weights": "w.safetensors"}, ConfigError, "weights are only for a MODEL spec"),
         ({"classifier": 8}, ConfigError, "classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec"),
         ({"preprocessing": "grey"}, purifier.PurifierError, "preprocessing"),
-        ({"recipe": "robust:loss=trades,clean=1"}, ConfigError, "clean weighs the clean images of loss=ce"),
-        ({"recipe": "robust:beta=1"}, ConfigError, "beta weighs the divergence of loss=trades"),
+        ({"recipe": "robust:loss=trades,clean=1"}, ConfigError, "clean is an option of loss=ce"),
+        ({"recipe": "robust:beta=1"}, ConfigError, "beta is an option of loss=trades"),
         (
             {"classifier": OfBytes(), "preprocessing": Preprocessing(dtype="uint8", scale=255)},
             ConfigError,
-            "or take the recipe denoise with attacks that need none: denoise:attacks=square, or denoise:attacks=trans",
+            "or use the recipe denoise with attacks that need no gradients: denoise:attacks=square, or denoise:attacks=trans",
         ),
         ({"recipe": "robust:steps=0"}, ConfigError, "robust: steps must be at least 1"),
         ({"recipe": "robust:eps=2"}, ConfigError, "eps must be at most 1 for linf"),
-        ({"recipe": "robust:ramp=2"}, ConfigError, r"ramp is a share of training in \[0, 1\], got 2"),
-        ({"recipe": "robust:distillation=1.5"}, ConfigError, r"distillation is a share in \[0, 1\], got 1.5"),
+        ({"recipe": "robust:ramp=2"}, ConfigError, r"ramp must be a share of training in \[0, 1\], got 2"),
+        ({"recipe": "robust:distillation=1.5"}, ConfigError, r"distillation must be a share in \[0, 1\], got 1.5"),
         ({"recipe": "robust:kl=nan"}, ConfigError, "kl must be a number of at least 0, got nan"),
-        ({"recipe": "robust:norm=l1"}, ConfigError, "option 'norm' expected one of linf, l2, got 'l1'"),
+        ({"recipe": "robust:norm=l1"}, ConfigError, "option 'norm': expected one of linf, l2, got 'l1'"),
         ({"ema": 1.0}, ConfigError, r"ema: expected a decay in \[0, 1\)"),
         ({"clip": -1}, ConfigError, "clip: expected a number of at least 0"),
-        ({"schedule": "steep"}, ConfigError, "'schedule' expected one of constant, cosine, got 'steep'"),
-        ({"precision": "float16"}, ConfigError, "'precision' expected one of float32, bfloat16, auto"),
-        ({"augment": "mixup"}, ConfigError, "'augment' expected one of none, shift, flip"),
+        ({"schedule": "steep"}, ConfigError, "'schedule': expected one of constant, cosine, got 'steep'"),
+        ({"precision": "float16"}, ConfigError, "'precision': expected one of float32, bfloat16, auto"),
+        ({"augment": "mixup"}, ConfigError, "'augment': expected one of none, shift, flip"),
     ],
 )
 def test_errors(options: dict[str, object], error: type[Exception], says: str, tmp_path: Path) -> None:

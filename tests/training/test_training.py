@@ -221,18 +221,18 @@ def test_resume_needs_a_state_and_the_same_settings(images: ImageData, tmp_path:
     with pytest.raises(Stopped):
         train("noisy", images, out, epochs=3, batch_size=100, progress=stop_in(3))
     for changed, says in (
-        ({"lr": 0.01}, "its lr is 0.001, this run's is 0.01"),
-        ({"batch_size": 50}, "its batch_size is 100, this run's is 50"),
-        ({"seed": 1}, "its seed is 0, this run's is 1"),
-        ({"config": {"width": 9}}, "its config is {'width': 8}, this run's is {'width': 9}"),
+        ({"lr": 0.01}, "expected lr 0.001 as in the state, got 0.01"),
+        ({"batch_size": 50}, "expected batch_size 100 as in the state, got 50"),
+        ({"seed": 1}, "expected seed 0 as in the state, got 1"),
+        ({"config": {"width": 9}}, "expected config {'width': 8} as in the state, got {'width': 9}"),
     ):
         with pytest.raises(TrainingError, match=f"cannot resume .*{says}"):
             train("noisy", images, out, **{"epochs": 3, "batch_size": 100, **changed}, resume=True)
-    with pytest.raises(TrainingError, match="its plugin is 'noisy', this run's is 'vae'"):
+    with pytest.raises(TrainingError, match="expected plugin 'noisy' as in the state, got 'vae'"):
         train("vae", images, out, batch_size=100, resume=True)
     with pytest.raises(TrainingError, match="its data is 'fashion-mnist:train:200'"):
         train("noisy", load_data("fashion-mnist:train:100"), out, batch_size=100, resume=True)
-    with pytest.raises(TrainingError, match="at epoch 2 already, expected at most 1"):
+    with pytest.raises(TrainingError, match="already at epoch 2, expected at most 1"):
         train("noisy", images, out, epochs=1, batch_size=100, resume=True)
     whole = state.read_bytes()
     state.write_bytes(whole[:-100])
@@ -259,7 +259,7 @@ def test_a_run_that_fails_at_once_leaves_a_good_checkpoint_and_its_log(images: I
     out = tmp_path / "p.safetensors"
     train("noisy", images, out, epochs=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(TrainingError, match="nothing was saved yet"):
+    with pytest.raises(TrainingError, match="nothing has been saved yet"):
         train("poisoned", images, out, epochs=1)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -271,7 +271,7 @@ def test_a_spec_is_data(images: ImageData, tmp_path: Path) -> None:
 
 def test_loss_that_is_no_number(images: ImageData, tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
-    with pytest.raises(TrainingError, match=r"not finite at epoch 2, step 3 \(good .*, bad nan\); .*; epoch 1 is kept"):
+    with pytest.raises(TrainingError, match=r"not finite at epoch 2, step 3 \(good .*, bad nan\); .*; epoch 1 is saved"):
         train("explodes", images, out, epochs=3, batch_size=50)
     kept, metadata = checkpoint.read_tensors(tmp_path / "p.train.safetensors")
     assert all(value.isfinite().all() for value in kept.values())
@@ -283,7 +283,7 @@ def test_loss_that_is_no_number(images: ImageData, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_no_numbers(images: ImageData, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"became NaN or infinite in epoch 1; .*lr below .*; nothing was saved yet"):
+    with pytest.raises(TrainingError, match=r"became NaN or infinite in epoch 1; .*lr below .*; nothing has been saved yet"):
         train("poisoned", images, tmp_path / "p.safetensors", epochs=1, batch_size=200)
     assert list(tmp_path.iterdir()) == []
 

@@ -92,14 +92,14 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
 @pytest.mark.parametrize(
     ("module", "options", "error", "says"),
     [
-        (Exits, {}, ClassifierError, r"torch Exits failed \(it ended the program with exit code 0\)"),
-        (Rows, {}, ClassifierError, "a row of logits for each image, it gives 160 for 40"),
-        (Rows, {"recipe": QUERIES}, ClassifierError, "a row of logits for each image, it gives 160 for 40"),
-        (OneRow, {}, ClassifierError, "a row of logits for each image, it gives 1 for 40"),
+        (Exits, {}, ClassifierError, r"torch Exits failed \(it exited the program with code 0\)"),
+        (Rows, {}, ClassifierError, "one row of logits per image, got 160 rows for 40 images"),
+        (Rows, {"recipe": QUERIES}, ClassifierError, "one row of logits per image, got 160 rows for 40 images"),
+        (OneRow, {}, ClassifierError, "one row of logits per image, got 1 rows for 40 images"),
         (Shifts, {}, TrainingError, "changes the images it is given; let it work on a copy"),
         (Shifts, {"recipe": QUERIES}, TrainingError, "changes the images it is given; let it work on a copy"),
         (Forty, {}, TrainingError, r"fails on images .* \(RuntimeError"),
-        (Masks, {}, TrainingError, "gives NaN or infinity for an image of"),
+        (Masks, {}, TrainingError, "returns NaN or infinity for an image of"),
         (Unsmooth, {}, TrainingError, "has gradients that are NaN or infinite; mend it: a root or logarithm of 0"),
         (
             Later,
@@ -107,13 +107,13 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
             TrainingError,
             r"'late'\); fix the classifier, or choose another",
         ),
-        (Later, {}, TrainingError, r"failed in epoch 1 \(KeyError: 'late'\); fix it; nothing was saved yet"),
+        (Later, {}, TrainingError, r"failed in epoch 1 \(KeyError: 'late'\); fix it; nothing has been saved yet"),
         (Around, {"recipe": "robust:kl=1e40"}, TrainingError, r"step 1 \(.*kl inf\), before anything is learned"),
         (Around, {"input": 1}, ConfigError, "input: the classifier takes images, got position 1"),
         (Around, {"input": "x"}, ConfigError, "input: the classifier takes images, got 'x'"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), {}, ConfigError, "Sequential has no weights yet"),
         (lambda: nn.Linear(3, 2, device="meta"), {}, ConfigError, "Linear has no weights yet"),
-        (lambda: purifier.guard(Around(), "identity"), {}, ConfigError, "guarded already; give its .classifier"),
+        (lambda: purifier.guard(Around(), "identity"), {}, ConfigError, "already guarded; give its .classifier"),
     ],
 )
 def test_errors(module: type[nn.Module], options: dict[str, object], error: type[PurifierError], says: str, tmp_path):
@@ -124,9 +124,9 @@ def test_errors(module: type[nn.Module], options: dict[str, object], error: type
 
 def test_one_that_ends_the_program_is_neither_exported_nor_audited(tmp_path: Path) -> None:
     guarded = purifier.guard(Exits(), "demo")
-    with pytest.raises(ExportError, match=r"ended the program with exit code 0"):
+    with pytest.raises(ExportError, match=r"exited the program with code 0"):
         purifier.export(guarded, tmp_path / "x.onnx")
-    with pytest.raises(ClassifierError, match=r"ended the program with exit code 0"):
+    with pytest.raises(ClassifierError, match=r"exited the program with code 0"):
         purifier.audit(guarded, "demo:20", attacks=["fgsm"])
     assert list(tmp_path.iterdir()) == []
 
@@ -153,10 +153,10 @@ def test_an_onnx_model_that_mixes_up_its_rows(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])
     graph = onnx.helper.make_graph([node], "rows", [given], [gives], [shape])
     model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)])
-    with pytest.raises(ClassifierError, match="a row of logits for each image, it gives 160 for 40"):
+    with pytest.raises(ClassifierError, match="one row of logits per image, got 160 rows for 40 images"):
         attempt(tmp_path / "p.safetensors", model, recipe=QUERIES)
     pytest.importorskip("onnx_ad")
-    with pytest.raises(ConfigError, match=r"gives 128 rows of logits for 32 images: .*denoise:attacks=square"):
+    with pytest.raises(ConfigError, match=r"got 128 rows for 32 images; .*denoise:attacks=square"):
         attempt(tmp_path / "p.safetensors", model)
 
 
@@ -193,7 +193,7 @@ def test_its_weights_are_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"plugin": None}, "plugin: expected a plugin's name, got None"),
+        ({"plugin": None}, "plugin: expected the name of a plugin, got None"),
         ({"out": 5}, "out: expected a file name, got 5"),
         ({"recipe": None}, "recipe: expected a recipe, such as"),
         ({"config": "channels=2"}, "config: expected options by name, got 'channels=2'"),

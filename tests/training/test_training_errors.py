@@ -34,10 +34,10 @@ def too_late(now: Progress) -> None:
         (
             {"plugin": "latent", "config": {"base": "demo-plain"}},
             ConfigError,
-            r"base is for images \(1, 28, 28\), got image",
+            r"expected the base's image_shape \(1, 28, 28\), got",
         ),
         ({"plugin": "gmvae", "config": {"components": 9}}, TrainingError, "9 components need at least as many images"),
-        ({"plugin": "gmvae", "config": {"spatial": True}}, ConfigError, "leave spatial out, or take vae"),
+        ({"plugin": "gmvae", "config": {"spatial": True}}, ConfigError, "leave spatial out, or use vae"),
         (
             {"plugin": "gmvae", "config": {"labelled": True}},
             TrainingError,
@@ -72,7 +72,7 @@ def too_late(now: Progress) -> None:
         ({"out": "p.pt"}, OutputError, "expected a name ending in .safetensors"),
         ({"out": "folder.safetensors"}, OutputError, "it is a folder"),
         ({"out": "q.train.safetensors"}, OutputError, "is for training states; give another name"),
-        ({"out": f"{240 * 'p'}.safetensors"}, OutputError, "too long; choose a place"),
+        ({"out": f"{240 * 'p'}.safetensors"}, OutputError, "too long; choose a writable location"),
         ({"out": "logged.safetensors"}, OutputError, "logged.log.jsonl: it is a folder"),
         ({"out": "file/p.safetensors"}, OutputError, "cannot write .*choose a place"),
     ],
@@ -137,18 +137,18 @@ MOMENT = "optimizer.0.exp_avg"
         ("described", None, "is not a training state"),
         ("described", [], "is not a training state"),
         ("settings", None, "expected settings, got None"),
-        ("settings", {}, "its plugin is None, this run's is 'vae'"),
+        ("settings", {}, "expected plugin None as in the state, got 'vae'"),
         ("entry", None, "expected the entry of an epoch with its terms, got None"),
         ("entry", [], "expected the entry of an epoch"),
         ("epoch", "7", "expected the entry of an epoch"),
         ("epoch", 1.5, "expected the entry of an epoch"),
         ("epoch", 0, "expected the entry of an epoch"),
         ("terms", None, "expected the entry of an epoch"),
-        ("terms", {"kl": "low"}, "expected numbers in the entry of its epoch, got 'low'"),
-        ("terms", {}, "expected terms and figures in the entry of its epoch, got {} and {}"),
+        ("terms", {"kl": "low"}, "expected numbers in its log entry, got 'low'"),
+        ("terms", {}, "expected terms and figures in its log entry, got {} and {}"),
         ("figures", [1], "and [1]"),
-        ("figures", {"right": math.inf}, "expected numbers in the entry of its epoch, got inf"),
-        ("images_per_second", None, "expected numbers in the entry of its epoch, got None"),
+        ("figures", {"right": math.inf}, "expected numbers in its log entry, got inf"),
+        ("images_per_second", None, "expected numbers in its log entry, got None"),
         (f"{MOMENT}_sq", None, f"{MOMENT}_sq: expected (1, 1, 3, 3) of torch.float32, got nothing"),
         (MOMENT, torch.zeros(3), f"{MOMENT}: expected (1, 1, 3, 3) of torch.float32, got (3,) of torch.float32"),
         (MOMENT, torch.full((1, 1, 3, 3), math.nan), f"{MOMENT} holds NaN or infinity"),
@@ -196,7 +196,7 @@ def test_a_purifier_found_by_descent_has_nothing_to_train(tmp_path: Path) -> Non
 
 def test_an_optimizer_that_overflows_is_told_before_it_is_kept(tmp_path: Path) -> None:
     """Loss and weights are still finite when Adam's mean of squared gradients no longer is."""
-    with pytest.raises(TrainingError, match="memory of gradients became infinite in epoch"):
+    with pytest.raises(TrainingError, match="optimizer's state became NaN or infinite in epoch"):
         train("vae", "demo:64", tmp_path / "p.safetensors", config={"channels": 4, "latent": 4}, lr=1500.0, epochs=5)
     for state in tmp_path.glob("*.train.safetensors"):
         assert all(tensor.isfinite().all() for tensor in read_tensors(state)[0].values())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from attack_stage import NoConfig, Noisy, Same, check_what_every_attack_keeps, run
+from attack_helpers import NoConfig, Noisy, Same, run
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
@@ -21,7 +21,6 @@ from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.data.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
-from purifier.testing import check_attack
 
 MODULES = ("foolbox", "torchattacks", "art", "pyautoattack")
 CLIMBS = {
@@ -137,27 +136,6 @@ def test_eps_and_norm_come_from_the_threat(spec, norm, eps, net, images):
         assert longest[-1] < budget * 1.0001
     # The box cuts some off.
     assert longest[1] == pytest.approx(2 * longest[0], rel=0.1) and longest[0] > eps / 8
-
-
-@pytest.mark.parametrize(
-    ("spec", "norm"),
-    [
-        ("foolbox:LinfBasicIterativeAttack,steps=5", "linf"),
-        ("foolbox:L2DeepFoolAttack,steps=20", "l2"),
-        ("torchattacks:BIM", "linf"),
-        ("torchattacks:PGDL2,random_start=false", "l2"),
-        ("art:FastGradientMethod", "linf"),
-        ("art:ProjectedGradientDescent,max_iter=5", "l2"),
-        ("pyautoattack:fab-t,n_iter=20", "linf"),
-    ],
-)
-def test_the_conformance_kit_where_the_attack_draws_nothing(spec, norm):
-    pytest.importorskip(spec.partition(":")[0])
-    check_attack(read_attack(spec).attack, norm=norm, eps=0.1)
-
-
-def test_what_every_attack_keeps(library, net, images):
-    check_what_every_attack_keeps(CLIMBS[library], SMALL, net, images)
 
 
 def test_the_seed_names_what_the_library_draws(library, net, images):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from attack_stage import NoConfig, Noisy, Same, run
+from attack_helpers import NoConfig, Noisy, Same, run
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
@@ -44,10 +44,10 @@ def test_a_missing_library_says_what_to_install_before_any_work(spec, module, sa
         ("foolbox", "attack 'foolbox' needs the option 'name'"),
         ("foolbox:LinfPDG", "no attack 'LinfPDG' that can be run here; did you mean LinfPGD"),
         ("foolbox:SpatialAttack", "no attack 'SpatialAttack' that can be run here"),
-        ("foolbox:L0FMNAttack", "L0FMNAttack bounds neither linf nor l2 nor l1"),
+        ("foolbox:L0FMNAttack", "L0FMNAttack bounds none of linf, l2 and l1"),
         ("foolbox:LinfPGD,step=3", "LinfPGD has no option 'step'; its options are: abs_stepsize, random_start"),
         ("foolbox:LinfPGD,eps=3", "eps comes from the threat"),
-        ("foolbox:VirtualAdversarialAttack", "rejects its options: .*steps"),
+        ("foolbox:VirtualAdversarialAttack", "does not accept its options: .*steps"),
         ("torchattacks:pgd_l2", "did you mean PGDL2"),
         ("torchattacks:Pixle", "Pixle bounds neither"),
         ("torchattacks:PGD,norm=L2", "norm comes from the threat"),

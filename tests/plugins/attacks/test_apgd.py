@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attack_stage import NoConfig, Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
+from attack_helpers import NoConfig, Noisy, Same, run
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
@@ -14,10 +14,9 @@ from purifier.classifiers.pixel_classifier import TorchPixelClassifier
 from purifier.data.pixels import Preprocessing
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
-from purifier.testing import check_attack
 
 ATTACKS = ["apgd-ce:steps=8", "apgd-dlr:steps=8,restarts=2", "apgd-t:steps=8,targets=4,finalists=2"]
-THREATS = [Threat("linf", 0.06), Threat("l2", 1.2), Threat("l1", 12)]
+THREAT = Threat("linf", 0.06)
 
 
 def spent(spec: str, net: nn.Module, pixels: Tensor, labels: Tensor, threat: Threat, **options) -> Target:
@@ -30,68 +29,14 @@ def spent(spec: str, net: nn.Module, pixels: Tensor, labels: Tensor, threat: Thr
     return target
 
 
-def furthest(linear: nn.Module, pixels: Tensor, labels: Tensor, threat: Threat) -> Tensor:
-    """By how much the best change within the threat moves a linear score towards the other class, (N,)."""
-    weight = linear.weight.flatten() * (1 - 2 * labels.unsqueeze(1))
-    room = torch.where(weight > 0, 1 - pixels.flatten(1), pixels.flatten(1))
-    if threat.norm == "l2":  # these images are away from the walls
-        return threat.eps * weight.norm(dim=1)
-    if threat.norm == "linf":
-        return (weight.abs() * room.clamp_max(threat.eps)).sum(1)
-    order = weight.abs().sort(1, descending=True).indices
-    room = room.gather(1, order)
-    taken = (threat.eps - room.cumsum(1) + room).clamp_min(0).minimum(room)
-    return (weight.abs().gather(1, order) * taken).sum(1)
-
-
-@pytest.mark.parametrize("spec", ["apgd-ce:steps=30", "apgd-dlr:steps=30", "apgd-t:steps=30"])
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_on_a_linear_classifier_exactly_the_images_within_eps_flip(spec, norm):
-    linear, pixels, labels, margin = two_classes()
-    threat = Threat(norm, (margin.median() / dual_norm(linear.weight, norm)).item())
-    reach = furthest(linear, pixels, labels, threat)
-    found = run(spec, linear, pixels, labels, threat, batch=400)
-    flipped = linear(found).argmax(1) != labels
-    assert flipped[margin < 0.99 * reach].all()
-    assert not flipped[margin > 1.001 * reach].any()
-    assert 100 < flipped.sum() < 250
-
-
-@pytest.mark.parametrize("spec", ATTACKS)
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_what_every_attack_keeps(spec, threat, net, images):
-    check_what_every_attack_keeps(spec, threat, net, images)
-    assert (threat.distance(run(spec, net, *images, threat), images[0]) <= threat.eps + 1e-6).all()
-
-
 @pytest.mark.parametrize("spec", ATTACKS)
 def test_an_oblivious_attack_ends_no_search_early(spec, net, images):
-    check_what_every_attack_keeps(spec, THREATS[0], net, images, route="oblivious")
-    pixels, labels = images
+    pixels, labels = (part[:16] for part in images)
     starts = {"apgd-ce": 8, "apgd-dlr": 16, "apgd-t": 4 + 2 * 8}[spec.partition(":")[0]]
-    assert spent(spec, net, pixels, labels, THREATS[0], route="oblivious").spent.gradients == starts * 64
-    near, far = (run(spec, net, pixels, labels, THREATS[0], route=route) for route in ("exact", "oblivious"))
+    assert spent(spec, net, pixels, labels, THREAT, route="oblivious").spent.gradients == starts * 16
+    near, far = (run(spec, net, pixels, labels, THREAT, route=route) for route in ("exact", "oblivious"))
     near, far = (nn.functional.cross_entropy(net(one), labels) for one in (near, far))
     assert far > near + 0.3
-
-
-@pytest.mark.parametrize("spec", ATTACKS)
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_the_conformance_kit(spec, norm):
-    check_attack(read_attack(spec).attack, norm=norm, eps=0.1)
-
-
-@pytest.mark.parametrize("spec", ATTACKS)
-@pytest.mark.parametrize("filter_", [Same, Noisy])
-def test_an_images_result_does_not_depend_on_its_batch(spec, filter_, net, images):
-    # In the whole batch several starts of what is left climb side by side; alone, one after the other.
-    pixels, labels = (part[:21] for part in images)
-    whole, sevens, ones = (
-        run(spec, net, pixels, labels, Threat("linf", 0.02), filter_=filter_, batch=batch) for batch in (21, 7, 1)
-    )
-    for other in (sevens, ones):
-        same = ((whole - other).abs() < 1e-5).double().mean()
-        assert same >= 0.999
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -127,7 +72,7 @@ def test_nothing_is_spent_on_images_already_fooled(net, images):
     pixels, _ = images
     wrong = (net(pixels).argmax(1) + 1) % 10
     for spec in ATTACKS:
-        target = spent(spec, net, pixels, wrong, THREATS[0])
+        target = spent(spec, net, pixels, wrong, THREAT)
         assert target.spent.gradients == 0
 
 
@@ -153,8 +98,8 @@ def test_a_step_costs_one_gradient_and_only_where_images_hold(spec, gradients, n
 
 def test_under_a_random_purifier_one_lucky_draw_ends_nothing(net, images):
     pixels, labels = images
-    assert spent("apgd-ce:steps=6", net, pixels, labels, THREATS[0], filter_=Noisy, eot=2).spent.gradients == 12 * 64
-    found = run("apgd-ce:steps=12", net, pixels, labels, THREATS[0], filter_=Noisy)
+    assert spent("apgd-ce:steps=6", net, pixels, labels, THREAT, filter_=Noisy, eot=2).spent.gradients == 12 * 64
+    found = run("apgd-ce:steps=12", net, pixels, labels, THREAT, filter_=Noisy)
     noise = torch.randn(3, *found.shape, generator=torch.Generator().manual_seed(0))
     right = [(net(Noisy(NoConfig()).purify(found, one)).argmax(1) == labels).double().mean() for one in noise]
     assert max(right) < 0.5
@@ -178,19 +123,20 @@ def test_no_more_images_hold_than_against_pgd_or_pyautoattack(norm, eps, net, im
     pyautoattack = pytest.importorskip("pyautoattack")
     # It watches the interpreter by sys.settrace, which would end a coverage run.
     monkeypatch.setattr(pyautoattack.autoattack.checks, "check_dynamic", lambda *given, **named: None)
-    pixels, labels = images
+    pixels, labels = (part[:40] for part in images)
 
     def theirs(attack: str) -> int:
         kind = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
         ensemble = pyautoattack.AutoAttack(net, attacks=[attack], version="custom", norm=kind, eps=eps, seed=0)
         ensemble.apgd.n_restarts = 1
+        ensemble.apgd.n_iter = ensemble.apgd_targeted.n_iter = 30
         return robust(ensemble.run_standard_evaluation(pixels, labels, batch_size=64)[0], net, labels)
 
     def ours(spec: str) -> int:
         return robust(run(spec, net, pixels, labels, Threat(norm, eps)), net, labels)
 
-    cross_entropy, targeted = ours("apgd-ce"), ours("apgd-t")
-    assert 3 < targeted < 30
+    cross_entropy, targeted = ours("apgd-ce:steps=30"), ours("apgd-t:steps=30")
+    assert 1 < targeted < 20
     assert cross_entropy <= ours("pgd")
     assert cross_entropy <= theirs("apgd-ce") + 1
     assert targeted <= theirs("apgd-t") + 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from attack_stage import NoConfig, Noisy, Same
+from attack_helpers import NoConfig, Noisy, Same
 from purifier.attacking.target import Target
 from purifier.classifiers.pixel_classifier import TorchPixelClassifier
 from purifier.data.pixels import Preprocessing

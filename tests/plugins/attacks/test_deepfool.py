@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attack_stage import NoConfig, Same
-from minimal_stage import (
-    check_batches,
+from attack_helpers import NoConfig, Same
+from minimal_norm_helpers import (
     check_budget,
     check_nearest,
     check_oblivious,
     check_random,
-    check_rules,
     distances,
     near_but_unlikely,
 )
@@ -32,16 +30,6 @@ NORMS = ["linf", "l2"]
 def test_on_a_linear_classifier_the_distance_is_the_smallest(classes, norm):
     check_nearest("deepfool", classes, norm, within=1.1)
     check_budget("deepfool", classes, norm, share=0.95)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_what_every_attack_keeps(norm, net, images):
-    check_rules("deepfool:candidates=4", norm, net, images)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_an_images_result_does_not_depend_on_its_batch(norm, net, images):
-    check_batches("deepfool:steps=5,candidates=3", norm, net, images)
 
 
 def test_on_the_route_oblivious_images_go_beyond_the_edge(net, images):

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from attack_stage import Noisy, run
-from minimal_stage import (
+from attack_helpers import Noisy, run
+from minimal_norm_helpers import (
     EPS,
-    check_batches,
     check_budget,
     check_nan,
     check_nearest,
     check_oblivious,
     check_random,
-    check_rules,
     distances,
 )
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.errors import ConfigError
-from query_stage import standing
+from query_helpers import standing
 
 NORM = "l1"
 
@@ -28,14 +26,6 @@ NORM = "l1"
 def test_on_a_linear_classifier_the_distance_is_the_smallest(classes):
     check_nearest("ead:steps=100,minimal=true", classes, NORM, count=12)
     check_budget("ead:steps=100", classes, NORM, count=12)
-
-
-def test_what_every_attack_keeps(net, images):
-    check_rules("ead:steps=30,searches=5", NORM, net, images)
-
-
-def test_an_images_result_does_not_depend_on_its_batch(net, images):
-    check_batches("ead:steps=10,searches=4", NORM, net, images)
 
 
 def test_on_the_route_oblivious_images_go_beyond_the_edge(net, images):
@@ -51,11 +41,11 @@ def test_under_a_random_purifier_unseen_noise_is_met(net, images):
 
 
 def test_under_a_random_purifier_more_steps_do_not_spoil_what_was_found(net, images):
-    pixels, labels = (part[:32] for part in images)
+    pixels, labels = (part[:20] for part in images)
     threat = Threat(NORM, 1.5 * EPS[NORM])
     few, many = (
-        standing(net, threat.project(run(spec, net, pixels, labels, threat, filter_=Noisy), pixels), labels, draws=10)
-        for spec in ("ead:steps=30,searches=5", "ead:steps=100,searches=7")
+        standing(net, threat.project(run(spec, net, pixels, labels, threat, filter_=Noisy), pixels), labels, draws=16)
+        for spec in ("ead:steps=30,searches=5", "ead:steps=60,searches=7")
     )
     assert many < few + 0.04
 
@@ -65,7 +55,7 @@ def test_as_near_as_foolboxs(net, images):
     import foolbox
 
     attack = foolbox.attacks.EADAttack(binary_search_steps=6, steps=60, decision_rule="L1")
-    pixels, labels = images[0][:16], net(images[0][:16]).argmax(1)
+    pixels, labels = images[0][:12], net(images[0][:12]).argmax(1)
     found = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), pixels, labels, epsilons=None)[1]
     theirs = Threat(NORM, 1).distance(found, pixels).where(net(found).argmax(1) != labels, float("inf"))
     ours = distances("ead:steps=60,searches=6,minimal=true", NORM, net, (pixels, labels))
@@ -75,7 +65,7 @@ def test_as_near_as_foolboxs(net, images):
 def test_confidence_is_the_margin_reached(net, images):
     pixels, labels = images[0][:8], net(images[0][:8]).argmax(1)
     near, sure = (
-        distances(f"ead:steps=60,searches=6,minimal=true,confidence={k}", NORM, net, (pixels, labels)) for k in (0, 2)
+        distances(f"ead:steps=40,searches=6,minimal=true,confidence={k}", NORM, net, (pixels, labels)) for k in (0, 2)
     )
     found = near.isfinite()
     assert (sure > near)[found].all() and found.sum() > 5

@@ -5,17 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attack_stage import NoConfig, Same, run
-from minimal_stage import (
+from attack_helpers import NoConfig, Same, run
+from minimal_norm_helpers import (
     EPS,
-    check_batches,
     check_budget,
     check_edge,
     check_nan,
     check_nearest,
     check_oblivious,
     check_random,
-    check_rules,
     distances,
     near_but_unlikely,
 )
@@ -36,16 +34,6 @@ NORMS = ["linf", "l2", "l1"]
 def test_on_a_linear_classifier_the_distance_is_the_smallest(classes, norm):
     check_nearest("fab-t:steps=10,minimal=true", classes, norm, within=1.06)
     check_budget("fab-t:steps=10", classes, norm, share=0.94)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_what_every_attack_keeps(norm, net, images):
-    check_rules("fab-t:steps=10,targets=3", norm, net, images)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_an_images_result_does_not_depend_on_its_batch(norm, net, images):
-    check_batches("fab-t:steps=4,targets=2,restarts=2", norm, net, images)
 
 
 def test_on_the_route_oblivious_images_go_beyond_the_edge(net, images):

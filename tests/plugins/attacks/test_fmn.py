@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from minimal_stage import (
-    check_batches,
+from minimal_norm_helpers import (
     check_budget,
     check_edge,
     check_nan,
     check_nearest,
     check_oblivious,
     check_random,
-    check_rules,
     distances,
 )
 from purifier import Threat
@@ -32,16 +30,6 @@ def test_on_a_linear_classifier_the_distance_is_the_smallest(classes, norm):
 @pytest.mark.parametrize("loss", ["ce", "dlr", "targeted"])
 def test_every_loss_leads_there(loss):
     check_nearest(f"fmn:minimal=true,loss={loss}", 2, "l2")
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_what_every_attack_keeps(norm, net, images):
-    check_rules("fmn:steps=20", norm, net, images)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_an_images_result_does_not_depend_on_its_batch(norm, net, images):
-    check_batches("fmn:steps=6", norm, net, images)
 
 
 def test_on_the_route_oblivious_images_go_beyond_the_edge(net, images):

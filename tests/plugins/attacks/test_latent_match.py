@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from attack_stage import Noisy, Same
+from attack_helpers import Noisy, Same
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
@@ -17,9 +17,8 @@ from purifier.contracts.purifier import Purifier
 from purifier.data.pixels import Preprocessing
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
-from purifier.testing import check_attack
 from purifier.vocabulary import Route
-from query_stage import same_share, target_of
+from query_helpers import target_of
 
 THREATS = [Threat("linf", 0.1), Threat("l2", 2)]
 SPEC = "latent-match:steps=20,guide_steps=20"
@@ -58,18 +57,12 @@ def right(guard: tuple[TorchPixelClassifier, Purifier], pixels: Tensor, labels: 
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_it_fools_more_than_noise_and_keeps_what_every_attack_keeps(threat, guard, images):
-    pixels, labels = (part[:32] for part in images)
-    before = pixels.clone(), labels.clone()
+def test_it_fools_more_than_noise(threat, guard, images):
+    pixels, labels = (part[:24] for part in images)
     found, _ = attacked(SPEC, guard, pixels, labels, threat)
-    assert torch.equal(pixels, before[0]) and torch.equal(labels, before[1])
-    assert found.min() >= 0 and found.max() <= 1
     assert (threat.distance(found, pixels) <= threat.eps + 1e-6).all()
     noise, _ = attacked("noise", guard, pixels, labels, threat, route="none")
-    assert right(guard, found, labels).sum() < right(guard, threat.project(noise, pixels), labels).sum() - 4
-    assert torch.equal(attacked(SPEC, guard, pixels, labels, Threat(threat.norm, 0))[0], pixels)
-    assert not found.requires_grad
-    check_attack(read_attack("latent-match:steps=20").attack, norm=threat.norm)
+    assert right(guard, found, labels).sum() < right(guard, threat.project(noise, pixels), labels).sum() - 3
 
 
 def test_the_encoders_answer_goes_to_the_guide(guard, images):
@@ -83,16 +76,8 @@ def test_the_encoders_answer_goes_to_the_guide(guard, images):
     assert not target.spent.scores
 
 
-def test_one_seed_one_result_whatever_the_batch(guard, images):
-    pixels, labels = (part[:10] for part in images)
-    spec = "latent-match:steps=4,guide_steps=10,restarts=2"
-    whole, fours = (attacked(spec, guard, pixels, labels, THREATS[0], batch=batch)[0] for batch in (10, 4))
-    assert same_share(whole, fours) >= 0.99
-    assert torch.equal(whole, attacked(spec, guard, pixels, labels, THREATS[0])[0])
-
-
 def test_restarts_never_fool_fewer_and_the_fooled_cost_nothing(guard, images):
-    pixels, labels = (part[:32] for part in images)
+    pixels, labels = (part[:24] for part in images)
     one, three = (
         right(
             guard,
@@ -106,7 +91,7 @@ def test_restarts_never_fool_fewer_and_the_fooled_cost_nothing(guard, images):
     wrong = (classifier(vae.purify(pixels)).argmax(1) + 1) % 10
     found, target = attacked(SPEC, guard, pixels, wrong, THREATS[0])
     assert torch.equal(found, pixels)
-    assert (target.spent.queries, target.spent.gradients) == (32, 0)
+    assert (target.spent.queries, target.spent.gradients) == (24, 0)
 
 
 def test_a_random_purifier_ends_nothing_early(images):
@@ -137,7 +122,7 @@ def test_a_purifier_without_a_latent_space(net, images):
 
 @pytest.mark.parametrize("route", ["none", "oblivious", "bpda"])
 def test_routes_that_do_not_know_the_purifier(route, guard, images):
-    with pytest.raises(ConfigError, match=f"which the route '{route}' does not know; use the route exact"):
+    with pytest.raises(ConfigError, match=f"not known along the route '{route}'; use the route exact"):
         attacked(SPEC, guard, *images, THREATS[0], route=route)
 
 
@@ -148,7 +133,7 @@ def test_routes_that_do_not_know_the_purifier(route, guard, images):
         ("latent-match:guide_steps=0", "attack 'latent-match': guide_steps must be at least 1, got 0"),
         ("latent-match:guide_step=0", "attack 'latent-match': guide_step must be a positive number, got 0"),
         ("latent-match:confidence=-1", "attack 'latent-match': confidence must be a finite number >= 0, got -1"),
-        ("latent-match:step_size=0", "attack 'latent-match': step_size is a share of eps and must be positive, got 0"),
+        ("latent-match:step_size=0", "attack 'latent-match': step_size is a fraction of eps and must be positive, got 0"),
     ],
 )
 def test_impossible_options(spec, said):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from attack_stage import NoConfig, Noisy, Same, TwoClasses, run, two_classes
-from peer_stage import torchattacks
+from attack_helpers import NoConfig, Noisy, Same, TwoClasses, run, two_classes
+from peer_libraries import torchattacks
 from purifier import Threat
 from purifier.attacking.target import Target
 from purifier.classifiers.pixel_classifier import TorchPixelClassifier

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import Tensor, nn
 
-from attack_stage import NoConfig, Same, run
+from attack_helpers import NoConfig, Same, run
 from nets import trained
 from purifier import Purifier, Threat
 

@@ -8,43 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from attack_stage import Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
+from attack_helpers import Noisy, dual_norm, run, two_classes
 from purifier import Threat, attacks
 from purifier.attacking.specs import read_attack
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
-from purifier.testing import check_attack
-from query_stage import in_other_order, same_share, standing, target_of
+from query_helpers import standing, target_of
 
 THREATS = [Threat("linf", 0.08), Threat("l2", 1.5)]
-
-
-@pytest.mark.parametrize(("norm", "share"), [("linf", 0.85), ("l2", 0.6)])
-def test_on_a_linear_classifier_only_images_within_eps_flip_and_most_do(norm, share):
-    linear, pixels, labels, margin = (part[:60] if isinstance(part, torch.Tensor) else part for part in two_classes())
-    distance = margin / dual_norm(linear.weight, norm)
-    eps = distance.median().item()
-    found = run("square:queries=600", linear, pixels, labels, Threat(norm, eps))
-    flipped = linear(found).argmax(1) != labels
-    assert flipped[distance < eps * share].all()
-    assert not flipped[distance > eps * 1.001].any()
-    assert (distance < eps * share).sum() > 10
-
-
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_what_every_attack_keeps(threat, net, images):
-    check_what_every_attack_keeps("square:queries=80", threat, net, images)
-    check_attack(read_attack("square:queries=100").attack, norm=threat.norm)
-
-
-@pytest.mark.parametrize("filter_", [Same, Noisy])
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_an_images_result_does_not_depend_on_its_batch_or_its_order(filter_, threat, net, images):
-    pixels, labels = (part[:12] for part in images)
-    spec = "square:queries=30,restarts=2"
-    whole, fives = (run(spec, net, pixels, labels, threat, filter_=filter_, batch=batch) for batch in (12, 5))
-    turned = in_other_order(spec, net, pixels, labels, threat, filter_=filter_, route="exact")
-    assert min(same_share(whole, fives), same_share(whole, turned)) >= 0.999
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.9)])
@@ -117,12 +88,12 @@ def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
     assert standing(net, found, labels) < min(right) - 0.08
 
 
-def proposals(*, recalls: bool, take: bool) -> int:
+def proposals(*, remember: bool, take: bool) -> int:
     """How many of 60 squares of one image of one pixel are asked about, if all are taken or none is."""
     package = attacks.get("square").__module__.rpartition(".")[0]
     boxes = sys.modules[f"{package}._queries_squares"].Boxes
     squares = boxes(
-        torch.full((1, 1, 1, 1), 0.5), 0.1, torch.ones(60, dtype=torch.long), SampleGenerator(0, [0]), recalls=recalls
+        torch.full((1, 1, 1, 1), 0.5), 0.1, torch.ones(60, dtype=torch.long), SampleGenerator(0, [0]), remember=remember
     )
     count = 0
     while not squares.over().all():
@@ -134,9 +105,9 @@ def proposals(*, recalls: bool, take: bool) -> int:
 
 
 def test_rejected_squares_are_not_asked_about_again_but_taken_ones_are():
-    assert proposals(recalls=True, take=False) == 1
-    assert proposals(recalls=True, take=True) > 10
-    assert proposals(recalls=False, take=False) > 10
+    assert proposals(remember=True, take=False) == 1
+    assert proposals(remember=True, take=True) > 10
+    assert proposals(remember=False, take=False) > 10
 
 
 def test_under_a_random_purifier_a_lucky_answer_does_not_stand_for_good():
@@ -165,8 +136,8 @@ def test_small_and_oblong_images(shape, threat):
     [
         ("square:queries=0", "attack 'square': queries and restarts must be at least 1, got 0 and 1"),
         ("square:restarts=0", "attack 'square': queries and restarts must be at least 1, got 5000 and 0"),
-        ("square:p=0", r"attack 'square': p is a share of the image and must be in \(0, 1\], got 0"),
-        ("square:p=1.5", r"attack 'square': p is a share of the image and must be in \(0, 1\], got 1.5"),
+        ("square:p=0", r"attack 'square': p is a fraction of the image and must be in \(0, 1\], got 0"),
+        ("square:p=1.5", r"attack 'square': p is a fraction of the image and must be in \(0, 1\], got 1.5"),
         ("square:loss=dlr", "attack 'square': loss must be one of margin, ce, got 'dlr'"),
     ],
 )

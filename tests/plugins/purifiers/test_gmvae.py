@@ -161,28 +161,28 @@ def test_what_it_is_to_the_core(trained: Purifier, pixels: Tensor) -> None:
     assert isinstance(trained, Scheduled) and isinstance(trained, Classifying)
     assert not trained.uses_labels
     assert trained.draw(pixels, SampleGenerator(0, range(6))) is None
-    with pytest.raises(ConfigError, match="components are no classes; train it with labelled=true"):
+    with pytest.raises(ConfigError, match="components are not classes; train it with labelled=true"):
         trained.classify(pixels)
     labelled = purifier.load(f"gmvae:{SIZE},labelled=true")
     assert labelled.uses_labels
     torch.testing.assert_close(labelled.classify(pixels).exp().sum(1), torch.ones(6))
     labelled.fitted_in.fill_(1)
-    with pytest.raises(ConfigError, match="labelled=true learns from labels, got none"):
+    with pytest.raises(ConfigError, match="labelled=true needs labels, got none"):
         labelled.loss(pixels, pixels, None)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("spatial=true", "gmvae has a latent vector, .*leave spatial out, or take vae"),
+        ("spatial=true", "gmvae needs a latent vector: .*leave spatial out, or use vae"),
         ("components=0", "expected 1 or more components"),
         ("components=100000,latent=64", r"components \* latent\*\*2 <= 4194304, got 100000 and latent 64; lower one"),
         ("strength=-1", "strength must be from 0 to 10000, got -1"),
         ("strength=nan", "strength must be from 0 to 10000, got nan"),
         ("strength=inf", "strength must be from 0 to 10000, got inf"),
         ("floor=0", r"floor must be in \(0, 1\), got 0"),
-        ("pretrain=1.5", r"shares of the epochs in \[0, 1\], got 1.5 and 0.2"),
-        ("warmup=-0.1", r"shares of the epochs in \[0, 1\], got 0.4 and -0.1"),
+        ("pretrain=1.5", r"fractions of the epochs in \[0, 1\], got 1.5 and 0.2"),
+        ("warmup=-0.1", r"fractions of the epochs in \[0, 1\], got 0.4 and -0.1"),
         ("score=nothing", "one of elbo, reconstruction, prior"),
     ],
 )

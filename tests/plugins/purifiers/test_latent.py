@@ -232,7 +232,7 @@ def test_bases_that_are_no_base(latent: Callable[[str], Purifier], tmp_path: Pat
     nested = purifier.save(latent("steps=2"), tmp_path / "latent.safetensors")
     with pytest.raises(CheckpointError, match="base must be a vae or gmvae, not another latent"):
         purifier.load(f"latent:base={nested}")
-    with pytest.raises(ConfigError, match=r"its base is for images \(1, 28, 28\), got image_shape \(3, 32, 32\)"):
+    with pytest.raises(ConfigError, match=r"expected the base's image_shape \(1, 28, 28\), got \(3, 32, 32\)"):
         latent("image_shape=3x32x32")
     with pytest.raises(ConfigError, match="needs the option 'base'"):
         purifier.load("latent")
@@ -242,9 +242,9 @@ def test_bases_that_are_no_base(latent: Callable[[str], Purifier], tmp_path: Pat
     ("options", "message"),
     [
         ("preset=slow", "one of fast, defense-gan"),
-        ("steps=0", "steps must be from 1 to 10000 and restarts to 1000"),
-        ("restarts=0", "steps must be from 1 to 10000 and restarts to 1000"),
-        ("steps=10001", "steps must be from 1 to 10000 and restarts to 1000"),
+        ("steps=0", "steps must be from 1 to 10000 and restarts from 1 to 1000"),
+        ("restarts=0", "steps must be from 1 to 10000 and restarts from 1 to 1000"),
+        ("steps=10001", "steps must be from 1 to 10000 and restarts from 1 to 1000"),
         ("lr=0", r"expected lr above 0 and at most 10000, momentum in \[0, 1\) and beta >= 0"),
         ("lr=inf", "expected lr above 0"),
         ("lr=nan", "expected lr above 0"),
@@ -252,15 +252,15 @@ def test_bases_that_are_no_base(latent: Callable[[str], Purifier], tmp_path: Pat
         ("beta=-1", "beta >= 0"),
         ("beta=nan", "beta >= 0"),
         ("start=bank,bank=0", r"bank must be from restarts \(1\) to 100000, got 0"),
-        ("bank=7", "bank is for start=bank, these descents start at 'encoder'"),
-        ("sample=false", "sample=false is for random starts, these descents have none"),
-        ("start=bank,restarts=3,sample=false", "sample=false is for random starts"),
-        ("momentum=0.5", "momentum is for optimizer=momentum, this is adam"),
+        ("bank=7", "bank needs start=bank, got start=encoder"),
+        ("sample=false", "sample=false needs random starts, but there are none"),
+        ("start=bank,restarts=3,sample=false", "sample=false needs random starts"),
+        ("momentum=0.5", "momentum needs optimizer=momentum, got optimizer=adam"),
         ("start=random,truncate=0", r"truncate must be from 1 to steps"),
         ("start=bank,bank=3,restarts=4", r"bank must be from restarts \(4\) to 100000, got 3"),
         ("truncate=13", r"truncate must be from 0 to steps \(12\), got 13"),
         ("truncate=-1", r"truncate must be from 0 to steps \(12\), got -1"),
-        ("start=middle", "option 'start' expected"),
+        ("start=middle", "option 'start': expected"),
     ],
 )
 def test_impossible_configurations(latent: Callable[[str], Purifier], options: str, message: str) -> None:

@@ -90,7 +90,7 @@ def test_the_pullback_of_every_kind_of_layer(layer: nn.Module, shape: tuple[int,
 
 
 def test_a_layer_without_pullback_is_named() -> None:
-    with pytest.raises(TypeError, match=r"no vector-Jacobian product is written for ReLU\(\)"):
+    with pytest.raises(TypeError, match=r"no vector-Jacobian product is implemented for ReLU\(\)"):
         _with_pullback(nn.ReLU(), torch.zeros(1))
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attack_stage import Noisy, Same, check_what_every_attack_keeps, dual_norm, run, two_classes
+from attack_helpers import Noisy, dual_norm, run, two_classes
 from purifier import Threat
-from purifier.attacking.specs import read_attack
-from purifier.testing import check_attack
 from purifier.vocabulary import Norm
 
 EPS: dict[Norm, float] = {"linf": 0.03, "l2": 0.6, "l1": 6.0}
@@ -71,13 +69,6 @@ def check_budget(spec: str, classes: int, norm: Norm, *, share: float = 0.8, cou
     assert fooled.any() and not fooled.all()
 
 
-def check_rules(spec: str, norm: Norm, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
-    """What every attack keeps; the conformance kit."""
-    few = images[0][:16], images[1][:16]
-    check_what_every_attack_keeps(spec, Threat(norm, EPS[norm]), net, few, fools=2)
-    check_attack(read_attack(spec).attack, norm=norm, eps=0.1)
-
-
 def check_oblivious(spec: str, norm: Norm, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Without the guard no image just over the edge comes back: the margins in the budget are larger."""
     few, threat = (images[0][:12], images[1][:12]), Threat(norm, 2 * EPS[norm])
@@ -134,15 +125,6 @@ def check_nan(spec: str, norm: Norm, net: nn.Module, images: tuple[Tensor, Tenso
     found = threat.project(run(spec, spoilt, pixels, labels, threat), pixels)
     assert spoilt.gradients > 2
     assert (net(found).argmax(1) != labels).sum() > 8
-
-
-def check_batches(spec: str, norm: Norm, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
-    """An image's result does not depend on its batch, whether the purifier is random or not."""
-    pixels, labels = (part[:9] for part in images)
-    threat = Threat(norm, EPS[norm])
-    for filter_ in (Same, Noisy):
-        whole, ones = (run(spec, net, pixels, labels, threat, filter_=filter_, batch=batch) for batch in (9, 4))
-        assert ((whole - ones).abs() < 1e-4).double().mean() >= 0.999
 
 
 def distances(spec: str, norm: Norm, net: nn.Module, images: tuple[Tensor, Tensor]) -> Tensor:

@@ -90,21 +90,3 @@ def two_classes() -> tuple[TwoClasses, Tensor, Tensor, Tensor]:
 def dual_norm(weight: Tensor, norm: str) -> Tensor:
     """||w||_q with the dual q: |w.x + b| / ||w||_q is a linear classifier's distance (Moosavi-Dezfooli et al. 2016)."""
     return weight.abs().sum() if norm == "linf" else weight.norm() if norm == "l2" else weight.abs().max()
-
-
-def check_what_every_attack_keeps(
-    spec: str, threat: Threat, net: nn.Module, images: tuple[Tensor, Tensor], *, route: Route = "exact", fools: int = 10
-) -> None:
-    """Inputs untouched, the box, one seed one result, eps 0 the identity; ``fools`` images and more."""
-    pixels, labels = images
-    before = pixels.clone(), labels.clone()
-    found = run(spec, net, pixels, labels, threat, route=route)
-    assert torch.equal(pixels, before[0]) and torch.equal(labels, before[1])
-    assert found.min() >= 0 and found.max() <= 1
-    assert torch.equal(found, run(spec, net, pixels, labels, threat, route=route))
-    judged = threat.project(found, pixels)
-    assert (threat.distance(judged, pixels) <= threat.eps + 1e-6).all()
-    clean, attacked = ((net(one).argmax(1) == labels).sum() for one in (pixels, judged))
-    assert attacked < clean - fools
-    nothing = Threat(threat.norm, 0)
-    assert torch.equal(nothing.project(run(spec, net, pixels, labels, nothing, route=route), pixels), pixels)

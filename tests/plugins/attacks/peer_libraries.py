@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from torch import Tensor, nn
 
-from attack_stage import Same
+from attack_helpers import Same
 from purifier.seeding import SampleGenerator
 
 # Both libraries are older than the Pythons they run on.

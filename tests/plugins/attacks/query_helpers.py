@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attack_stage import NoConfig, Noisy, Same
+from attack_helpers import NoConfig, Noisy, Same
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
@@ -42,13 +42,17 @@ def standing(net: nn.Module, found: Tensor, labels: Tensor, *, draws: int = 5) -
 
 
 def in_other_order(
-    spec: str, net: nn.Module, pixels: Tensor, labels: Tensor, threat: Threat, **options: object
+    spec: str, net: nn.Module, pixels: Tensor, labels: Tensor, threat: Threat, *, batch: int, **options: object
 ) -> Tensor:
-    """What the attack finds for the images in reversed order, put back into theirs."""
+    """What the attack finds for the images in reversed order, ``batch`` at a time, put back into theirs."""
     back = torch.arange(len(labels) - 1, -1, -1)
-    target = target_of(net, len(labels), **options).select(back)  # type: ignore[arg-type]
+    target = target_of(net, len(labels), **options)  # type: ignore[arg-type]
     attack = read_attack(spec).attack
-    return attack.perturb(target, pixels[back], labels[back], threat, SampleGenerator(0, back.tolist()))[back]
+    found = [
+        attack.perturb(target.select(rows), pixels[rows], labels[rows], threat, SampleGenerator(0, rows.tolist()))
+        for rows in back.split(batch)
+    ]
+    return torch.cat(found)[back]
 
 
 def same_share(one: Tensor, other: Tensor) -> float:

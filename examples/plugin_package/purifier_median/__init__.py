@@ -1,0 +1,1 @@
+"""A median filter and a small attack for purifier."""

@@ -1,0 +1,73 @@
+"""Work that many tests repeat, done once per process: read data and metadata files, export a purifier.
+
+A cache keeps what the real function returned for the same input, so the first call always does the work.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Hashable
+from importlib.metadata import EntryPoints
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import ModelProto
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+import purifier.contracts.registry
+import purifier.data.named
+import purifier.onnx.guarded
+from purifier.contracts.purifier import Purifier
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Put all caches in place."""
+    patch.setattr(purifier.data.named, "_read_idx", _by_version(purifier.data.named._read_idx))
+    patch.setattr(purifier.contracts.registry, "entry_points", _by_path(purifier.contracts.registry.entry_points))
+    patch.setattr(purifier.onnx.guarded, "purifier_graph", _by_content(purifier.onnx.guarded.purifier_graph))
+    # torch reads the source of 500 functions again for each export, which takes half of its time.
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+
+
+def _by_version(read: Callable[[Path, int], Any]) -> Callable[[Path, int], Any]:
+    """Read a file again only if it has changed."""
+
+    @functools.cache
+    def cached(path: Path, dimensions: int, version: tuple[int, int]) -> Any:
+        return read(path, dimensions)
+
+    def read_idx(path: Path, dimensions: int) -> Any:
+        status = path.stat()
+        return cached(path, dimensions, (status.st_mtime_ns, status.st_size))
+
+    return read_idx
+
+
+def _by_path(find: Callable[..., EntryPoints]) -> Callable[..., EntryPoints]:
+    """Look for distributions again only if ``sys.path`` has changed."""
+
+    @functools.cache
+    def cached(path: tuple[str, ...], options: tuple[tuple[str, str], ...]) -> EntryPoints:
+        return find(**dict(options))
+
+    return lambda **options: cached(tuple(sys.path), tuple(options.items()))
+
+
+def _by_content(export: Callable[..., ModelProto]) -> Callable[..., ModelProto]:
+    """Export a purifier again only if its class, its options, one of its tensors or an argument is another."""
+    made: dict[Hashable, bytes] = {}
+
+    def purifier_graph(exported: Purifier, *arguments: object, **options: object) -> ModelProto:
+        tensors = [*exported.named_parameters(), *exported.named_buffers()]
+        key = (
+            type(exported),
+            repr((exported.config, arguments, sorted(options.items()))),
+            tuple((name, part.shape, part.dtype, part.detach().float().numpy().tobytes()) for name, part in tensors),
+        )
+        if key not in made:
+            made[key] = export(exported, *arguments, **options).SerializeToString()
+        return ModelProto.FromString(made[key])
+
+    return purifier_graph
