@@ -108,7 +108,7 @@ def _draws(guard: Guard, candidate: Candidate) -> bool:
 
 
 def _check_options(shape: Any, opset: Any, batches: Any, tolerance: Any, noise: Any) -> None:
-    newest = onnx.defs.onnx_opset_version()  # beyond it torch writes opset 18, and says nothing
+    newest = onnx.defs.onnx_opset_version()  # above this, torch silently writes opset 18
     if shape is not None and not (_are_sizes(shape) and len(shape) == 3):
         raise ConfigError(f"image_shape: expected (C, H, W), three positive integers, got {shape!r}")
     if type(opset) is not int or not OPSET <= opset <= newest:
@@ -131,4 +131,4 @@ def _check_model(model: ModelProto, path: Path) -> None:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"{path}: onnx's checker rejects the guarded graph: {error}", path) from error
+        raise ExportError(f"{path}: the guarded graph fails onnx's checker: {error}", path) from error

@@ -94,7 +94,7 @@ _MEMBERS = {
 _MODULE_OF = {name: module for module, names in _MEMBERS.items() for name in names}
 
 
-if not _typing.TYPE_CHECKING:  # or any misspelt name would pass
+if not _typing.TYPE_CHECKING:  # type checkers would accept any misspelt name
 
     def __getattr__(name: str) -> object:
         if name not in _MODULE_OF:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .contracts.purifier import Purifier, check_purified, check_scores, dtype_of
-from .data.pixels import Preprocessing, into_range
+from .data.pixels import into_range
 from .errors import AuditError
 from .rejection.policy import Rejection
 from .seeding import SampleGenerator
@@ -30,9 +30,9 @@ class Answer(NamedTuple):
     """Which images score above the threshold, bool (N,); None without scores or a threshold."""
 
 
-def to_pixels(images: Tensor, preprocessing: Preprocessing, purifier: Purifier) -> Tensor:
-    """A classifier's images as pixels (N, C, H, W) in [0, 1], in the purifier's dtype."""
-    return into_range(preprocessing.to_pixels(images)).to(dtype_of(purifier))
+def purifier_input(pixels: Tensor, purifier: Purifier) -> Tensor:
+    """Pixels (N, C, H, W) as the purifier takes them: clamped to [0, 1], in the dtype of its weights."""
+    return into_range(pixels).to(dtype_of(purifier))
 
 
 def draw(purifier: Purifier, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:

@@ -67,6 +67,7 @@ def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return venv / "bin"
 
 
+@pytest.mark.integration
 def test_one_top_level_name_and_no_file_missing(wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")}
     assert {name.partition("/")[0] for name in packed} == {"purifier"}
@@ -79,6 +80,7 @@ def test_one_top_level_name_and_no_file_missing(wheel: Path) -> None:
     assert packed == wanted
 
 
+@pytest.mark.integration
 def test_the_installed_command_lists_everything_from_anywhere(fresh: Path, tmp_path: Path) -> None:
     done = run(fresh / "purifier", "list", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -98,6 +100,7 @@ def test_the_installed_command_lists_everything_from_anywhere(fresh: Path, tmp_p
     assert Path(where).is_relative_to(fresh.parent)
 
 
+@pytest.mark.integration
 def test_a_third_party_has_the_rights_of_a_built_in(fresh: Path, tmp_path: Path) -> None:
     code = (
         "import purifier, pathlib; from purifier.testing import check_attack, check_purifier\n"

@@ -193,13 +193,13 @@ class _Walk:
             length = length / 2
 
     def narrow(self) -> bool:
-        """Drop images fooled within the threat (if the target judges) or out of queries; whether any are left."""
+        """Drop images out of queries or fooled in the threat (unless the judge may disagree); whether any are left."""
         far = (self._nearest[self._at] > self._threat.eps) | self._pushes
         self._keep(far & self._can_afford(2 + self._votes))
         return len(self._at) > 0
 
     def push(self) -> None:
-        """If the target does not judge, move images inside the threat to its edge, if they stay misclassified there."""
+        """Where the judge may disagree, move images inside the threat to its edge, if they stay misclassified there."""
         if not self._pushes:
             return
         at = ((self._nearest <= self._threat.eps) & (self._nearest > 0)).nonzero().squeeze(1)

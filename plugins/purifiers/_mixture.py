@@ -14,7 +14,7 @@ from purifier.errors import TrainingError
 from ._schur import solve_spd
 
 REGULARISATION = 1e-4
-"""Added to the variances that EM and the classes' covariances start from."""
+"""Added to the diagonals of the fitted covariances."""
 
 
 class Mixture(nn.Module):

@@ -1,4 +1,4 @@
-"""Solve positive definite systems with operators that ONNX has; it has no Cholesky factorisation."""
+"""Solve positive definite systems with ONNX operators only: ONNX has no Cholesky factorisation."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Attack(ABC):
     """Looks for adversarial images; usually a frozen dataclass whose fields are its options."""
 
     needs: ClassVar[Literal["gradient", "latent", "scores", "labels"]]
-    """What the attack needs: gradients, also the purifier's latent space, logits only, or predicted labels only."""
+    """What the attack needs: gradients; gradients and the latent space; logits only; or predicted labels only."""
     norms: ClassVar[tuple[str, ...]]
     """The norms that the attack supports: any of ``linf``, ``l2`` and ``l1``."""
 

@@ -53,8 +53,8 @@ def compare(rows: Sequence[PendingRow], strongest: Route, *, decisive: bool = Tr
     ``decisive`` says that being right in all judgements or wrong in all of them is almost never chance: see
     :func:`count_flipped`.
 
-    ``strongest`` is the route that sees most of the purifier. Without a gradient attack along it no attack counts as
-    white-box, so none can beat the white-box attack.
+    ``strongest`` is the route that sees most of the purifier. Without a gradient attack along it there is no white-box
+    result that another attack could beat.
     """
     flags = []
     for clean in (row for row in rows if row.job is None):

@@ -124,7 +124,7 @@ class Figures:
 
 
 def figures_of(shares: Tensor, judgements: int) -> Figures:
-    """The figures of shares (N,); the last two are None if there is only one judgement."""
+    """The accuracies of shares (N,); the last two are None if there is only one judgement."""
     count = len(shares)
     result = rate(min(shares.sum().item(), count), count)
     if judgements == 1:

@@ -15,7 +15,7 @@ from .statistics import Area, Rate, rate, read_area, read_rate, roc_area
 
 @dataclass(frozen=True)
 class Detection:
-    """What the purifier's score detects of one attack, or does on clean images.
+    """How well the purifier's score detects one attack, or what it does on clean images.
 
     In a sequence, images that an earlier attack fooled count as clean here. An image counts as right if more than half
     of its judgements are right; with a deterministic purifier there is one judgement.

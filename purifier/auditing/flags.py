@@ -21,12 +21,13 @@ FLAGS: dict[str, FlagKind] = {
         FlagKind(
             "probe-failed",
             "a self-check of the guard fails with an error",
-            "The other signs of masked gradients (Athalye et al. 2018, section 3.1) were not all looked for.",
+            "Not all signs of masked gradients (Athalye et al. 2018, section 3.1) were looked for.",
             "fix the error in the evidence; the results of attacks that ran are valid, but prove less",
         ),
         FlagKind(
             "zero-gradient",
-            "the gradient of the margin loss is zero everywhere in the image for more than 1% of images, or is cut off",
+            "the gradient of the margin loss is exactly zero everywhere in the image for more than 1% of images, or is "
+            "cut off",
             "Gradient attacks do not move where there is no gradient (Athalye et al. 2018, section 3: shattered and "
             "vanishing gradients); images that they leave right are not evidence of robustness.",
             "declare gradient = 'surrogate' and write a surrogate that follows the purifier, for the route bpda",
@@ -128,14 +129,14 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "not-converged",
-            "the same attack with more steps or restarts fools over 1% more of the images, beyond chance",
+            "the same attack with more steps or restarts fools further images, more than 1% of all and beyond chance",
             "While more effort still finds more, the accuracy measures the attacker's patience (Carlini et al. 2019, "
             "on attacks that have converged; Tramer et al. 2020).",
             "double the steps and restarts until nothing changes",
         ),
         FlagKind(
             "eot-not-flat",
-            "the same attack, averaged over more draws, fools over 1% more of the images, beyond chance",
+            "the same attack, averaged over more draws, fools further images, more than 1% of all and beyond chance",
             "The gradients were still noisy with fewer draws, and may be with the most draws tried (Athalye et al. "
             "2018, section 4.2; Tramer et al. 2020, on randomised defences).",
             "raise eot until the accuracy is flat, and report that accuracy",

@@ -62,7 +62,7 @@ def plan(
     named = [read_attack(one) for one in given]
     for one in named:
         if [other.spec for other in named].count(one.spec) > 1:
-            raise ConfigError(f"attack {one.spec!r} is given twice; give it once, or with other options")
+            raise ConfigError(f"attack {one.spec!r} is given twice; give it once, or with different options")
         for threat in threats:
             _check_norm(one, threat)
     chosen = {one.spec: routes_of(one, classifier, purifier, routes) for one in named}

@@ -18,7 +18,7 @@ class Preset:
     sequence: tuple[str, ...] = ()
     """Strongest first: each gets only the images that earlier ones left right, so the worst case costs least."""
     apart: tuple[str, ...] = ()
-    """Each gets all images, and so has results of its own."""
+    """Each gets all images and has its own results."""
     sweep: tuple[int, ...] = ()
     """For random purifiers: the first attack of ``apart`` runs again with each of these numbers of noise draws."""
 

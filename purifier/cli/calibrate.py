@@ -49,7 +49,7 @@ def calibrate(
         annotate(path, out or path.resolve(), **{CALIBRATION_KEY: purifier.provenance[CALIBRATION_KEY]})
     score = getattr(purifier.config, "score", None)
     console.print(f"threshold  {found.threshold:.6g}" + (f" ({score})" if isinstance(score, str) else ""), markup=False)
-    console.print(f"rejects    at most {100 * found.fpr:.12g}% of clean images, expected", markup=False)
+    console.print(f"rejects    at most {100 * found.fpr:.12g}% of clean images (expected)", markup=False)
     console.print(f"data       {found.data}, {found.count} images", markup=False)
     shown = "  ".join(f"{place}%: {found.quantiles[place]:.4g}" for place in SHOWN_QUANTILES)
     console.print(f"quantiles  {shown}\ncheckpoint {out or path}", markup=False)

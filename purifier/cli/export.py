@@ -46,7 +46,9 @@ def export(
     ] = None,
     noise: Annotated[
         str | None,
-        typer.Option(help="Noise of a random purifier: its mean, or a second input.", metavar="mean|input"),
+        typer.Option(
+            help="For a random purifier: use its mean, or make its noise a second input.", metavar="mean|input"
+        ),
     ] = None,
     format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
 ) -> None:

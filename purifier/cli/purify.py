@@ -23,7 +23,7 @@ def purify(
     out: Annotated[Path, typer.Option(help="The picture to write, a .png file.")],
     root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
 ) -> None:
-    """Draw each image clean and purified, and the difference, with a score of how unusual the image is."""
+    """Draw each image clean and purified, and their difference, with a score of how unusual the image is."""
     from ..contracts.checkpoint import load
     from ..contracts.purifier import image_shape_of
     from ..pictures import draw_purifications, purify_images, read_images

@@ -127,7 +127,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # A safetensors file starts with the header's length, which can look like a pickle; the header after it cannot.
     if not head.endswith(b"{") and head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise CheckpointError(
-            f"{path} is a pickle, which can run code when read; expected safetensors: "
+            f"{path} is a pickle, which can run code when read; expected safetensors; "
             "if you trust it, convert it with safetensors.torch.save_file(state_dict, ...)",
             path,
         )

@@ -126,10 +126,11 @@ class GuardedModule(nn.Module):
             )
         shape = image_shape_of(self.purifier)
         check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
+        pixels = self.preprocessing.to_pixels(image)
         if self.check and not torch.compiler.is_exporting():
             check_scale(image, self.preprocessing, name=self.input)
-            check_range(self.preprocessing.to_pixels(image), name=self.input)
-        return answering.to_pixels(image, self.preprocessing, self.purifier)
+            check_range(pixels, name=self.input)
+        return answering.purifier_input(pixels, self.purifier)
 
     def _draw(self, pixels: Tensor) -> Tensor | None:
         if torch.compiler.is_exporting():

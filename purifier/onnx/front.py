@@ -10,7 +10,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from ..answering import answer, to_pixels
+from ..answering import answer, purifier_input
 from ..contracts.purifier import Classifying, Purifier, image_shape_of
 from ..data.pixels import Preprocessing
 from ..errors import ConfigError, PluginError
@@ -45,7 +45,7 @@ class PurifierFront(nn.Module):
     def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         pixels = self.pixels(image)
         noise = None if noise is None else noise.to(pixels.dtype)
-        # The classifier's graph replaces logits; this one only finds out which images are rejected.
+        # The classifier's graph replaces logits; this one purifies and only marks rejected images.
         flagging = Rejection(threshold=self.rejection.threshold)
         found = answer(
             self.purifier,
@@ -67,7 +67,7 @@ class PurifierFront(nn.Module):
 
     def pixels(self, image: Tensor) -> Tensor:
         """A classifier's images as pixels for the purifier."""
-        return to_pixels(image, self.preprocessing, self.purifier)
+        return purifier_input(self.preprocessing.to_pixels(image), self.purifier)
 
 
 def purifier_graph(

@@ -25,7 +25,7 @@ class ImageInput:
     Parameters
     ----------
     name, position
-        Its name, and its place among the inputs a caller feeds.
+        Its name, and its position among the inputs a caller feeds.
     dtype
         ``float32``, ``float16``, ``float64`` or ``uint8``.
     shape

@@ -91,7 +91,7 @@ def calibrate(
     data
         Clean images or a DATA spec; labels do not matter.
     fpr
-        The share of clean images that may be rejected, in (0, 1).
+        The fraction of clean images that may be rejected, in (0, 1).
     batch_size
         Images per batch.
     device

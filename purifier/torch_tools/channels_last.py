@@ -63,7 +63,8 @@ def fed_channels_last(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> Ite
         for layer in layers:
             stack.callback(layer.register_forward_pre_hook(_to_channels_last).remove)
         for weight in weights:
-            # With a size of 1, autograd may choose the other layout for the gradient; data-parallel training minds.
+            # With a size of 1, autograd may choose the other layout for the gradient, and data-parallel training
+            # complains.
             if 1 in weight.shape:
                 hook = weight.register_hook(partial(_in_layout_of, weight))  # type: ignore[no-untyped-call]  # torch's
                 stack.callback(hook.remove)

@@ -116,7 +116,7 @@ def train(
     CheckpointError
         The state to resume from is damaged.
     OutputError
-        ``out`` cannot be written, or a file that is not a state is in the place of the state file.
+        ``out`` cannot be written, or the path of the state holds a file that is not a training state.
     """
     check_kinds(plugin, out, config, recipe, progress, weights, root)
     out = Path(out)

@@ -126,7 +126,7 @@ def _check_state(
             raise damaged(f"{name} holds NaN or infinity")
         nonnegative = name == "averaged" or (name.startswith("optimizer.") and name.endswith((".step", ".exp_avg_sq")))
         if nonnegative and tensors[name].min() < 0:
-            raise damaged(f"{name}: expected no number below 0")
+            raise damaged(f"{name}: expected no negative numbers")
     return entry
 
 

@@ -107,6 +107,7 @@ def test_what_only_the_system_rejects_is_one_line_too(command, tmp_path: Path) -
     assert err.startswith("error: ") and err.count("\n") == 1
 
 
+@pytest.mark.integration
 def test_a_terminated_command_removes_its_temporary_file(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, time; from purifier.atomic import atomic_path; from purifier.cli import app, main\n"
@@ -122,6 +123,7 @@ def test_a_terminated_command_removes_its_temporary_file(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 def test_a_terminated_audit_ends_and_blames_no_attack(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, purifier\n"
@@ -143,7 +145,8 @@ def test_wrong_usage_is_exit_code_2(command, line: str) -> None:
     assert "Usage" in err and "Traceback" not in err
 
 
-def test_demo(command, tmp_path: Path) -> None:
+@pytest.mark.integration
+def test_the_whole_demo(command, tmp_path: Path) -> None:
     made = tmp_path / "made [red]"
     code, out, _ = command("demo", "--out", made)
     assert code == 0
@@ -189,11 +192,27 @@ class Failing(purifier.Attack):
         raise RuntimeError("out of luck")
 
 
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the demo take 12 images and a short attack."""
+    monkeypatch.setattr(demo, "ATTACK", "pgd:steps=4")
+    monkeypatch.setattr(demo, "load_data", lambda spec: load_data(f"{spec}:12"))
+
+
+@pytest.mark.usefixtures("little")
+def test_a_little_demo_writes_reports_a_picture_and_the_guard(command, tmp_path: Path) -> None:
+    code, out, _ = command("demo", "--out", tmp_path)
+    assert code == 0
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert files == ["guarded.onnx", "plain/report.json", "robust/report.json", "strip.png"]
+    assert "the same class as torch on 12 of 12 clean images" in out
+
+
+@pytest.mark.usefixtures("little")
 def test_a_demo_whose_audit_is_incomplete_is_inconclusive(
     command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "ATTACK", "failing")
-    monkeypatch.setattr(demo, "load_data", lambda spec: load_data(f"{spec}:40"))
     purifier.attacks.register("failing", Failing)
     try:
         code, out, _ = command("demo", "--out", tmp_path)
@@ -204,16 +223,15 @@ def test_a_demo_whose_audit_is_incomplete_is_inconclusive(
     assert sorted(path.parent.name for path in tmp_path.rglob("*") if path.is_file()) == ["plain", "robust"]
 
 
+@pytest.mark.usefixtures("little")
 def test_a_demo_whose_file_is_not_the_guard_fails(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def export_another(guarded, path):
         return purifier.export(purifier.guard(guarded.classifier, "blur:sigma=9"), path, image_shape=(1, 28, 28))
 
-    monkeypatch.setattr(demo, "ATTACK", "pgd:steps=10")
-    monkeypatch.setattr(demo, "load_data", lambda spec: load_data(f"{spec}:40"))
     monkeypatch.setattr(demo, "export", export_another)
     code, _, err = command("demo", "--out", tmp_path)
     assert code == 2
-    assert re.search(r"guarded\.onnx in onnxruntime gives another class than torch on \d+ of 40 clean images", err)
+    assert re.search(r"guarded\.onnx in onnxruntime gives another class than torch on \d+ of 12 clean images", err)
 
 
 def test_assets_stay_small() -> None:

@@ -22,6 +22,14 @@ LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "ligh
 KERNEL = np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32)
 
 
+QUICK = ("light_inception_v1", "light_shufflenet", "light_squeezenet")
+
+
+def zoo_model(path: Path) -> object:
+    """A test case; the large models take seconds each."""
+    return pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.integration)
+
+
 @functools.cache
 def load(spec: str) -> Purifier:
     return purifier.load(spec)
@@ -68,7 +76,7 @@ def signature(session: onnxruntime.InferenceSession) -> list[list[tuple[str, str
     ]
 
 
-@pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [zoo_model(path) for path in LIGHT])
 def test_the_zoos_models_behind_identity_give_their_own_outputs_back(path: Path) -> None:
     session = GuardedSession(path, load("identity"), providers=[CPU])
     original = open_session(path, providers=[CPU])
@@ -197,7 +205,9 @@ def test_a_purifiers_size_is_checked_where_the_classifier_leaves_it_free() -> No
 
 def test_preprocessing_must_agree_with_the_inputs_type() -> None:
     uint8 = classifier(TensorProto.UINT8)
-    with pytest.raises(ConfigError, match="expected dtype=float32, which the classifier's input 'photo' takes, got float16"):
+    with pytest.raises(
+        ConfigError, match="expected dtype=float32, which the classifier's input 'photo' takes, got float16"
+    ):
         GuardedSession(classifier(), load("identity"), preprocessing=Preprocessing(dtype="float16"))
     with pytest.raises(ConfigError, match="uint8 classifier takes scale=255"):
         GuardedSession(uint8, load("identity"), preprocessing=Preprocessing())

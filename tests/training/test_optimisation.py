@@ -110,25 +110,26 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_robust_run_resumes_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
+def test_a_robust_run_resumes_bit_for_bit(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("purifier.training.epoch.WATCHED", 20)
     options = {
         "recipe": "robust:ramp=0.5",
         "classifier": trained("net"),
         "config": SMALL,
-        "epochs": 4,
+        "epochs": 3,
         "batch_size": 25,
         "augment": "flip",
         "optimizer": optimizer,
     }
 
     def stop(now: Progress) -> None:
-        if now.epoch == 3:
+        if now.epoch == 2:
             raise Stopped
 
-    straight = train("vae", "fashion-mnist:train:100", tmp_path / "a.safetensors", **options)
+    straight = train("vae", "fashion-mnist:train:60", tmp_path / "a.safetensors", **options)
     with pytest.raises(Stopped):
-        train("vae", "fashion-mnist:train:100", tmp_path / "b.safetensors", **options, progress=stop)
-    resumed = train("vae", "fashion-mnist:train:100", tmp_path / "b.safetensors", **options, resume=True)
+        train("vae", "fashion-mnist:train:60", tmp_path / "b.safetensors", **options, progress=stop)
+    resumed = train("vae", "fashion-mnist:train:60", tmp_path / "b.safetensors", **options, resume=True)
     assert _same(straight, resumed)
     logs = [_log(tmp_path / f"{name}.log.jsonl") for name in "ab"]
     assert [entry.get("figures") for entry in logs[0]] == [entry.get("figures") for entry in logs[1]]
@@ -178,6 +179,7 @@ def test_every_image_is_some_processes() -> None:
             assert all(weight == pytest.approx(len(indices) / size) for indices, weight in parts if weight)
 
 
+@pytest.mark.integration
 def test_two_processes_learn_as_one(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

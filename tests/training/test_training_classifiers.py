@@ -96,11 +96,16 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
         (Rows, {}, ClassifierError, "one row of logits per image, got 160 rows for 40 images"),
         (Rows, {"recipe": QUERIES}, ClassifierError, "one row of logits per image, got 160 rows for 40 images"),
         (OneRow, {}, ClassifierError, "one row of logits per image, got 1 rows for 40 images"),
-        (Shifts, {}, TrainingError, "changes the images it is given; let it work on a copy"),
-        (Shifts, {"recipe": QUERIES}, TrainingError, "changes the images it is given; let it work on a copy"),
+        (Shifts, {}, TrainingError, "changes its input in place; make it work on a copy"),
+        (Shifts, {"recipe": QUERIES}, TrainingError, "changes its input in place; make it work on a copy"),
         (Forty, {}, TrainingError, r"fails on images .* \(RuntimeError"),
         (Masks, {}, TrainingError, "returns NaN or infinity for an image of"),
-        (Unsmooth, {}, TrainingError, "has gradients that are NaN or infinite; mend it: a root or logarithm of 0"),
+        (
+            Unsmooth,
+            {},
+            TrainingError,
+            "has gradients that are NaN or infinite; fix it: look for a root or logarithm of 0",
+        ),
         (
             Later,
             {"recipe": "denoise:attacks=fgsm+pgd"},
@@ -108,7 +113,7 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
             r"'late'\); fix the classifier, or choose another",
         ),
         (Later, {}, TrainingError, r"failed in epoch 1 \(KeyError: 'late'\); fix it; nothing has been saved yet"),
-        (Around, {"recipe": "robust:kl=1e40"}, TrainingError, r"step 1 \(.*kl inf\), before anything is learned"),
+        (Around, {"recipe": "robust:kl=1e40"}, TrainingError, r"step 1 \(.*kl inf\), before anything was learned"),
         (Around, {"input": 1}, ConfigError, "input: the classifier takes images, got position 1"),
         (Around, {"input": "x"}, ConfigError, "input: the classifier takes images, got 'x'"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), {}, ConfigError, "Sequential has no weights yet"),
@@ -183,10 +188,10 @@ def test_a_root_that_is_steep_at_black_may_stay(tmp_path: Path) -> None:
 def test_its_weights_are_not_overwritten(tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes((Path(__file__).parents[1] / "nets.safetensors").read_bytes())
-    with pytest.raises(OutputError, match="weights that are read lie there; give another name"):
+    with pytest.raises(OutputError, match="this run reads its weights from that file; give another name"):
         attempt(weights, "nets:trained", weights=weights)
     recipe = f"denoise:attacks=fgsm+transfer:surrogate=nets:trained;weights={weights},eps=0.1"
-    with pytest.raises(OutputError, match="weights that are read lie there; give another name"):
+    with pytest.raises(OutputError, match="this run reads its weights from that file; give another name"):
         attempt(weights, Around(), recipe=recipe)
 
 
@@ -200,9 +205,9 @@ def test_its_weights_are_not_overwritten(tmp_path: Path) -> None:
         ({"config": {1: 2}}, "config: expected options by name, got 1"),
         ({"weights": 5}, "weights: expected a file name, got 5"),
         ({"root": 5}, "root: expected a folder, got 5"),
-        ({"progress": 5}, "progress: expected a function of a Progress, got 5"),
-        ({"out": "a\0b.safetensors"}, r"cannot write .*: expected a name in UTF-8 without zeros"),
-        ({"out": "a\udcffb.safetensors"}, r"cannot write .*: expected a name in UTF-8 without zeros"),
+        ({"progress": 5}, "progress: expected a function that takes a Progress, got 5"),
+        ({"out": "a\0b.safetensors"}, r"cannot write .*: expected a name in UTF-8 without null characters"),
+        ({"out": "a\udcffb.safetensors"}, r"cannot write .*: expected a name in UTF-8 without null characters"),
     ],
 )
 def test_arguments_of_another_kind(options: dict[str, object], says: str, tmp_path: Path) -> None:

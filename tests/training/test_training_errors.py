@@ -117,7 +117,9 @@ def test_a_file_of_the_users_own_is_not_overwritten(tmp_path: Path, content: byt
     else:
         checkpoint.save(checkpoint.load("demo"), path)
     before = path.read_bytes()
-    with pytest.raises(OutputError, match=r"is in the way: .*move it, or give the checkpoint another name"):
+    with pytest.raises(
+        OutputError, match=r"exists and is not a training state.*move it, or give the checkpoint another name"
+    ):
         train("vae", IMAGES, tmp_path / "p.safetensors", progress=too_late)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -138,12 +140,12 @@ MOMENT = "optimizer.0.exp_avg"
         ("described", [], "is not a training state"),
         ("settings", None, "expected settings, got None"),
         ("settings", {}, "expected plugin None as in the state, got 'vae'"),
-        ("entry", None, "expected the entry of an epoch with its terms, got None"),
-        ("entry", [], "expected the entry of an epoch"),
-        ("epoch", "7", "expected the entry of an epoch"),
-        ("epoch", 1.5, "expected the entry of an epoch"),
-        ("epoch", 0, "expected the entry of an epoch"),
-        ("terms", None, "expected the entry of an epoch"),
+        ("entry", None, "expected the log entry of an epoch with its terms, got None"),
+        ("entry", [], "expected the log entry of an epoch"),
+        ("epoch", "7", "expected the log entry of an epoch"),
+        ("epoch", 1.5, "expected the log entry of an epoch"),
+        ("epoch", 0, "expected the log entry of an epoch"),
+        ("terms", None, "expected the log entry of an epoch"),
         ("terms", {"kl": "low"}, "expected numbers in its log entry, got 'low'"),
         ("terms", {}, "expected terms and figures in its log entry, got {} and {}"),
         ("figures", [1], "and [1]"),
@@ -152,7 +154,7 @@ MOMENT = "optimizer.0.exp_avg"
         (f"{MOMENT}_sq", None, f"{MOMENT}_sq: expected (1, 1, 3, 3) of torch.float32, got nothing"),
         (MOMENT, torch.zeros(3), f"{MOMENT}: expected (1, 1, 3, 3) of torch.float32, got (3,) of torch.float32"),
         (MOMENT, torch.full((1, 1, 3, 3), math.nan), f"{MOMENT} holds NaN or infinity"),
-        ("optimizer.0.step", torch.tensor(-1.0), "optimizer.0.step: expected no number below 0"),
+        ("optimizer.0.step", torch.tensor(-1.0), "optimizer.0.step: expected no negative numbers"),
         ("optimizer.x.step", torch.tensor(1.0), "optimizer.x.step: expected nothing, got ()"),
         ("weights.extra", torch.zeros(1), "weights.extra: expected nothing, got (1,)"),
     ],

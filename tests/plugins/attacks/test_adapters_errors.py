@@ -85,7 +85,7 @@ def test_another_norm_than_the_attacks_is_an_error_before_any_work(spec, norms, 
     pytest.importorskip(spec.partition(":")[0])
     assert read_attack(spec).attack.norms == norms
     for norm in {"linf", "l2", "l1"} - set(norms):
-        with pytest.raises(ConfigError, match=f"works in {', '.join(norms)}, not in {norm}"):
+        with pytest.raises(ConfigError, match=f"supports {', '.join(norms)}, not {norm}"):
             purifier.audit(purifier.guard(net, "identity"), "demo", norm=norm, eps=0.5, attacks=[spec])
         with pytest.raises(ConfigError, match=f"works in {', '.join(norms)}, not in {norm}"):
             run(spec, net, images[0][:2], images[1][:2], Threat(norm, 0.5))

@@ -133,7 +133,7 @@ def test_routes_that_do_not_know_the_purifier(route, guard, images):
         ("latent-match:guide_steps=0", "attack 'latent-match': guide_steps must be at least 1, got 0"),
         ("latent-match:guide_step=0", "attack 'latent-match': guide_step must be a positive number, got 0"),
         ("latent-match:confidence=-1", "attack 'latent-match': confidence must be a finite number >= 0, got -1"),
-        ("latent-match:step_size=0", "attack 'latent-match': step_size is a fraction of eps and must be positive, got 0"),
+        ("latent-match:step_size=0", "'latent-match': step_size is a fraction of eps and must be positive, got 0"),
     ],
 )
 def test_impossible_options(spec, said):

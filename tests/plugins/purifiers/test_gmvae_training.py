@@ -166,7 +166,7 @@ def test_a_component_a_class(tmp_path: Path) -> None:
     ("labels", "options", "says"),
     [
         (range(10), {"components": 21}, "21 components need at least as many images, got 20 to fit; lower components"),
-        (range(10), {"labelled": True, "components": 9}, "the labels go up to 9 and components is 9; set components=10"),
+        (range(10), {"labelled": True, "components": 9}, "labels go up to 9 and components is 9; set components=10"),
         (
             range(10),
             {"labelled": True, "components": 11},

@@ -93,7 +93,7 @@ def test_elbo_is_the_bound_estimated_by_sampling(images) -> None:
     with torch.no_grad():
         mean, log_variance = vae.encode(pixels)
         posterior = Normal(mean, (log_variance / 2).exp())
-        for draw in range(300):
+        for draw in range(150):
             noise = vae.draw(pixels, SampleGenerator(draw, range(4)))
             terms = vae.loss(pixels, pixels, noise)
             closed.append(-(terms["reconstruction"] + terms["kl"]))

@@ -78,6 +78,7 @@ def check_export(made: Purifier, path: Path) -> list[str]:
     return used
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("options", ["strength=2", pytest.param("strength=0,score=prior", marks=pytest.mark.slow)])
 def test_gmvae(folder: Path, tmp_path: Path, options: str) -> None:
     plain = purifier.load(str(folder / "gmvae.safetensors"))
@@ -86,6 +87,7 @@ def test_gmvae(folder: Path, tmp_path: Path, options: str) -> None:
     assert "Loop" not in check_export(made, tmp_path / "guarded.onnx")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("base", "options"),
     [
