@@ -19,7 +19,7 @@ if _typing.TYPE_CHECKING:
     from .contracts.purifier import Purifier, purifiers
     from .data.images import ImageData
     from .data.loading import load_data
-    from .data.pixels import Preprocessing
+    from .data.pixels import Preprocessing, into_range
     from .diagnosis import Diagnosis, diagnose
     from .errors import PurifierError, RejectedError
     from .guards.exporter import Exporter, ExportReport, exporters
@@ -59,6 +59,7 @@ __all__ = [
     "export",
     "exporters",
     "guard",
+    "into_range",
     "load",
     "load_data",
     "purifiers",
@@ -78,7 +79,7 @@ _MEMBERS = {
     "contracts.purifier": ("Purifier", "purifiers"),
     "data.images": ("ImageData",),
     "data.loading": ("load_data",),
-    "data.pixels": ("Preprocessing",),
+    "data.pixels": ("Preprocessing", "into_range"),
     "diagnosis": ("Diagnosis", "diagnose"),
     "errors": ("PurifierError", "RejectedError"),
     "guards.exporter": ("ExportReport", "Exporter", "exporters"),

@@ -60,7 +60,7 @@ def explained(
     catching
         Which exceptions to explain; all others propagate too.
     describe
-        Makes the text in the brackets; by default :func:`cause_of`.
+        Makes the text in the brackets; by default ``cause_of``.
     """
     with Attempt(catching) as attempt:
         yield

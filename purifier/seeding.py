@@ -23,7 +23,7 @@ class SampleGenerator:
     Parameters
     ----------
     seed
-        Seed of the streams; make one with :func:`mix_seed`. None draws it from torch's global generator.
+        Seed of the streams; make one with ``mix_seed``. None draws it from torch's global generator.
     indices
         The images' positions in their data set, length N.
     """

@@ -1,4 +1,4 @@
-"""Shared by all tests: real Fashion-MNIST images, the demo classifier, the command line in this process."""
+"""Shared by all tests: real Fashion-MNIST images, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def caches() -> Iterator[None]:
-    """Tests share data files and exported purifiers, see :mod:`session_caches`."""
+    """Tests share data files and exported purifiers, see ``session_caches``."""
     import session_caches
 
     with pytest.MonkeyPatch.context() as patch:
@@ -33,7 +33,7 @@ def caches() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Sums in one order only, and no waiting for a busy core."""
+    """One order of summation, and no waiting for a busy core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,7 +1,6 @@
 """Two small classifiers of real images, trained once: `python tests/nets.py` writes their weights anew.
 
-Trained on the spot they would differ from machine to machine, as sums do in their last digit, and what a test says of
-64 images with them.
+Trained anew they would differ between machines, as sums do in the last digit, and so would tests on 64 images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A purifier whose scores are plain to see, for tests of rejection."""
+"""Purifiers with obvious scores, for tests of rejection."""
 
 from __future__ import annotations
 

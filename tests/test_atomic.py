@@ -23,6 +23,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
 
 
+@pytest.mark.integration
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     target = atomic_write(tmp_path / "file.bin", b"old")
     code = (
@@ -35,7 +36,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file.txt/inside.txt", "."])
-def test_places_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+def test_unwritable_paths_are_errors(tmp_path: Path, place: str) -> None:
     (tmp_path / "file.txt").write_text("a file")
     with pytest.raises(OutputError, match="cannot write"):
         atomic_write(tmp_path / place, "new")

@@ -100,7 +100,7 @@ def test_the_command_shows_them(name: str, shown: list[str], command) -> None:
     assert all(any(line.startswith(text) for line in lines) for text in shown)
 
 
-def test_a_name_that_no_plugin_has(command) -> None:
+def test_an_unknown_name_is_an_error(command) -> None:
     code, _, errors = command("list", "nothing")
     assert code == 2 and "no plugin 'nothing'" in errors
 

@@ -1,4 +1,4 @@
-"""The wheel: one top-level name, nothing missing, equal rights for third parties, also far from the repository."""
+"""The wheel: one top-level name, no file missing, third-party plugins, outside the repository."""
 
 from __future__ import annotations
 

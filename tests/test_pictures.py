@@ -1,4 +1,4 @@
-"""Pictures: which images are read, what is drawn of them, and that it is in the file."""
+"""Pictures: which images are read, and what the file shows of them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
 
 
 def drawn_in(picture: np.ndarray, colour: str) -> bool:
-    """Whether anything is drawn in a colour such as ``#d55e00``, the edges of letters aside."""
+    """Whether anything but the edges of letters has a colour such as ``#d55e00``."""
     wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
     return bool((abs(picture - wanted) <= 24).all(2).any())
 
@@ -97,7 +97,7 @@ def test_files_and_data_may_be_mixed(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.stack([image for _, image in found]), expected)
 
 
-def test_a_file_takes_the_purifiers_channels_and_else_keeps_its_own(tmp_path: Path) -> None:
+def test_files_take_the_purifiers_channels_or_keep_their_own(tmp_path: Path) -> None:
     grey, colour = save(tmp_path / "grey.png", torch.full((1, 4, 6), 0.4)), save(tmp_path / "red.png", RED[:, :4])
     ((_, as_colour),) = read_images([grey], shape=(3, 4, 6))
     torch.testing.assert_close(as_colour, torch.full((3, 4, 6), 0.4))
@@ -117,7 +117,7 @@ def test_a_folder_is_a_data_spec(tmp_path: Path) -> None:
     torch.testing.assert_close(found[1][1], BLUE)
 
 
-def test_what_cannot_be_shown_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_cannot_be_shown_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "small.png", torch.zeros(3, 4, 6))
     (tmp_path / "torn.png").write_bytes((tmp_path / "small.png").read_bytes()[:20])
@@ -195,7 +195,7 @@ def test_grey_images_keep_their_tone() -> None:
     assert count(picture, (102, 102, 102)) > 80 * 80
 
 
-def test_a_note_makes_the_picture_higher() -> None:
+def test_a_note_makes_the_picture_taller() -> None:
     rows = {"grey": [Cell(torch.zeros(1, 6, 6))]}
     assert opened(draw(rows, columns=1, note=20 * "words ")).shape[0] > opened(draw(rows, columns=1)).shape[0]
 
@@ -225,7 +225,7 @@ def test_a_purification_is_drawn_clean_purified_and_different() -> None:
     assert heights == sorted(heights)
 
 
-def test_a_strip_of_no_images_is_rejected(tmp_path: Path) -> None:
+def test_a_strip_of_no_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match=re.escape("no image to show: expected at least one")):
         write_strip(tmp_path / "x.png", {}, torch.zeros(0, dtype=torch.int64), ())
     assert list(tmp_path.iterdir()) == []

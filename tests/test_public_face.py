@@ -15,7 +15,18 @@ FACE = {
     *("Attack", "AuditReport", "Diagnosis", "ExportReport", "Exporter", "GuardedModule", "GuardedSession"),
     *("ImageData", "Preprocessing", "Purifier", "PurifierError", "RejectedError", "SampleGenerator", "Target"),
     *("Threat", "__version__", "attacks", "audit", "calibrate", "diagnose", "draw_purifications", "export"),
-    *("exporters", "guard", "load", "load_data", "purifiers", "purify_images", "read_images", "save", "train"),
+    *(
+        "exporters",
+        "guard",
+        "into_range",
+        "load",
+        "load_data",
+        "purifiers",
+        "purify_images",
+        "read_images",
+        "save",
+        "train",
+    ),
 }
 WALK = """
 import importlib, pkgutil, sys

@@ -26,7 +26,7 @@ def test_other_seeds_and_later_draws_differ() -> None:
     assert abs(SampleGenerator(0, range(200)).normal((100,), LIKE).std().item() - 1) < 0.02
 
 
-def test_selection_goes_on_where_the_whole_would() -> None:
+def test_a_selection_continues_the_streams_of_the_whole() -> None:
     whole, halved = SampleGenerator(1, range(4)), SampleGenerator(1, range(4))
     whole.normal((3,), LIKE), halved.normal((3,), LIKE)
     expected = whole.normal((3,), LIKE)

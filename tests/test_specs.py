@@ -34,7 +34,7 @@ def test_a_spec_is_split() -> None:
 
 
 @pytest.mark.parametrize("spec", ["pgd:", "pgd:steps", ":a=1", "pgd:a=1,a=2", "pgd:=3"])
-def test_bad_specs(spec: str) -> None:
+def test_bad_specs_are_errors(spec: str) -> None:
     with pytest.raises(SpecError):
         split_spec(spec)
 
@@ -78,6 +78,6 @@ def test_a_bare_first_part_is_the_option_asked_for():
         split_spec("foolbox:steps=40,LinfPGD", first="name")
 
 
-def test_a_field_named_options_takes_what_is_no_field_of_its_own():
+def test_a_field_named_options_takes_all_other_options():
     built = build(Open, {"name": "x", "steps": "40", "size": "0.5", "start": "false", "how": "best"}, what="adapter")
     assert built == Open("x", {"steps": 40, "size": 0.5, "start": False, "how": "best"})

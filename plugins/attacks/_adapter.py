@@ -109,7 +109,7 @@ class Adapter(Attack):
     ) -> Tensor:
         if threat.norm not in self.norms:
             raise ConfigError(
-                f"attack {self.library!r}: {self.name} works in {', '.join(self.norms)}, not in {threat.norm}; "
+                f"attack {self.library!r}: {self.name} supports {', '.join(self.norms)}, not {threat.norm}; "
                 "choose another attack or norm"
             )
         if threat.eps == 0:

@@ -23,7 +23,7 @@ SPARSER = 1.5
 class Ascent(ABC):
     """M ascents in parallel: the current point, the best point so far, and the step length of each.
 
-    Every tensor attribute has one row per ascent, which is all that :meth:`select` relies on.
+    Every tensor attribute has one row per ascent, which is all that ``select`` relies on.
 
     Parameters
     ----------

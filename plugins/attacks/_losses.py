@@ -50,7 +50,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
     The spread is the first logit minus the mean of the third and fourth. With three logits above -inf it is the first
     minus the mean of the second and third; with the third alone, the loss towards the least likely class would be
-    constant. With two logits there is no spread, as in :func:`dlr`.
+    constant. With two logits there is no spread, as in ``dlr``.
     """
     gap = logits.float().gather(1, torch.stack([targets, labels], 1))
     first, second, third, fourth = _largest(logits, 4).unbind(1)
@@ -65,7 +65,7 @@ def likeliest_wrong(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of the wrong class that is likeliest here; :func:`loss_of` can fix one class for a whole attack.
+    """Log-probability of the wrong class that is likeliest here; ``loss_of`` can fix one class for a whole attack.
 
     Its gradient does not vanish where the classifier is very confident in the label.
     """
@@ -117,7 +117,7 @@ def loss_from(name: str, target: Target, pixels: Tensor, labels: Tensor) -> Name
 
 
 def check_loss(attack: str, name: str) -> None:
-    """Raise :class:`ConfigError` unless ``name`` is a key of :data:`LOSSES`."""
+    """Raise ``ConfigError`` unless ``name`` is a key of ``LOSSES``."""
     if name not in LOSSES:
         raise ConfigError(f"attack {attack!r}: loss must be one of {', '.join(LOSSES)}, got {name!r}")
 

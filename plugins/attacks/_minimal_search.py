@@ -107,7 +107,7 @@ class WeightSearch:
 
 
 def check_search(attack: str, search: WeightSearch) -> None:
-    """Raise :class:`ConfigError` unless the options of a search make sense."""
+    """Raise ``ConfigError`` unless the options of a search make sense."""
     for name, value in (("searches", search.searches), ("steps", search.steps)):
         if value < 1:
             raise ConfigError(f"attack {attack!r}: {name} must be at least 1, got {value}")

@@ -43,7 +43,7 @@ def answers(target: Target, at: Tensor, pixels: Tensor, *, random: bool) -> Tens
 
 
 def blocks(samples: int, features: int) -> Iterator[int]:
-    """Split ``samples`` into parts of at most :data:`BLOCK` numbers, the same in every batch."""
+    """Split ``samples`` into parts of at most ``BLOCK`` numbers, the same in every batch."""
     most = max(1, BLOCK // features)
     for start in range(0, samples, most):
         yield min(most, samples - start)

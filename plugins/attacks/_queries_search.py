@@ -41,7 +41,7 @@ class Search:
     """Tries squares on the images at the positions ``at`` (N,) and passes the final ones to ``best``.
 
     A random target is queried a second time about a square that beats the current image, and about the current image
-    every :data:`REQUERY_ROUNDS` rounds. Means count, because otherwise the luckiest answer would stay, unbeatable.
+    every ``REQUERY_ROUNDS`` rounds. Means count, because otherwise the luckiest answer would stay, unbeatable.
     ``queries`` is the limit per image.
     """
 

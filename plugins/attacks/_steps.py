@@ -100,7 +100,7 @@ def climb(
 
 
 def check_steps(attack: str, steps: int, step_size: float | None, restarts: int | None = None) -> None:
-    """Raise :class:`ConfigError` unless the options of an iterative attack make sense."""
+    """Raise ``ConfigError`` unless the options of an iterative attack make sense."""
     if restarts is None and steps < 1:
         raise ConfigError(f"attack {attack!r}: steps must be at least 1, got {steps}")
     if restarts is not None and (steps < 1 or restarts < 1):

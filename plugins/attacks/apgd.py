@@ -64,7 +64,7 @@ class ApgdCe(Attack):
 
 @dataclass(frozen=True)
 class ApgdDlr(ApgdCe):
-    """Auto-PGD on the difference of logits ratio (Croce & Hein 2020, equation 6): :class:`ApgdCe` on another loss."""
+    """Auto-PGD on the difference of logits ratio (Croce & Hein 2020, equation 6): ``ApgdCe`` on another loss."""
 
     loss: str = "dlr"
 
@@ -79,7 +79,7 @@ class ApgdT(Attack):
 
     It first tries each of the likeliest classes for a tenth of the steps; those that came closest then get all steps.
     With ``finalists`` as large as ``targets``, all of them get all steps at once, as in the paper, which takes more
-    than twice the gradients on images that are not fooled. Steps, early stopping and routes are as in :class:`ApgdCe`.
+    than twice the gradients on images that are not fooled. Steps, early stopping and routes are as in ``ApgdCe``.
 
     Parameters
     ----------

@@ -73,8 +73,8 @@ class Transfer(Attack):
     ) -> Tensor:
         if threat.norm not in self.norms:
             raise ConfigError(
-                f"attack 'transfer': its attacks {self.attacks!r} all work in {', '.join(self.norms) or 'no norm'}, "
-                f"not in {threat.norm}; choose others"
+                f"attack 'transfer': its attacks {self.attacks!r} all support {', '.join(self.norms) or 'no norm'}, "
+                f"not {threat.norm}; choose others"
             )
         votes, stops = votes_for(target, pixels), target.route != "oblivious"
         surrogate = self._classifier(target, pixels)

@@ -92,7 +92,7 @@ class Bottleneck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A latent -> logits of the pixels (N, C, H, W); the mirror image of :class:`Encoder` without blocks."""
+    """A latent -> logits of the pixels (N, C, H, W); the mirror image of ``Encoder`` without blocks."""
 
     def __init__(
         self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool

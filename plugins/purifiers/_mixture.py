@@ -76,7 +76,7 @@ class Mixture(nn.Module):
         return self.log_components(z).logsumexp(1)
 
     def log_prob_gradient(self, z: Tensor) -> Tensor:
-        """The gradient of :meth:`log_prob`, (N, D): -sum_k p(k|z) W_k^T W_k (z - mu_k)."""
+        """The gradient of ``log_prob``, (N, D): -sum_k p(k|z) W_k^T W_k (z - mu_k)."""
         whitening = self.whitening
         whitened = self._whitened(z, whitening)
         share = self._log_joint(whitened.square().sum(2)).softmax(1)

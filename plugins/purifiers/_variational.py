@@ -117,7 +117,7 @@ class Variational(Purifier):
 
     @abstractmethod
     def prior_gradient(self, latent: Tensor) -> Tensor:
-        """The gradient of :meth:`log_prior`, (N, *latent_shape), from plain operators, because it is exported."""
+        """The gradient of ``log_prior``, (N, *latent_shape), from plain operators, because it is exported."""
 
     @abstractmethod
     def sample_prior(self, normal: Tensor, uniform: Tensor) -> Tensor:

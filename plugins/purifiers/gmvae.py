@@ -154,7 +154,7 @@ class Gmvae(Variational):
         return self.prior.log_prob(latent)
 
     def prior_gradient(self, latent: Tensor) -> Tensor:
-        """The gradient of :meth:`log_prior`."""
+        """The gradient of ``log_prior``."""
         return self.prior.log_prob_gradient(latent)
 
     def sample_prior(self, normal: Tensor, uniform: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Gmvae(Variational):
         return self.prior.sample(normal, uniform)
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """A closed-form upper bound of the KL divergence: see :meth:`Mixture.expected_log_prob`."""
+        """A closed-form upper bound of the KL divergence: see ``Mixture.expected_log_prob``."""
         entropy = 0.5 * (log_variance + 1 + math.log(2 * math.pi)).sum(1)
         return -entropy - self.prior.expected_log_prob(mean, log_variance)
 

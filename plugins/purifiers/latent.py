@@ -125,7 +125,7 @@ class LatentConfig:
 class Latent(Purifier):
     """Returns G(z*) with z* = argmin_z |G(z) - x|^2 - beta log p(z), where G and p are those of a vae or gmvae.
 
-    Random starts come from :meth:`draw`; without noise they are the same few prior draws for every image. The exact
+    Random starts come from ``draw``; without noise they are the same few prior draws for every image. The exact
     gradient is that of the unrolled descent; the surrogate treats all but the last ``truncate`` steps as a shift that
     does not depend on the image (truncated backpropagation, Shaban et al. 2019).
     """

@@ -12,7 +12,7 @@ from ._variational import Variational, VariationalConfig, kl_to_standard_normal
 
 @dataclass(frozen=True)
 class VaeConfig(VariationalConfig):
-    """The options of :class:`VariationalConfig`; the prior N(0, I) has none."""
+    """The options of ``VariationalConfig``; the prior N(0, I) has none."""
 
 
 class Vae(Variational):

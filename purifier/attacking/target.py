@@ -42,7 +42,7 @@ class Target(nn.Module):
         ``exact`` differentiates through everything; ``bpda`` runs the purifier and differentiates its surrogate
         (Athalye et al. 2018, section 4.1.2); ``oblivious`` uses the classifier alone; ``none`` gives logits only.
     generator
-        One stream for each of the N images; :meth:`select` keeps the streams of the selected images.
+        One stream for each of the N images; ``select`` keeps the streams of the selected images.
     eot
         Number of noise draws a gradient is averaged over (Athalye et al. 2018, section 4.2).
 
@@ -193,7 +193,7 @@ def is_random(purifier: Purifier, pixels: Tensor) -> bool:
 
 
 def check_route(classifier: PixelClassifier, purifier: Purifier, route: Route) -> None:
-    """Raise :class:`GradientError` if the route cannot be followed; the message names a route that can.
+    """Raise ``GradientError`` if the route cannot be followed; the message names a route that can.
 
     ``oblivious`` exists for every classifier: one without gradients can still be queried, and the images transferred.
     """
@@ -208,7 +208,7 @@ def check_route(classifier: PixelClassifier, purifier: Purifier, route: Route) -
 
 
 def check_differentiable(classifier: PixelClassifier, route: Route) -> None:
-    """Raise :class:`GradientError` if the classifier has no gradients."""
+    """Raise ``GradientError`` if the classifier has no gradients."""
     if not classifier.differentiable:
         raise GradientError(
             f"route {route!r} needs gradients of the classifier, but {classifier.describe()} has none; "

@@ -66,7 +66,7 @@ def audit(
     Parameters
     ----------
     guard
-        A guard, as returned by :func:`purifier.guard`.
+        A guard, as returned by ``purifier.guard``.
     data
         Labelled images or a DATA spec.
     norm, eps

@@ -38,7 +38,7 @@ def count_flipped(right: Tensor, wrong: Tensor) -> int:
 def significant_drop(before: Tensor, after: Tensor) -> float | None:
     """How many fewer images are right in ``after`` than in ``before``, shares (N,) of the same images.
 
-    None if the drop fails :func:`exceeds_one_percent`, or if chance explains it: McNemar's test (1947), one-sided at
+    None if the drop fails ``exceeds_one_percent``, or if chance explains it: McNemar's test (1947), one-sided at
     1%, on the images that differ, with shares instead of counts. Under its null hypothesis each of those images is
     equally likely to differ in either direction.
     """
@@ -51,7 +51,7 @@ def compare(rows: Sequence[PendingRow], strongest: Route, *, decisive: bool = Tr
     """Compare the rows with each other and return the flags raised; rows with errors are left out.
 
     ``decisive`` says that being right in all judgements or wrong in all of them is almost never chance: see
-    :func:`count_flipped`.
+    ``count_flipped``.
 
     ``strongest`` is the route that sees most of the purifier. Without a gradient attack along it there is no white-box
     result that another attack could beat.

@@ -34,7 +34,7 @@ def check_fit(classifier: PixelClassifier, purifier: Purifier, data: ImageData, 
     if low < 0 or high > 1:
         raise AuditError(
             f"{type(purifier).__name__}: expected purified pixels in [0, 1], got [{low:.3g}, {high:.3g}]; "
-            "clamp them with purifier.data.pixels.into_range, which keeps the gradient"
+            "clamp them with purifier.into_range, which keeps the gradient"
         )
     if not torch.equal(given, pixels):
         raise AuditError(

@@ -91,7 +91,7 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The results of an audit; :meth:`save` writes them as JSON, :meth:`load` reads them."""
+    """The results of an audit; ``save`` writes them as JSON, ``load`` reads them."""
 
     created: str
     """UTC, ISO 8601."""
@@ -206,13 +206,13 @@ class AuditReport:
 
 
 def check_gate(least: float) -> None:
-    """Raise :class:`ConfigError` unless ``least`` is a share of images."""
+    """Raise ``ConfigError`` unless ``least`` is a share of images."""
     if not 0 <= least <= 1:
         raise ConfigError(f"gate: expected a share of images in [0, 1], such as 0.5, got {least}")
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raise :class:`OutputError` unless a report can be written there, so that an audit fails before its work.
+    """Raise ``OutputError`` unless a report can be written there, so that an audit fails before its work.
 
     Nothing is created: if the folder is missing, its nearest existing parent must be writable.
     """

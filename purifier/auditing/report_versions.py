@@ -9,7 +9,7 @@ SCHEMA_VERSION = 4
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
-    """Convert a report's JSON to :data:`SCHEMA_VERSION`; ``found`` has that version or an earlier one.
+    """Convert a report's JSON to ``SCHEMA_VERSION``; ``found`` has that version or an earlier one.
 
     Anything that an earlier version did not record is filled in as missing: no flags, looked for on 0 images.
     """

@@ -98,7 +98,7 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         return torch.from_numpy(np.concatenate(found)).to(images)
 
     def _compare(self, pixels: Tensor) -> None:
-        """Raise :class:`ConfigError` if finite differences along the adjoint's own gradient contradict it."""
+        """Raise ``ConfigError`` if finite differences along the adjoint's own gradient contradict it."""
         upstream = torch.randn(self.size, *self.answer_shape, generator=torch.Generator().manual_seed(1)).flatten(1)
         leaf = pixels.clone().requires_grad_()
         (gradient,) = torch.autograd.grad((self(leaf) * upstream).sum(), leaf)

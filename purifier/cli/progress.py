@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 @contextmanager
 def audit_progress(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar that disappears at the end; yield the ``progress`` argument of :func:`purifier.audit`."""
+    """Show a bar that disappears at the end; yield the ``progress`` argument of ``purifier.audit``."""
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 

@@ -214,7 +214,7 @@ def _without_memory(cls: type[Purifier], config: Any, what: str) -> Purifier | N
 
 
 def make(cls: type[Purifier], config: Any, what: str) -> Purifier:
-    """An untrained purifier; :class:`ConfigError`, naming it as ``what``, if this config cannot be built."""
+    """An untrained purifier; ``ConfigError``, naming it as ``what``, if this config cannot be built."""
     try:
         with torch.random.fork_rng(devices=[]):
             return cls(config)

@@ -17,16 +17,16 @@ from .registry import Registry
 
 
 class Purifier(nn.Module, ABC):
-    """Maps pixels to pixels: float32, (N, C, H, W), in [0, 1]. Authors implement :meth:`purify`."""
+    """Maps pixels to pixels: float32, (N, C, H, W), in [0, 1]. Authors implement ``purify``."""
 
     Config: ClassVar[type]
     """Frozen, JSON-able dataclass, enough to rebuild it. A field ``image_shape`` (C, H, W) fixes the image size."""
     gradient: ClassVar[Literal["exact", "surrogate"]]
-    """``exact``: autograd through purify is correct. ``surrogate``: it is not; use :meth:`surrogate`."""
+    """``exact``: autograd through purify is correct. ``surrogate``: it is not; use ``surrogate()``."""
     surrogate_purifies: ClassVar[bool] = False
-    """Whether :meth:`surrogate` returns the same values as purify, so BPDA needs only one pass."""
+    """Whether ``surrogate`` returns the same values as purify, so BPDA needs only one pass."""
     uses_labels: bool = False
-    """Whether :meth:`loss` also takes ``labels=``, (N,) int64."""
+    """Whether ``loss`` also takes ``labels=``, (N,) int64."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def image_shape_of(purifier: Purifier) -> tuple[int, int, int] | None:
 
 
 def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None:
-    """Raise :class:`PluginError` unless ``purified`` has the shape of ``pixels`` (N, C, H, W)."""
+    """Raise ``PluginError`` unless ``purified`` has the shape of ``pixels`` (N, C, H, W)."""
     if torch.compiler.is_exporting() or purified.shape == pixels.shape:
         return
     name = type(purifier).__name__
@@ -143,7 +143,7 @@ def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None
 
 
 def check_scores(purifier: Purifier, score: Tensor, pixels: Tensor) -> None:
-    """Raise :class:`PluginError` unless ``score`` holds one number per image of ``pixels`` (N, C, H, W)."""
+    """Raise ``PluginError`` unless ``score`` holds one number per image of ``pixels`` (N, C, H, W)."""
     if torch.compiler.is_exporting() or score.shape == pixels.shape[:1]:
         return
     name = type(purifier).__name__

@@ -43,7 +43,7 @@ class Registry(Generic[T]):
         self._registered: dict[str, type[T]] = {}
 
     def register(self, name: str, cls: type[T]) -> None:
-        """Add a class for this process only (notebooks, tests); a name in use raises :class:`PluginClashError`."""
+        """Add a class for this process only (notebooks, tests); a name in use raises ``PluginClashError``."""
         taken = next((entry for entry in self.entries() if entry.name == name), None)
         if taken is not None:
             raise PluginClashError(
@@ -54,7 +54,7 @@ class Registry(Generic[T]):
         self._registered[name] = self._checked(name, cls)
 
     def unregister(self, name: str) -> None:
-        """Remove a class added by :meth:`register`."""
+        """Remove a class added by ``register``."""
         if self._registered.pop(name, None) is None:
             raise PluginError(f"{self.group}: {name!r} was not added by register()", name)
 

@@ -28,7 +28,7 @@ Arrays = tuple[NDArray[np.generic], NDArray[np.generic]]
 
 
 def load_arrays(name: str, *, train: bool, root: str | Path | None) -> Arrays:
-    """Images, uint8 (N, H, W) or (N, H, W, 3), and labels (N,) of a data set in :data:`CLASS_NAMES`.
+    """Images, uint8 (N, H, W) or (N, H, W, 3), and labels (N,) of a data set in ``CLASS_NAMES``.
 
     Fashion-MNIST is searched for in ``root``, then in $PURIFIER_DATA, then where Debian puts it. Everything else is up
     to torchvision, which searches ``root``, $PURIFIER_DATA or ~/.cache/purifier, and downloads to it.

@@ -35,7 +35,7 @@ class Preprocessing:
     layout
         ``NCHW`` or ``NHWC``.
     dtype
-        A key of :data:`DTYPES`; uint8 images are rounded, and need scale 255 and no mean or std.
+        A key of ``DTYPES``; uint8 images are rounded, and need scale 255 and no mean or std.
     channels
         ``RGB`` or ``BGR``, the classifier's colour order.
     """
@@ -83,7 +83,7 @@ class Preprocessing:
         return images.to(DTYPES[self.dtype])
 
     def to_pixels(self, images: Tensor) -> Tensor:
-        """The inverse of :meth:`to_classifier`, without clamping."""
+        """The inverse of ``to_classifier``, without clamping."""
         pixels = images.permute(0, 3, 1, 2) if self.layout == "NHWC" else images
         pixels = pixels.to(torch.float32)
         if self.std:
@@ -98,7 +98,7 @@ class Preprocessing:
 
 
 def read_preprocessing(value: Any) -> Preprocessing:
-    """A :class:`Preprocessing` from None, a Preprocessing, or torchvision's ``weights.transforms()``.
+    """A ``Preprocessing`` from None, a Preprocessing, or torchvision's ``weights.transforms()``.
 
     Only mean and std are used: the caller resizes and crops before calling the guard. A transform pipeline
     (``Compose``) may contain one ``Normalize``.
@@ -131,7 +131,7 @@ def into_range(pixels: Tensor) -> Tensor:
 
 
 def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...] | None = None) -> None:
-    """Raise :class:`PixelError` unless ``pixels`` are floats (N, C, H, W) in [0, 1], of ``shape`` if given."""
+    """Raise ``PixelError`` unless ``pixels`` are floats (N, C, H, W) in [0, 1], of ``shape`` if given."""
     check_shape(pixels, name=name, shape=shape)
     if not pixels.dtype.is_floating_point:
         raise PixelError(f"{name}: expected floats in [0, 1], got {pixels.dtype}")
@@ -139,7 +139,7 @@ def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...]
 
 
 def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = None) -> None:
-    """Raise :class:`PixelError` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given."""
+    """Raise ``PixelError`` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given."""
     if pixels.ndim != 4 or (shape is not None and tuple(pixels.shape[1:]) != tuple(shape)):
         wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
         advice = "resize them, or give their layout with preprocessing="
@@ -151,7 +151,7 @@ def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = No
 
 
 def check_range(pixels: Tensor, *, name: str) -> None:
-    """Raise :class:`PixelError` if any pixel is NaN or outside [0, 1]."""
+    """Raise ``PixelError`` if any pixel is NaN or outside [0, 1]."""
     if pixels.numel() == 0:
         return
     low, high = (value.item() for value in torch.aminmax(pixels.detach()))
@@ -163,12 +163,12 @@ def check_range(pixels: Tensor, *, name: str) -> None:
 
 
 def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> None:
-    """Raise :class:`PixelError` if float images declared as 0-255 can only be pixels in [0, 1].
+    """Raise ``PixelError`` if float images declared as 0-255 can only be pixels in [0, 1].
 
     Parameters
     ----------
     images
-        In the classifier's format, before :meth:`Preprocessing.to_pixels`. A batch within [0, 1] that is not all 0
+        In the classifier's format, before ``Preprocessing.to_pixels``. A batch within [0, 1] that is not all 0
         or 1 must be pixels. With mean and std, correct images can lie there too, so nothing is checked.
     """
     if preprocessing.scale < 255 or preprocessing.mean or preprocessing.std:

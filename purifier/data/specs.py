@@ -56,7 +56,7 @@ def read_split(spec: str, rest: str, *, splits: tuple[str, ...]) -> tuple[str, r
 
 
 def check_within(spec: str, wanted: range, count: int) -> None:
-    """Raise :class:`SpecError` if the range goes beyond a data set of ``count`` images."""
+    """Raise ``SpecError`` if the range goes beyond a data set of ``count`` images."""
     if wanted.stop > count:
         images = f"images {wanted.start}-{wanted.stop}" if wanted.start else f"{wanted.stop} images"
         raise SpecError(f"DATA {spec!r}: asked for {images}, but there are only {count}", spec)

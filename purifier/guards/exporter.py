@@ -33,7 +33,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def export(self, guard: Guard, path: str | Path, **options: Any) -> ExportReport:
-        """Write and verify ``path``, or raise :class:`~purifier.errors.ExportError` and leave no file."""
+        """Write and verify ``path``, or raise ``ExportError`` and leave no file."""
 
 
 exporters: Registry[Exporter] = Registry("purifier.exporters", Exporter)

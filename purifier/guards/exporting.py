@@ -20,7 +20,7 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
     Parameters
     ----------
     guard
-        A guard, as returned by :func:`purifier.guard`.
+        A guard, as returned by ``purifier.guard``.
     path
         The file to write; an existing file is replaced only by a verified one.
     format

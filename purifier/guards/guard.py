@@ -88,10 +88,10 @@ def guard(
         A torch module or ONNX ``ModelProto``, or a MODEL spec: ``file.onnx``, ``file.pt2``,
         ``package.module:factory``, ``demo``.
     purifier
-        A :class:`Purifier`, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``,
+        A ``Purifier``, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``,
         ``demo-plain``.
     preprocessing
-        How the classifier wants its images: a :class:`Preprocessing` or torchvision's ``weights.transforms()``.
+        How the classifier wants its images: a ``Preprocessing`` or torchvision's ``weights.transforms()``.
         By default a torch classifier takes pixels (float, NCHW, [0, 1]), and for an ONNX classifier it is inferred
         from the input's type and shape (uint8 means 0-255, channels last means NHWC).
     input
@@ -105,7 +105,7 @@ def guard(
         calibrate`` finds. ``ignore``: nothing. ``flag``: also return which images are rejected, bool (N,): a module
         returns ``(output, rejected)`` or ``(output, score, rejected)``, a session has the last output
         ``purifier_rejected``. ``abstain``: replace their logits by NaN, or by certainty of one class. ``raise``: raise
-        :class:`~purifier.errors.RejectedError` for the batch. ``reclassify``: replace their logits by the
+        ``RejectedError`` for the batch. ``reclassify``: replace their logits by the
         log-probabilities of the purifier's own classifier. If an ONNX classifier has several outputs, only ``logits``
         is replaced, or else the first float output (N, K).
     abstain

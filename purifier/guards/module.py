@@ -22,7 +22,7 @@ from .signature import find_input
 
 
 class GuardedModule(nn.Module):
-    """A torch classifier behind a purifier; made by :func:`guard`.
+    """A torch classifier behind a purifier; made by ``guard``.
 
     ``forward`` has the classifier's own signature and return value. The image is purified, whether it is passed by
     position or by keyword; all other arguments are passed on unchanged. The purifier stays in evaluation mode.
@@ -84,7 +84,7 @@ class GuardedModule(nn.Module):
         args, kwargs
             The classifier's arguments.
         pixels
-            The result of :meth:`pixels` for these arguments.
+            The result of ``pixels`` for these arguments.
         noise
             The result of the purifier's ``draw()``; None for its mean.
         """

@@ -30,7 +30,7 @@ from ..vocabulary import OnReject
 class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     """An ONNX classifier behind a purifier: one graph with the classifier's own inputs and outputs.
 
-    :meth:`run` first checks the shape and range of the images; ONNX Runtime's other ways to run (IO binding,
+    ``run`` first checks the shape and range of the images; ONNX Runtime's other ways to run (IO binding,
     OrtValues, asynchronous runs) do not. A random purifier is replaced by its mean.
 
     Parameters
@@ -47,8 +47,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         Append the output ``purifier_score`` (N,), how unusual each image is, and, if the purifier is calibrated,
         ``purifier_rejected``, bool (N,).
     on_reject, abstain
-        What to do with rejected images, as for :func:`purifier.guard`. ``flag`` adds ``purifier_rejected`` as the last
-        output; only :meth:`run` supports ``raise``.
+        What to do with rejected images, as for ``purifier.guard``. ``flag`` adds ``purifier_rejected`` as the last
+        output; only ``run`` supports ``raise``.
     providers, sess_options
         As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
         CUDA if it loads, else the CPU.
@@ -56,7 +56,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     Attributes
     ----------
     model
-        The graph that runs; :func:`purifier.export` writes it.
+        The graph that runs; ``purifier.export`` writes it.
 
     Raises
     ------
@@ -129,7 +129,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         return values
 
     def get_outputs(self) -> list[Any]:
-        """As ``onnxruntime.InferenceSession.get_outputs``: the outputs that :meth:`run` returns by default."""
+        """As ``onnxruntime.InferenceSession.get_outputs``: the outputs that ``run`` returns by default."""
         outputs: list[Any] = super().get_outputs()
         hidden = (SCORE, REJECTED) if self.rejection.on_reject == "raise" and not self.score else ()
         return [output for output in outputs if output.name not in hidden]
@@ -170,7 +170,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
 
 def _check_providers(providers: Any) -> None:
-    """Raise unless these are names, or names with options; :mod:`purifier.onnx.runtime` checks that they exist."""
+    """Raise unless these are names, or names with options; ``purifier.onnx.runtime`` checks that they exist."""
     entries = providers if isinstance(providers, list | tuple) else [] if providers is None else [None]
     for entry in entries:
         name = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry

@@ -83,7 +83,7 @@ def purifier_graph(
     """A purifier to put between a classifier and its images, as an ONNX model with a free batch size.
 
     Its input ``image`` and output ``purified`` are in the classifier's format; the other outputs are those of
-    :class:`PurifierFront`. A random purifier purifies without noise, or with ``noise`` has the input
+    ``PurifierFront``. A random purifier purifies without noise, or with ``noise`` has the input
     ``purifier_noise``, float32 (N, ...), for the result of ``draw()``.
 
     Parameters

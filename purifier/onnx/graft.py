@@ -100,7 +100,7 @@ def _grafted(
 
 
 def purified_name(classifier: ModelProto) -> str:
-    """The name of the purified images in the graph that :func:`graft` makes from a classifier."""
+    """The name of the purified images in the graph that ``graft`` makes from a classifier."""
     return _free_prefix(_names(classifier)) + PURIFIED
 
 

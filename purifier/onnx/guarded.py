@@ -30,7 +30,7 @@ def guarded_graph(
     Raises
     ------
     ClassifierError, ConfigError, PluginError
-        As for :func:`~purifier.onnx.front.purifier_graph` and :func:`~purifier.onnx.graft.graft`.
+        As for ``purifier_graph`` and ``graft``.
     """
     rejection = rejection or Rejection()
     front = purifier_graph(

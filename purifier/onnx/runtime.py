@@ -81,7 +81,7 @@ def session_arguments(
 
 
 def explained_opening(model: str | Path) -> AbstractContextManager[None]:
-    """Turn what ONNX Runtime raises while opening ``model`` into a :class:`ClassifierError`."""
+    """Turn what ONNX Runtime raises while opening ``model`` into a ``ClassifierError``."""
     return explained(
         f"{model}: ONNX Runtime {onnxruntime.__version__} cannot open it",
         partial(ClassifierError, path=model),
@@ -91,7 +91,7 @@ def explained_opening(model: str | Path) -> AbstractContextManager[None]:
 
 
 def check_provider(session: onnxruntime.InferenceSession, providers: Sequence[Provider] | None) -> None:
-    """Raise :class:`ConfigError` unless the session runs on the first requested provider."""
+    """Raise ``ConfigError`` unless the session runs on the first requested provider."""
     used = session.get_providers()[0]
     if providers and used != _name(providers[0]):
         raise ConfigError(

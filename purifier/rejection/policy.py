@@ -22,7 +22,7 @@ class Rejection:
     ----------
     on_reject
         ``ignore``: do nothing. ``flag``: report which they are. ``abstain``: their logits become NaN, or certain of
-        the class ``abstain``. ``raise``: raise :class:`~purifier.errors.RejectedError`. ``reclassify``: their logits
+        the class ``abstain``. ``raise``: raise ``RejectedError``. ``reclassify``: their logits
         become the purifier's own log-probabilities.
     abstain
         Class for ``on_reject="abstain"``, which gets the logit 0 and all others -inf. None: all logits are NaN.
@@ -78,7 +78,7 @@ class Rejection:
         return [0.0 if place == self.abstain else float("-inf") for place in range(classes)]
 
     def check_classes(self, own: int, classes: int) -> None:
-        """Raise :class:`ConfigError` unless the purifier has as many classes as the classifier."""
+        """Raise ``ConfigError`` unless the purifier has as many classes as the classifier."""
         if own != classes:
             raise ConfigError(
                 f"on_reject='reclassify': the purifier has {own} classes, but the classifier has {classes}; use "
@@ -86,7 +86,7 @@ class Rejection:
             )
 
     def check(self, score: Tensor, which: Tensor) -> None:
-        """Raise :class:`RejectedError` if any image is rejected and ``on_reject`` is ``raise``."""
+        """Raise ``RejectedError`` if any image is rejected and ``on_reject`` is ``raise``."""
         if self.on_reject == "raise" and bool(which.any()):
             raise self.error(which, score)
 
@@ -111,7 +111,7 @@ class Rejection:
 
 
 def rejection_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Rejection:
-    """Make a :class:`Rejection`, checking the options against the purifier.
+    """Make a ``Rejection``, checking the options against the purifier.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def _try_classify(purifier: Purifier) -> None:
 
 
 def check_exportable(rejection: Rejection) -> None:
-    """Raise :class:`ConfigError` if an ONNX graph cannot handle rejected images this way."""
+    """Raise ``ConfigError`` if an ONNX graph cannot handle rejected images this way."""
     if rejection.on_reject == "raise":
         raise ConfigError(
             "on_reject='raise' cannot be exported, because a graph cannot raise errors; use on_reject='flag', whose "

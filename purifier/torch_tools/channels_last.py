@@ -54,7 +54,7 @@ def fed_channels_last(module: M, ask: Callable[[M], Ask], pixels: Tensor) -> Ite
     """Pass channels-last inputs to a module's convolutions, on the CPU; yields whether this is used.
 
     The layout of its weights, which an optimizer holds, and of their gradients does not change. As with
-    :func:`channels_last`, it is not used if the module fails or its outputs change on ``pixels`` (N, C, H, W). This is
+    ``channels_last``, it is not used if the module fails or its outputs change on ``pixels`` (N, C, H, W). This is
     tried on a copy, in evaluation and then in training mode, because a module in training may count its calls.
     """
     layers = _convertible(module, ask, pixels)

@@ -21,7 +21,7 @@ class _TrialWrite(Exception):
 def check_kinds(
     plugin: object, out: object, config: object, recipe: object, progress: object, weights: object, root: object
 ) -> None:
-    """Raise :class:`ConfigError` if an argument of :func:`purifier.train` has the wrong type."""
+    """Raise ``ConfigError`` if an argument of ``purifier.train`` has the wrong type."""
     for name, value, kinds, wanted in (
         ("plugin", plugin, str, "the name of a plugin"),
         ("out", out, str | Path, "a file name"),
@@ -62,7 +62,7 @@ def check_out(out: Path, read: Iterable[object]) -> None:
 
 
 def check_numbers(epochs: int, batch_size: int, seed: int, save_every: int) -> None:
-    """Raise :class:`ConfigError` if a number is out of range."""
+    """Raise ``ConfigError`` if a number is out of range."""
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("save_every", save_every)):
         if type(value) is not int or value < 1:
             raise ConfigError(f"{name}: expected a whole number, 1 or more, got {value!r}")
@@ -71,7 +71,7 @@ def check_numbers(epochs: int, batch_size: int, seed: int, save_every: int) -> N
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of that name; raises :class:`ConfigError` unless tensors can be created there."""
+    """The device of that name; raises ``ConfigError`` unless tensors can be created there."""
     if not isinstance(name, str | torch.device):
         raise ConfigError(f"device: expected a name such as 'cpu', got {name!r}")
     try:

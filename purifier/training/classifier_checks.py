@@ -39,7 +39,7 @@ def classifier_for(
     preprocessing: Any,
     input: int | str | None,
 ) -> PixelClassifier | None:
-    """The classifier that a recipe needs, from the same arguments as :func:`purifier.guard`; None if it needs none."""
+    """The classifier that a recipe needs, from the same arguments as ``purifier.guard``; None if it needs none."""
     name = type(recipe).__name__.lower()
     if not recipe.needs_classifier:
         if any(option is not None for option in (given, weights, preprocessing, input)):
@@ -72,7 +72,7 @@ def classifier_for(
 
 
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:
-    """Raise :class:`ConfigError` or :class:`TrainingError` if nothing can be learned from this classifier.
+    """Raise ``ConfigError`` or ``TrainingError`` if nothing can be learned from this classifier.
 
     The weights and buffers of a classifier that changes when called are restored.
     """

@@ -202,7 +202,7 @@ def explains_itself(problem: BaseException) -> bool:
 
 
 def _explained(epoch: int) -> AbstractContextManager[None]:
-    """Turn exceptions of the purifier and classifier into a :class:`TrainingError`."""
+    """Turn exceptions of the purifier and classifier into a ``TrainingError``."""
     return explained(
         f"purifier or classifier failed in epoch {epoch}", TrainingError, "fix it", passing=explains_itself
     )

@@ -82,14 +82,14 @@ def train(
     recipe
         ``elbo``: the purifier's own loss on clean images. ``denoise``: from adversarial images of a classifier to the
         clean ones. ``robust``: adversarial training in front of a classifier. A recipe takes options,
-        ``robust:eps=0.1,steps=2``: the fields of :class:`~purifier.training.robust.Robust` and so on.
+        ``robust:eps=0.1,steps=2``: the fields of ``Robust`` and so on.
     classifier, weights, preprocessing, input
-        The classifier that the purifier is for, as for :func:`purifier.guard` and ``purifier audit``. It is not
+        The classifier that the purifier is for, as for ``purifier.guard`` and ``purifier audit``. It is not
         changed, not by one bit. For an ONNX model the package onnx-ad computes gradients.
     epochs, batch_size, seed
         As usual. One left-over image joins the batch before it.
     optimizer, lr, schedule, clip, ema, precision, augment
-        See :class:`~purifier.training.optimisation.Optimisation`; by default as the recipe suggests.
+        See ``Optimisation``; by default as the recipe suggests.
     resume
         Continue from the state file; all settings except ``epochs``, ``device`` and ``save_every`` must be the same.
         With a schedule the same weights also need the same ``epochs``.

@@ -30,7 +30,7 @@ class Optimisation:
     optimizer
         ``adam``; or ``muon``, which uses Muon for the weights of convolutions and linear layers, flattened to matrices
         after their first dimension, and Adam for all others. One learning rate serves both
-        (:class:`~purifier.training.muon.Muon`).
+        (``Muon``).
     lr
         Learning rate, before the schedule's factor.
     schedule
@@ -144,7 +144,7 @@ class Follower:
         return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(held), "exp_avg_sq": torch.zeros_like(held)}
 
     def remember(self, weight: nn.Parameter, moments: dict[str, Tensor]) -> None:
-        """Restore the state that :meth:`moments` returned."""
+        """Restore the state that ``moments`` returned."""
         held = self.matrices.get(weight, weight)
         optimizer = self.optimizers[-1 if weight in self.matrices else 0]
         optimizer.state[held] = {

@@ -30,7 +30,7 @@ def log_path(out: Path) -> Path:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise :class:`OutputError` if the path of the state holds a file that is not a training state."""
+    """Raise ``OutputError`` if the path of the state holds a file that is not a training state."""
     if not os.path.lexists(path):
         return
     try:
@@ -93,7 +93,7 @@ def _check_state(
     expected: Mapping[str, Tensor],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Raise for anything that :func:`write_state` would not write in such a run; return the log entry."""
+    """Raise for anything that ``write_state`` would not write in such a run; return the log entry."""
     if not isinstance(content, dict):
         raise TrainingError(f"{path} is not a training state; start without resume")
 

@@ -1,4 +1,4 @@
-"""ATTACK specs: read back as they were, rejected when their options are impossible."""
+"""ATTACK specs: read and written back; impossible options are errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_attacks_read_back_from_their_spec():
         ("pgd:restarts=3,random_start=false", "restarts without random_start all do the same"),
         ("rfgsm:alpha=1", r"alpha is a fraction of eps and must be in \[0, 1\), got 1.0"),
         ("pgd:moved=0", r"attack 'pgd': moved must be a fraction of the values in \(0, 1\], got 0.0"),
-        ("pgd:moved=1.5", "must be in"),
+        ("pgd:moved=1.5", "moved must be"),
         ("bim:steps=0", "attack 'bim': steps must be at least 1, got 0"),
         ("bim:step_size=inf", "attack 'bim': step_size is a fraction of eps and must be positive, got inf"),
         ("bim:loss=hinge", "attack 'bim': loss must be one of ce, dlr, margin, targeted"),

@@ -16,7 +16,7 @@ GRADIENT = torch.randn(20, 3, 10, 10, generator=torch.Generator().manual_seed(1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_a_start_is_anywhere_in_the_ball_alike(norm):
+def test_starts_fill_the_ball_evenly(norm):
     found = steps.random_start(GREY, Threat(norm, 0.4), SampleGenerator(0, range(COUNT)))
     offset = ((found - GREY) / 0.4).flatten(1)
     # Uniform in a ball of 4 dimensions: radius^4 is uniform, and so is what the ball's shape gives each value.
@@ -36,14 +36,14 @@ def test_a_start_is_anywhere_in_the_ball_alike(norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
-def test_a_step_has_length_1_however_long_the_gradient(norm, scale):
+def test_steps_have_length_1_for_any_gradient(norm, scale):
     step = steps.steepest(GRADIENT * scale, norm)
     torch.testing.assert_close(norm_of(step, norm), torch.ones(20))
     torch.testing.assert_close(step, steps.steepest(GRADIENT, norm))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_where_there_is_no_gradient_there_is_no_step(norm):
+def test_no_gradient_gives_no_step(norm):
     broken = GRADIENT.clone()
     broken[3], broken[4, 0] = torch.nan, torch.nan
     step = steps.steepest(broken, norm)
@@ -51,7 +51,7 @@ def test_where_there_is_no_gradient_there_is_no_step(norm):
     assert not steps.steepest(torch.zeros(2, 3, 4, 4), norm).any()
 
 
-def test_an_l1_step_moves_its_share_of_the_values_alike():
+def test_an_l1_step_moves_its_share_of_the_values_equally():
     for share, count in ((0.01, 3), (0.1, 30), (1.0, 300), (1e-9, 1)):
         step = steps.steepest(GRADIENT, "l1", moved=share).flatten(1)
         moves = step != 0
@@ -61,7 +61,7 @@ def test_an_l1_step_moves_its_share_of_the_values_alike():
         assert (sizes.masked_fill(~moves, 9).amin(1) >= sizes.masked_fill(moves, 0).amax(1)).all()
 
 
-def test_an_l1_step_spends_nothing_on_what_the_box_stops():
+def test_an_l1_step_spends_no_budget_on_values_at_the_box():
     walls = (torch.rand(20, 3, 10, 10, generator=torch.Generator().manual_seed(2)) < 0.5).float()
     step = steps.steepest(GRADIENT, "l1", walls)
     torch.testing.assert_close(norm_of(step, "l1"), torch.ones(20))

@@ -1,4 +1,4 @@
-"""Targets: what each route shows an attack, and what it counts."""
+"""Targets: what each route shows an attack, and what is counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NoConfig:
 
 
 class Square(purifier.Purifier):
-    """Not linear, so that its own gradient, its surrogate's and none at all differ."""
+    """Not linear, so its own gradient, that of its surrogate and no gradient all differ."""
 
     Config, gradient = NoConfig, "exact"
 
@@ -58,7 +58,7 @@ class Detached(Square):
 
 
 class Scoring(Square):
-    """One pass gives both; alone, its score counts how often it is asked."""
+    """Purifies and scores in one pass; counts the calls of its score alone."""
 
     def __init__(self, config: NoConfig) -> None:
         super().__init__(config)
@@ -135,7 +135,7 @@ def both(logits: Tensor, score: Tensor) -> Tensor:
     return logits[:, 0] - 0.5 * score
 
 
-def test_the_scores_gradient_is_the_purifiers_own_on_exact_and_bpda(classifier):
+def test_exact_and_bpda_differentiate_the_purifiers_own_score(classifier):
     own = weight(classifier).expand_as(PIXELS)
     for route, through in (("exact", 2 * PIXELS), ("bpda", torch.tensor(3.0))):
         asked = target(classifier, Scoring, route)
@@ -163,7 +163,7 @@ def test_its_gradient_is_that_of_finite_differences(spec):
     torch.testing.assert_close((gradient * direction).sum((1, 2, 3)), (there - back) / 2e-6, rtol=1e-3, atol=1e-5)
 
 
-def test_who_does_not_know_the_purifier_knows_no_score(classifier):
+def test_the_route_oblivious_gives_scores_of_0(classifier):
     asked = target(classifier, Scoring, "oblivious")
     (gradient,), logits, score = asked.gradients_with_score(PIXELS, both)
     torch.testing.assert_close(gradient, weight(classifier).expand_as(PIXELS))
@@ -172,7 +172,7 @@ def test_who_does_not_know_the_purifier_knows_no_score(classifier):
     assert (asked.spent.queries, asked.spent.gradients, asked.spent.scores) == (10, 5, 0)
 
 
-def test_a_gradient_of_the_logits_alone_asks_for_no_score(classifier):
+def test_a_gradient_of_the_logits_alone_computes_no_score(classifier):
     asked = target(classifier, Scoring, "exact")
     gradient, _ = asked.gradient(PIXELS, first_logit)
     (scored,), _, _ = asked.gradients_with_score(PIXELS, lambda logits, score: logits[:, 0])
@@ -201,7 +201,7 @@ def test_a_score_without_gradient_and_a_route_without_one_are_errors(classifier)
     torch.testing.assert_close(queries.logits_with_score(PIXELS)[1], PIXELS.pow(3).sum((1, 2, 3)))
 
 
-def test_its_autograd_follows_the_route_for_attacks_of_other_libraries(classifier):
+def test_autograd_follows_the_route(classifier):
     leaf = PIXELS.clone().requires_grad_()
     target(classifier, Square, "bpda")(leaf)[:, 0].sum().backward(inputs=[leaf])
     torch.testing.assert_close(leaf.grad, (weight(classifier) * 3).expand_as(PIXELS))
@@ -233,7 +233,7 @@ def test_a_selection_keeps_each_images_own_stream_and_the_counts(classifier):
     assert (narrowing.spent.queries, narrowing.spent.gradients) == (4, 1)
 
 
-def test_images_that_left_without_select_are_named(classifier):
+def test_fewer_images_without_select_are_an_error(classifier):
     with pytest.raises(AuditError, match=r"noise for 2 images, got noise for 5; narrow the target with select"):
         target(classifier, Noisy, "exact")(PIXELS[:2])
 
@@ -246,7 +246,7 @@ def test_oblivious_sees_no_purifier_and_is_never_random(classifier):
     assert is_random(Noisy(NoConfig()), PIXELS) and not is_random(Square(NoConfig()), PIXELS)
 
 
-def test_asking_whether_it_is_random_moves_no_stream(classifier):
+def test_asking_whether_it_is_random_does_not_advance_the_streams(classifier):
     asked = target(classifier, Noisy, "exact")
     asked.random(PIXELS)
     torch.testing.assert_close(asked.logits(PIXELS), target(classifier, Noisy, "exact").logits(PIXELS))
@@ -274,7 +274,7 @@ def test_a_classifier_without_gradients_can_be_queried():
             asked.gradient(PIXELS, first_logit)
 
 
-def test_routes_that_do_not_exist_are_errors(classifier):
+def test_unknown_routes_are_errors(classifier):
     with pytest.raises(GradientError, match=r"Rounded has no exact gradient .* use the route bpda"):
         target(classifier, Rounded, "exact")
     with pytest.raises(GradientError, match="route must be one of exact, bpda, oblivious, none, got 'secret'"):

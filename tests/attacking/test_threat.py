@@ -86,7 +86,7 @@ def test_the_l1_projection_holds_on_large_images():
 
 
 @pytest.mark.parametrize("eps", [0.5, 20.0])
-def test_what_l1_has_projected_it_leaves_bit_for_bit(eps):
+def test_the_l1_projection_is_idempotent_bit_for_bit(eps):
     threat = Threat("l1", eps)
     projected = threat.project(WILD, PIXELS)
     assert torch.equal(threat.project(projected, PIXELS), projected)
@@ -119,5 +119,5 @@ def test_impossible_threats_are_errors(norm, eps, said):
         Threat(norm, eps)
 
 
-def test_a_threat_reads_as_norm_and_eps():
+def test_a_threat_prints_as_norm_and_eps():
     assert str(Threat("linf", 8 / 255)) == "linf 0.0313725"

@@ -1,4 +1,4 @@
-"""What the audit's tests share: made-up attacks, purifiers, a classifier, and how to look into a report."""
+"""What the audit's tests share: made-up attacks and purifiers, a classifier, and ways to read a report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Masking(purifier.Purifier):
 
 @dataclass(frozen=True)
 class Give(Attack):
-    """Hands back made-up images."""
+    """Returns made-up images."""
 
     make: object = None
     needs: ClassVar[str] = "gradient"
@@ -75,7 +75,7 @@ class OnlySome(Attack):
 
 @dataclass(frozen=True)
 class Queries(Attack):
-    """Random noise, kept where the prediction turns."""
+    """Random noise, kept where it changes the prediction."""
 
     needs: ClassVar[str] = "scores"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
@@ -103,7 +103,7 @@ class NearestMean(nn.Module):
 
 
 def audit_quickly(**options) -> AuditReport:
-    """A small audit of the blur purifier: one budget, one attack, unless told otherwise."""
+    """A small audit of the blur purifier: one budget and one attack by default."""
     settings = {"eps": 0.05, "attacks": ("fgsm",), **options}
     return audit(guard(NearestMean(), "blur"), load_data(f"fashion-mnist:test:{COUNT}"), **settings)
 

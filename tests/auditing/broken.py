@@ -14,7 +14,7 @@ from purifier.seeding import SampleGenerator
 
 
 class Broken(purifier.Purifier):
-    """Filters nothing, and does not hide it: the healthy one of them."""
+    """Filters nothing and hides nothing: a healthy one."""
 
     Config, gradient = NoConfig, "exact"
 
@@ -26,7 +26,7 @@ class Broken(purifier.Purifier):
 
 
 class Surrogate(Broken):
-    """Quantises, and has a surrogate that follows it: healthy too."""
+    """Quantises, with a faithful surrogate: healthy too."""
 
     gradient = "surrogate"
 
@@ -83,7 +83,7 @@ class HiddenRandom(Broken):
 
 
 class BatchMean(Broken):
-    """Takes from each image what it shares with the others of its batch."""
+    """Subtracts half of the batch's mean image."""
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         return (pixels - 0.5 * pixels.mean(0, keepdim=True)).clamp(0, 1)
@@ -138,7 +138,7 @@ class Behind(nn.Module):
 
 
 class StubbornNorm(nn.BatchNorm2d):
-    """Stays in training mode, whoever asks."""
+    """Always stays in training mode."""
 
     def train(self, mode: bool = True) -> StubbornNorm:
         return super().train(True)
@@ -192,4 +192,4 @@ CONTROLS = [
         lambda model, _: (Behind(model, normalised(nn.BatchNorm2d(1, track_running_stats=False))), Broken()),
     ),
 ]
-"""All controls that are the same each time; :class:`HiddenRandom` is not."""
+"""All controls that are the same each time; ``HiddenRandom`` is not."""

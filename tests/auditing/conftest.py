@@ -1,4 +1,4 @@
-"""Shared by the audit's tests: one classifier, as a module and as ONNX, its images, and one report on them."""
+"""Shared by the audit's tests: a classifier as a module and as ONNX, its images, and a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""audit(): its rows, figures and worst cases are those of the images, whatever the attack does."""
+"""audit(): rows, figures and worst cases match the images, whatever the attack does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_attack_and_route_has_its_row(report):
     assert fgsm.options == {"loss": "ce"} and fgsm.threat == Threat("linf", 0.05)
 
 
-def test_its_figures_are_those_counted_by_hand(report, classifier, data):
+def test_figures_match_a_count_by_hand(report, classifier, data):
     pixels, labels = data.batch(range(COUNT))
     blur = purifier.load("blur")
     clean = classifier(pixels).argmax(1) == labels
@@ -110,7 +110,7 @@ def test_an_attack_may_not_change_what_it_was_given(classifier, data):
 
 
 @pytest.mark.parametrize("filter_", ["blur", "vae:image_shape=1x28x28,channels=4,latent=8,sample=true"])
-def test_batch_size_and_repetition_change_nothing(filter_, classifier, data):
+def test_results_repeat_and_do_not_depend_on_the_batch_size(filter_, classifier, data):
     torch.manual_seed(0)
     guarded = guard(classifier, filter_)
     few = {"eot": 2, "judgements": 3, "probes": 8}

@@ -1,4 +1,4 @@
-"""audit(): what it says of the purifier's score, counted by hand."""
+"""audit(): detection figures, compared with a count by hand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class BrightNoisy(Noisy):
 
 
 class Nan(Bright):
-    """NaN for what is brighter than any clean image of these."""
+    """Scores NaN for images brighter than any clean one."""
 
     def score(self, pixels: Tensor) -> Tensor:
         score = super().score(pixels)
@@ -61,7 +61,7 @@ def calibrated(cls: type[purifier.Purifier]) -> purifier.Purifier:
     return made
 
 
-def test_its_figures_are_those_counted_by_hand(classifier, data):
+def test_figures_match_a_count_by_hand(classifier, data):
     filter_ = calibrated(Bright)
     found = audit(guard(classifier, filter_), data, eps=1, attacks=(INVERT,), routes=("exact",))
     pixels, labels = data.batch(range(COUNT))
@@ -91,7 +91,7 @@ def test_its_figures_are_those_counted_by_hand(classifier, data):
     }
 
 
-def test_without_calibration_there_is_an_area_and_no_rate(report):
+def test_without_calibration_there_is_an_auc_but_no_rejection_rate(report):
     assert report.calibration is None
     for row in report.rows:
         if row.model == "undefended":
@@ -102,13 +102,13 @@ def test_without_calibration_there_is_an_area_and_no_rate(report):
     assert any(row.detection.fooled for row in rows(report, model="guarded"))
 
 
-def test_fooled_are_those_the_accuracy_lost(report):
+def test_fooled_images_are_the_accuracy_lost(report):
     clean = correct(report, model="guarded", attack="none")
     for row in rows(report, model="guarded"):
         assert row.detection.fooled == clean - row.result.correct
 
 
-def test_where_nothing_is_fooled_there_is_no_area(classifier, data):
+def test_no_fooled_images_means_no_auc(classifier, data):
     found = audit(guard(classifier, calibrated(Bright)), data, eps=0, attacks=("fgsm",), routes=("exact",))
     (row,) = rows(found, model="guarded", route="exact")
     assert (row.detection.fooled, row.detection.auc, row.detection.rejected) == (0, None, None)
@@ -124,7 +124,7 @@ def test_a_nan_score_counts_as_rejected_and_highest(classifier, data):
     assert row.detection.rejected.accuracy == row.detection.held.accuracy == 1
 
 
-def test_a_random_purifier_fools_by_majority_and_scores_once(classifier, data):
+def test_a_random_purifier_is_fooled_by_majority_and_scored_once(classifier, data):
     noisy = calibrated(BrightNoisy)
     found = audit(guard(classifier, noisy), data, eps=0.1, attacks=("fgsm",), routes=("exact",), judgements=5)
     (row,) = rows(found, model="guarded", route="exact")
@@ -149,7 +149,7 @@ def test_the_batch_changes_nothing(classifier, data):
     assert [row.detection for row in whole.rows] == [row.detection for row in sevens.rows]
 
 
-def test_the_attack_on_both_hides_what_the_attack_on_one_shows(classifier, data):
+def test_the_joint_attack_evades_the_detector_better_than_pgd(classifier, data):
     filter_ = calibrated(Bright)
     attacks = ("pgd:steps=20", "joint:steps=50")
     found = audit(guard(classifier, filter_), data, eps=0.1, attacks=attacks, routes=("exact", "oblivious"))
@@ -206,7 +206,7 @@ def damaged(raw: dict, place: str, value: object) -> dict:
         ("calibration/threshold", "high"),
     ],
 )
-def test_a_damaged_detection_is_no_report(place, value, classifier, data, tmp_path):
+def test_a_damaged_detection_is_an_error(place, value, classifier, data, tmp_path):
     audit(guard(classifier, calibrated(Bright)), data, eps=0.1, attacks=("fgsm",), routes=("exact",), out=tmp_path)
     raw = json.loads((tmp_path / "report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps(damaged(raw, place, value)))
@@ -214,7 +214,7 @@ def test_a_damaged_detection_is_no_report(place, value, classifier, data, tmp_pa
         AuditReport.load(tmp_path)
 
 
-def test_the_table_shows_detection_and_says_what_it_is_worth(classifier, data, report):
+def test_the_table_shows_detection_and_its_limits(classifier, data, report):
     filter_ = calibrated(Bright)
     found = audit(guard(classifier, filter_), data, eps=0.1, attacks=("fgsm", "joint:steps=5"))
     shown = printed(found, width=80)
@@ -238,7 +238,7 @@ def test_the_table_shows_detection_and_says_what_it_is_worth(classifier, data, r
     assert "threshold: calibrated on" in printed(clean) and "detection, " not in printed(clean)
 
 
-def test_an_attack_that_errs_has_no_detection(classifier, data):
+def test_a_failed_attack_has_no_detection(classifier, data):
     broken = Give(lambda pixels, labels: None)
     found = audit(guard(classifier, Bright()), data, attacks=(broken,), routes=("exact",))
     assert rows(found, model="guarded")[1].detection is None
@@ -250,7 +250,7 @@ class Wide(Bright):
         return pixels.flatten(1)
 
 
-def test_what_cannot_score_is_an_error_before_the_work(classifier, data):
+def test_bad_scores_are_an_error_before_any_attack(classifier, data):
     with pytest.raises(PluginError, match=r"Wide must return scores \(2,\), got \(2, 784\)"):
         audit(guard(classifier, Wide()), data)
     bad = Bright()

@@ -1,4 +1,4 @@
-"""audit(): what it rejects, and what it records when an attack goes wrong."""
+"""audit(): its errors, and what it records when an attack fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from purifier.guards.guard import guard
     ("options", "error", "said"),
     [
         ({"routes": ("sideways",)}, ConfigError, "route must be one of exact, bpda, oblivious, none, got 'sideways'"),
-        ({"routes": ("none",)}, ConfigError, "attack 'fgsm' needs gradient: expected one of the routes exact, bpda, oblivious"),
+        ({"routes": ("none",)}, ConfigError, "needs gradient: expected one of the routes exact, bpda, oblivious"),
         ({"attacks": ("fgsm", "fgsm")}, ConfigError, "attack 'fgsm' is given twice"),
         ({"attacks": "fgsm"}, ConfigError, r"expected a list of ATTACK specs, got 'fgsm'; write \['fgsm'\]"),
         ({"attacks": (OnlySome(),), "norm": "l2"}, ConfigError, "attack 'OnlySome' supports linf, not l2"),
@@ -43,7 +43,7 @@ from purifier.guards.guard import guard
         ({"batch_size": 1.5}, ConfigError, "batch_size must be a whole number"),
     ],
 )
-def test_what_cannot_be_done_is_an_error_before_any_work(options, error, said):
+def test_impossible_options_are_errors_before_any_work(options, error, said):
     with pytest.raises(error, match=said):
         audit_quickly(progress=lambda *_: pytest.fail("work began"), **options)
 
@@ -86,21 +86,21 @@ def test_a_purifier_that_breaks_its_contract_is_named(act, said, classifier, dat
         audit(guard(classifier, Broken(act)), data, attacks=("fgsm",))
 
 
-def test_what_is_no_guard_or_no_data_is_an_error(classifier, data):
+def test_arguments_of_the_wrong_type_are_errors(classifier, data):
     with pytest.raises(ConfigError, match=r"audit: expected a guard, got NearestMean; make one with purifier.guard"):
         audit(classifier, data)
     with pytest.raises(ConfigError, match="expected ImageData or a DATA spec, got int"):
         audit(guard(classifier, "identity"), 5)
 
 
-def test_an_attack_must_declare_itself():
+def test_an_attack_must_declare_needs_and_norms():
     with pytest.raises(PluginError, match="must declare needs"):
         type("Silent", (purifier.Attack,), {"norms": ("linf",)})
     with pytest.raises(PluginError, match="must declare norms, a tuple"):
         type("Text", (purifier.Attack,), {"needs": "labels", "norms": "linf"})
 
 
-def test_an_unwritable_folder_is_found_before_the_work(tmp_path):
+def test_an_unwritable_folder_is_an_error_before_any_work(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(OutputError, match="cannot write .*taken"):
         audit_quickly(out=tmp_path / "taken", progress=lambda *_: pytest.fail("work began"))

@@ -1,4 +1,4 @@
-"""audit(): how each kind of purifier and classifier is judged and left."""
+"""audit(): how each kind of purifier and classifier is judged, and left unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from purifier.errors import GradientError
 from purifier.guards.guard import guard
 
 
-def test_a_random_purifier_is_judged_again_and_again(classifier, data):
+def test_a_random_purifier_is_judged_several_times(classifier, data):
     guarded = guard(classifier, Noisy(NoConfig()))
     found = audit(guarded, data, eps=0.1, attacks=("fgsm",), eot=3, judgements=4)
     assert (found.eot, found.judgements) == (3, 4)
@@ -51,7 +51,7 @@ def test_eot_and_judgements_are_one_for_a_deterministic_purifier():
     assert comparable(again) == comparable(audit_quickly())
 
 
-def test_the_judges_noise_is_not_the_attackers(classifier, data, monkeypatch):
+def test_judging_draws_other_noise_than_the_attack(classifier, data, monkeypatch):
     seen = []
 
     class Spy(Noisy):
@@ -81,7 +81,7 @@ def test_a_surrogate_purifier_has_no_exact_route(classifier, data):
         audit(guard(classifier, "bit-depth"), data, attacks=("fgsm",), routes=("exact",))
 
 
-def test_modules_are_given_back_as_they_were(data):
+def test_modules_are_restored_afterwards(data):
     class Backward(OnlySome):
         def perturb(self, target, pixels, labels, threat, generator):
             leaf = pixels.clone().requires_grad_()
@@ -104,7 +104,7 @@ def test_modules_are_given_back_as_they_were(data):
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
-def test_it_judges_in_evaluation_mode(data, classifier, report):
+def test_models_are_judged_in_evaluation_mode(data, classifier, report):
     found = audit(guard(NearestMean().train(), "blur"), data, eps=0.05, attacks=("fgsm",))
     assert correct(found, model="guarded", attack="none") == correct(report, model="guarded", attack="none")
 

@@ -1,4 +1,4 @@
-"""The audit's report: what it says, saved, loaded and printed."""
+"""The audit's report: saved, loaded and printed."""
 
 from __future__ import annotations
 
@@ -76,17 +76,17 @@ def test_the_table_shows_the_worst_case_first_and_both_models_side_by_side(repor
     assert f"{alone.result.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]" in line
 
 
-def test_the_table_tells_of_repeated_judgement(classifier, data):
+def test_the_table_mentions_repeated_judgements(classifier, data):
     found = audit(guard(classifier, Noisy(NoConfig())), data, attacks=("fgsm",), eot=2)
     assert "means over 5 judgements" in printed(found) and "means over 2 draws" in printed(found)
 
 
-def test_the_table_tells_of_few_probes(report):
+def test_the_table_mentions_few_probes(report):
     assert "at most 7 images" in printed(replace(report, probes=7))
     assert "were looked for on" not in printed(report)
 
 
-def test_a_report_of_before_probes_were_counted_is_read(report, tmp_path):
+def test_a_report_without_a_number_of_probes_loads(report, tmp_path):
     path = report.save(tmp_path)
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "probes"}))
     assert AuditReport.load(path) == report

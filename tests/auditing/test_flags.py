@@ -1,4 +1,4 @@
-"""compare(): finished figures that cannot all be true; and the catalogue of flags."""
+"""compare(): flags for figures that contradict each other; and the catalogue of flags."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMPARED = {"black-box-wins", "transfer-wins", "not-monotone", "not-converged", 
 
 
 def right(*places: range) -> Tensor:
-    """Images right in each judgement at these places, and wrong in each elsewhere, (200,)."""
+    """Images right in every judgement at these positions and wrong in every one elsewhere, (200,)."""
     shares = torch.zeros(COUNT, dtype=torch.float64)
     for place in places:
         shares[place.start : place.stop] = 1
@@ -52,7 +52,7 @@ def clean(model="guarded", shares: Tensor | None = None) -> PendingRow:
 WHITE = row("pgd", "exact", right(range(60)))
 
 
-def test_figures_in_order_raise_nothing():
+def test_consistent_figures_raise_no_flag():
     rows = [
         clean(),
         WHITE,
@@ -75,18 +75,18 @@ def test_figures_in_order_raise_nothing():
         ("oblivious", "transfer-wins", "linf 0.1, guarded: 14 of 200 images are fooled by noise and by"),
     ],
 )
-def test_what_sees_less_must_not_find_more(route, name, said):
+def test_a_weaker_attacker_must_not_find_more(route, name, said):
     (flag,) = compare([clean(), WHITE, row("noise", route, right(range(46), range(60, 170)))], "exact")
     assert flag.name == name and flag.evidence.startswith(said)
 
 
 @pytest.mark.parametrize(("count", "wins"), [(2, False), (3, True)])
-def test_one_image_in_a_hundred_is_let_pass(count, wins):
+def test_one_image_in_a_hundred_is_tolerated(count, wins):
     found = compare([clean(), WHITE, row("noise", "none", right(range(60 - count)))], "exact")
     assert [flag.name for flag in found] == ["black-box-wins"] * wins
 
 
-def test_several_attacks_are_taken_together():
+def test_attacks_are_compared_as_a_group():
     rows = [row("noise", "none", right(range(2, 180))), row("noise:draws=5", "none", right(range(2), range(4, 180)))]
     (flag,) = compare([clean(), WHITE, *rows, row("noise:draws=1", "none", right(range(180)))], "exact")
     assert "4 of 200 images are fooled by noise, noise:draws=5 and" in flag.evidence
@@ -116,7 +116,7 @@ def test_nothing_beats_a_white_box_attack_that_did_not_run():
     assert compare([clean(), blind, broken], "exact") == []
 
 
-def test_a_random_guards_luck_raises_nothing():
+def test_chance_in_a_random_guard_raises_no_flag():
     generator = torch.Generator().manual_seed(0)
     chances = torch.rand(COUNT, generator=generator, dtype=torch.float64)
 
@@ -129,7 +129,7 @@ def test_a_random_guards_luck_raises_nothing():
     assert compare([clean(shares=judged()), *rows], "exact") == []
 
 
-def test_more_budget_must_not_leave_more():
+def test_a_larger_budget_must_not_leave_more_images_right():
     rows = [WHITE, row("pgd", "exact", right(range(80)), eps=0.2), row("pgd", "exact", right(range(9)), eps=0.4)]
     (flag,) = compare([clean(), *rows], "exact")
     assert flag == Flag("not-monotone", "guarded: 20 more of 200 images are right at linf 0.2 than at linf 0.1")
@@ -152,7 +152,7 @@ def test_budgets_are_compared_by_the_attacks_they_share():
         ("pgd", "bim:steps=80", False),
     ],
 )
-def test_more_work_must_change_nothing(weak, strong, raises):
+def test_more_steps_must_not_change_the_result(weak, strong, raises):
     rows = [clean(), row(weak, "exact", right(range(60))), row(strong, "exact", right(range(40)))]
     found = compare(rows, "exact")
     assert [flag.name for flag in found] == ["not-converged"] * raises
@@ -165,28 +165,28 @@ def test_only_the_last_doubling_counts():
 
 
 @pytest.mark.parametrize(("left", "raises"), [((90, 60, 59), False), ((90, 60, 40), True), ((60, 60, 90), False)])
-def test_more_draws_must_at_last_change_nothing(left, raises):
+def test_more_draws_must_finally_not_change_the_result(left, raises):
     rows = [row("pgd", "exact", right(range(n)), eot=eot) for eot, n in zip((1, 10, 20), left, strict=True)]
     found = compare([clean(), *rows, WHITE], "exact")
     assert [flag.name for flag in found] == ["eot-not-flat"] * raises
 
 
-def test_a_whole_audit_of_a_misleading_surrogate_is_seen_through(classifier, data):
+def test_an_audit_flags_a_misleading_surrogate(classifier, data):
     found = audit(guard(classifier, Reversed()), data, eps=0.1, attacks=("pgd:steps=5", "noise"))
     assert {"transfer-wins", "black-box-wins"} <= {flag.name for flag in found.flags}
 
 
-def test_a_whole_audit_of_an_honest_one_is_not(report):
+def test_an_audit_of_an_honest_guard_raises_no_flag(report):
     assert report.flags == []
 
 
-def test_every_flag_is_explained_and_has_its_control():
+def test_every_flag_is_explained_and_has_a_control():
     assert set(FLAGS) == COMPARED | {"nondeterministic", "probe-failed"}.union(*(control.flags for control in CONTROLS))
     for name, kind in FLAGS.items():
         assert name == kind.name == name.lower() and " " not in name
         assert all(dataclasses.astuple(kind)) and " et al. " in kind.why
 
 
-def test_a_flag_is_plain_json():
+def test_a_flag_survives_json():
     flag = Flag("no-rise", "10 of 64")
     assert Flag(**json.loads(json.dumps(dataclasses.asdict(flag)))) == flag

@@ -1,4 +1,4 @@
-"""Presets: in sequence they find what the same attacks find apart, and say what they leave out; gates."""
+"""Presets: their sequences find as much as the attacks alone, and say what they leave out; gates."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ATTACKS = ("fgsm", "pgd:steps=5", "noise:draws=3")
 
 @pytest.fixture
 def small(monkeypatch) -> None:
-    """Presets of attacks that take no time."""
+    """Presets of quick attacks."""
     small = {"standard": Preset(ATTACKS), "thorough": Preset((*ATTACKS[1:], "cw", "latent-match"), ("fgsm",), (1, 3))}
     monkeypatch.setattr(presets, "PRESETS", {**PRESETS, **small})
 
 
-def test_a_sequence_finds_what_its_attacks_find_apart_and_spends_less(small):
+def test_a_sequence_finds_as_much_as_its_attacks_alone_and_costs_less(small):
     apart = audit_quickly(attacks=ATTACKS)
     together = audit_quickly(attacks=None)
     assert together.preset == "standard" and apart.preset is None
@@ -64,14 +64,14 @@ def test_a_sequence_does_not_depend_on_the_batch(small):
     assert [row.attacked for row in one.rows] == [row.attacked for row in other.rows]
 
 
-def test_under_several_budgets_each_sequence_starts_anew(small):
+def test_each_budget_has_its_own_sequence(small):
     both, low = audit_quickly(attacks=None, eps=(0.03, 0.06)), audit_quickly(attacks=None, eps=0.03)
     assert [row.result for row in rows(both, threat=low.threats[0])] == [
         row.result for row in rows(low, threat=low.threats[0])
     ]
 
 
-def test_what_cannot_run_is_left_out_with_its_reason(small, classifier, data, onnx_classifier):
+def test_attacks_that_cannot_run_are_left_out_with_a_reason(small, classifier, data, onnx_classifier):
     found = audit(guard(classifier, Masking(NoConfig())), data, preset="thorough")
     assert not rows(found, attack="cw") and rows(found, attack="pgd:steps=5")
     assert any("attack 'cw' supports l2, not linf" in reason for reason in found.left_out)
@@ -101,7 +101,7 @@ def test_a_random_purifier_is_swept_over_draws(small, classifier, data):
     assert not [row for row in audit_quickly(attacks=None, preset="thorough").rows if row.eot != 1]
 
 
-def test_attacks_beside_a_preset_run_on_all_images(small):
+def test_attacks_added_to_a_preset_run_on_all_images(small):
     found = audit_quickly(preset="standard", attacks=("fgsm:loss=margin",))
     beside = rows(found, attack="fgsm:loss=margin")
     assert {row.sequence for row in beside} == {None} and {row.attacked for row in beside} == {COUNT}
@@ -114,7 +114,7 @@ def test_an_unknown_preset_is_an_error():
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_every_attack_of_a_preset_can_be_made_and_some_works_in_each_norm(name, norm):
+def test_every_preset_has_an_attack_for_each_norm(name, norm):
     assert any(norm in read_attack(spec).attack.norms for spec in (*PRESETS[name].sequence, *PRESETS[name].apart))
 
 

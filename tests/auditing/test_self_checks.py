@@ -1,4 +1,4 @@
-"""self_check(): each broken guard raises its flags, and no healthy one raises any."""
+"""self_check(): every broken guard raises its flags, no healthy one raises any."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_broken_guard_raises_its_flags(control: Control, classifier, data):
     assert names(raised(model, filter_, data)) == control.flags
 
 
-def test_undeclared_randomness_is_told_from_a_dependence_on_the_batch(classifier, data):
+def test_undeclared_randomness_is_not_mistaken_for_batch_dependence(classifier, data):
     torch.manual_seed(0)
     found = names(raised(classifier, HiddenRandom(), data))
     assert "nondeterministic" in found and "batch-dependent" not in found
@@ -75,11 +75,11 @@ def trained_norm() -> nn.BatchNorm2d:
         pytest.param(lambda model: (Behind(model, nn.InstanceNorm2d(1)), Broken()), 1, id="InstanceNorm"),
     ],
 )
-def test_a_healthy_guard_raises_none(make, eot, classifier, data):
+def test_a_healthy_guard_raises_no_flag(make, eot, classifier, data):
     assert raised(*make(classifier), data, LINF, Threat("linf", 0.03), eot=eot) == []
 
 
-def test_as_many_images_are_probed_as_asked(classifier, data):
+def test_the_number_of_probes_is_respected(classifier, data):
     seen = []
 
     class Spy(Broken):
@@ -97,7 +97,7 @@ def test_as_many_images_are_probed_as_asked(classifier, data):
 
 
 @pytest.mark.parametrize("filter_", ["demo", "demo-plain", "blur", "identity", "bit-depth"])
-def test_the_demo_raises_none(filter_):
+def test_the_demo_raises_no_flag(filter_):
     assert raised(load_classifier("demo"), filter_, load_data("demo"), LINF, Threat("linf", 0.03), count=12) == []
 
 
@@ -109,7 +109,7 @@ def test_every_norm_is_probed(threat, classifier, data):
     assert all(flag.evidence.count(threat.norm) == 1 for flag in found)
 
 
-def test_each_threat_is_probed_and_told(classifier, data):
+def test_each_threat_is_probed_and_named(classifier, data):
     found = raised(classifier, Reversed(), data, LINF, Threat("linf", 0.2))
     assert [flag.name for flag in found] == ["noise-wins", "noise-wins", "unbounded"]
     assert [
@@ -117,14 +117,14 @@ def test_each_threat_is_probed_and_told(classifier, data):
     ]
 
 
-def test_the_evidence_is_in_figures(classifier, data):
+def test_the_evidence_gives_numbers(classifier, data):
     control = next(control for control in CONTROLS if control.name == "rounded, exact")
     zero, unbounded = raised(*control.make(classifier, None), data)
     assert zero.evidence == "the gradient of 32 of 32 images is zero everywhere (exact)"
     assert "at linf 0.5 (exact) leaves 29 of 32 images right, chance 25.0%" in unbounded.evidence
 
 
-def test_one_seed_one_result_and_the_guard_stays_as_it_was(classifier, data):
+def test_checks_are_reproducible_and_leave_the_guard_unchanged(classifier, data):
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     first, second = (raised(classifier, Random(), data, eot=2) for _ in range(2))
     assert first == second
@@ -139,18 +139,18 @@ def with_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
-def test_a_classifier_without_gradients_is_probed_as_far_as_can_be(onnx_classifier, classifier, data):
+def test_a_classifier_without_gradients_is_probed_as_far_as_possible(onnx_classifier, classifier, data):
     blur = purifier.load("blur")
     assert raised(onnx_classifier, blur, data) == []
     assert names(raised(with_softmax(onnx_classifier), blur, data)) == {"probabilities"}
 
 
-def test_where_nothing_is_right_nothing_can_be_masked(classifier, data):
+def test_no_flag_where_no_image_is_right(classifier, data):
     pixels, _ = data.batch(range(len(data)))
     with torch.no_grad():
         wrong = ImageData("wrong", pixels, classifier(pixels).argmin(1))
     assert raised(classifier, Broken(), wrong) == []
 
 
-def test_no_budget_and_few_images_raise_nothing(classifier, data):
+def test_budget_0_and_few_images_raise_no_flag(classifier, data):
     assert raised(classifier, Broken(), data, Threat("linf", 0), count=3) == []

@@ -1,4 +1,4 @@
-"""Intervals against SciPy's and at the edges; areas against scikit-learn's and simulations."""
+"""Intervals against SciPy and at the edges; AUC against scikit-learn and simulations."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from purifier.auditing.statistics import Z95, Area, rate, roc_area, wilson
 
 
 @pytest.mark.parametrize(("correct", "count"), [(1, 2), (0, 10), (10, 10), (3, 7), (846, 1000), (9999, 10000)])
-def test_wilson_is_scipys(correct, count):
+def test_wilson_matches_scipy(correct, count):
     theirs = binomtest(correct, count).proportion_ci(method="wilson")
     assert wilson(correct, count) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
-def test_wilson_is_the_textbooks():
+def test_wilson_matches_the_textbook():
     # Brown, Cai & DasGupta's formula by hand for 5 of 10: (.5 +- 1.96 sqrt(.025 + .0096)) / 1.384
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
 
 
-def test_the_edges_are_exact_and_inside():
+def test_wilson_is_exact_at_the_edges():
     assert wilson(0, 20)[0] == 0 and wilson(20, 20)[1] == 1
     assert 0 < wilson(0, 20)[1] < 0.2
 
 
-def test_a_rate_may_come_from_shares():
+def test_a_rate_may_come_from_fractional_counts():
     half = rate(2.5, 5)
     assert half.accuracy == 0.5 and half.correct == 2.5 and half.interval == wilson(2.5, 5)
 
@@ -42,7 +42,7 @@ def area(positives: torch.Tensor, negatives: torch.Tensor) -> Area:
 
 
 @pytest.mark.parametrize("levels", [3, 20, 10_000])
-def test_the_area_is_scikit_learns_with_ties_and_without(levels):
+def test_auc_matches_scikit_learn_with_and_without_ties(levels):
     numbers = np.random.default_rng(levels)
     positives, negatives = numbers.integers(levels // 4, levels, 37), numbers.integers(0, levels, 90)
     truth = [1] * 37 + [0] * 90
@@ -56,7 +56,7 @@ def test_infinite_scores_rank_above_all_and_tie_with_each_other():
     assert area(scores, torch.tensor([0.0, float("inf")])).value == (0.75 + 0.5) / 2
 
 
-def test_with_few_positives_the_areas_error_is_that_of_exponential_scores():
+def test_the_auc_error_with_few_positives_matches_exponential_scores():
     """For exponential scores Hanley & McNeil's two equations are exact."""
     numbers = np.random.default_rng(0)
     times, counts = 3000, (10, 60)
@@ -68,7 +68,7 @@ def test_with_few_positives_the_areas_error_is_that_of_exponential_scores():
     assert (found.value - found.interval[0]) / Z95 == pytest.approx(areas.std(), rel=0.05)
 
 
-def test_the_areas_interval_knows_that_an_image_attacked_is_like_itself_clean():
+def test_the_auc_interval_accounts_for_paired_images():
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(60, 200, generator=generator)
     attacked = 0.6 * clean + 0.6 * torch.randn(60, 200, generator=generator) + 0.5
@@ -83,7 +83,7 @@ def test_the_areas_interval_knows_that_an_image_attacked_is_like_itself_clean():
     assert half / Z95 == pytest.approx(spread, rel=0.3)
 
 
-def test_an_areas_interval_is_never_empty_and_stays_inside():
+def test_the_auc_interval_is_never_empty_and_stays_inside():
     few, many = torch.arange(3.0), torch.arange(50.0)
     assert area(few + 100, many).value == 1 and area(few + 100, many).interval == wilson(3, 3)
     assert area(few - 100, many).value == 0 and area(few - 100, many).interval == wilson(0, 3)

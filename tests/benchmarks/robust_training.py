@@ -66,7 +66,7 @@ class Written(Purifier):
 
 
 class Reader(nn.Module):
-    """The classifier that :class:`Written` is trained for: it reads the logits from the image.
+    """The classifier that ``Written`` is trained for: it reads the logits from the image.
 
     A real image, without written logits, goes to the shipped classifier: so recipes distil that one into the yardstick
     as they do into the purifier.

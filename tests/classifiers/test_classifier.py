@@ -1,4 +1,4 @@
-"""MODEL specs, and logits from pixels whatever the classifier returns and eats."""
+"""MODEL specs, and logits from pixels whatever the classifier takes and returns."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_pickle_inside_a_torch_export_file_is_never_run(folder: Path, images, 
     assert not (folder / "harmed").exists()
 
 
-def test_weights_that_are_none(folder: Path) -> None:
+def test_files_without_weights_are_errors(folder: Path) -> None:
     for name, content in (("empty.pt", b""), ("text.pt", b"hello"), ("folder.pt", None)):
         Path(name).mkdir() if content is None else Path(name).write_bytes(content)
         with pytest.raises(PurifierError, match=name):
@@ -126,12 +126,12 @@ def test_weights_that_are_none(folder: Path) -> None:
         ("acme_models:number", ClassifierError, "not callable"),
     ],
 )
-def test_specs_that_give_no_classifier(folder: Path, spec: str, error: type, message: str) -> None:
+def test_specs_without_a_classifier_are_errors(folder: Path, spec: str, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         load_classifier(spec)
 
 
-def test_weights_that_do_not_fit(folder: Path) -> None:
+def test_weights_that_do_not_fit_are_errors(folder: Path) -> None:
     save_file({"head.weight": torch.zeros(10, 3)}, "w.safetensors")
     with pytest.raises(ClassifierError, match="w.safetensors does not fit Net"):
         load_classifier("acme_models:make", weights="w.safetensors")
@@ -156,7 +156,7 @@ class Doubling(nn.Module):
         return images.permute(0, 3, 1, 2).flatten(1)
 
 
-def test_a_torch_classifier_from_pixels_is_differentiable_unless_it_eats_bytes() -> None:
+def test_a_torch_classifier_is_differentiable_unless_it_takes_bytes() -> None:
     pixels = torch.rand(2, 3, 4, 4, requires_grad=True)
     way = Preprocessing(mean=(0.5,), std=(0.5,), layout="NHWC")
     classifier = pixel_classifier(Doubling(), way)
@@ -167,7 +167,7 @@ def test_a_torch_classifier_from_pixels_is_differentiable_unless_it_eats_bytes()
 
 
 @pytest.mark.parametrize("batch", ["N", 3])
-def test_an_onnx_classifier_gives_logits_whatever_its_batch(folder: Path, images, batch: int | str) -> None:
+def test_an_onnx_classifier_gives_logits_at_any_batch_size(folder: Path, images, batch: int | str) -> None:
     module = load_classifier("acme_models:make")
     shapes = {"x": {0: torch.export.Dim.DYNAMIC}} if batch == "N" else None
     program = torch.onnx.export(module, (images[0][:3],), dynamo=True, verbose=False, dynamic_shapes=shapes)

@@ -1,4 +1,4 @@
-"""Gradients of ONNX classifiers against torch's, and what is rejected."""
+"""Gradients of ONNX classifiers against torch's, and models that have none."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def both(ours: nn.Module, theirs: nn.Module, pixels: Tensor) -> tuple[Tensor, Te
 
 @pytest.mark.parametrize("batch", [None, 3], ids=["any batch", "batches of 3"])
 @pytest.mark.parametrize("count", [1, 3, 40])
-def test_they_are_torchs(batch, count, images, tmp_path):
+def test_gradients_match_torch(batch, count, images, tmp_path):
     net = trained("net")
     classifier = OnnxGradientClassifier(exported(net, tmp_path / "net.onnx", batch=batch), Preprocessing())
     pixels = images[0][:count]
@@ -51,7 +51,7 @@ def test_they_are_torchs(batch, count, images, tmp_path):
     assert classifier.differentiable and "onnx-ad" in classifier.describe()
 
 
-def test_they_go_through_the_preprocessing(images, tmp_path):
+def test_gradients_go_through_the_preprocessing(images, tmp_path):
     net, wanted = trained("net"), Preprocessing(mean=(0.3,), std=(0.5,), scale=2.0)
     classifier = OnnxGradientClassifier(exported(net, tmp_path / "net.onnx"), wanted)
     pixels = images[0][:4]
@@ -98,7 +98,7 @@ def test_an_adjoint_of_zeros_is_an_error(monkeypatch):
         OnnxGradientClassifier(linear(), Preprocessing())
 
 
-def test_weights_listed_as_inputs_are_no_images():
+def test_weights_listed_as_inputs_are_not_images():
     model = linear()
     model.graph.input.append(helper.make_tensor_value_info("weight", FLOAT, WEIGHT.shape))
     pixels = torch.rand(2, 3, 8, 8, requires_grad=True)
@@ -124,7 +124,7 @@ def test_channels_last_from_0_to_255():
     assert np.allclose(found.numpy(), 255 * WEIGHT[:, 2].reshape(1, 3, 8, 8), atol=1e-2)
 
 
-def test_what_cannot_be_differentiated_says_what_to_do(monkeypatch):
+def test_models_that_cannot_be_differentiated_are_errors_with_advice(monkeypatch):
     node = helper.make_node("Dropout", ["images"], ["flat"])
     unsized = model_of(
         [node, helper.make_node("GlobalAveragePool", ["flat"], ["logits"])],

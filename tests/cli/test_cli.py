@@ -45,7 +45,7 @@ def test_list_shows_every_plugin(command) -> None:
         assert name in out
 
 
-def test_list_has_a_line_a_plugin_under_its_distribution(command) -> None:
+def test_list_has_one_line_per_plugin_under_its_distribution(command) -> None:
     _, out, _ = command("list")
     lines = out.splitlines()
     owner = f"adversarial-purifier {version('adversarial-purifier')}"
@@ -56,7 +56,7 @@ def test_list_has_a_line_a_plugin_under_its_distribution(command) -> None:
     ]
 
 
-def test_list_tells_of_a_clash(command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_reports_a_clash(command, monkeypatch: pytest.MonkeyPatch) -> None:
     twice = [Entry("pgd", "a:A", "one", "1"), Entry("pgd", "b:B", "two", "2")]
     monkeypatch.setattr(plugin_list, "installed", lambda group: twice if group == "purifier.attacks" else [])
     _, out, _ = command("list")
@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_what_only_the_system_rejects_is_one_line_too(command, tmp_path: Path) -> None:
+def test_errors_of_the_operating_system_are_one_line_too(command, tmp_path: Path) -> None:
     name = "x" * 300
     code, _, err = command("export", "--classifier", "demo", "--purifier", "demo", "--out", tmp_path / f"{name}.onnx")
     assert code == 2
@@ -193,14 +193,14 @@ class Failing(purifier.Attack):
 
 
 @pytest.fixture
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the demo take 12 images and a short attack."""
+def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the demo on 12 images with a short attack."""
     monkeypatch.setattr(demo, "ATTACK", "pgd:steps=4")
     monkeypatch.setattr(demo, "load_data", lambda spec: load_data(f"{spec}:12"))
 
 
-@pytest.mark.usefixtures("little")
-def test_a_little_demo_writes_reports_a_picture_and_the_guard(command, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_demo")
+def test_a_small_demo_writes_reports_a_picture_and_the_guard(command, tmp_path: Path) -> None:
     code, out, _ = command("demo", "--out", tmp_path)
     assert code == 0
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
@@ -208,7 +208,7 @@ def test_a_little_demo_writes_reports_a_picture_and_the_guard(command, tmp_path:
     assert "the same class as torch on 12 of 12 clean images" in out
 
 
-@pytest.mark.usefixtures("little")
+@pytest.mark.usefixtures("small_demo")
 def test_a_demo_whose_audit_is_incomplete_is_inconclusive(
     command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +223,7 @@ def test_a_demo_whose_audit_is_incomplete_is_inconclusive(
     assert sorted(path.parent.name for path in tmp_path.rglob("*") if path.is_file()) == ["plain", "robust"]
 
 
-@pytest.mark.usefixtures("little")
+@pytest.mark.usefixtures("small_demo")
 def test_a_demo_whose_file_is_not_the_guard_fails(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def export_another(guarded, path):
         return purifier.export(purifier.guard(guarded.classifier, "blur:sigma=9"), path, image_shape=(1, 28, 28))

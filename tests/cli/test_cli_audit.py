@@ -168,13 +168,13 @@ def test_the_gate_fails_on_the_lower_bound_of_the_worst_case(command, folder):
     assert command(*arguments(**given, fail_under=case["interval"][0]))[0] == 0
 
 
-def test_a_gate_that_failed_is_no_less_so_for_a_flag(command, folder):
+def test_a_failed_gate_outranks_a_flag(command, folder):
     (folder / "cli_audit_soft.py").write_text(MODEL.replace("784, 10)", "784, 10), nn.Softmax(1)"))
     assert command(*arguments(classifier="cli_audit_soft:make", fail_under=0.99))[0] == 1
     assert command(*arguments(classifier="cli_audit_soft:make", fail_under=0))[0] == 3
 
 
-def test_a_gate_wants_a_white_box_attack(command, folder):
+def test_a_gate_needs_a_white_box_attack(command, folder):
     code, shown, _ = command(*arguments(attack="noise", fail_under=0))
     assert code == 3
     assert "gate undecided, linf 0.1: no white-box attack ran" in shown
@@ -243,7 +243,7 @@ def test_bad_input_ends_in_code_2_and_no_report(changed, said, command, folder):
     assert not (folder / "found").exists()
 
 
-def test_a_link_to_nowhere_is_no_folder_to_write(command, folder):
+def test_a_broken_link_as_the_folder_is_an_error(command, folder):
     (folder / "dangling").symlink_to(folder / "nowhere")
     code, _, complaint = command(*arguments(out="dangling/found"))
     assert code == 2

@@ -51,7 +51,7 @@ def test_the_checkpoint_gains_a_calibration_and_nothing_else_changes(command: Co
     assert [other.name for other in checkpoint.parent.iterdir()] == ["vae.safetensors"]
 
 
-def test_out_leaves_the_checkpoint_alone(command: Command, checkpoint: Path, tmp_path: Path) -> None:
+def test_out_leaves_the_checkpoint_unchanged(command: Command, checkpoint: Path, tmp_path: Path) -> None:
     before, out = checkpoint.read_bytes(), tmp_path / "new" / "calibrated.safetensors"
     assert command("calibrate", checkpoint, "--data", "demo:50", "--out", out)[0] == 0
     assert checkpoint.read_bytes() == before
@@ -79,7 +79,7 @@ def test_any_purifier_can_be_calibrated_into_a_new_file(spec: str, command: Comm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["blur", "--data", "demo"], "CKPT: expected a checkpoint file, got 'blur'; name the checkpoint to write with --out"),
+        (["blur", "--data", "demo"], "CKPT: expected a checkpoint file, got 'blur'; name the checkpoint to write"),
         (["demo", "--data", "demo"], "expected a checkpoint file, got 'demo'"),
         (["nowhere.safetensors", "--data", "demo"], "no file nowhere.safetensors"),
         (["CKPT", "--data", "demo:10"], "fpr 0.05 needs at least 19 clean images, got 10"),
@@ -96,7 +96,7 @@ def test_bad_input_ends_in_exit_code_2(arguments: list[str], message: str, comma
     assert checkpoint.read_bytes() == before
 
 
-def test_annotate_needs_checkpoint(tmp_path: Path) -> None:
+def test_annotating_a_foreign_file_is_an_error(tmp_path: Path) -> None:
     for content in (b"", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0{}"):
         path = tmp_path / "foreign.safetensors"
         path.write_bytes(content)
@@ -105,7 +105,7 @@ def test_annotate_needs_checkpoint(tmp_path: Path) -> None:
         assert path.read_bytes() == content
 
 
-def test_which_specs_name_a_file(tmp_path: Path) -> None:
+def test_only_checkpoint_specs_name_a_file(tmp_path: Path) -> None:
     there = tmp_path / "odd name"
     there.write_bytes(b"")
     assert checkpoint_path("vae.safetensors") == Path("vae.safetensors")

@@ -33,9 +33,7 @@ def unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "installed_wheels", lambda: {**WHEEL, "onnxruntime": "1.31.1"})
 
 
-def test_a_terminal_of_80_columns_is_enough_and_words_stay_whole(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_fits_80_columns_without_broken_words(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     unhealthy(monkeypatch)
     monkeypatch.setattr(platform, "platform", lambda: "Linux-6.1.0-amd64-x86_64-with-glibc2.36")
     _, piped, _ = command("doctor")
@@ -49,11 +47,11 @@ def test_a_terminal_of_80_columns_is_enough_and_words_stay_whole(
     assert command_line in shown.splitlines() and command_line in piped.splitlines()
 
 
-def test_what_is_required_and_had_is_no_failure(command: Command) -> None:
+def test_an_available_requirement_passes(command: Command) -> None:
     assert command("doctor", "--require", CPU)[0] == 0
 
 
-def test_cuda_required_and_not_had_is_exit_code_1(command: Command) -> None:
+def test_cuda_required_but_unavailable_is_exit_code_1(command: Command) -> None:
     if CUDA in working_providers():
         pytest.skip("CUDA loads here")
     code, shown, _ = command("doctor", "--require", "cuda")
@@ -84,7 +82,7 @@ def test_an_unknown_requirement_is_exit_code_2(command: Command) -> None:
         ({"working": []}, ["cannot even run on the CPU"]),
     ],
 )
-def test_what_is_wrong_is_said_with_what_to_do(facts: dict[str, object], advice: list[str]) -> None:
+def test_each_problem_comes_with_advice(facts: dict[str, object], advice: list[str]) -> None:
     healthy = {"wheels": WHEEL, "available": [CPU], "working": [CPU], "torch_cuda": False, "torch_build": None}
     found = findings(**{**healthy, **facts})  # type: ignore[arg-type]
     assert len(found) == len(advice)

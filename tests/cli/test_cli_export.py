@@ -97,7 +97,7 @@ def test_rejection_and_noise_on_the_command_line(command: Callable[..., tuple[in
     for options, message in (
         (["--on-reject", "panic"], "on_reject must be one of ignore"),
         (["--abstain", "1"], "abstain needs on_reject='abstain'"),
-        (["--noise", "input"], "Blur draws nothing"),
+        (["--noise", "input"], "Blur draws no noise"),
     ):
         code, _, errors = command(*given, *options)
         assert code == 2

@@ -16,7 +16,7 @@ from purifier.rejection.calibration import calibrate, threshold_of
 Command = Callable[..., tuple[int, str, str]]
 
 
-def test_a_line_an_image_and_a_picture(command: Command, tmp_path: Path) -> None:
+def test_purify_prints_one_line_per_image_and_draws_a_picture(command: Command, tmp_path: Path) -> None:
     Image.new("RGB", (28, 28), (90, 90, 90)).save(tmp_path / "plain [red].png")
     out = tmp_path / "made" / "grid.png"
     code, shown, err = command("purify", "demo", tmp_path / "plain [red].png", "demo:3-5", "--out", out)
@@ -33,7 +33,7 @@ def test_a_line_an_image_and_a_picture(command: Command, tmp_path: Path) -> None
     assert [path.name for path in out.parent.iterdir()] == ["grid.png"]
 
 
-def test_a_calibrated_checkpoint_says_what_it_rejects(command: Command, tmp_path: Path) -> None:
+def test_a_calibrated_checkpoint_shows_what_it_rejects(command: Command, tmp_path: Path) -> None:
     vae = purifier.load("demo-plain")
     calibrate(vae, "demo:200", fpr=0.3)
     threshold = threshold_of(vae)
@@ -73,7 +73,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "taken.png"]
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_work(
+def test_an_unwritable_picture_is_an_error_before_any_work(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(*_: object) -> None:

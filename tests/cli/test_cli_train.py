@@ -46,14 +46,14 @@ def test_errors_reach_main(tmp_path: Path, options: str, error: type[Exception],
 
 
 @pytest.mark.parametrize(("plugin", "says"), [("vae:latent=8", "vae --set latent=8"), ("vae:", "vae --set KEY=VALUE")])
-def test_options_of_the_plugin_go_elsewhere(tmp_path: Path, plugin: str, says: str) -> None:
+def test_plugin_options_belong_in_set(tmp_path: Path, plugin: str, says: str) -> None:
     result = CliRunner().invoke(app, f"{plugin} --data demo --out {tmp_path / 'p.safetensors'} --set channels=2")
     assert isinstance(result.exception, SpecError)
     assert str(result.exception).endswith(f"the plugin's options go in --set: {says}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_options() -> None:
+def test_missing_options_are_errors() -> None:
     result = CliRunner().invoke(app, "vae --data demo")
     assert result.exit_code == 2
     assert "--out" in result.output

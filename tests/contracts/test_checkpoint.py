@@ -47,7 +47,7 @@ def rewrite(path: Path, **changes: object) -> None:
     save_file(vae.state_dict(), path, {"purifier": json.dumps(description)})
 
 
-def test_damaged_and_foreign_files(checkpoint: Path, tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_errors(checkpoint: Path, tmp_path: Path) -> None:
     whole = checkpoint.read_bytes()
     cases = {
         "truncated": (whole[: len(whole) // 2], "truncated, damaged or not safetensors"),
@@ -74,7 +74,7 @@ def test_damaged_and_foreign_files(checkpoint: Path, tmp_path: Path) -> None:
         purifier.load(tmp_path / "foreign.safetensors")
 
 
-def test_metadata_that_does_not_fit(checkpoint: Path) -> None:
+def test_metadata_that_does_not_fit_is_an_error(checkpoint: Path) -> None:
     config = dataclasses.asdict(purifier.load(checkpoint).config)
     for changes, error, message in [
         ({"format": 99}, CheckpointError, "expected checkpoint format 1, got 99"),
@@ -116,13 +116,13 @@ def test_a_checkpoint_can_be_read_by_others_as_the_umask_says(checkpoint: Path) 
     assert checkpoint.stat().st_mode == other.stat().st_mode
 
 
-def test_a_guard_is_no_purifier(tmp_path: Path) -> None:
+def test_saving_a_guard_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a purifier, got GuardedModule; for a guard, save its .purifier"):
         purifier.save(purifier.guard("demo", "demo"), tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         purifier.save(purifier.load(SMALL), tmp_path / "file" / "x.safetensors")
@@ -163,7 +163,7 @@ def test_absurd_sizes_are_errors(size: int, message: str) -> None:
 
 
 class Stubborn(purifier.Purifier):
-    """Reads a number of its own while it is built, which the meta device rejects."""
+    """Reads a number of its own while it is built, which the meta device does not allow."""
 
     Config = type(purifier.load("identity").config)
     gradient = "exact"
@@ -189,13 +189,13 @@ def test_a_plugin_that_cannot_be_built_without_memory_is_loaded_all_the_same(tmp
     assert loaded.weight.tolist() == [0.5, 0.5, 0.5]
 
 
-def test_specs_that_are_none() -> None:
+def test_bad_specs_are_errors() -> None:
     with pytest.raises(SpecError, match="expected NAME:key=value"):
         purifier.load("vae:1x28x28")
 
 
 @pytest.mark.parametrize("length", [0x0280, 0x0380, 0x4B50])
-def test_a_header_as_long_as_a_pickle_begins(tmp_path: Path, length: int) -> None:
+def test_a_header_length_that_looks_like_a_pickle_loads(tmp_path: Path, length: int) -> None:
     """The first two bytes, the header's length, are those of a pickle or a zip file."""
     path = tmp_path / "a.safetensors"
     header = b'{"__metadata__":{"purifier":"3"}}'.ljust(length)

@@ -1,4 +1,4 @@
-"""DATA specs: real Fashion-MNIST, folders and archives made here, and what is rejected."""
+"""DATA specs: real Fashion-MNIST, and archives made here, good and bad."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RAMP = np.arange(2 * 4 * 6, dtype=np.uint8).reshape(2, 4, 6)
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder to look in, with every other place empty and downloads rejected."""
+    """A folder to look in, with every other folder empty and downloads blocked."""
     monkeypatch.setattr(named, "SYSTEM_FASHION_MNIST", tmp_path / "none")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("PURIFIER_DATA", raising=False)
@@ -97,7 +97,7 @@ def test_count_below_one(count: str) -> None:
         ("demo:0-3", "demo", [0, 1, 2]),
     ],
 )
-def test_a_range_is_pythons(spec: str, whole: str, places: list[int]) -> None:
+def test_ranges_work_as_in_python(spec: str, whole: str, places: list[int]) -> None:
     part, everything = load_data(spec), load_data(whole)
     assert (part.name, len(part), part.classes) == (spec, len(places), everything.classes)
     for got, expected in zip(part.batch(range(len(places))), everything.batch(places), strict=True):
@@ -120,7 +120,7 @@ def test_a_range_is_pythons(spec: str, whole: str, places: list[int]) -> None:
         (f"demo:0-{5000 * '9'}", "cannot read DATA"),
     ],
 )
-def test_ranges_rejected(spec: str, says: str) -> None:
+def test_bad_ranges_are_errors(spec: str, says: str) -> None:
     with pytest.raises(SpecError, match=re.escape(says)) as caught:
         load_data(spec)
     assert caught.value.spec == spec
@@ -136,7 +136,9 @@ def test_fashion_mnist_in_root(alone: Path, place: str, suffix: str) -> None:
     assert labels.tolist() == [3, 9]
 
 
-def test_root_goes_before_the_environment(alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_root_takes_precedence_over_the_environment(
+    alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PURIFIER_DATA", str(tmp_path / "environment"))
     write_fashion(tmp_path / "environment", labels=(1, 1))
     assert load_data("fashion-mnist", root=alone).labels.tolist() == [1, 1]
@@ -191,13 +193,13 @@ def test_failed_download_says_what_to_do(alone: Path) -> None:
         ("folder:", "no path in DATA 'folder:'"),
     ],
 )
-def test_unreadable_specs(spec: str, says: str) -> None:
+def test_unreadable_specs_are_errors(spec: str, says: str) -> None:
     with pytest.raises(SpecError, match=re.escape(says)) as caught:
         load_data(spec)
     assert caught.value.spec == spec
 
 
-def test_a_path_is_told_to_say_what_it_is(tmp_path: Path) -> None:
+def test_a_bare_path_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="is a path: write folder:"):
         load_data(str(tmp_path))
     with pytest.raises(SpecError, match=r"write npz:images\.npz"):
@@ -250,7 +252,7 @@ LABELS = np.array([0, 1])
         ({"images": np.array([IMAGES, None], dtype=object), "labels": LABELS}, "allow_pickle=False"),
     ],
 )
-def test_npz_rejected(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
+def test_bad_npz_files_are_errors(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
     spec = npz(tmp_path, **arrays)
     with pytest.raises(DataError, match=re.escape(says)):
         load_data(spec)

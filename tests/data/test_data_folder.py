@@ -75,7 +75,7 @@ def test_folder_of_different_sizes_names_two_files(tmp_path: Path) -> None:
         load_data(f"folder:{tmp_path}")
 
 
-def test_folder_rejected(tmp_path: Path) -> None:
+def test_bad_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
         load_data(f"folder:{tmp_path / 'absent'}")
     with pytest.raises(DataError, match="holds no folders"):

@@ -21,7 +21,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_into_range_is_clamp_with_the_gradient_of_what_is_at_the_bounds(dtype: torch.dtype) -> None:
+def test_into_range_clamps_but_keeps_the_gradient_at_the_bounds(dtype: torch.dtype) -> None:
     pixels = torch.tensor([-torch.inf, -3, -1e-3, 0, 0.5, 1, 1.001, 3, torch.inf, torch.nan], dtype=dtype)
     expected, there = pixels.clamp(0, 1), torch.tensor([0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=dtype)
     wanting = pixels.clone().requires_grad_()
@@ -33,7 +33,7 @@ def test_into_range_is_clamp_with_the_gradient_of_what_is_at_the_bounds(dtype: t
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_there_and_back(way: Preprocessing) -> None:
+def test_preprocessing_can_be_undone(way: Preprocessing) -> None:
     pixels = torch.rand(2, 3, 4, 5)
     images = way.to_classifier(pixels)
     assert images.shape == ((2, 4, 5, 3) if way.layout == "NHWC" else (2, 3, 4, 5))
@@ -83,7 +83,7 @@ def test_other_preprocessing_is_an_error() -> None:
         ({"scale": None}, "scale must be a number"),
     ],
 )
-def test_impossible_preprocessing(options: dict, message: str) -> None:
+def test_impossible_preprocessing_is_an_error(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Preprocessing(**options)
 
@@ -98,7 +98,7 @@ def test_impossible_preprocessing(options: dict, message: str) -> None:
         (torch.zeros(1, 1, 2, 2, dtype=torch.uint8), "expected floats"),
     ],
 )
-def test_pixels_that_cannot_be_right(pixels: torch.Tensor, message: str) -> None:
+def test_impossible_pixels_are_errors(pixels: torch.Tensor, message: str) -> None:
     with pytest.raises(PixelError, match=message):
         check_pixels(pixels, shape=(1, 2, 2))
 
@@ -121,7 +121,7 @@ def test_pixels_where_0_to_255_was_promised(images: tuple[torch.Tensor, torch.Te
 @pytest.mark.parametrize(
     "way", [Preprocessing(), Preprocessing(scale=255, std=(58.0,)), Preprocessing(scale=255, mean=(116.0,))], ids=str
 )
-def test_small_values_are_right_where_white_is_small(way: Preprocessing) -> None:
+def test_small_values_are_accepted_where_white_is_small(way: Preprocessing) -> None:
     check_scale(torch.full((1, 1, 2, 2), 0.5), way, name="photo")
 
 
@@ -137,10 +137,10 @@ def test_small_values_are_right_where_white_is_small(way: Preprocessing) -> None
     ],
     ids=["above", "black", "dark", "uint8", "empty", "nan"],
 )
-def test_what_can_be_0_to_255_passes(given: torch.Tensor) -> None:
+def test_values_that_can_be_0_to_255_are_accepted(given: torch.Tensor) -> None:
     check_scale(given, WHITE_IS_255, name="photo")
 
 
-def test_wrong_number_of_channels_for_the_mean() -> None:
+def test_the_mean_must_match_the_channels() -> None:
     with pytest.raises(PixelError, match="expected 1 means or stds for images .*, got 3"):
         Preprocessing(mean=(0.1, 0.2, 0.3)).to_classifier(torch.zeros(1, 1, 2, 2))

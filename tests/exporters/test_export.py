@@ -28,7 +28,7 @@ from purifier.testing import check_exporter
 
 
 class Net(nn.Module):
-    """A convolutional classifier of 1x8x8 images whose answer takes any form."""
+    """A convolutional classifier of 1x8x8 images whose output takes any form."""
 
     def __init__(self, form: Callable[[Tensor, Tensor], Any] = lambda logits, features: logits) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def onnx_classifier(batch: int | str = "N", kind: int = FLOAT) -> ModelProto:
     return model_of(nodes, inputs=inputs, outputs=outputs, initializers={"weight": WEIGHT[:64]}, opset=13)
 
 
-def test_a_torch_guard_runs_anywhere_at_every_batch_size(vae: Purifier, tmp_path: Path) -> None:
+def test_an_exported_torch_guard_runs_at_every_batch_size(vae: Purifier, tmp_path: Path) -> None:
     path = tmp_path / "guarded.onnx"
     guarded = guard(Net().train(), vae, score=True)
     before = {key: value.clone() for key, value in guarded.state_dict().items()}
@@ -132,7 +132,7 @@ def test_preprocessing_is_part_of_the_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_a_file_says_where_it_comes_from_and_nothing_about_the_machine(vae: Purifier, tmp_path: Path) -> None:
+def test_metadata_names_the_source_and_nothing_about_the_machine(vae: Purifier, tmp_path: Path) -> None:
     checkpoint = purifier.save(vae, tmp_path / "fashion.safetensors")
     path = tmp_path / "guarded.onnx"
     export(guard(Net(), checkpoint), path)
@@ -217,7 +217,7 @@ def test_a_random_purifier_is_exported_without_noise_and_that_is_noted(tmp_path:
     np.testing.assert_allclose(open_plain(path).run(None, {"photos": pixels(2).numpy()})[0], expected, atol=1e-4)
 
 
-def test_a_file_that_differs_from_the_guard_is_not_left(vae: Purifier, tmp_path: Path) -> None:
+def test_a_file_that_differs_from_the_guard_is_not_written(vae: Purifier, tmp_path: Path) -> None:
     path = tmp_path / "guarded.onnx"
     session = guard(onnx_classifier(), vae)
     for initializer in session.model.graph.initializer:

@@ -1,4 +1,4 @@
-"""What cannot be exported: an error that says why, and no file."""
+"""Guards and options that cannot be exported: an error and no file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from purifier.guards.guard import guard
 
 
 class Net(nn.Module):
-    """A linear classifier of 1x8x8 images whose answer takes any form."""
+    """A linear classifier of 1x8x8 images whose output takes any form."""
 
     def __init__(self, form: Callable[[Tensor], Any] = lambda logits: logits) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ SHAPE = {"image_shape": (1, 8, 8)}
         (
             Net(),
             {"image_shape": (3, 32, 32)},
-            r"Net fails on .* random \(2, 3, 32, 32\) \(.*mat1 and mat2 .*; if their size is wrong.*--image-shape",
+            r"Net fails when called with only its image, random \(2, 3, 32, 32\) \(.*mat1 and mat2 .*; if their size is wrong.*--image-shape",
         ),
         (
             Locked(),
@@ -77,7 +77,7 @@ SHAPE = {"image_shape": (1, 8, 8)}
         (Noted(lambda logits: None), SHAPE, "it returns no tensor"),
     ],
 )
-def test_a_torch_guard_that_cannot_be_exported_says_why(
+def test_torch_guards_that_cannot_be_exported_are_errors(
     network: nn.Module, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=message):
@@ -111,8 +111,8 @@ def test_wrong_options_are_errors(
     assert not list(tmp_path.iterdir())
 
 
-def test_only_guards_are_exported_and_only_to_places_that_exist(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected a guard, got Net; make one with purifier.guard\(model, purifier\)"):
+def test_bad_guards_and_paths_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected a guard, got Net; make one with purifier.guard\(model"):
         export(Net(), tmp_path / "guarded.onnx")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="path: expected the name of the file to write, got 5"):
         export(guard(linear(), "identity"), 5)  # type: ignore[arg-type]

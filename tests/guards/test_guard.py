@@ -23,7 +23,7 @@ VAE = "vae:image_shape=1x28x28,channels=4,latent=8"
 
 
 class Net(nn.Module):
-    """A classifier with batch normalisation and dropout, and something of every kind of argument."""
+    """A classifier with batch normalisation and dropout, and every kind of argument."""
 
     def __init__(self, kind: str = "tensor") -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def test_the_guard_is_the_purifier_then_the_classifier(net: Net, images) -> None
 
 @pytest.mark.parametrize("preprocessing", [Preprocessing(), Preprocessing(mean=(0.286,), std=(0.353,))], ids=str)
 def test_black_and_white_pixels_keep_their_gradient(preprocessing: Preprocessing, net: Net, images) -> None:
-    """Whether they stand at the bounds or rounding puts them beyond: an attacker sees all of them."""
+    """An attacker sees the gradient of pixels at the bounds, and of those that rounding puts beyond."""
     guarded = purifier.guard(net, "identity", preprocessing=preprocessing).eval()
     image = preprocessing.to_classifier(images[0].round()).requires_grad_()
     found, expected = (torch.autograd.grad(one(image).logsumexp(1).sum(), image)[0] for one in (guarded, net))
@@ -233,7 +233,7 @@ def test_preprocessing_of_torchvision_weights() -> None:
 
 
 class Bytes(nn.Module):
-    """Eats uint8 NHWC."""
+    """Takes uint8 NHWC."""
 
     def forward(self, images: Tensor) -> Tensor:
         assert images.dtype == torch.uint8
@@ -248,7 +248,7 @@ def test_uint8_channels_last_classifier() -> None:
         purifier.guard(Bytes(), "identity", preprocessing=way)(images / 255)
 
 
-def test_a_random_purifier_follows_its_seed_or_torchs(net: Net, images) -> None:
+def test_a_random_purifier_follows_its_seed_or_torch(net: Net, images) -> None:
     pixels, sampling = images[0], f"{VAE},sample=true"
     seeded = purifier.guard(net, sampling, seed=1)
     torch.testing.assert_close(seeded(pixels)[5:6], seeded(pixels[5:6]))

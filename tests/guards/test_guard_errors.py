@@ -1,4 +1,4 @@
-"""What guard() and a guarded module reject, and what they take at the edge."""
+"""Errors of guard() and of guarded modules, and edge cases they accept."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def net() -> Net:
         ("file.png", "expected an image tensor, got str"),
     ],
 )
-def test_images_that_cannot_be_right(net: Net, image: object, message: str) -> None:
+def test_impossible_images_are_errors(net: Net, image: object, message: str) -> None:
     with pytest.raises(PixelError, match=message):
         purifier.guard(net, VAE)(image)
 
@@ -95,11 +95,11 @@ def test_an_empty_batch_gives_an_empty_result(net: Net) -> None:
         ((nn.Flatten(), "identity"), {"preprocessing": 255}, "preprocessing: expected"),
     ],
 )
-def test_guards_that_cannot_be(arguments: tuple, options: dict, message: str) -> None:
+def test_impossible_guards_are_errors(arguments: tuple, options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         purifier.guard(*arguments, **options)
 
 
-def test_a_guard_is_not_guarded_again(net: Net) -> None:
+def test_guarding_a_guard_is_an_error(net: Net) -> None:
     with pytest.raises(ConfigError, match="already guarded"):
         purifier.guard(purifier.guard(net, "identity"), "identity")

@@ -77,7 +77,7 @@ def signature(session: onnxruntime.InferenceSession) -> list[list[tuple[str, str
 
 
 @pytest.mark.parametrize("path", [zoo_model(path) for path in LIGHT])
-def test_the_zoos_models_behind_identity_give_their_own_outputs_back(path: Path) -> None:
+def test_zoo_models_behind_identity_keep_their_outputs(path: Path) -> None:
     session = GuardedSession(path, load("identity"), providers=[CPU])
     original = open_session(path, providers=[CPU])
     name = original.get_inputs()[0].name
@@ -89,7 +89,7 @@ def test_the_zoos_models_behind_identity_give_their_own_outputs_back(path: Path)
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
-def test_all_nine_were_found() -> None:
+def test_all_nine_zoo_models_were_found() -> None:
     assert len(LIGHT) == 9
 
 
@@ -146,7 +146,7 @@ def test_score_is_the_last_output() -> None:
     np.testing.assert_allclose(scores, load("blur").score(pixels(7)), atol=1e-6)
 
 
-def test_what_a_session_holds() -> None:
+def test_a_session_keeps_its_parts() -> None:
     model = classifier()
     before = model.SerializeToString()
     session = GuardedSession(model, load("blur"), providers=[CPU])
@@ -175,7 +175,7 @@ def test_what_a_session_holds() -> None:
         (None, r"got \(\)"),
     ],
 )
-def test_images_that_cannot_be_right_are_an_error(images: Any, message: str) -> None:
+def test_impossible_images_are_errors(images: Any, message: str) -> None:
     session = GuardedSession(classifier(), load("blur"), providers=[CPU])
     with pytest.raises(PixelError, match=message):
         session.run(None, {"photo": images.numpy() if isinstance(images, torch.Tensor) else images})
@@ -213,7 +213,7 @@ def test_preprocessing_must_agree_with_the_inputs_type() -> None:
         GuardedSession(uint8, load("identity"), preprocessing=Preprocessing())
 
 
-def test_a_classifier_onnxruntime_rejects_is_an_error() -> None:
+def test_a_classifier_that_onnxruntime_cannot_open_is_an_error() -> None:
     model = classifier()
     model.graph.node[1].op_type = "Magic"
     with pytest.raises(ClassifierError, match=r"cannot (be read|open it|convert)"):
@@ -242,7 +242,7 @@ def test_an_unexportable_purifier_is_an_error_naming_it(kind: type[Purifier]) ->
         GuardedSession(classifier(), kind(kind.Config()))
 
 
-def test_a_provider_not_to_be_had_is_an_error() -> None:
+def test_an_unavailable_provider_is_an_error() -> None:
     with pytest.raises(ConfigError, match="has no 'AbacusExecutionProvider'"):
         GuardedSession(classifier(), load("blur"), providers=["AbacusExecutionProvider"])
 
@@ -256,6 +256,6 @@ def test_a_provider_not_to_be_had_is_an_error() -> None:
         ({"input": 1.5}, "input: expected a position or a name, got 1.5"),
     ],
 )
-def test_options_of_the_wrong_kind_are_errors(options: dict[str, Any], message: str) -> None:
+def test_options_of_the_wrong_type_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GuardedSession(classifier(), load("blur"), **options)

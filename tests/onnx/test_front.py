@@ -1,4 +1,4 @@
-"""torch.onnx.export as this project calls it: quiet, and nothing of the process left changed."""
+"""Exports by torch.onnx.export: quiet, and without side effects on the process."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def export(module: nn.Module) -> onnx.ModelProto:
 
 
 def process() -> tuple[object, ...]:
-    """What an export changes for its time only."""
+    """What an export changes temporarily."""
     levels = [logging.getLogger(name).level for name in EXPORTERS]
     return sys.stdout, sys.stderr, levels, logging.root.manager.disable, list(warnings.filters)
 
 
-def test_a_failed_export_prints_nothing_and_puts_everything_back(
+def test_a_failed_export_prints_nothing_and_restores_everything(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("onnxscript"), "level", logging.CRITICAL)
@@ -58,7 +58,7 @@ def test_a_failed_export_prints_nothing_and_puts_everything_back(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_exporters_notices_are_kept_back_and_nobody_elses(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_exporters_log_messages_are_suppressed(caplog: pytest.LogCaptureFixture) -> None:
     class Telling(Twice):
         def forward(self, image: Tensor) -> Tensor:
             for name in EXPORTERS:
@@ -100,7 +100,7 @@ class Steps(nn.Module):
         return self.again(self.layer(image)) + noise + self.turned, image.flatten(1).repeat(1, 2)
 
 
-def test_equal_weights_are_stored_once_and_the_batch_is_called_so() -> None:
+def test_equal_weights_are_stored_once_and_the_batch_is_named() -> None:
     image, noise = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
     model = export_module(
         Steps(), [image, noise], free=[[0], [0]], inputs=["image", "noise"], outputs=["moved", "flat"]
@@ -118,7 +118,7 @@ def test_equal_weights_are_stored_once_and_the_batch_is_called_so() -> None:
         torch.testing.assert_close(torch.from_numpy(found[0]), Steps()(image, noise)[0])
 
 
-def test_the_front_gives_what_the_guard_needs_and_no_more() -> None:
+def test_the_front_has_exactly_the_outputs_needed() -> None:
     image = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     known = calibrated(Classes())
     wanted = {

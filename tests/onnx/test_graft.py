@@ -60,7 +60,7 @@ def test_a_graft_is_the_classifier_of_the_purified_image_at_every_batch_size(cou
 
 
 @pytest.mark.parametrize("prefix", ["purifier/", "purifier_1/", "purifier"])
-def test_names_of_the_classifier_may_look_like_the_purifiers(prefix: str) -> None:
+def test_the_classifiers_names_may_look_like_the_purifiers(prefix: str) -> None:
     inner = guarded(linear())  # a guarded model, guarded again, has every name the purifier's graph has
     twice = guarded(inner)
     np.testing.assert_allclose(
@@ -267,7 +267,7 @@ def test_score_cannot_be_added_twice() -> None:
         guarded(guarded(linear(), score=True), score=True)
 
 
-def test_what_no_converter_knows_is_an_error_saying_to_export_again() -> None:
+def test_operators_that_cannot_be_converted_are_errors() -> None:
     model = model_of(
         [helper.make_node("ThresholdedRelu", ["images"], ["logits"])],
         inputs=[("images", FLOAT, ["N", 3, 8, 8])],

@@ -108,7 +108,7 @@ def test_rejection_is_an_output_beside_the_score(options: dict[str, Any], added:
     assert all(np.array_equal(again[name], found[name]) for name in found)
 
 
-def test_a_score_without_calibration_is_a_score_alone() -> None:
+def test_an_uncalibrated_score_adds_no_rejection() -> None:
     assert list(run(guard(classifier(), Bright(), score=True))) == [*OWN, "purifier_score"]
     assert list(run(guard(classifier(), bright()))) == OWN
 
@@ -122,7 +122,7 @@ def test_a_score_without_calibration_is_a_score_alone() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE])
-def test_the_logits_of_rejected_images_are_replaced_and_nothing_else(
+def test_only_the_logits_of_rejected_images_are_replaced(
     which: Callable[[], Purifier], options: dict[str, Any], kind: int
 ) -> None:
     session, untouched = guard(classifier(kind), which(), **options), run(guard(classifier(kind), which()))
@@ -172,7 +172,7 @@ def test_a_session_that_raises_cannot_be_exported(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_images_without_a_score_are_errors() -> None:
+def test_images_whose_score_is_nan_are_rejected() -> None:
     class Lost(Bright):
         def score(self, pixels: Tensor) -> Tensor:
             return torch.log(0.5 - super().score(pixels)) - 10
@@ -182,7 +182,7 @@ def test_images_without_a_score_are_errors() -> None:
     np.testing.assert_array_equal(found["purifier_rejected"], REJECTED)
 
 
-def test_classes_that_do_not_fit() -> None:
+def test_classes_that_do_not_fit_are_errors() -> None:
     with pytest.raises(ConfigError, match="abstain: expected a class from 0 to 9, got 10"):
         guard(classifier(), bright(), on_reject="abstain", abstain=10)
     with pytest.raises(ClassifierError, match="'scores' has, which abstain=3 needs; leave abstain out"):
@@ -206,7 +206,7 @@ def test_a_classifier_without_logits() -> None:
     assert list(run(guard(model, bright(), on_reject="flag"))) == ["label", "purifier_rejected"]
 
 
-def test_a_name_that_is_taken() -> None:
+def test_a_name_in_use_is_an_error() -> None:
     with pytest.raises(ClassifierError, match="already has a value called 'purifier_rejected'; rename it"):
         guard(classifier(name="purifier_rejected"), bright(), on_reject="flag")
 
@@ -219,7 +219,7 @@ def test_a_name_that_is_taken() -> None:
         (classes, {"on_reject": "reclassify"}),
     ],
 )
-def test_torch_guards_and_sessions_make_the_same_file(
+def test_torch_guards_and_sessions_export_the_same_graph(
     which: Callable[[], Purifier], options: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "guarded.onnx"
@@ -238,22 +238,22 @@ def test_torch_guards_and_sessions_make_the_same_file(
 
 
 @pytest.mark.parametrize("options", [{"on_reject": "flag"}, {"on_reject": "abstain"}])
-def test_a_file_with_another_threshold_is_not_left(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_with_another_threshold_is_not_written(options: dict[str, Any], tmp_path: Path) -> None:
     session = guard(classifier(), bright(), **options)
     values = [value for value in session.model.graph.initializer if numpy_helper.to_array(value).tolist() == 0.5]
     assert len(values) == 1
     values[0].CopyFrom(numpy_helper.from_array(np.float32(0.0), values[0].name))
-    with pytest.raises(ExportError, match="'purifier_rejected': expected|'scores': NaN or infinity in other places"):
+    with pytest.raises(ExportError, match="'purifier_rejected': expected|'scores': NaN or infinity in different places"):
         export(session, tmp_path / "guarded.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_images_at_the_threshold_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+def test_images_at_the_threshold_are_skipped_with_a_note(tmp_path: Path) -> None:
     pixels, _ = purifier.onnx.front.example_images(bright(), purifier.Preprocessing(), (None, 1, 28, 28), count=1)
     edge = calibrated(Bright(), bright().score(pixels).item())
     report = export(guard(Net(), edge, on_reject="flag"), tmp_path / "guarded.onnx", batches=(1,))
     assert report.notes == (
-        "1 of the images compared score within rounding of the threshold; whether they are rejected was not compared",
+        "1 of the compared images score within rounding of the threshold; whether they are rejected was not compared",
     )
     report = export(guard(Net(), calibrated(Bright(), 2.0), on_reject="flag"), tmp_path / "guarded.onnx")
     assert report.notes == ("all images compared were accepted; no rejected one was run",)
@@ -276,7 +276,7 @@ def test_the_shipped_purifiers_file_scores_and_rejects_real_images_as_torch_does
     assert kinds.count("ConvTranspose") == modules.count("ConvTranspose2d")
 
 
-def test_calibration_in_the_provenance_is_what_the_graph_has() -> None:
+def test_a_session_keeps_the_calibration_of_its_graph() -> None:
     late = Bright()
     session = guard(classifier(), late, score=True)
     calibrated(late)

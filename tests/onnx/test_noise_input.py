@@ -100,7 +100,7 @@ def test_noise_of_images_of_any_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("onnx_file", [False, True])
-def test_noise_of_a_purifier_without_any(onnx_file: bool, tmp_path: Path) -> None:
+def test_noise_as_input_needs_a_random_purifier(onnx_file: bool, tmp_path: Path) -> None:
     guarded = guard(classifier() if onnx_file else Net(), Bright(SIZE))
     with pytest.raises(ConfigError, match="noise='input': Bright draws no noise, its result is always the same"):
         export(guarded, tmp_path / "guarded.onnx", noise="input")
@@ -109,7 +109,7 @@ def test_noise_of_a_purifier_without_any(onnx_file: bool, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_noise_that_is_no_float(tmp_path: Path) -> None:
+def test_noise_as_input_must_be_floats(tmp_path: Path) -> None:
     class Coin(Random):
         def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor:
             return super().draw(pixels, generator) > 0
@@ -118,6 +118,6 @@ def test_noise_that_is_no_float(tmp_path: Path) -> None:
         export(guard(Net(), Coin(SIZE)), tmp_path / "guarded.onnx", noise="input")
 
 
-def test_a_name_that_is_taken(tmp_path: Path) -> None:
+def test_a_name_in_use_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ClassifierError, match="'purifier_noise'; rename it, or guard it without noise"):
         export(guard(classifier("purifier_noise"), Random(SIZE)), tmp_path / "guarded.onnx", noise="input")

@@ -30,7 +30,7 @@ def no_images() -> ModelProto:
     )
 
 
-def test_one_image_input_is_found_and_several_must_be_chosen_from() -> None:
+def test_one_image_input_is_found_and_several_need_a_choice() -> None:
     with pytest.raises(
         ClassifierError, match=r"^2 of .* inputs can be images: 0: left float32 \(N, 3, 8, 8\), 1: .*--input"
     ):
@@ -121,12 +121,12 @@ def inside_a_branch(node: onnx.NodeProto) -> ModelProto:
         (ModelProto(), "is not an ONNX model"),
     ],
 )
-def test_what_cannot_be_guarded_is_an_error(model: ModelProto, message: str) -> None:
+def test_models_that_cannot_be_guarded_are_errors(model: ModelProto, message: str) -> None:
     with pytest.raises(ClassifierError, match=message):
         load_onnx(model)
 
 
-def test_a_small_constant_and_microsofts_operators_are_let_through() -> None:
+def test_a_small_constant_and_microsofts_operators_are_accepted() -> None:
     model = with_node("ConstantOfShape", ["small"])
     model.graph.initializer.append(numpy_helper.from_array(np.array([4, 4]), "small"))
     assert load_onnx(model) is model

@@ -26,7 +26,7 @@ def test_a_session_opens_from_a_model_its_bytes_and_its_file(tmp_path: Path) -> 
         np.testing.assert_array_equal(session.run(None, {"x": np.ones(2, np.float32)})[0], [-1, -1])
 
 
-def test_without_a_wish_the_best_provider_that_loads_is_taken() -> None:
+def test_the_best_working_provider_is_the_default() -> None:
     best = runtime.CUDA if runtime.CUDA in runtime.working_providers() else runtime.CPU
     assert runtime.open_session(model()).get_providers()[0] == best
 
@@ -35,7 +35,7 @@ def test_the_cpu_works_everywhere() -> None:
     assert runtime.CPU in runtime.working_providers()
 
 
-def test_a_provider_asked_for_and_not_had_is_an_error_naming_both() -> None:
+def test_an_unavailable_provider_is_an_error_naming_both() -> None:
     if runtime.CUDA in runtime.working_providers():
         pytest.skip("CUDA loads here")
     if runtime.CUDA not in onnxruntime.get_available_providers():
@@ -45,12 +45,12 @@ def test_a_provider_asked_for_and_not_had_is_an_error_naming_both() -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_is_had_where_it_exists() -> None:
+def test_cuda_is_used_where_it_exists() -> None:
     session = runtime.open_session(model(), providers=[runtime.CUDA])
     assert session.get_providers()[0] == runtime.CUDA
 
 
-def test_a_provider_that_does_not_exist_is_an_error_naming_those_that_do() -> None:
+def test_an_unknown_provider_is_an_error_naming_the_available() -> None:
     with pytest.raises(ConfigError, match="has no 'AbacusExecutionProvider', only .*CPUExecutionProvider"):
         runtime.open_session(model(), providers=["AbacusExecutionProvider"])
     with pytest.raises(ConfigError, match="expected at least one of"):
@@ -61,7 +61,7 @@ def test_a_provider_that_does_not_exist_is_an_error_naming_those_that_do() -> No
 @pytest.mark.parametrize(
     "source", [b"not a model", model("Magic"), model().SerializeToString()[:30]], ids=["junk", "op", "cut"]
 )
-def test_what_onnxruntime_rejects_is_a_classifier_error(source: bytes | ModelProto) -> None:
+def test_models_that_onnxruntime_cannot_open_are_errors(source: bytes | ModelProto) -> None:
     with pytest.raises(ClassifierError, match=r"ONNX Runtime [\d.]+ cannot open it \("):
         runtime.open_session(source)
 

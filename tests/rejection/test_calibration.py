@@ -37,7 +37,7 @@ def shuffled(count: int) -> list[float]:
     ("count", "fpr", "rank"),
     [(99, 0.05, 95), (99, 0.29, 71), (100, 0.05, 96), (19, 0.05, 19), (3, 0.5, 2), (1, 0.5, 1)],
 )
-def test_the_threshold_is_that_of_split_conformal_prediction(count: int, fpr: float, rank: int) -> None:
+def test_the_threshold_matches_split_conformal_prediction(count: int, fpr: float, rank: int) -> None:
     found = calibrate(Bright(), flat(shuffled(count)), fpr=fpr)
     assert found.threshold == pytest.approx((rank - 1) / count)
     assert (found.fpr, found.data, found.count) == (fpr, "flat", count)
@@ -77,7 +77,7 @@ def test_a_calibration_is_kept_in_the_checkpoint(tmp_path: Path) -> None:
     assert whole.threshold == pytest.approx(found.threshold, rel=1e-5)
 
 
-def test_the_purifier_is_left_as_it_was() -> None:
+def test_calibration_leaves_the_purifier_unchanged() -> None:
     class Moody(Bright):
         def score(self, pixels: Tensor) -> Tensor:
             assert not self.training and not torch.is_grad_enabled()
@@ -99,7 +99,7 @@ def test_scores_of_half_precision_are_compared_as_floats() -> None:
     assert rejected(half.score(images.half()), found.threshold).sum() <= 12
 
 
-def test_what_cannot_be_told_is_an_error() -> None:
+def test_scores_above_the_threshold_nan_and_infinity_are_rejected() -> None:
     scores = torch.tensor([0.5, 0.50001, float("nan"), float("inf"), float("-inf")])
     assert rejected(scores, 0.5).tolist() == [False, True, True, True, False]
 
@@ -123,7 +123,7 @@ class Broken(Bright):
         (RuntimeError("no such kernel"), r"Broken fails to score images \(40, 1, 28, 28\) of flat .*no such kernel"),
     ],
 )
-def test_purifiers_without_finite_scores(answer: Any, message: str) -> None:
+def test_purifiers_without_finite_scores_are_errors(answer: Any, message: str) -> None:
     broken = Broken()
     broken.answer = answer
     with pytest.raises(PluginError, match=message):
@@ -169,7 +169,7 @@ def test_the_fewest_images_that_an_error_names_are_enough() -> None:
     assert calibrate(Bright(), flat(shuffled(33)), fpr=0.03).count == 33
 
 
-def test_a_threshold_asked_before_calibration() -> None:
+def test_a_threshold_without_calibration_is_an_error() -> None:
     assert calibration_of(Bright()) is None
     with pytest.raises(
         ConfigError, match="Bright has no threshold: .* `purifier calibrate PURIFIER --data SPEC --fpr 0.05 --out"
@@ -194,7 +194,7 @@ def test_a_threshold_asked_before_calibration() -> None:
         ({"colour": "blue"}, "colour"),
     ],
 )
-def test_damaged_metadata(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_damaged_metadata_is_an_error(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
     vae = calibrated(purifier.load("demo-plain"))
     stored = copy.deepcopy(dict(vae.provenance[CALIBRATION_KEY])) | damage
     path = purifier.save(vae, tmp_path / "damaged.safetensors", calibration=stored)
@@ -205,6 +205,6 @@ def test_damaged_metadata(damage: dict[str, Any], message: str, tmp_path: Path) 
         threshold_of(vae)
 
 
-def test_a_calibration_cannot_be_made_of_nonsense() -> None:
+def test_impossible_calibrations_are_errors() -> None:
     with pytest.raises(ConfigError, match="'quantiles' cannot be"):
         Calibration(0.05, 1.0, "demo", 300, (float("inf"),) * 101)

@@ -100,7 +100,7 @@ def test_reclassify_asks_the_purifiers_own_classifier() -> None:
     assert guard(Net(), classes, on_reject="reclassify")(pixels[:0]).shape == (0, 10)
 
 
-def test_images_without_a_score_are_errors(bright: Bright) -> None:
+def test_images_whose_score_is_nan_are_rejected(bright: Bright) -> None:
     class Lost(Bright):
         def score(self, pixels: Tensor) -> Tensor:
             return torch.where(super().score(pixels) > 0.5, float("nan"), 0.0)
@@ -159,7 +159,7 @@ def test_raising_cannot_be_exported(bright: Bright, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_threshold_is_that_of_the_day_the_guard_was_made(bright: Bright) -> None:
+def test_a_guard_keeps_the_threshold_it_was_made_with(bright: Bright) -> None:
     guarded = guard(Net(), bright, on_reject="flag")
     calibrated(bright, 0.0)
     assert torch.equal(guarded(dark_and_bright())[1], REJECTED)
@@ -207,14 +207,14 @@ def test_only_plain_logits_can_be_replaced(form: Any, got: str, bright: Bright) 
         guard(Net(form=form), bright, on_reject="abstain")(dark_and_bright())
 
 
-def test_classes_that_do_not_fit(bright: Bright) -> None:
+def test_classes_that_do_not_fit_are_errors(bright: Bright) -> None:
     with pytest.raises(ConfigError, match="abstain: expected a class from 0 to 9, got 10"):
         guard(Net(), bright, on_reject="abstain", abstain=10)(dark_and_bright())
     with pytest.raises(ConfigError, match="the purifier has 10 classes, but the classifier has 5"):
         guard(Net(5), calibrated(Classes()), on_reject="reclassify")(torch.zeros(2, 1, 28, 28))
 
 
-def test_plugins_that_break_the_contract() -> None:
+def test_plugins_that_break_the_contract_are_errors() -> None:
     class Scalar(Bright):
         def score(self, pixels: Tensor) -> Tensor:
             return pixels.mean()

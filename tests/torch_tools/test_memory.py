@@ -1,4 +1,4 @@
-"""A real process whose freed memory stays: how many pages it faults in, on the main thread and on another."""
+"""Page faults of a real process that keeps its freed memory, on the main thread and on another."""
 
 from __future__ import annotations
 

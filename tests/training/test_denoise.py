@@ -1,4 +1,4 @@
-"""From adversarial images back to clean ones: what the purifier is shown, and what it learns from it."""
+"""From adversarial images back to clean ones: what the purifier is trained on, and what it learns."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_an_attack_in_another_norm_brings_its_budget(data: ImageData) -> None:
     assert 40 < other.sum() < 80, "attacks are drawn evenly, however many budgets they have"
 
 
-def test_made_anew_each_epoch_or_once(data: ImageData) -> None:
+def test_images_are_made_once_or_in_each_epoch(data: ImageData) -> None:
     for cached in (False, True):
         recipe = build_recipe(f"denoise:attacks=rfgsm,eps=0.1,cached={cached}")
         first, second = (shown(recipe, batch_of(data, range(20), epoch=epoch)) for epoch in (1, 2))
@@ -72,7 +72,7 @@ def test_made_anew_each_epoch_or_once(data: ImageData) -> None:
     assert ((first * 255 - (first * 255).round()).abs() < 1e-3).all()
 
 
-def test_it_undoes_an_oblivious_attack_better_than_clean_training(tmp_path: Path) -> None:
+def test_undoes_an_oblivious_attack_better_than_clean_training(tmp_path: Path) -> None:
     net = trained("net")
     options = {"config": {"channels": 4, "latent": 16}, "epochs": 5, "batch_size": 10, "lr": 1e-2}
     plain = train("vae", "fashion-mnist:train:300", tmp_path / "plain.safetensors", **options)
@@ -90,7 +90,7 @@ def test_it_undoes_an_oblivious_attack_better_than_clean_training(tmp_path: Path
     assert rates[1] > rates[0] + 0.05
 
 
-def test_queries_serve_where_there_are_no_gradients(tmp_path: Path) -> None:
+def test_query_attacks_work_without_gradients(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     torch.onnx.export(
         trained("net"),
@@ -181,7 +181,7 @@ def test_an_attacks_own_options_and_precision(data: ImageData) -> None:
         assert torch.equal(shown(recipe, batch_of(data, range(40))), plain)
 
 
-def test_what_is_kept_cannot_be_moved(tmp_path: Path) -> None:
+def test_cached_images_cannot_be_augmented(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the same images in each epoch; leave out augment or cached"):
         train(
             "vae",
@@ -193,7 +193,7 @@ def test_what_is_kept_cannot_be_moved(tmp_path: Path) -> None:
         )
 
 
-def test_a_classifier_without_gradients_says_what_remains(tmp_path: Path) -> None:
+def test_a_classifier_without_gradients_is_an_error_with_alternatives(tmp_path: Path) -> None:
     wanted = Preprocessing(dtype="uint8", scale=255)
     with pytest.raises(ConfigError, match=r"needs gradients .*denoise:attacks=square, or denoise:attacks=transfer:sur"):
         train(

@@ -1,4 +1,4 @@
-"""Muon's steps: orthogonal, as long as Adam's, and torch's own but for the precision."""
+"""Muon's steps: orthogonal, as long as Adam's, and equal to torch's except for precision."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_muon_steps_are_orthogonal_and_as_long_as_adams() -> None:
         torch.testing.assert_close(moved[name], -0.01 * slopes[name].sign(), rtol=0.01, atol=0)
 
 
-def test_muon_is_torchs_but_for_the_precision() -> None:
+def test_muon_matches_torch_except_for_precision() -> None:
     chance = torch.Generator().manual_seed(0)
     shapes = (16, 9), (64, 256), (256, 64)
     first = [torch.randn(shape, generator=chance) for shape in shapes]
@@ -46,7 +46,7 @@ def test_muon_is_torchs_but_for_the_precision() -> None:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
-def test_it_iterates_in_the_precision_of_training(precision: str, dtype: torch.dtype) -> None:
+def test_muon_iterates_in_the_precision_of_training(precision: str, dtype: torch.dtype) -> None:
     settings = Optimisation(optimizer="muon", precision=precision)
     (muon,) = Follower(nn.Linear(2, 3, bias=False), settings).optimizers
     assert isinstance(muon, Muon) and muon.dtype == dtype

@@ -1,4 +1,4 @@
-"""Schedules, averages, augmentation, and several processes: what they promise, to the bit where they promise bits."""
+"""Schedules, averages, augmentation, and several processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"channels": 2, "latent": 4}
 
 
-def test_the_cosine_rises_then_falls_to_nothing() -> None:
+def test_the_cosine_schedule_rises_then_falls_to_zero() -> None:
     settings = Optimisation(lr=0.1, schedule="cosine")
     rates = [settings.rate(done / 100) for done in range(100)]
     assert max(rates) == pytest.approx(0.1 * (1 + math.cos(math.pi / 10)) / 2) and rates.index(max(rates)) == 10
@@ -60,7 +60,7 @@ def test_clipping_bounds_the_gradient_of_all_weights_together() -> None:
     assert total.item() == pytest.approx(0.5, rel=1e-4)
 
 
-def test_augmentation_moves_whole_images_alike_in_any_batch() -> None:
+def test_augmentation_moves_whole_images_the_same_in_any_batch() -> None:
     pixels = load_data("fashion-mnist:train:200").batch(range(200))[0]
     for how in ("none", "shift", "flip"):
         moved = augmented(pixels, SampleGenerator(4, range(200)), how)
@@ -80,7 +80,7 @@ def test_augmentation_moves_whole_images_alike_in_any_batch() -> None:
 
 
 class Overhears(nn.Module):
-    """A classifier that notes in what precision it is asked."""
+    """A classifier that records the precision it is called in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ with open(sys.argv[1] + f".{os.environ.get('RANK', 0)}.json", "w") as file:
 """
 
 
-def test_every_image_is_some_processes() -> None:
+def test_every_image_belongs_to_one_process() -> None:
     for count in (2, 3, 5):
         for size in (1, 2, 7, 30):
             parts = [Processes(rank, count).share(range(size)) for rank in range(count)]
@@ -180,7 +180,7 @@ def test_every_image_is_some_processes() -> None:
 
 
 @pytest.mark.integration
-def test_two_processes_learn_as_one(tmp_path: Path) -> None:
+def test_two_processes_learn_the_same_as_one(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     here = str(Path(__file__).parents[1])

@@ -1,4 +1,4 @@
-"""Training on real images: reproducible, resumable bit for bit, and stopped in time when it goes wrong."""
+"""Training on real images: reproducible, resumable bit for bit, and stopped when it goes wrong."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NoisyConfig:
 
 
 class Noisy(Purifier):
-    """All a purifier can hold or draw on: buffers, drawn noise, dropout, a frozen weight."""
+    """Has everything a purifier may have: buffers, drawn noise, dropout, a frozen weight."""
 
     Config = NoisyConfig
     gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
@@ -65,7 +65,7 @@ class Noisy(Purifier):
 
 
 class Explodes(Noisy):
-    """Its loss is no number from the 7th step on."""
+    """Its loss is NaN from the 7th step on."""
 
     def __init__(self, config: NoisyConfig) -> None:
         super().__init__(config)
@@ -120,7 +120,7 @@ def read_log(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.with_name(f"{out.stem}.log.jsonl").read_text().splitlines()]
 
 
-def test_vae_learns_and_tells_how(images: ImageData, tmp_path: Path) -> None:
+def test_vae_learns_and_logs_how(images: ImageData, tmp_path: Path) -> None:
     out = tmp_path / "new" / "vae.safetensors"
     seen: list[Progress] = []
     trained = train("vae", images, out, config=SMALL, epochs=6, batch_size=32, lr=3e-3, seed=5, progress=seen.append)
@@ -247,7 +247,7 @@ def test_resume_needs_a_state_and_the_same_settings(images: ImageData, tmp_path:
     assert out.exists() and not state.exists()
 
 
-def test_a_new_run_does_not_go_on(images: ImageData, tmp_path: Path) -> None:
+def test_a_new_run_does_not_resume_an_old_one(images: ImageData, tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
     with pytest.raises(Stopped):
         train("noisy", images, out, epochs=3, seed=1, progress=stop_in(3))
@@ -265,16 +265,14 @@ def test_a_run_that_fails_at_once_leaves_a_good_checkpoint_and_its_log(images: I
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_spec_is_data(images: ImageData, tmp_path: Path) -> None:
+def test_data_may_be_a_spec(images: ImageData, tmp_path: Path) -> None:
     named = train("noisy", "fashion-mnist:train:200", tmp_path / "p.safetensors", epochs=1)
     assert same(named, train("noisy", images, tmp_path / "q.safetensors", epochs=1))
 
 
-def test_loss_that_is_no_number(images: ImageData, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_training(images: ImageData, tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
-    with pytest.raises(
-        TrainingError, match=r"not finite at epoch 2, step 3 \(good .*, bad nan\); .*; epoch 1 is saved"
-    ):
+    with pytest.raises(TrainingError, match=r"not finite at epoch 2, step 3 \(good .*, bad nan\); .*epoch 1 is saved"):
         train("explodes", images, out, epochs=3, batch_size=50)
     kept, metadata = checkpoint.read_tensors(tmp_path / "p.train.safetensors")
     assert all(value.isfinite().all() for value in kept.values())
@@ -285,7 +283,7 @@ def test_loss_that_is_no_number(images: ImageData, tmp_path: Path) -> None:
     assert all(torch.equal(value, kept[f"weights.{name}"]) for name, value in last.state_dict().items())
 
 
-def test_weights_that_are_no_numbers(images: ImageData, tmp_path: Path) -> None:
+def test_nan_weights_stop_training(images: ImageData, tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError, match=r"became NaN or infinite in epoch 1; .*lr below .*; nothing has been saved yet"
     ):

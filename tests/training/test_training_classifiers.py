@@ -1,4 +1,4 @@
-"""Classifiers that misbehave when a purifier is trained for them, each named before any work."""
+"""Classifiers that misbehave when a purifier is trained for them, each named in an error before any work."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_errors(module: type[nn.Module], options: dict[str, object], error: type
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_that_ends_the_program_is_neither_exported_nor_audited(tmp_path: Path) -> None:
+def test_a_classifier_that_exits_is_neither_exported_nor_audited(tmp_path: Path) -> None:
     guarded = purifier.guard(Exits(), "demo")
     with pytest.raises(ExportError, match=r"exited the program with code 0"):
         purifier.export(guarded, tmp_path / "x.onnx")
@@ -151,7 +151,7 @@ def test_the_image_goes_where_it_belongs(input: int | str, tmp_path: Path) -> No
     assert made["classifier"]["input"] == "images"
 
 
-def test_an_onnx_model_that_mixes_up_its_rows(tmp_path: Path) -> None:
+def test_an_onnx_model_that_mixes_up_its_rows_is_an_error(tmp_path: Path) -> None:
     given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 1, 28, 28])
     gives = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["m", 196])
     shape = onnx.numpy_helper.from_array(torch.tensor([-1, 196]).numpy(), "shape")
@@ -180,12 +180,12 @@ def test_a_state_may_hold_more_than_tensors(tmp_path: Path) -> None:
     assert purifier.load(tmp_path / "p.safetensors").provenance["recipe"] == "robust"
 
 
-def test_a_root_that_is_steep_at_black_may_stay(tmp_path: Path) -> None:
+def test_a_steep_root_at_black_is_accepted(tmp_path: Path) -> None:
     attempt(tmp_path / "p.safetensors", Gamma())
     assert purifier.load(tmp_path / "p.safetensors").provenance["recipe"] == "robust"
 
 
-def test_its_weights_are_not_overwritten(tmp_path: Path) -> None:
+def test_the_classifiers_weights_are_not_overwritten(tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes((Path(__file__).parents[1] / "nets.safetensors").read_bytes())
     with pytest.raises(OutputError, match="this run reads its weights from that file; give another name"):
@@ -210,7 +210,7 @@ def test_its_weights_are_not_overwritten(tmp_path: Path) -> None:
         ({"out": "a\udcffb.safetensors"}, r"cannot write .*: expected a name in UTF-8 without null characters"),
     ],
 )
-def test_arguments_of_another_kind(options: dict[str, object], says: str, tmp_path: Path) -> None:
+def test_arguments_of_the_wrong_type_are_errors(options: dict[str, object], says: str, tmp_path: Path) -> None:
     given = {"plugin": "vae", "data": "demo:40", "out": tmp_path / "p.safetensors", **options}
     with pytest.raises(PurifierError, match=says):
         train(**given)

@@ -1,4 +1,4 @@
-"""What training rejects, before it has done or written anything."""
+"""Errors of training, raised before anything is done or written."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def too_late(now: Progress) -> None:
         ({"out": "q.train.safetensors"}, OutputError, "is for training states; give another name"),
         ({"out": f"{240 * 'p'}.safetensors"}, OutputError, "too long; choose a writable location"),
         ({"out": "logged.safetensors"}, OutputError, "logged.log.jsonl: it is a folder"),
-        ({"out": "file/p.safetensors"}, OutputError, "cannot write .*choose a place"),
+        ({"out": "file/p.safetensors"}, OutputError, "cannot write .*choose a writable location"),
     ],
 )
 def test_errors_before_any_work(tmp_path: Path, options: dict[str, object], error: type[Exception], says: str) -> None:
@@ -110,7 +110,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("content", [b"precious", b"", "checkpoint"])
-def test_a_file_of_the_users_own_is_not_overwritten(tmp_path: Path, content: bytes | str) -> None:
+def test_the_users_own_file_is_not_overwritten(tmp_path: Path, content: bytes | str) -> None:
     path = tmp_path / STATE
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -159,9 +159,7 @@ MOMENT = "optimizer.0.exp_avg"
         ("weights.extra", torch.zeros(1), "weights.extra: expected nothing, got (1,)"),
     ],
 )
-def test_a_state_no_run_has_written_is_not_resumed(
-    tmp_path: Path, stopped: Path, key: str, value: object, says: str
-) -> None:
+def test_a_damaged_state_is_not_resumed(tmp_path: Path, stopped: Path, key: str, value: object, says: str) -> None:
     tensors, metadata = checkpoint.read_tensors(stopped / STATE)
     described = metadata["purifier.training"]
     if key == "described":
@@ -180,7 +178,7 @@ def test_a_state_no_run_has_written_is_not_resumed(
     assert [path.name for path in tmp_path.iterdir()] == [STATE]
 
 
-def test_a_log_that_is_no_text_does_not_stop_a_resume(tmp_path: Path, stopped: Path) -> None:
+def test_a_log_that_is_not_text_does_not_stop_a_resume(tmp_path: Path, stopped: Path) -> None:
     shutil.copy(stopped / STATE, tmp_path)
     log = (stopped / "p.log.jsonl").read_bytes()
     (tmp_path / "p.log.jsonl").write_bytes(b"\xff\xfe\n" + 100_000 * b"[" + b"\n" + log)
@@ -196,7 +194,7 @@ def test_a_purifier_found_by_descent_has_nothing_to_train(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_optimizer_that_overflows_is_told_before_it_is_kept(tmp_path: Path) -> None:
+def test_an_overflowing_optimizer_is_an_error_before_it_is_saved(tmp_path: Path) -> None:
     """Loss and weights are still finite when Adam's mean of squared gradients no longer is."""
     with pytest.raises(TrainingError, match="optimizer's state became NaN or infinite in epoch"):
         train("vae", "demo:64", tmp_path / "p.safetensors", config={"channels": 4, "latent": 4}, lr=1500.0, epochs=5)

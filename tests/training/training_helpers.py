@@ -1,4 +1,4 @@
-"""What the recipes' tests share: a purifier that keeps what it is shown, and a batch of real images."""
+"""What the recipes' tests share: a purifier that records its inputs, and a batch of real images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NoConfig:
 
 
 class Recorder(Purifier):
-    """Gives back what it gets, times a weight, and keeps what it learned from."""
+    """Returns its input times a weight, and records what it learns from."""
 
     Config = NoConfig
     gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
@@ -45,7 +45,7 @@ class Recorder(Purifier):
 
 
 class OfBytes(nn.Module):
-    """The small net for images of 0-255, uint8: no gradient can reach them."""
+    """The small net for images of 0-255, uint8: no gradient can reach the pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class OfBytes(nn.Module):
 def batch_of(
     data: ImageData, indices: Sequence[int], *, epoch: int = 1, done: float = 1.0, net: nn.Module | None = None
 ) -> Batch:
-    """A batch in front of a classifier, the small net unless given."""
+    """A batch for a classifier, by default the small net."""
     pixels, labels = data.batch(indices)
     generator, lasting = (SampleGenerator(seed, indices) for seed in (epoch, 0))
     classifier = TorchPixelClassifier(net or trained("net"), Preprocessing())

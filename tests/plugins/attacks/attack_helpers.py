@@ -1,4 +1,4 @@
-"""What the attacks' tests share: purifiers that do next to nothing, classifiers of known optimum, runs of a spec."""
+"""What the attacks' tests share: trivial purifiers, classifiers with a known optimum, running a spec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from purifier.attacking.target import Target
 from purifier.classifiers.pixel_classifier import TorchPixelClassifier
 from purifier.data.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
-from purifier.vocabulary import Route
+from purifier.vocabulary import Norm, Route
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def run(
     batch: int = 64,
     route: Route = "exact",
 ) -> Tensor:
-    """The attack's images (N, C, H, W), a batch at a time; nothing but the attack has projected them."""
+    """The attack's images (N, C, H, W), made a batch at a time and not projected."""
     classifier = TorchPixelClassifier(module, Preprocessing())
     found = []
     for start in range(0, len(pixels), batch):
@@ -90,3 +90,26 @@ def two_classes() -> tuple[TwoClasses, Tensor, Tensor, Tensor]:
 def dual_norm(weight: Tensor, norm: str) -> Tensor:
     """||w||_q with the dual q: |w.x + b| / ||w||_q is a linear classifier's distance (Moosavi-Dezfooli et al. 2016)."""
     return weight.abs().sum() if norm == "linf" else weight.norm() if norm == "l2" else weight.abs().max()
+
+
+def linear(classes: int, norm: Norm, count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A linear classifier, images far from the box's walls, their labels and their distances to another class."""
+    if classes == 2:
+        module, pixels, labels, score = two_classes()
+        distance = score / dual_norm(module.weight, norm)
+    else:
+        generator = torch.Generator().manual_seed(5)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(64, classes)).requires_grad_(False)
+        weight = torch.randn(classes, 64, generator=generator)
+        module[1].weight.copy_(weight)
+        module[1].bias.copy_(-0.5 * weight.sum(1))
+        pixels = 0.4 + 0.2 * torch.rand(400, 1, 8, 8, generator=generator)
+        logits = module(pixels)
+        labels = logits.argmax(1)
+        normals = weight - weight[labels].unsqueeze(1)
+        slopes = torch.stack([torch.stack([dual_norm(normal, norm) for normal in rows]) for rows in normals])
+        gaps = (logits.gather(1, labels.unsqueeze(1)) - logits) / slopes
+        distance = gaps.scatter(1, labels.unsqueeze(1), torch.inf).amin(1)
+    # One pixel alone can move by 0.4 at least; a larger l1 distance would meet the box.
+    inside = (distance < 0.35).nonzero().squeeze(1)[:count]
+    return module, pixels[inside], labels[inside], distance[inside]

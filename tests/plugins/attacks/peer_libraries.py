@@ -1,4 +1,4 @@
-"""What comparisons with other libraries' attacks share: their last iterate, ours, and how much of it is equal."""
+"""What comparisons with other libraries' attacks share: running them, and how much is equal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ignore_deprecations = [
 
 
 class Idle(Same):
-    """Draws noise and uses none: a random target, so that no image leaves and the last iterate comes back."""
+    """Draws noise and does not use it: under a random target all images take all steps."""
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor:
         return generator.normal(pixels.shape[1:], pixels)
@@ -34,7 +34,7 @@ def foolbox_finds(name: str, net: nn.Module, images: tuple[Tensor, Tensor], eps:
 
 
 def torchattacks() -> ModuleType:
-    """The library, or the test is skipped."""
+    """The library; without it the test is skipped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         library: ModuleType = pytest.importorskip("torchattacks")

@@ -1,4 +1,4 @@
-"""What the tests of query attacks share: targets to count on, targets that tell labels only, fresh judgements."""
+"""What the tests of query attacks share: targets that count, classifiers that give labels only, fresh judgements."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LabelsOnly(nn.Module):
 
 
 def standing(net: nn.Module, found: Tensor, labels: Tensor, *, draws: int = 5) -> float:
-    """Share of images that the guard of ``Noisy`` and ``net`` gets right, over draws no attack has seen."""
+    """Share of images that the guard of ``Noisy`` and ``net`` gets right, over draws that no attack has seen."""
     noises = [torch.randn(found.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(draws)]
     judged = [net(Noisy(NoConfig()).purify(found, noise)).argmax(1) == labels for noise in noises]
     return torch.stack(judged).double().mean().item()

@@ -1,4 +1,4 @@
-"""Other libraries' attacks through the adapters: along every route, as alone, and leaving no trace."""
+"""Other libraries' attacks through the adapters: every route, equal to the library alone, no side effects."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_an_audit_runs_them_along_every_route(library, net, few):
 
 
 def _directly(library: str, net: nn.Module, pixels: Tensor, labels: Tensor, eps: float) -> tuple[str, str, Tensor]:
-    """A spec without chance, its norm, and what the library alone makes of the images."""
+    """A deterministic spec, its norm, and the images that the library alone makes."""
     if library == "foolbox":
         import foolbox
 
@@ -104,7 +104,7 @@ def _directly(library: str, net: nn.Module, pixels: Tensor, labels: Tensor, eps:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_images_are_those_of_the_library_alone(library, net, images):
+def test_results_match_the_library_alone(library, net, images):
     pixels, labels = (part[:12] for part in images)
     spec, norm, alone = _directly(library, net, pixels, labels, 0.8)
     ours = run(spec, net, pixels, labels, Threat(norm, 0.8))
@@ -138,13 +138,13 @@ def test_eps_and_norm_come_from_the_threat(spec, norm, eps, net, images):
     assert longest[1] == pytest.approx(2 * longest[0], rel=0.1) and longest[0] > eps / 8
 
 
-def test_the_seed_names_what_the_library_draws(library, net, images):
+def test_the_seed_decides_what_the_library_draws(library, net, images):
     pixels, labels = (part[:12] for part in images)
     one, same, other = (run(CLIMBS[library], net, pixels, labels, SMALL, seed=seed) for seed in (0, 0, 5))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def test_global_generators_and_tracing_stay_as_they_were(library, net, images):
+def test_global_generators_and_tracing_are_left_unchanged(library, net, images):
     def state() -> tuple[bytes, ...]:
         arrays = np.random.get_state()
         return bytes(torch.get_rng_state().tolist()), arrays[1].tobytes(), repr(random.getstate()).encode()
@@ -184,7 +184,7 @@ def test_a_random_purifier_is_asked_with_fresh_noise_and_its_draws_are_averaged(
     assert spent[1].queries > 2 * spent[0].queries and spent[1].gradients > 2 * spent[0].gradients > 0
 
 
-def test_warnings_inside_are_seen_and_raise_nothing(library, net, images):
+def test_warnings_inside_are_shown_but_not_raised(library, net, images):
     class Warns(Same):
         def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
             warnings.warn("the purifier is tired", stacklevel=1)

@@ -1,4 +1,4 @@
-"""What the adapters reject, and what they say then; what the libraries are shown."""
+"""Errors of the adapters, and what the libraries get to see."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_missing_library_says_what_to_install_before_any_work(spec, module, sa
         ("foolbox:LinfPGD,eps=3", "eps comes from the threat"),
         ("foolbox:VirtualAdversarialAttack", "does not accept its options: .*steps"),
         ("torchattacks:pgd_l2", "did you mean PGDL2"),
-        ("torchattacks:Pixle", "Pixle bounds neither"),
+        ("torchattacks:Pixle", "Pixle bounds none"),
         ("torchattacks:PGD,norm=L2", "norm comes from the threat"),
         ("torchattacks:PGD,stepz=L2", "its options are: alpha, random_start, steps"),
         ("art:PGD", "no attack 'PGD' that can be run here; .*AutoProjectedGradientDescent"),
@@ -60,7 +60,7 @@ def test_a_missing_library_says_what_to_install_before_any_work(spec, module, sa
         ("pyautoattack:standard,steps=9", "its options are: eot_iter, n_iter"),
     ],
 )
-def test_a_spec_that_cannot_be_run_says_what_can(spec, says):
+def test_bad_specs_are_errors_with_advice(spec, says):
     if spec != "foolbox":
         pytest.importorskip(spec.partition(":")[0])
     with pytest.raises(ConfigError, match=says):
@@ -81,13 +81,13 @@ def test_a_spec_that_cannot_be_run_says_what_can(spec, says):
         ("pyautoattack:standard", ("linf", "l2", "l1")),
     ],
 )
-def test_another_norm_than_the_attacks_is_an_error_before_any_work(spec, norms, net, images):
+def test_an_unsupported_norm_is_an_error_before_any_work(spec, norms, net, images):
     pytest.importorskip(spec.partition(":")[0])
     assert read_attack(spec).attack.norms == norms
     for norm in {"linf", "l2", "l1"} - set(norms):
         with pytest.raises(ConfigError, match=f"supports {', '.join(norms)}, not {norm}"):
             purifier.audit(purifier.guard(net, "identity"), "demo", norm=norm, eps=0.5, attacks=[spec])
-        with pytest.raises(ConfigError, match=f"works in {', '.join(norms)}, not in {norm}"):
+        with pytest.raises(ConfigError, match=f"supports {', '.join(norms)}, not {norm}"):
             run(spec, net, images[0][:2], images[1][:2], Threat(norm, 0.5))
 
 
@@ -138,7 +138,7 @@ def test_a_gradient_on_a_route_without_any_is_an_error(net, images):
 
 
 class Peeks(Same):
-    """Notes how many images it is shown at a time, and the noise."""
+    """Records the noise of each call."""
 
     def __init__(self) -> None:
         super().__init__(NoConfig())
@@ -153,7 +153,7 @@ class Peeks(Same):
         return Noisy(NoConfig()).purify(pixels, noise)
 
 
-def test_any_number_of_images_may_be_asked_for_each_time_with_other_noise(net, images):
+def test_queries_of_any_size_get_fresh_noise(net, images):
     pytest.importorskip("pyautoattack")
     peeks = Peeks()
     target = _target(net, peeks, 12)

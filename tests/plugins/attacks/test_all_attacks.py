@@ -1,4 +1,4 @@
-"""Every built-in attack, a row each: the conformance kit, budgets, batches, seeds, and what is known of the optimum."""
+"""Every built-in attack in one table: the conformance kit, budgets, batches, seeds, known optima."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from attack_helpers import Noisy, Same, dual_norm, run, two_classes
+from attack_helpers import Noisy, Same, linear, run
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.testing import check_attack
@@ -28,7 +28,8 @@ class Row:
 
     Of 12 real images it misclassifies at least ``fools``, within ``times`` the budgets above. On a linear classifier
     ``linear`` (by default the same spec) misclassifies all images whose distance from the boundary is below ``near``
-    times the budget; None: how many is not known. ``within_budget``: even before the core projects.
+    times the budget, among as many ``classes``; None: how many is not known. ``within_budget``: even before the core
+    projects.
     """
 
     spec: str
@@ -37,6 +38,7 @@ class Row:
     times: float = 1
     linear: str = ""
     near: float | None = 0.95
+    classes: tuple[int, ...] = (2,)
     random: bool = False
     within_budget: bool = True
     library: str = ""
@@ -60,12 +62,12 @@ ROWS = [
     Row("apgd-ce:steps=8", linear="apgd-ce:steps=30", near=0.99, random=True),
     Row("apgd-dlr:steps=8,restarts=2", linear="apgd-dlr:steps=30", near=0.99, random=True),
     Row("apgd-t:steps=8,targets=4,finalists=2", linear="apgd-t:steps=30", near=0.99, random=True),
-    Row("fab-t:steps=6,targets=2", linear="fab-t:steps=10", near=0.94, within_budget=False),
+    Row("fab-t:steps=6,targets=2", linear="fab-t:steps=10", near=0.94, classes=(2, 4), within_budget=False),
     Row("fab-t:steps=4,targets=2,restarts=2", ("l2",), near=None, within_budget=False),
-    Row("deepfool:steps=10,candidates=3", TWO, linear="deepfool", within_budget=False),
-    Row("cw:steps=15,searches=4", ("l2",), 3, linear="cw:steps=60,step_size=0.001", near=0.8, within_budget=False),
-    Row("ead:steps=10,searches=4", ("l1",), linear="ead:steps=100", near=0.8, within_budget=False),
-    Row("fmn:steps=8", linear="fmn", near=0.8, within_budget=False),
+    Row("deepfool:steps=10,candidates=3", TWO, linear="deepfool", classes=(2, 4), within_budget=False),
+    Row("cw:steps=15,searches=4", ("l2",), 3, 1, "cw:steps=60,step_size=0.001", 0.8, (2, 4), within_budget=False),
+    Row("ead:steps=10,searches=4", ("l1",), linear="ead:steps=100", near=0.8, classes=(2, 4), within_budget=False),
+    Row("fmn:steps=8", linear="fmn", near=0.8, classes=(2, 4), within_budget=False),
     Row("square:queries=40,restarts=2", ("linf",), 5, 2, linear="square:queries=600", near=0.85, random=True),
     Row("square:queries=40,restarts=2", ("l2",), 5, 2, linear="square:queries=600", near=0.6, random=True),
     Row("spsa:steps=8,samples=16,lr=0.3", TWO, 4, 2, linear="spsa:steps=30,samples=40,lr=0.2", near=0.85, random=True),
@@ -166,16 +168,21 @@ def test_an_images_result_does_not_depend_on_its_batch_or_its_order(row, norm, f
     assert same_share(whole, apart) >= 0.999
 
 
-@pytest.mark.parametrize(("row", "norm"), cases([row for row in ROWS if row.near is not None]))
-def test_on_a_linear_classifier_exactly_the_images_within_eps_flip(row, norm):
-    linear, pixels, labels, margin = two_classes()
-    distance = margin / dual_norm(linear.weight, norm)
-    # No single value can meet the box, which would change the distance in l1.
-    inside = (distance < 0.35).nonzero().squeeze(1)[:40]
-    pixels, labels, distance = pixels[inside], labels[inside], distance[inside]
+@pytest.mark.parametrize(
+    ("row", "norm", "classes"),
+    [
+        pytest.param(row, norm, classes, id=f"{row.linear or row.spec}-{norm}-{classes}")
+        for row in ROWS
+        for norm in row.norms
+        for classes in row.classes
+        if row.near is not None
+    ],
+)
+def test_on_a_linear_classifier_exactly_the_images_within_eps_flip(row, norm, classes):
+    module, pixels, labels, distance = linear(classes, norm, 40)
     threat = Threat(norm, distance.median().item())
-    found = threat.project(run(row.linear or row.spec, linear, pixels, labels, threat, filter_=Space), pixels)
-    flipped = linear(found).argmax(1) != labels
+    found = threat.project(run(row.linear or row.spec, module, pixels, labels, threat, filter_=Space), pixels)
+    flipped = module(found).argmax(1) != labels
     assert flipped[distance < row.near * threat.eps].all()
     assert not flipped[distance > 1.001 * threat.eps].any()
-    assert flipped.any()
+    assert flipped.any() and not flipped.all()

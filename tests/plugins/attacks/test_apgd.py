@@ -1,4 +1,4 @@
-"""Auto-PGD: against known optima and against pyautoattack; its schedule, its cost, and what every attack keeps."""
+"""Auto-PGD: against known optima and against pyautoattack; its targets and its cost."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_targets_reach_what_the_likeliest_class_does_not():
         assert (module(run(spec, module, pixels, labels, threat)).argmax(1) == 2).all()
 
 
-def test_nothing_is_spent_on_images_already_fooled(net, images):
+def test_no_gradient_is_spent_on_images_already_fooled(net, images):
     pixels, _ = images
     wrong = (net(pixels).argmax(1) + 1) % 10
     for spec in ATTACKS:
@@ -87,7 +87,7 @@ def test_nothing_is_spent_on_images_already_fooled(net, images):
     ],
 )
 @pytest.mark.parametrize("norm", ["linf", "l1"])
-def test_a_step_costs_one_gradient_and_only_where_images_hold(spec, gradients, norm, net, images):
+def test_each_step_costs_one_gradient_for_images_not_yet_fooled(spec, gradients, norm, net, images):
     pixels, labels = (part[:16][net(images[0][:16]).argmax(1) == images[1][:16]] for part in images)
     holding = spent(spec, net, pixels, labels, Threat(norm, 1e-6)).spent
     assert holding.gradients == gradients * len(pixels)
@@ -96,7 +96,7 @@ def test_a_step_costs_one_gradient_and_only_where_images_hold(spec, gradients, n
     assert 0 < falling.gradients < 0.8 * holding.gradients
 
 
-def test_under_a_random_purifier_one_lucky_draw_ends_nothing(net, images):
+def test_under_a_random_purifier_one_lucky_draw_is_not_enough(net, images):
     pixels, labels = images
     assert spent("apgd-ce:steps=6", net, pixels, labels, THREAT, filter_=Noisy, eot=2).spent.gradients == 12 * 64
     found = run("apgd-ce:steps=12", net, pixels, labels, THREAT, filter_=Noisy)
@@ -105,7 +105,7 @@ def test_under_a_random_purifier_one_lucky_draw_ends_nothing(net, images):
     assert max(right) < 0.5
 
 
-def test_what_holds_comes_back_as_the_point_of_highest_loss(net, images):
+def test_robust_images_come_back_at_the_highest_loss(net, images):
     pixels, labels = images
     threat = Threat("linf", 0.004)
     apgd, pgd = (run(spec, net, pixels, labels, threat) for spec in ("apgd-ce:steps=30", "pgd:steps=30"))
@@ -119,7 +119,7 @@ def robust(found: Tensor, net: nn.Module, labels: Tensor) -> int:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.6), ("l1", 6)])
-def test_no_more_images_hold_than_against_pgd_or_pyautoattack(norm, eps, net, images, monkeypatch):
+def test_as_strong_as_pgd_and_pyautoattack(norm, eps, net, images, monkeypatch):
     pyautoattack = pytest.importorskip("pyautoattack")
     # It watches the interpreter by sys.settrace, which would end a coverage run.
     monkeypatch.setattr(pyautoattack.autoattack.checks, "check_dynamic", lambda *given, **named: None)

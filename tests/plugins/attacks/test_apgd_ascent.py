@@ -15,7 +15,7 @@ from purifier.attacking.attack import attacks
 _apgd = importlib.import_module("._apgd", attacks.get("apgd-ce").__module__.rpartition(".")[0])
 
 
-def test_the_checkpoints_are_the_papers():
+def test_checkpoints_match_the_paper():
     assert _apgd.checkpoints(100) == {22, 41, 57, 70, 80, 87, 93, 99}
     assert _apgd.checkpoints(1) == {1}
 
@@ -37,7 +37,7 @@ def climb(kind: str, threat: Threat, loss, slope, *, steps: int = 100) -> list[T
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_momentum_steps_halve_until_they_meet_a_hill_inside_the_budget(norm):
+def test_momentum_steps_halve_and_converge_inside_the_budget(norm):
     hill = 0.5 + 0.037 * torch.randn(1, 1, 5, 5, generator=torch.Generator().manual_seed(0))
 
     def loss(at: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def test_momentum_steps_halve_until_they_meet_a_hill_inside_the_budget(norm):
     assert loss(points[-1]) > 0.01 * loss(points[21])
 
 
-def test_sparse_steps_find_the_few_values_that_pay():
+def test_sparse_steps_find_the_few_values_that_matter():
     slope = torch.ones(1, 1, 5, 5)
     slope[0, 0, 2, 1:3] = 10
 
@@ -64,7 +64,7 @@ def test_sparse_steps_find_the_few_values_that_pay():
     assert loss(best).item() == pytest.approx(0.5 * slope.sum().item() + 8, rel=1e-5)
 
 
-def test_a_narrowed_climb_goes_on_as_it_would_have():
+def test_selecting_images_does_not_change_their_climb():
     generator = torch.Generator().manual_seed(0)
     clean, hill = torch.rand(2, 4, 1, 5, 5, generator=generator).unbind()
     for kind, threat in (("MomentumAscent", Threat("linf", 0.2)), ("SparseAscent", Threat("l1", 2))):

@@ -1,4 +1,4 @@
-"""HopSkipJump: against known distances, by labels alone, within its queries."""
+"""HopSkipJump: against known distances, with labels alone, within its queries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THREATS = [Threat("linf", 0.1), Threat("l2", 1.5)]
 
 
 @pytest.mark.parametrize(("norm", "median", "most"), [("l2", 1.05, 1.1), ("linf", 1.12, 1.25)])
-def test_on_a_linear_classifier_it_comes_close_to_the_smallest_change(norm, median, most):
+def test_comes_close_to_the_smallest_change_on_a_linear_classifier(norm, median, most):
     linear, pixels, labels, margin = (part[:40] if isinstance(part, torch.Tensor) else part for part in two_classes())
     distance = margin / dual_norm(linear.weight, norm)
     threat = Threat(norm, 1e-6)  # nothing fools within it, so all queries go into coming closer
@@ -37,7 +37,7 @@ def test_labels_are_enough(threat, net, images):
 
 @pytest.mark.parametrize("filter_", [Same, Noisy])
 @pytest.mark.parametrize("queries", [7, 60, 200])
-def test_no_image_asks_more_often_than_it_may(filter_, queries, net, images):
+def test_no_image_exceeds_its_queries(filter_, queries, net, images):
     pixels, labels = (part[:6] for part in images)
     attack = read_attack(f"hopskipjump:queries={queries},init_samples=10").attack
     for image in range(6):
@@ -75,9 +75,7 @@ def test_on_the_route_oblivious_images_go_to_the_edge(net, images):
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize(("filter_", "route"), [(Same, "oblivious"), (Noisy, "exact")])
-def test_images_misclassified_as_they_are_go_to_the_edge_where_another_answer_may_judge(
-    filter_, route, threat, net, images
-):
+def test_misclassified_images_go_to_the_edge_if_the_judge_may_differ(filter_, route, threat, net, images):
     pixels = images[0][:16]
     wrong = (net(pixels).argmax(1) + 5) % 10
     found = run("hopskipjump:queries=60", net, pixels, wrong, threat, filter_=filter_, route=route)
@@ -107,6 +105,6 @@ def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
         ("hopskipjump:gamma=0", "attack 'hopskipjump': gamma must be a positive number, got 0"),
     ],
 )
-def test_impossible_options(spec, said):
+def test_impossible_options_are_errors(spec, said):
     with pytest.raises(ConfigError, match=said):
         read_attack(spec)

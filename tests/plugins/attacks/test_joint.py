@@ -1,4 +1,4 @@
-"""The joint attack: against known optima, against what an attack on the classifier alone leaves, and its rules."""
+"""The joint attack: against known optima, against attacks on the classifier alone, its options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class NoConfig:
 
 
 class Sloped(purifier.Purifier):
-    """Purifies nothing; its score is linear, so what the score can fall to is known."""
+    """Purifies nothing; its score is linear, so the lowest score is known."""
 
     Config, gradient = NoConfig, "exact"
 
@@ -44,7 +44,7 @@ class Sloped(purifier.Purifier):
 
     @staticmethod
     def slope() -> Tensor:
-        """Partly against the classifier: both aims pull on the same pixels."""
+        """Partly opposed to the classifier: both aims pull on the same pixels."""
         return 0.5 * WEIGHTS[0] + WEIGHTS[1]
 
 
@@ -132,7 +132,7 @@ def lowest_score(norm: str, eps: float) -> Tensor:
 @pytest.mark.parametrize(
     ("norm", "eps", "count"), [("linf", 0.01, 19), ("linf", 0.04, COUNT), ("l2", 0.05, 19), ("l2", 0.2, COUNT)]
 )
-def test_it_finds_the_lowest_score_a_misclassified_image_can_have(norm, eps, count):
+def test_finds_the_lowest_score_of_a_misclassified_image(norm, eps, count):
     optimum = lowest_score(norm, eps)
     possible = ~optimum.isnan()
     assert possible.sum() == count
@@ -160,7 +160,7 @@ def test_the_confidence_is_kept():
     assert score(sure)[both].mean() > score(bare)[both].mean()
 
 
-def test_who_does_not_know_the_purifier_asks_for_no_score():
+def test_on_the_route_oblivious_no_score_is_used():
     found, target = run("joint:steps=10", route="oblivious")
     assert target.spent.scores == 0 and target.spent.gradients == 10 * COUNT
     # It goes on to the edge of the budget, as pgd does there.
@@ -168,7 +168,7 @@ def test_who_does_not_know_the_purifier_asks_for_no_score():
     torch.testing.assert_close(CLASSIFIER(found), CLASSIFIER(plain), atol=0.02, rtol=0)
 
 
-def test_it_follows_bpda_too():
+def test_follows_bpda_too():
     torch.testing.assert_close(run("joint:steps=10", route="bpda")[0], run("joint:steps=10")[0])
 
 
@@ -178,7 +178,7 @@ def test_an_images_result_does_not_depend_on_its_batch(filter_):
     assert ((whole - sevens).abs() < 1e-5).double().mean() > 0.999
 
 
-def test_under_a_random_purifier_it_still_fools_most_draws():
+def test_under_a_random_purifier_it_fools_most_draws():
     spec = "joint:steps=40,confidence=1"
     found, target = run(spec, filter_=Noisy, eot=4, eps=0.1)
     assert target.random(PIXELS)
@@ -197,7 +197,7 @@ def test_more_restarts_never_hurt():
     assert (score(three) <= score(one) + 1e-3)[fooled(one)].all()
 
 
-def test_a_nan_score_is_no_low_score():
+def test_a_nan_score_does_not_count_as_low():
     found, _ = run("joint", filter_=Fails, eps=0.15)
     assert found.isfinite().all()
     bright = fooled(found) & (PIXELS.mean((1, 2, 3)) > 0.52)
@@ -219,6 +219,6 @@ def test_a_score_without_gradient_is_an_error():
         ("loss=hinge", "attack 'joint': loss must be one of ce, dlr, margin, targeted, got 'hinge'"),
     ],
 )
-def test_options_that_make_no_sense_are_errors(options, said):
+def test_impossible_options_are_errors(options, said):
     with pytest.raises(ConfigError, match=said):
         read_attack(f"joint:{options}")

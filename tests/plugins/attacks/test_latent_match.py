@@ -1,4 +1,4 @@
-"""Latent-match on the shipped VAE and classifier: stronger than noise, aimed at another class's latent."""
+"""Latent-match on the shipped VAE and classifier: stronger than noise, aimed at the latent of another class."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def right(guard: tuple[TorchPixelClassifier, Purifier], pixels: Tensor, labels: 
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_it_fools_more_than_noise(threat, guard, images):
+def test_fools_more_than_noise(threat, guard, images):
     pixels, labels = (part[:24] for part in images)
     found, _ = attacked(SPEC, guard, pixels, labels, threat)
     assert (threat.distance(found, pixels) <= threat.eps + 1e-6).all()
@@ -65,7 +65,7 @@ def test_it_fools_more_than_noise(threat, guard, images):
     assert right(guard, found, labels).sum() < right(guard, threat.project(noise, pixels), labels).sum() - 3
 
 
-def test_the_encoders_answer_goes_to_the_guide(guard, images):
+def test_the_encoding_moves_to_the_guide(guard, images):
     pixels, labels = (part[:32] for part in images)
     right_now = right(guard, pixels, labels)
     pixels, labels = pixels[right_now], labels[right_now]
@@ -94,7 +94,7 @@ def test_restarts_never_fool_fewer_and_the_fooled_cost_nothing(guard, images):
     assert (target.spent.queries, target.spent.gradients) == (24, 0)
 
 
-def test_a_random_purifier_ends_nothing_early(images):
+def test_a_random_purifier_does_not_stop_the_attack_early(images):
     class NoisySpace(Noisy):
         def latent_of(self, pixels: Tensor) -> Tensor:
             return pixels.flatten(1)
@@ -113,7 +113,7 @@ def test_a_random_purifier_ends_nothing_early(images):
     assert (net(found).argmax(1) != labels).double().mean() > 0.9
 
 
-def test_a_purifier_without_a_latent_space(net, images):
+def test_a_purifier_without_a_latent_space_is_an_error(net, images):
     target = target_of(net, 64, filter_=Same, route="exact")
     said = r"attack 'latent-match' needs a purifier with a latent space \(latent_of, decoded\); Same has none"
     with pytest.raises(ConfigError, match=said):
@@ -121,7 +121,7 @@ def test_a_purifier_without_a_latent_space(net, images):
 
 
 @pytest.mark.parametrize("route", ["none", "oblivious", "bpda"])
-def test_routes_that_do_not_know_the_purifier(route, guard, images):
+def test_routes_without_the_purifier_are_errors(route, guard, images):
     with pytest.raises(ConfigError, match=f"not known along the route '{route}'; use the route exact"):
         attacked(SPEC, guard, *images, THREATS[0], route=route)
 
@@ -136,6 +136,6 @@ def test_routes_that_do_not_know_the_purifier(route, guard, images):
         ("latent-match:step_size=0", "'latent-match': step_size is a fraction of eps and must be positive, got 0"),
     ],
 )
-def test_impossible_options(spec, said):
+def test_impossible_options_are_errors(spec, said):
     with pytest.raises(ConfigError, match=said):
         read_attack(spec)

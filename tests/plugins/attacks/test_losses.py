@@ -1,4 +1,4 @@
-"""The losses attacks climb: their formulas against a peer's, what they do at the edges, and what rests on them."""
+"""The losses attacks climb: their formulas against a peer library, edge cases, and attacks that use them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def slope(loss, logits: Tensor, *rest: Tensor) -> Tensor:
     return torch.autograd.grad(loss(leaf, *rest).sum(), leaf)[0]
 
 
-def test_there_are_four(losses):
+def test_there_are_four_losses(losses):
     assert tuple(losses.LOSSES) == NAMES
 
 
-def test_the_ratios_are_torchattackss(losses):
+def test_dlr_losses_match_torchattacks(losses):
     theirs = torchattacks()
     one, several = theirs.APGD(nn.Flatten()), theirs.APGDT(nn.Flatten())
     torch.testing.assert_close(losses.dlr(LOGITS, LABELS), one.dlr_loss(LOGITS, LABELS))
@@ -50,14 +50,14 @@ def test_the_ratios_are_torchattackss(losses):
 
 
 @pytest.mark.parametrize("classes", [3, 4, 10])
-def test_scaling_and_shifting_the_logits_leaves_the_ratios(losses, classes):
+def test_dlr_losses_ignore_scale_and_offset(losses, classes):
     logits, labels = LOGITS[:, :classes], LABELS % classes
     targets = (labels + 1 + TARGETS % (classes - 1)) % classes
     for loss, rest in ((losses.dlr, (labels,)), (losses.targeted_dlr, (labels, targets))):
         torch.testing.assert_close(loss(1000 * logits + 7, *rest), loss(logits, *rest), atol=1e-4, rtol=1e-3)
 
 
-def test_towards_every_class_the_targeted_ratio_has_a_slope(losses):
+def test_targeted_dlr_has_a_gradient_towards_every_class(losses):
     for classes in (3, 4):
         logits = torch.arange(classes, 0.0, -1).square()[None]
         for wrong in range(1, classes):
@@ -65,7 +65,7 @@ def test_towards_every_class_the_targeted_ratio_has_a_slope(losses):
             assert goal[0, wrong] > 0.01, (classes, wrong)
 
 
-def test_of_two_classes_the_ratios_are_the_margin(losses):
+def test_with_two_classes_dlr_is_the_margin(losses):
     logits, labels = LOGITS[:, :2], LABELS % 2
     margin = losses.margin(logits, labels)
     assert torch.equal(losses.dlr(logits, labels), margin)
@@ -80,7 +80,7 @@ def test_the_sign_tells_whether_the_image_is_misclassified(losses, name):
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("name", [*NAMES, "targeted_dlr"])
-def test_a_class_of_logit_minus_infinity_is_as_if_it_were_not_there(losses, name, classes):
+def test_a_logit_of_minus_infinity_removes_its_class(losses, name, classes):
     logits, labels = LOGITS[:, :classes], LABELS % classes
     masked = torch.cat([logits, torch.full((50, 4), -torch.inf)], 1)
     rest = (labels, (labels + 1) % classes) if name == "targeted_dlr" else (labels,)
@@ -89,14 +89,14 @@ def test_a_class_of_logit_minus_infinity_is_as_if_it_were_not_there(losses, name
     torch.testing.assert_close(slope(loss, masked, *rest)[:, :classes], slope(loss, logits, *rest))
 
 
-def test_where_the_classifier_is_very_sure_only_cross_entropy_has_no_gradient(losses):
+def test_only_cross_entropy_vanishes_on_a_very_sure_classifier(losses):
     sure = LOGITS.scatter(1, LABELS.unsqueeze(1), 1000.0)
     assert not slope(losses.LOSSES["ce"], sure, LABELS).any()
     for name in ("dlr", "margin", "targeted"):
         assert slope(losses.LOSSES[name], sure, LABELS).abs().sum(1).min() > 1e-4, name
 
 
-def test_equal_logits_give_numbers_and_so_do_huge_ones(losses):
+def test_equal_and_huge_logits_give_finite_losses(losses):
     for logits in (torch.zeros(50, 10), LOGITS * 1e30):
         for name in NAMES:
             assert losses.LOSSES[name](logits, LABELS).isfinite().all(), name
@@ -127,7 +127,7 @@ def test_only_targeted_looks_before_it_starts(losses, images):
 @pytest.mark.parametrize(
     "spec", ["fgsm", "rfgsm:alpha=0.2", "pgd:steps=6", "bim:steps=6", "mim:steps=6", "joint:steps=6"]
 )
-def test_every_gradient_attack_climbs_each(spec, name, net, images):
+def test_every_gradient_attack_climbs_each_loss(spec, name, net, images):
     pixels, labels = images
     named = f"{spec}{',' if ':' in spec else ':'}loss={name}"
     found = run(named, net, pixels, labels, Threat("linf", 0.1))
@@ -137,14 +137,14 @@ def test_every_gradient_attack_climbs_each(spec, name, net, images):
 
 @pytest.mark.parametrize("filter_", [Same, Noisy])
 @pytest.mark.parametrize("spec", ["pgd:steps=4,loss=targeted", "rfgsm:loss=targeted"])
-def test_the_class_aimed_at_does_not_depend_on_the_batch(spec, filter_, net, images):
+def test_the_targeted_class_does_not_depend_on_the_batch(spec, filter_, net, images):
     pixels, labels = (part[:14] for part in images)
     threat = Threat("linf", 0.03)
     whole, ones = (run(spec, net, pixels, labels, threat, filter_=filter_, batch=batch) for batch in (14, 1))
     assert ((whole - ones).abs() < 1e-5).double().mean() >= 0.999
 
 
-def test_a_ratio_attacks_what_hides_its_gradient_by_being_sure():
+def test_dlr_attacks_a_classifier_that_saturates_cross_entropy():
     linear, pixels, labels, margins = two_classes()
     sure = TwoClasses(linear.weight * 1e4, linear.bias * 1e4)
     threat = Threat("linf", (margins / linear.weight.abs().sum()).max().item() * 1.01)
@@ -176,6 +176,6 @@ def test_nan_logits_do_not_reach_the_pixels_or_the_other_images(name, net, image
     assert 20 < dark.sum() < 40 and torch.allclose(found[dark], plain[dark], atol=1e-6)
 
 
-def test_another_name_is_an_error(losses):
+def test_unknown_losses_are_errors(losses):
     with pytest.raises(ConfigError, match="attack 'x': loss must be one of ce, dlr, margin, targeted, got 'hinge'"):
         losses.check_loss("x", "hinge")

@@ -1,4 +1,4 @@
-"""The momentum method: against a peer, against known optima, and what the momentum does."""
+"""The momentum method: against a peer library, and what the momentum does."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from purifier.errors import ConfigError
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.5])
-def test_it_is_torchattackss(decay, net, images):
+def test_matches_torchattacks(decay, net, images):
     theirs = torchattacks().MIFGSM(net, eps=0.03, alpha=0.006, steps=10, decay=decay)(*images)
     ours = run(f"mim:step_size=0.2,decay={decay}", net, *images, Threat("linf", 0.03), filter_=Idle)
     assert equal_share(ours, theirs) >= 0.999
 
 
 @pytest.mark.parametrize("threat", [Threat("linf", 0.03), Threat("l2", 0.5)], ids=str)
-def test_without_momentum_it_is_bim(threat, net, images):
+def test_without_momentum_it_equals_bim(threat, net, images):
     bim, bare, carried = (
         run(spec, net, *images, threat) for spec in ("bim:steps=5,step_size=0.2", "mim:steps=5,decay=0", "mim:steps=5")
     )
@@ -47,7 +47,7 @@ class Hill(nn.Module):
         (2.0, [0.4, 0.5, 0.6]),
     ],
 )
-def test_each_gradient_counts_by_its_direction_and_age(decay, path):
+def test_momentum_weighs_gradients_by_direction_and_age(decay, path):
     pixels, threat = torch.full((1, 1, 1, 1), 0.3), Threat("linf", 0.3)
     for steps, end in enumerate(path, 1):
         spec = f"mim:steps={steps},step_size={1 / 3},decay={decay}"
@@ -72,6 +72,6 @@ def test_a_vanished_gradient_adds_nothing(norm, images):
         ("loss=hinge", "attack 'mim': loss must be one of ce, dlr, margin, targeted"),
     ],
 )
-def test_options_that_make_no_sense_are_errors(options, said):
+def test_impossible_options_are_errors(options, said):
     with pytest.raises(ConfigError, match=said):
         read_attack(f"mim:{options}")

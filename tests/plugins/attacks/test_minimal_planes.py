@@ -62,7 +62,7 @@ def smallest(point: np.ndarray, normal: np.ndarray, gap: float, norm: str) -> fl
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_step_reaches_the_plane_inside_the_box_and_none_is_smaller(planes, norm):
+def test_the_step_reaches_the_plane_in_the_box_and_is_the_smallest(planes, norm):
     points, normals, gaps = problems()
     step = planes.onto_plane(points, normals, gaps, norm)
     assert torch.allclose((normals * step).sum(1), gaps, atol=1e-5)
@@ -84,7 +84,7 @@ def test_a_plane_out_of_reach_leads_to_the_corner_nearest_to_it(planes, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_no_normal_or_no_gap_is_no_step(planes, norm):
+def test_no_normal_or_no_gap_gives_no_step(planes, norm):
     points, normals, gaps = problems()
     assert torch.equal(planes.onto_plane(points, torch.zeros_like(normals), gaps, norm), torch.zeros_like(points))
     assert planes.onto_plane(points, normals, torch.zeros_like(gaps), norm).abs().max() == 0

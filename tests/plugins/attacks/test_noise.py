@@ -1,4 +1,4 @@
-"""Random noise: inside the budget, no help from logits, beaten by what looks where it goes."""
+"""Random noise: labels alone, how many draws, which images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_under_a_random_purifier_one_lucky_draw_does_not_decide(net, images):
 
 
 @pytest.mark.parametrize(("filter_", "route"), [(Same, "oblivious"), (Noisy, "exact")])
-def test_images_misclassified_as_they_are_are_drawn_for_where_another_answer_may_judge(filter_, route, net, images):
+def test_misclassified_images_get_draws_if_the_judge_may_differ(filter_, route, net, images):
     pixels = images[0]
     wrong = (net(pixels).argmax(1) + 1) % 10
     found = run("noise:draws=3", net, pixels, wrong, THREATS[1], filter_=filter_, route=route)
@@ -61,6 +61,6 @@ def test_images_misclassified_as_they_are_are_drawn_for_where_another_answer_may
     assert (net(found).argmax(1) != wrong).double().mean() > 0.9
 
 
-def test_impossible_options():
+def test_impossible_options_are_errors():
     with pytest.raises(ConfigError, match="attack 'noise': draws must be at least 1, got 0"):
         read_attack("noise:draws=0")

@@ -1,4 +1,4 @@
-"""FGSM, randomised FGSM, BIM and PGD: known optima, other libraries, and what every attack must keep."""
+"""FGSM, randomised FGSM, BIM and PGD: known optima, other libraries, cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THREAT = Threat("linf", 0.06)
 
 
 @pytest.mark.parametrize("spec", ["fgsm", "rfgsm:alpha=0", "pgd:moved=0.01", "pgd"])
-def test_in_l1_a_linear_classifier_flips_as_far_as_the_moved_values_reach(spec):
+def test_in_l1_images_flip_as_far_as_the_moved_values_reach(spec):
     linear, pixels, labels, margin = two_classes()
     distance = margin / dual_norm(linear.weight, "l1")
     eps = distance.median().item()
@@ -65,14 +65,14 @@ class TestWithoutARandomStart:
 
     pytestmark = ignore_deprecations
 
-    def test_it_is_foolboxs(self, name, options, foolboxs, torchattackss, norm, net, images):
+    def test_matches_foolbox(self, name, options, foolboxs, torchattackss, norm, net, images):
         eps, steps = EPS[norm], 10
         taken = {} if name == "fgsm" else {"steps": steps, "abs_stepsize": 0.1 * eps, "random_start": False}
         theirs = foolbox_finds(foolboxs[norm], net, images, eps, **taken)
         spec = name if name == "fgsm" else f"{name}:steps={steps},step_size=0.1{options}"
         assert equal_share(run(spec, net, *images, Threat(norm, eps), filter_=Idle), theirs) >= 0.999
 
-    def test_it_is_torchattackss(self, name, options, foolboxs, torchattackss, norm, net, images):
+    def test_matches_torchattacks(self, name, options, foolboxs, torchattackss, norm, net, images):
         if norm not in torchattackss:
             pytest.skip(f"torchattacks has no {name} in {norm}")
         eps, steps = EPS[norm], 10
@@ -84,7 +84,7 @@ class TestWithoutARandomStart:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-class TestWhoLeavesAtTheFirstSuccess:
+class TestStoppingAtTheFirstSuccess:
     pytestmark = ignore_deprecations
 
     def test_fools_whatever_foolbox_fools(self, norm, net, images):
@@ -97,7 +97,7 @@ class TestWhoLeavesAtTheFirstSuccess:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:foolbox", "ignore::DeprecationWarning:eagerpy")
-def test_in_l1_no_fewer_images_fall_than_to_foolboxs_sparse_descent(net, images):
+def test_in_l1_as_strong_as_foolboxs_sparse_descent(net, images):
     pixels, labels = images
     theirs = foolbox_finds("SparseL1DescentAttack", net, images, 6.0, steps=20)
     ours = run("pgd:steps=20,step_size=0.2,moved=0.01,random_start=false", net, pixels, labels, Threat("l1", 6))
@@ -128,7 +128,7 @@ def test_pgd_spends_nothing_on_images_already_fooled(net, images):
     assert 0 < target.spent.gradients < 40 * 64
 
 
-def test_under_a_random_purifier_one_lucky_draw_ends_nothing(net, images):
+def test_under_a_random_purifier_one_lucky_draw_is_not_enough(net, images):
     pixels, labels = images
     classifier = TorchPixelClassifier(net, Preprocessing())
     target = Target(classifier, Noisy(NoConfig()), "exact", SampleGenerator(0, range(64)), eot=2)

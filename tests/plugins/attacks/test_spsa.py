@@ -1,4 +1,4 @@
-"""SPSA: against known optima, against noise, and what a random target changes."""
+"""SPSA: against known optima, against noise, and under a random purifier."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_on_a_linear_classifier_the_images_within_eps_flip(options, share, norm)
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_it_beats_noise_and_never_pgd(threat, net, images):
+def test_is_stronger_than_noise_but_not_than_pgd(threat, net, images):
     labels = images[1]
     spsa, noise, pgd = (
         (net(run(spec, net, *images, threat)).argmax(1) == labels).sum()
@@ -40,7 +40,7 @@ def test_it_beats_noise_and_never_pgd(threat, net, images):
     assert pgd <= spsa < noise - 10
 
 
-def test_what_the_answers_cost(net, images):
+def test_queries_are_counted(net, images):
     pixels, labels = images
     right = net(pixels).argmax(1) == labels
     pixels, labels = pixels[right], labels[right]
@@ -83,6 +83,6 @@ def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
         ("spsa:optimizer=sgd", "option 'optimizer': expected one of adam, sign, got 'sgd'"),
     ],
 )
-def test_impossible_options(spec, said):
+def test_impossible_options_are_errors(spec, said):
     with pytest.raises(ConfigError, match=said):
         read_attack(spec)

@@ -1,4 +1,4 @@
-"""Square: against known optima and against pyautoattack's; what it asks and does not ask; its randomness."""
+"""Square: against pyautoattack; its queries, its restarts, random purifiers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THREATS = [Threat("linf", 0.08), Threat("l2", 1.5)]
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.9)])
-def test_as_strong_as_pyautoattacks(norm, eps, net, images):
+def test_as_strong_as_pyautoattack(norm, eps, net, images):
     square = pytest.importorskip("pyautoattack.square")
     pixels, labels = images
     right = net(pixels).argmax(1) == labels
@@ -33,7 +33,7 @@ def test_as_strong_as_pyautoattacks(norm, eps, net, images):
     assert 5 < peers < right.sum() - 10
 
 
-def test_what_the_answers_cost(net, images):
+def test_queries_are_counted(net, images):
     pixels, labels = images
     target, square = target_of(net, 64), read_attack("square:queries=60").attack
     wrong = (net(pixels).argmax(1) + 1) % 10
@@ -57,7 +57,7 @@ def test_more_restarts_and_more_queries_fool_more(net, images):
     assert right("square:queries=200").sum() < few.sum() - 5
 
 
-def test_the_cross_entropy_is_climbed_too(net, images):
+def test_cross_entropy_works_too(net, images):
     pixels, labels = images
     found = run("square:queries=80,loss=ce", net, pixels, labels, Threat("linf", 0.08))
     assert (net(found).argmax(1) == labels).sum() < (net(pixels).argmax(1) == labels).sum() - 10
@@ -89,7 +89,7 @@ def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
 
 
 def proposals(*, remember: bool, take: bool) -> int:
-    """How many of 60 squares of one image of one pixel are asked about, if all are taken or none is."""
+    """How many of 60 squares of an image of one pixel are tried, if all are accepted or none is."""
     package = attacks.get("square").__module__.rpartition(".")[0]
     boxes = sys.modules[f"{package}._queries_squares"].Boxes
     squares = boxes(
@@ -104,13 +104,13 @@ def proposals(*, remember: bool, take: bool) -> int:
     return count
 
 
-def test_rejected_squares_are_not_asked_about_again_but_taken_ones_are():
+def test_failed_squares_are_not_tried_again_but_accepted_ones_are():
     assert proposals(remember=True, take=False) == 1
     assert proposals(remember=True, take=True) > 10
     assert proposals(remember=False, take=False) > 10
 
 
-def test_under_a_random_purifier_a_lucky_answer_does_not_stand_for_good():
+def test_under_a_random_purifier_a_lucky_answer_does_not_last():
     linear, pixels, labels, _ = two_classes()
     pixels, labels = pixels[:40], labels[:40]
     # The noise moves the score by far more than a square can.
@@ -141,6 +141,6 @@ def test_small_and_oblong_images(shape, threat):
         ("square:loss=dlr", "attack 'square': loss must be one of margin, ce, got 'dlr'"),
     ],
 )
-def test_impossible_options(spec, said):
+def test_impossible_options_are_errors(spec, said):
     with pytest.raises(ConfigError, match=said):
         read_attack(spec)

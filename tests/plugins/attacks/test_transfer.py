@@ -1,4 +1,4 @@
-"""Transfer: from the classifier itself as strong as white-box, from another net still felt."""
+"""Transfer: from the classifier itself as strong as white-box, from another net weaker but effective."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def models(net, images, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize("spec", ["transfer:attacks=pgd", "transfer:surrogate=surrogates:net,attacks=pgd"])
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_from_the_classifier_itself_it_is_the_white_box_attack(spec, threat, net, images, models):
+def test_from_the_classifier_itself_it_equals_the_white_box_attack(spec, threat, net, images, models):
     pixels, labels = images
     found, white = (net(run(one, net, pixels, labels, threat)).argmax(1) != labels for one in (spec, "pgd"))
     assert torch.equal(found, white)
     assert 25 < found.sum() < 64
 
 
-def test_from_another_net_it_fools_some_and_more_than_noise_does(net, images, models):
+def test_from_another_net_it_fools_more_than_noise(net, images, models):
     pixels, labels = images
     threat = Threat("linf", 0.1)
     other, noise, white = (
@@ -102,7 +102,7 @@ def test_images_that_do_not_fool_the_target_are_the_surrogates_worst(net, images
     assert torch.allclose(loss(net(both), labels[threes]), worst)
 
 
-def test_what_is_spent_on_the_target(net, images, models):
+def test_queries_of_the_target_are_counted(net, images, models):
     pixels, labels = images
     for spec, gradients in (("transfer:attacks=fgsm", 64), ("transfer:surrogate=surrogates:net,attacks=fgsm", 0)):
         target = target_of(net, 64)
@@ -132,7 +132,7 @@ def test_the_norms_are_those_of_its_attacks(net, images):
     assert read_attack("transfer:attacks=pgd").attack.norms == ("linf", "l2", "l1")
     common = read_attack("transfer:attacks=pgd+mim").attack
     assert common.norms == ("linf", "l2")
-    said = "its attacks 'pgd\\+mim' all work in linf, l2, not in l1; choose others"
+    said = "its attacks 'pgd\\+mim' all support linf, l2, not l1; choose others"
     with pytest.raises(ConfigError, match=said):
         common.perturb(target_of(net, 64), *images, Threat("l1", 1), SampleGenerator(0, range(64)))
 
@@ -153,13 +153,13 @@ def test_a_surrogate_is_loaded_once(net, images, models, monkeypatch):
         ("softmax", "must return logits, got probabilities from 'surrogates:softmax'; fix it, or give another"),
     ],
 )
-def test_a_surrogate_of_another_kind(surrogate, said, net, images, models):
+def test_unsuitable_surrogates_are_errors(surrogate, said, net, images, models):
     attack = read_attack(f"transfer:surrogate=surrogates:{surrogate}").attack
     with pytest.raises(ConfigError, match=said):
         attack.perturb(target_of(net, 64), *images, THREATS[0], SampleGenerator(0, range(64)))
 
 
-def test_a_surrogate_without_gradients(net, images, tmp_path):
+def test_a_surrogate_without_gradients_is_an_error(net, images, tmp_path):
     onnx.save(linear(), tmp_path / "net.onnx")
     attack = read_attack(f"transfer:surrogate={tmp_path / 'net.onnx'}").attack
     with pytest.raises(ConfigError, match="is an ONNX model, which has none; give a torch module"):
@@ -178,6 +178,6 @@ def test_a_surrogate_without_gradients(net, images, tmp_path):
         ("transfer:attacks=pgd:steps=0", "attack 'pgd': steps and restarts must be at least 1"),
     ],
 )
-def test_impossible_options(spec, said):
+def test_impossible_options_are_errors(spec, said):
     with pytest.raises(ConfigError, match=said):
         read_attack(spec)

@@ -1,4 +1,4 @@
-"""The trained ``gmvae``: its ELBO against large-sample estimates, its scores, its way of purifying."""
+"""The trained ``gmvae``: its ELBO against large-sample estimates, its scores, how it purifies."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_with_one_component_the_kl_divergence_is_exact(trained: Purifier, pixels
     torch.testing.assert_close(single.kl(mean, log_variance), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_strength_0_is_a_vae_of_the_same_weights(trained: Purifier, pixels: Tensor) -> None:
+def test_strength_0_equals_a_vae_of_the_same_weights(trained: Purifier, pixels: Tensor) -> None:
     vae = with_weights(f"vae:{SIZE}", trained)
     still = with_weights(f"gmvae:{SIZE},components=4,strength=0", trained)
     noise = SampleGenerator(0, range(6)).normal((6,), pixels)
@@ -125,7 +125,7 @@ def test_purifying_decodes_the_mean_of_the_product(trained: Purifier, pixels: Te
 
 
 @pytest.mark.parametrize("plugin", ["vae", "gmvae"])
-def test_scores_are_what_they_are_called(trained: Purifier, pixels: Tensor, plugin: str) -> None:
+def test_scores_match_their_definitions(trained: Purifier, pixels: Tensor, plugin: str) -> None:
     made = {
         kind: with_weights(f"{plugin}:{SIZE},{'components=4,' * (plugin == 'gmvae')}score={kind}", trained)
         for kind in ("elbo", "reconstruction", "prior")
@@ -145,7 +145,7 @@ def test_scores_are_what_they_are_called(trained: Purifier, pixels: Tensor, plug
 
 @pytest.mark.parametrize("plugin", ["vae", "gmvae"])
 @pytest.mark.parametrize("kind", ["elbo", "reconstruction", "prior"])
-def test_purifying_and_scoring_at_once_is_both(trained: Purifier, pixels: Tensor, plugin: str, kind: str) -> None:
+def test_purify_and_score_matches_both_calls(trained: Purifier, pixels: Tensor, plugin: str, kind: str) -> None:
     spec = f"{plugin}:{SIZE},{'components=4,' * (plugin == 'gmvae')}score={kind},sample=true"
     made = with_weights(spec, trained)
     noise = made.draw(pixels, SampleGenerator(0, range(6)))
@@ -157,7 +157,7 @@ def test_purifying_and_scoring_at_once_is_both(trained: Purifier, pixels: Tensor
     assert not torch.equal(made.purify(pixels, noise), made.purify(pixels))
 
 
-def test_what_it_is_to_the_core(trained: Purifier, pixels: Tensor) -> None:
+def test_the_core_knows_it_as_scheduled_and_classifying(trained: Purifier, pixels: Tensor) -> None:
     assert isinstance(trained, Scheduled) and isinstance(trained, Classifying)
     assert not trained.uses_labels
     assert trained.draw(pixels, SampleGenerator(0, range(6))) is None
@@ -186,6 +186,6 @@ def test_what_it_is_to_the_core(trained: Purifier, pixels: Tensor) -> None:
         ("score=nothing", "one of elbo, reconstruction, prior"),
     ],
 )
-def test_impossible_configurations(options: str, message: str) -> None:
+def test_impossible_configurations_are_errors(options: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         purifier.load(f"gmvae:image_shape=1x28x28,{options}")

@@ -1,4 +1,4 @@
-"""Training ``gmvae``: its stages, resume, labels, living components, and what it rejects."""
+"""Training ``gmvae``: its stages, resume, labels, living components, errors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def too_late(now: Progress) -> None:
         (2, {"labelled": True, "components": 10}, 2),
     ],
 )
-def test_the_mixture_is_fitted_when_its_epoch_has_come(
+def test_the_mixture_is_fitted_in_its_epoch(
     data: ImageData, tmp_path: Path, epochs: int, options: dict[str, object], fitted_in: int
 ) -> None:
     out = tmp_path / "p.safetensors"
@@ -149,7 +149,7 @@ def test_the_seed_decides_everything(data: ImageData, tmp_path: Path) -> None:
     assert torch.equal(after, torch.rand(1)), "training moved the caller's random stream"
 
 
-def test_a_component_a_class(tmp_path: Path) -> None:
+def test_labels_give_each_class_a_component(tmp_path: Path) -> None:
     data = load_data("fashion-mnist:train:400")
     config = {"channels": 8, "latent": 8, "labelled": True}
     trained = train("gmvae", data, tmp_path / "p.safetensors", config=config, epochs=5, batch_size=20, lr=5e-3)
@@ -199,7 +199,7 @@ def test_errors_before_any_epoch(
 
 
 class Explodes(Gmvae):
-    """A gmvae whose loss is no number from the epoch after the fit on."""
+    """A gmvae whose loss is NaN from the epoch after the fit on."""
 
     def begin_epoch(self, epoch: int, epochs: int, data: ImageData) -> None:
         super().begin_epoch(epoch, epochs, data)
@@ -217,7 +217,7 @@ def test_a_run_that_goes_wrong_keeps_its_last_good_state(data: ImageData, tmp_pa
     out = tmp_path / "p.safetensors"
     try:
         with pytest.raises(
-            TrainingError, match=r"not finite at epoch \d, step \d .*lr below .*epoch \d is kept in .*epochs=\d"
+            TrainingError, match=r"not finite at epoch \d, step \d .*lr below .*epoch \d is saved in .*epochs=\d"
         ) as stopped:
             train("explodes", data, out, config={**SMALL, "pretrain": 0.2}, epochs=3, batch_size=50)
     finally:
@@ -225,14 +225,14 @@ def test_a_run_that_goes_wrong_keeps_its_last_good_state(data: ImageData, tmp_pa
     tensors, metadata = checkpoint.read_tensors(tmp_path / "p.train.safetensors")
     assert all(value.isfinite().all() for key, value in tensors.items() if key.startswith("weights."))
     kept = metadata["purifier.training"]["entry"]["epoch"]
-    assert f"not finite at epoch {kept + 1}," in str(stopped.value) and f"epoch {kept} is kept" in str(stopped.value)
+    assert f"not finite at epoch {kept + 1}," in str(stopped.value) and f"epoch {kept} is saved" in str(stopped.value)
     assert [entry["epoch"] for entry in read_log(out)] == list(range(1, kept + 1))
     assert kept == tensors["weights.fitted_in"] == 2
     assert not out.exists()
 
 
 def check_alive(data: ImageData, out: Path, seed: int, config: dict[str, int], **options: float) -> float:
-    """The share of living components after training, whose weights and purified images are numbers."""
+    """The share of living components after training; weights and purified images must be finite."""
     trained = train("gmvae", data, out, config=config, seed=seed, **options)
     assert all(value.isfinite().all() for value in trained.state_dict().values())
     with torch.no_grad():
@@ -242,14 +242,14 @@ def check_alive(data: ImageData, out: Path, seed: int, config: dict[str, int], *
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_components_live(tmp_path: Path, seed: int) -> None:
+def test_components_stay_alive(tmp_path: Path, seed: int) -> None:
     data = load_data(f"fashion-mnist:train:{400 * seed}-{400 * seed + 400}")
     config = {"channels": 8, "latent": 8, "components": 10}
     assert check_alive(data, tmp_path / "p.safetensors", seed, config, epochs=5, batch_size=40, lr=3e-3) >= 0.8
 
 
 @pytest.mark.slow
-def test_components_live_for_20_seeds(tmp_path: Path) -> None:
+def test_components_stay_alive_for_20_seeds(tmp_path: Path) -> None:
     """Each on other 2000 images; minutes on one core."""
     config = {"channels": 8, "latent": 16, "components": 10}
     shares = {}

@@ -1,4 +1,4 @@
-"""``latent`` as a purifier: starts, restarts, presets, determinism, its checkpoint, and what it rejects."""
+"""``latent`` as a purifier: starts, restarts, presets, determinism, its checkpoint, errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_presets_are_settings_and_options_replace_single_ones(latent: Callable[[
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", ["", ",optimizer=momentum,lr=60,momentum=0.7", ",start=random,restarts=2"])
-def test_more_steps_come_nearer(latent: Callable[[str], Purifier], pixels: Tensor, options: str) -> None:
+def test_more_steps_come_closer(latent: Callable[[str], Purifier], pixels: Tensor, options: str) -> None:
     found = [latent(f"steps={steps}{options}").score(pixels).mean() for steps in (1, 4, 20, 60)]
     assert found == sorted(found, reverse=True)
     assert found[-1] < 0.95 * found[0]
@@ -223,7 +223,7 @@ def test_a_base_without_decoder_is_an_error(base: str, preset: str) -> None:
         purifier.load(f"latent:preset={preset},base={base}")
 
 
-def test_bases_that_are_no_base(latent: Callable[[str], Purifier], tmp_path: Path) -> None:
+def test_bad_bases_are_errors(latent: Callable[[str], Purifier], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no file .*none.safetensors; give the path of an existing file"):
         purifier.load(f"latent:base={tmp_path / 'none.safetensors'}")
     (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
@@ -263,12 +263,12 @@ def test_bases_that_are_no_base(latent: Callable[[str], Purifier], tmp_path: Pat
         ("start=middle", "option 'start': expected"),
     ],
 )
-def test_impossible_configurations(latent: Callable[[str], Purifier], options: str, message: str) -> None:
+def test_impossible_configurations_are_errors(latent: Callable[[str], Purifier], options: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         latent(options)
 
 
-def test_images_of_another_size_than_its_base_was_trained_on(latent: Callable[[str], Purifier]) -> None:
+def test_images_of_another_size_than_its_base_are_errors(latent: Callable[[str], Purifier]) -> None:
     for options in ("preset=fast", "start=random,restarts=2", "start=bank,bank=10"):
         made = latent(options)
         for route in (made.purify, made.score, made.surrogate):
@@ -276,12 +276,12 @@ def test_images_of_another_size_than_its_base_was_trained_on(latent: Callable[[s
                 route(torch.zeros(2, 3, 32, 32))
 
 
-def test_it_has_nothing_to_train(latent: Callable[[str], Purifier], pixels: Tensor) -> None:
+def test_training_is_an_error(latent: Callable[[str], Purifier], pixels: Tensor) -> None:
     with pytest.raises(ConfigError, match="nothing to train"):
         latent("steps=1").loss(pixels, pixels, None)
 
 
-def test_a_file_that_names_itself_as_its_base(folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_names_itself_as_its_base_is_an_error(folder: Path, tmp_path: Path) -> None:
     path = purifier.save(purifier.load(f"latent:base={folder}/vae.safetensors"), tmp_path / "own.safetensors")
     tensors, metadata = read_tensors(path)
     metadata["purifier"]["config"] |= {"base": str(path), "image_shape": None}

@@ -13,7 +13,7 @@ from purifier.seeding import SampleGenerator
 
 
 def test_one_pass_where_the_surrogate_purifies_too() -> None:
-    """The descents of ``latent`` are dear; BPDA's forward values are still those of purify."""
+    """The descents of ``latent`` are expensive; BPDA's forward values are still those of purify."""
     pixels = torch.rand(3, 1, 28, 28)
     latent = purifier.load("latent:base=demo-plain,steps=3,truncate=1")
     plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))

@@ -1,4 +1,4 @@
-"""The descent through a decoder: its written gradient, its steps, and the gradient and memory of the whole."""
+"""The descent through a decoder: its hand-written gradient, its steps, and the gradient and memory of the whole."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BASES = {
 
 
 def base_of(kind: str) -> Variational:
-    """A purifier whose decoder bends, in place of one whose weights say next to nothing."""
+    """A purifier with a strongly non-linear decoder; that of a new one is almost constant."""
     torch.manual_seed(0)
     made = purifier.load(BASES[kind])
     assert isinstance(made, Variational)
@@ -56,7 +56,7 @@ def latents(base: Variational, count: int = 3) -> Tensor:
 
 @pytest.mark.parametrize("kind", BASES)
 @pytest.mark.parametrize("beta", [0.0, 0.7])
-def test_the_written_gradient_is_that_of_the_energy(kind: str, beta: float, pixels: Tensor) -> None:
+def test_the_written_gradient_matches_autograd_of_the_energy(kind: str, beta: float, pixels: Tensor) -> None:
     base = base_of(kind).double()
     descent, z = Descent(base, settings(beta=beta)), latents(base).double().requires_grad_()
     image, energy = descent.energy(pixels.double(), z)
@@ -105,7 +105,7 @@ def by_optimizer(descent: Descent, pixels: Tensor, z: Tensor, optimizer: torch.o
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
-def test_momentum_is_torchs(pixels: Tensor, steps: int) -> None:
+def test_momentum_matches_torch(pixels: Tensor, steps: int) -> None:
     base = base_of("vae").double()
     descent = Descent(base, settings(optimizer="momentum", steps=steps, lr=20.0))
     start, x = latents(base).double(), pixels.double()
@@ -117,7 +117,7 @@ def test_momentum_is_torchs(pixels: Tensor, steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
-def test_adam_is_torchs_but_for_epsilon(pixels: Tensor, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adam_matches_torch_except_for_epsilon(pixels: Tensor, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_of("vae").double()
     descent = Descent(base, settings(steps=steps))
     start, x = latents(base).double(), pixels.double()
@@ -144,7 +144,7 @@ def test_an_image_of_the_decoder_is_found(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vae", "gmvae"])
-def test_beta_draws_toward_the_prior(kind: str, pixels: Tensor) -> None:
+def test_beta_pulls_towards_the_prior(kind: str, pixels: Tensor) -> None:
     base = base_of(kind)
     densities, errors = [], []
     for beta in (0.0, 3.0, 100.0):

@@ -51,7 +51,7 @@ def spd(size: int, condition: float, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("components", "size"), [(1, 1), (3, 2), (5, 7)])
-def test_densities_are_those_of_torch_and_scipy(components: int, size: int) -> None:
+def test_densities_match_torch_and_scipy(components: int, size: int) -> None:
     made, z = mixture(components, size), points(40, size)
     joint = made.log_components(z)
     assert joint.shape == (40, components)
@@ -69,7 +69,7 @@ def test_a_new_mixture_is_standard_normal() -> None:
     torch.testing.assert_close(Mixture(4, 3, FLOOR).log_prob(z), expected)
 
 
-def test_the_written_gradient_is_autograds() -> None:
+def test_the_written_gradient_matches_autograd() -> None:
     made, z = mixture(4, 5), points(30, 5).requires_grad_()
     (expected,) = torch.autograd.grad(made.log_prob(z).sum(), z)
     torch.testing.assert_close(made.log_prob_gradient(z), expected)
@@ -196,7 +196,7 @@ def test_a_well_separated_mixture_is_found(by_class: bool) -> None:
     ids=["equal", "far", "tiny", "line", "few"],
 )
 @pytest.mark.filterwarnings("error")
-def test_degenerate_points_never_end_in_nan(z: Tensor) -> None:
+def test_degenerate_points_never_give_nan(z: Tensor) -> None:
     made = Mixture(3, 3, FLOOR)
     made.fit(z, seed=0)
     check_floors(made)
@@ -254,7 +254,7 @@ def test_inverse_softplus() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13])
 @pytest.mark.parametrize("condition", [10.0, 1e6])
-def test_systems_are_solved_as_torch_does(size: int, condition: float) -> None:
+def test_solutions_match_torch(size: int, condition: float) -> None:
     matrix = torch.stack([spd(size, condition, seed) for seed in range(3)])
     right = points(3 * size, 2).reshape(3, size, 2)
     solved, log_det = solve_spd(matrix, right)
@@ -268,7 +268,7 @@ def test_systems_are_solved_as_torch_does(size: int, condition: float) -> None:
     torch.testing.assert_close(log_det, torch.linalg.slogdet(matrix).logabsdet.float(), atol=0.1, rtol=1e-2)
 
 
-def test_the_gradient_of_a_solved_system() -> None:
+def test_the_gradient_of_a_solution_is_correct() -> None:
     def solve(root: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         return solve_spd(root @ root.mT + torch.eye(3, dtype=root.dtype), right)
 

@@ -1,4 +1,4 @@
-"""The built-in purifiers: one row each in the conformance kit, then what each promises."""
+"""The built-in purifiers: the conformance kit for each, then their own properties."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_bit_depth_keeps_its_levels(images) -> None:
     torch.testing.assert_close(purifier.load("bit-depth:bits=8").purify(pixels), pixels, atol=1e-6, rtol=0)
 
 
-def test_blur_is_the_gaussian_of_scipy(images) -> None:
+def test_blur_matches_scipys_gaussian(images) -> None:
     from scipy.ndimage import gaussian_filter
 
     pixels, _ = images
@@ -140,12 +140,12 @@ def test_noise_moves_a_sampling_vae_and_no_noise_is_the_mean(images) -> None:
         ("identity:x=1", "has no option 'x'"),
     ],
 )
-def test_impossible_configurations(spec: str, message: str) -> None:
+def test_impossible_configurations_are_errors(spec: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         purifier.load(spec)
 
 
-def test_images_of_another_size_than_the_vae_was_made_for() -> None:
+def test_images_of_another_size_are_errors() -> None:
     with pytest.raises(PixelError, match=r"expected images \(N, 1, 28, 28\), got \(2, 3, 28, 28\)"):
         purifier.load(SMALL).purify(torch.zeros(2, 3, 28, 28))
 

@@ -1,4 +1,4 @@
-"""``gmvae`` and ``latent`` as ONNX: what plain onnxruntime answers is what torch does."""
+"""``gmvae`` and ``latent`` as ONNX: plain onnxruntime gives the same results as torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = "image_shape=1x8x8,channels=4,depth=1"
 
 
 class Classifier(nn.Module):
-    """As good as any: it only has to tell purified images apart."""
+    """Any classifier will do that tells purified images apart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Classifier(nn.Module):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bases with a decoder that bends and a mixture of unequal parts."""
+    """Bases with a strongly non-linear decoder and a mixture of unequal parts."""
     folder = tmp_path_factory.mktemp("bases")
     for name, options in (("vae", "latent=5"), ("gmvae", "latent=5,components=3"), ("map", "latent=2,spatial=true")):
         torch.manual_seed(0)
@@ -111,7 +111,7 @@ def test_latent_unrolled_and_as_a_loop(folder: Path, tmp_path: Path, base: str, 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])
 def test_steps_are_traced_as_one_loop(folder: Path, optimizer: str) -> None:
-    """What torch traces, without the seconds that a translation to ONNX takes."""
+    """What torch traces, without the slow translation to ONNX."""
     made = purifier.load(f"latent:base={folder}/gmvae.safetensors,steps=4,beta=0.1,optimizer={optimizer},loop=true")
     with torch.no_grad():
         program = torch.export.export(made, (pixels(3),))

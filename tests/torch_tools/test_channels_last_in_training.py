@@ -1,4 +1,4 @@
-"""Convolutions handed channels-last images while a purifier learns: alike, and as they were afterwards."""
+"""Convolutions that get channels-last images in training: the same results, and unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-from test_channels_last import PIXELS, Dead, Looking, NoConfig, Viewing, own_tensors, said, unchanged
 from torch import Tensor, nn
 
+from channels_last_helpers import PIXELS, Dead, Looking, NoConfig, Viewing, own_tensors, said, unchanged
 from purifier.contracts.purifier import Purifier, purifiers
 from purifier.data.images import ImageData
 from purifier.torch_tools.channels_last import fed_channels_last
@@ -17,7 +17,7 @@ from purifier.training.loop import train
 
 
 class Counting(nn.Conv2d):
-    """Answers by how often it was asked, and cannot say at first."""
+    """Its answers depend on how often it was called; the first is not finite."""
 
     asked = 0
 
@@ -27,7 +27,7 @@ class Counting(nn.Conv2d):
 
 
 class Told(nn.Conv2d):
-    """Notes in which layout its images come."""
+    """Records the layout of its images."""
 
     last: ClassVar[list[bool]] = []
 
@@ -42,7 +42,7 @@ def told() -> list[bool]:
     return Told.last
 
 
-def test_convolutions_are_fed_channels_last_meanwhile_and_learn_alike(told: list[bool]) -> None:
+def test_convolutions_get_channels_last_images_and_learn_the_same(told: list[bool]) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(Told(1, 8, 3), Told(8, 4, 3), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 24 * 24, 10)).train()
     own = own_tensors(net)
@@ -71,7 +71,7 @@ def test_convolutions_are_fed_channels_last_meanwhile_and_learn_alike(told: list
 
 
 class ViewingInTraining(nn.Conv2d):
-    """Views its features only while it learns."""
+    """Calls ``view`` on its features only in training."""
 
     def forward(self, images: Tensor) -> Tensor:
         features = super().forward(images)
@@ -81,7 +81,7 @@ class ViewingInTraining(nn.Conv2d):
 
 
 class Hidden(nn.Module):
-    """Asks its convolution by a name that a copy does not have for its own."""
+    """Calls its convolution by a reference that a copy does not follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Hidden(nn.Module):
         nn.Linear(28, 10),
     ],
 )
-def test_what_cannot_be_fed_so_is_not(module: nn.Module) -> None:
+def test_modules_that_cannot_take_channels_last_images_get_none(module: nn.Module) -> None:
     module.train()
     hooks = [dict(part._forward_pre_hooks) for part in module.modules()]
     with fed_channels_last(module, said, PIXELS) as used:
@@ -116,7 +116,7 @@ def test_what_cannot_be_fed_so_is_not(module: nn.Module) -> None:
 
 
 class Untaught(torch.autograd.Function):
-    """Has no gradient for the weight that it multiplies by."""
+    """The weight that it multiplies by gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, images: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Untaught(torch.autograd.Function):
 
 
 class Learning(Purifier):
-    """Calls a convolution by keyword where no check looks, and has a weight that never learns."""
+    """Calls a convolution by keyword, which no check sees, and has a weight that never learns."""
 
     Config = NoConfig
     gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"

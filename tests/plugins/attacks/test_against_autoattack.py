@@ -1,4 +1,4 @@
-"""Ours against AutoAttack as pyautoattack packages it: never an image more left standing than chance allows."""
+"""Our attacks against AutoAttack as packaged by pyautoattack: no weaker, up to chance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THEIRS = "pyautoattack:standard,n_iter=12,n_target_classes=2,n_queries=60"
 
 
 class Smooth(Same):
-    """A guard's purifier that is no identity: the mean of each pixel and its neighbours."""
+    """A purifier: the mean of each pixel and its neighbours."""
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         return nn.functional.avg_pool2d(pixels, 3, stride=1, padding=1, count_include_pad=False)
@@ -38,7 +38,7 @@ def hardened() -> nn.Module:
     ],
     ids=str,
 )
-def test_ours_leave_no_more_standing_than_the_reference(which, threat, net, hardened, images):
+def test_our_ensemble_is_as_strong_as_autoattack(which, threat, net, hardened, images):
     module = hardened if which == "hardened" else net
     filter_ = Smooth if which == "guarded" else Same
     pixels, labels = images
@@ -59,7 +59,7 @@ def _standing(
     labels: Tensor,
     threat: Threat,
 ) -> Tensor:
-    """Which images are right after each attack in turn, (N,); what is fooled is not attacked again."""
+    """Which images are right after each attack in turn, (N,); images once fooled are not attacked again."""
     right = right.clone()
     for spec in specs:
         left = right.nonzero().squeeze(1)

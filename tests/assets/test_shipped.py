@@ -1,4 +1,4 @@
-"""The shipped robust purifier: it holds along the exact route, and its exported file answers as torch does."""
+"""The shipped robust purifier: robust along the exact route, and its exported file agrees with torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from purifier.seeding import SampleGenerator
 COUNT = 50
 
 
-def test_it_holds_and_its_onnx_file_answers_alike(tmp_path: Path) -> None:
+def test_the_shipped_purifier_holds_and_its_onnx_file_agrees(tmp_path: Path) -> None:
     guarded = purifier.guard(load_classifier("demo"), "demo")
     assert isinstance(guarded, GuardedModule)
     made = guarded.purifier.provenance

@@ -1,4 +1,4 @@
-"""An oblivious attack aims past a guard it cannot ask: it must not stop at the classifier's edge."""
+"""An oblivious attack cannot query the guard, so it must not stop at the classifier's decision boundary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_pgd_transfers_better_than_one_step_through_a_filter_that_hides_little()
     assert right["pgd:steps=10"] < right["fgsm"]
 
 
-def test_no_image_leaves_early() -> None:
+def test_an_oblivious_attack_takes_all_its_steps() -> None:
     report = purifier.audit(purifier.guard("demo", "identity"), "demo:20", attacks=["pgd:steps=7"], probes=2)
     spent = {row.route: row.gradients_per_image for row in report.rows if row.model == "guarded"}
     assert spent["oblivious"] == 7

@@ -1,4 +1,4 @@
-"""What gradient attacks share: which candidate is kept."""
+"""Which candidate gradient attacks keep."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def target_of(filter_: type[purifier.Purifier], route: str) -> Target:
 
 
 def candidates() -> list[Tensor]:
-    """Of label 0: right and sure, misclassified, misclassified by more, right by a hair."""
+    """For label 0: clearly right, misclassified, misclassified by more, barely right."""
     rows = ([0.9, 0, 0.1], [0.4, 0, 0.5], [0, 0.9, 0], [0.5, 0.49, 0])
     return [torch.tensor(row).view(1, 1, 1, 3) for row in rows]
 

@@ -1,4 +1,4 @@
-"""Graphs that cannot be made or grafted: an error that says why."""
+"""Graphs that cannot be exported or grafted are errors."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def test_a_malformed_graph_is_an_error(change: str) -> None:
         graft(front, malformed(change), "images")
 
 
-def test_giant_images_are_rejected_before_they_are_made() -> None:
+def test_giant_images_are_an_error_before_they_are_made() -> None:
     with pytest.raises(ConfigError, match=r"a batch of images \(2, 99999, 99999, 99999\) .* has 2e\+15 values"):
         purifier_graph(purifier.load("identity"), Preprocessing(), image_shape=(None, 99999, 99999, 99999))
