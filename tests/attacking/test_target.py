@@ -149,7 +149,7 @@ def test_exact_and_bpda_differentiate_the_purifiers_own_score(classifier):
 
 
 @pytest.mark.parametrize("spec", ["vae:image_shape=1x8x8,channels=4,latent=6", "blur"])
-def test_its_gradient_is_that_of_finite_differences(spec):
+def test_the_gradient_with_score_matches_finite_differences(spec):
     torch.manual_seed(1)
     filter_ = purifier.load(spec).double()
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double().eval()

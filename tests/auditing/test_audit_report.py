@@ -54,7 +54,7 @@ def test_a_report_names_the_checkpoint(classifier, data, tmp_path):
         ('{"schema_version": 3, "rows": 3}', "is not a complete report"),
     ],
 )
-def test_a_file_that_is_no_report_is_an_error(content, said, tmp_path):
+def test_files_that_are_not_reports_are_errors(content, said, tmp_path):
     if content is not None:
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(FileError, match=said):

@@ -136,9 +136,7 @@ def test_fashion_mnist_in_root(alone: Path, place: str, suffix: str) -> None:
     assert labels.tolist() == [3, 9]
 
 
-def test_root_takes_precedence_over_the_environment(
-    alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_root_overrides_the_environment(alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PURIFIER_DATA", str(tmp_path / "environment"))
     write_fashion(tmp_path / "environment", labels=(1, 1))
     assert load_data("fashion-mnist", root=alone).labels.tolist() == [1, 1]

@@ -70,7 +70,7 @@ def test_only_the_exporters_log_messages_are_suppressed(caplog: pytest.LogCaptur
     assert {(record.name, record.message) for record in caplog.records} == {("somebody", "traced")}
 
 
-def test_exports_in_several_threads_leave_the_process_as_it_was() -> None:
+def test_exports_in_several_threads_leave_the_process_unchanged() -> None:
     before = process()
     with ThreadPoolExecutor(3) as pool:
         made = list(pool.map(export, [Twice(), Twice(), Twice()]))

@@ -63,7 +63,7 @@ def test_a_surrogate_gradient_is_not_trained_through(tmp_path: Path) -> None:
         purifiers.unregister("rounds")
 
 
-def test_a_classifier_that_changes_gets_its_buffers_back(tmp_path: Path) -> None:
+def test_a_classifier_that_changes_itself_is_an_error(tmp_path: Path) -> None:
     restless = Restless()
     with pytest.raises(
         TrainingError, match="torch Restless changes its weights or buffers when called in evaluation mode"

@@ -61,7 +61,7 @@ def nats(image: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_the_sampled_elbo_is_its_large_sample_estimate(trained: Purifier, pixels: Tensor) -> None:
+def test_the_sampled_elbo_matches_its_large_sample_estimate(trained: Purifier, pixels: Tensor) -> None:
     posterior, prior = posterior_of(trained, pixels), prior_of(trained)
     losses, divergences = [], []
     for seed in range(200):

@@ -209,7 +209,7 @@ def test_its_checkpoint_needs_no_base(folder: Path, tmp_path: Path, pixels: Tens
     assert torch.equal(again.purify(pixels), made.purify(pixels))
 
 
-def test_its_weights_are_the_bases_and_not_trained(latent: Callable[[str], Purifier], folder: Path) -> None:
+def test_it_shares_the_frozen_weights_of_its_base(latent: Callable[[str], Purifier], folder: Path) -> None:
     base, made = purifier.load(str(folder / "vae.safetensors")), latent("preset=fast")
     assert all(torch.equal(value, made.state_dict()[f"base.{key}"]) for key, value in base.state_dict().items())
     assert not any(weight.requires_grad for weight in made.parameters())

@@ -209,7 +209,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_the_exact_gradient_is_that_of_the_unrolled_descent(latent: Any, kind: str, pixels: Tensor) -> None:
+def test_the_exact_gradient_matches_the_unrolled_descent(latent: Any, kind: str, pixels: Tensor) -> None:
     made, leaf = latent(kind, OPTIONS[kind]), pixels.double().requires_grad_()
     start = made.starts[:1].expand(3, -1) if "random" in OPTIONS[kind] else made.base.encode(leaf)[0]
     found, expected = made.purify(leaf), unrolled(made, leaf, start)

@@ -78,8 +78,13 @@ def check_export(made: Purifier, path: Path) -> list[str]:
     return used
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("options", ["strength=2", pytest.param("strength=0,score=prior", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param("strength=2", marks=pytest.mark.integration),
+        pytest.param("strength=0,score=prior", marks=pytest.mark.slow),
+    ],
+)
 def test_gmvae(folder: Path, tmp_path: Path, options: str) -> None:
     plain = purifier.load(str(folder / "gmvae.safetensors"))
     made = purifier.load(f"gmvae:{SIZE},latent=5,components=3,{options}")
@@ -87,11 +92,10 @@ def test_gmvae(folder: Path, tmp_path: Path, options: str) -> None:
     assert "Loop" not in check_export(made, tmp_path / "guarded.onnx")
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("base", "options"),
     [
-        ("vae", "steps=3,restarts=2"),
+        pytest.param("vae", "steps=3,restarts=2", marks=pytest.mark.integration),
         pytest.param("vae", "steps=6", marks=pytest.mark.slow),
         pytest.param("gmvae", "steps=3,start=random,restarts=2,beta=0.5", marks=pytest.mark.slow),
         pytest.param("vae", "steps=3,start=bank,bank=20,restarts=2", marks=pytest.mark.slow),
