@@ -9,14 +9,14 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from .attacking.attack import NEEDS, Attack
+from .attacking.attack import Attack
 from .attacking.target import Target
 from .attacking.threat import Threat
 from .classifiers.logits import logits_of
@@ -33,6 +33,7 @@ from .onnx.front import example_images, noise_for
 from .onnx.names import NOISE
 from .seeding import SampleGenerator
 from .specs import build
+from .vocabulary import Needs
 
 
 def check_purifier(
@@ -81,7 +82,7 @@ def check_purifier(
 
 def check_attack(attack: Attack, *, norm: str = "linf", eps: float = 0.1) -> None:
     """Check an attack on a linear classifier: inputs unchanged, eps 0 the identity, seeds, batches, some success."""
-    _check(attack.needs in NEEDS, "needs must be declared", getattr(attack, "needs", None))
+    _check(attack.needs in get_args(Needs), "needs must be declared", getattr(attack, "needs", None))
     _check(norm in attack.norms, f"norms must contain {norm!r}", attack.norms)
     classifier = TorchPixelClassifier(_linear(48, 4), Preprocessing())
     pixels = _images(24, (3, 4, 4))

@@ -7,3 +7,4 @@ from typing import Literal
 Norm = Literal["linf", "l2", "l1"]
 Route = Literal["exact", "bpda", "oblivious", "none"]
 OnReject = Literal["ignore", "flag", "abstain", "raise", "reclassify"]
+Needs = Literal["gradient", "latent", "scores", "labels"]

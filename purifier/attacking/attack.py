@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor
 
 from ..contracts.registry import Registry
 from ..errors import PluginError
 from ..seeding import SampleGenerator
-
-if TYPE_CHECKING:
-    from .target import Target
-    from .threat import Threat
-
-
-NEEDS = ("gradient", "latent", "scores", "labels")
+from ..vocabulary import Needs
+from .target import Target
+from .threat import Threat
 
 
 class Attack(ABC):
     """Looks for adversarial images; usually a frozen dataclass whose fields are its options."""
 
-    needs: ClassVar[Literal["gradient", "latent", "scores", "labels"]]
+    needs: ClassVar[Needs]
     """What the attack needs: gradients; gradients and the latent space; logits only; or predicted labels only."""
     norms: ClassVar[tuple[str, ...]]
     """The norms that the attack supports: any of ``linf``, ``l2`` and ``l1``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if getattr(cls, "needs", None) not in NEEDS:
-            raise PluginError(f"{cls.__name__} must declare needs, one of {', '.join(NEEDS)}", cls.__name__)
+        if getattr(cls, "needs", None) not in get_args(Needs):
+            raise PluginError(f"{cls.__name__} must declare needs, one of {', '.join(get_args(Needs))}", cls.__name__)
         if not isinstance(getattr(cls, "norms", None), tuple):
             raise PluginError(f"{cls.__name__} must declare norms, a tuple such as ('linf',)", cls.__name__)
 

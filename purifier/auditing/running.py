@@ -42,9 +42,8 @@ def run_jobs(
     done, total = 0, len(starts) * (1 + len(jobs))
     for start in starts:
         indices = range(start, min(start + setup.batch_size, len(data)))
-        pixels, labels = (part.to(setup.device) for part in data.batch(indices))
-        check_pixels(pixels, name=data.name)
-        batch = Batch(pixels, labels, indices)
+        batch = setup.batch(data, indices)
+        check_pixels(batch.pixels, name=data.name)
         on_clean: dict[Model, Judged] = {}
         for model, row in clean.items():
             with row.timed():

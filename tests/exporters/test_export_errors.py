@@ -66,7 +66,7 @@ SHAPE = {"image_shape": (1, 8, 8)}
         (
             Net(),
             {"image_shape": (3, 32, 32)},
-            r"Net fails when called with only its image, random \(2, 3, 32, 32\) \(.*mat1 and mat2 .*; if their size is wrong.*--image-shape",
+            r"only its image, random \(2, 3, 32, 32\) \(.*mat1 and mat2 .*; if their size is wrong.*--image-shape",
         ),
         (
             Locked(),
