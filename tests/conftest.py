@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def caches() -> Iterator[None]:
-    """Tests share data files and exported purifiers, see ``session_caches``."""
+    """Share data files and exported purifiers between tests, see ``session_caches``."""
     import session_caches
 
     with pytest.MonkeyPatch.context() as patch:

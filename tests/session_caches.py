@@ -5,6 +5,7 @@ A cache keeps what the real function returned for the same input, so the first c
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Hashable
@@ -14,7 +15,6 @@ from typing import Any
 
 import pytest
 from onnx import ModelProto
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import purifier.contracts.registry
 import purifier.data.named
@@ -27,8 +27,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(purifier.data.named, "_read_idx", _by_version(purifier.data.named._read_idx))
     patch.setattr(purifier.contracts.registry, "entry_points", _by_path(purifier.contracts.registry.entry_points))
     patch.setattr(purifier.onnx.guarded, "purifier_graph", _by_content(purifier.onnx.guarded.purifier_graph))
-    # torch reads the source of 500 functions again for each export, which takes half of its time.
-    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+    _read_torchs_operators_once(patch)
 
 
 def _by_version(read: Callable[[Path, int], Any]) -> Callable[[Path, int], Any]:
@@ -60,14 +59,26 @@ def _by_content(export: Callable[..., ModelProto]) -> Callable[..., ModelProto]:
     made: dict[Hashable, bytes] = {}
 
     def purifier_graph(exported: Purifier, *arguments: object, **options: object) -> ModelProto:
-        tensors = [*exported.named_parameters(), *exported.named_buffers()]
+        named = [*exported.named_parameters(), *exported.named_buffers()]
+        tensors = [(name, tensor.dtype, tensor.detach().cpu().float().numpy()) for name, tensor in named]
         key = (
             type(exported),
             repr((exported.config, arguments, sorted(options.items()))),
-            tuple((name, part.shape, part.dtype, part.detach().float().numpy().tobytes()) for name, part in tensors),
+            tuple((name, kind, values.shape, values.tobytes()) for name, kind, values in tensors),
         )
         if key not in made:
             made[key] = export(exported, *arguments, **options).SerializeToString()
         return ModelProto.FromString(made[key])
 
     return purifier_graph
+
+
+def _read_torchs_operators_once(patch: pytest.MonkeyPatch) -> None:
+    """torch reads the source of 500 functions again for each export, which takes half of its time.
+
+    Its registry is private: with a torch that has it elsewhere, tests are only slower.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
