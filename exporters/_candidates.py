@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from purifier.answering import Answer
+from purifier.answering import Answer, answer
 from purifier.data.pixels import Preprocessing
 from purifier.errors import ExportError
 from purifier.foreign_code import explained
@@ -21,7 +21,7 @@ from purifier.guards.session import GuardedSession
 from purifier.onnx.front import PurifierFront, example_images, noise_for
 from purifier.onnx.graft import purified_name
 from purifier.onnx.guarded import guarded_graph, shown_outputs
-from purifier.onnx.names import NOISE, PURIFIED, REJECTED, SCORE
+from purifier.onnx.names import NOISE, REJECTED, SCORE
 from purifier.onnx.opset import raise_opset
 from purifier.onnx.reader import MAX_BYTES
 from purifier.onnx.rejection import replaced_output
@@ -91,9 +91,9 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
         inputs.append(NOISE)
     trial = f"{kind} fails when called with only its image, random {tuple(examples[0].shape)}"
     with explained(f"{path}: {trial}", failed, SIZE_ADVICE, describe=innermost_cause), torch.no_grad():
-        answer = flat.answer(*examples)
+        answered = flat.answer(*examples)
     with explained(f"{path}: torch cannot export {kind}", failed, describe=innermost_cause):
-        names = list(flat.named(answer))
+        names = list(flat.named(answered))
         for name in inputs:
             if name in names:
                 raise TypeError(f"the input and an output are both called {name!r}")
@@ -102,8 +102,9 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
 
     @torch.no_grad()
     def reference(batch: Tensor, given: Tensor | None, purified: object) -> Expected:
-        answer = flat.answer(batch, given)
-        return Expected({name: value.numpy() for name, value in flat.named(answer).items()}, _array(answer.score))
+        answered = flat.answer(batch, given)
+        outputs = {name: value.numpy() for name, value in flat.named(answered).items()}
+        return Expected(outputs, _array(answered.score))
 
     return Candidate(
         model,
@@ -129,20 +130,31 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
 
     @torch.no_grad()
     def reference(batch: Tensor, noise: Tensor | None, given: Any) -> Expected:
-        made = dict(zip(front.outputs, front(batch, noise), strict=True))
-        images = made[PURIFIED].numpy() if given is None else given
-        feed = {**other_inputs(original, (guard.input,), len(batch), path), guard.input: images}
-        names = [output.name for output in original.get_outputs()]
-        found = dict(zip(names, original.run(None, feed), strict=True))
-        # If the image itself is an output, under its own name, the guard returns it unpurified.
-        found.update({guard.input: batch.numpy()} if guard.input in found else {})
+        found: dict[str, Any] = {}
+
+        def classify(purified: Tensor) -> Tensor | None:
+            made = guard.preprocessing.to_classifier(purified).numpy()
+            feed = {**other_inputs(original, (guard.input,), len(batch), path)}
+            feed[guard.input] = made if given is None else given
+            names = [output.name for output in original.get_outputs()]
+            found.update(zip(names, original.run(None, feed), strict=True))
+            # If the image itself is an output, under its own name, the guard returns it unpurified.
+            found.update({guard.input: batch.numpy()} if guard.input in found else {})
+            return None if replaced is None else torch.from_numpy(found[replaced])
+
+        pixels = front.pixels(batch)
+        drawn = None if noise is None else noise.to(pixels.dtype)
+        answered = answer(quiet, classify, pixels, drawn, rejection=guard.rejection, scored=scored)
         if replaced is not None:
-            logits = torch.from_numpy(found[replaced])
-            pixels = front.pixels(batch)
-            found[replaced] = guard.rejection.replace(logits, made[REJECTED], quiet, pixels).numpy()
-        found.update({name: made[name].numpy() for name in shown})
-        found.update({} if given is None else {tap: made[PURIFIED].numpy()})
-        return Expected(found, _array(made.get(SCORE)))
+            found[replaced] = answered.output.numpy()
+        extras = {
+            SCORE: _array(answered.score),
+            REJECTED: None if answered.rejected is None else answered.rejected.numpy(),
+        }
+        found.update({name: extras[name] for name in shown})
+        if given is not None:
+            found[tap] = guard.preprocessing.to_classifier(answered.purified).numpy()
+        return Expected(found, _array(answered.score))
 
     model = guard.model
     if noise:

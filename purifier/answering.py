@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .contracts.purifier import Purifier, check_purified, check_scores, dtype_of
 from .data.pixels import into_range
-from .errors import AuditError
+from .errors import AuditError, PluginError
 from .rejection.policy import Rejection
 from .seeding import SampleGenerator
 
@@ -42,13 +42,19 @@ def draw(purifier: Purifier, pixels: Tensor, generator: SampleGenerator) -> Tens
     ------
     AuditError
         The generator does not have one stream per image.
+    PluginError
+        The purifier does not draw noise for each image.
     """
     noise = purifier.draw(pixels, generator)
-    if noise is not None and len(noise) != len(pixels):
+    if noise is None or len(noise) == len(pixels):
+        return noise
+    if len(generator) != len(pixels):
         raise AuditError(
-            f"expected noise for {len(pixels)} images, got noise for {len(noise)}; narrow the target with select()"
+            f"expected noise for {len(pixels)} images, got a generator for {len(generator)}; narrow the target with "
+            "select()"
         )
-    return noise
+    name = type(purifier).__name__
+    raise PluginError(f"{name}.draw must return noise for {len(pixels)} images, got noise for {len(noise)}", name)
 
 
 def purify(

@@ -13,7 +13,7 @@ from .errors import PurifierError
 
 
 class Attempt:
-    """A ``with`` block that keeps the exception raised inside it, for callers that can go on without the result.
+    """A ``with`` block that keeps the exception raised inside it, without its traceback, for callers that go on.
 
     ``KeyboardInterrupt`` and anything else that is not an ``Exception`` propagates, unless ``catching`` includes it.
     """
@@ -26,8 +26,14 @@ class Attempt:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> bool:
-        self.error = error if isinstance(error, self._catching) else None
-        return self.error is not None
+        if error is None or not isinstance(error, self._catching):
+            return False
+        self.error = error
+        # A traceback would keep the failed call's tensors alive as long as this object and its frame.
+        link: BaseException | None = error
+        while link is not None:
+            link.__traceback__, link = None, link.__cause__ or link.__context__
+        return True
 
 
 def is_purifier_error(error: BaseException) -> bool:
@@ -62,14 +68,13 @@ def explained(
     describe
         Makes the text in the brackets; by default ``cause_of``.
     """
-    with Attempt(catching) as attempt:
+    try:
         yield
-    if attempt.error is None:
-        return
-    if passing(attempt.error):
-        raise attempt.error
-    cause = (describe or cause_of)(attempt.error)
-    raise make(f"{failure} ({cause})" + (f"; {advice}" if advice else "")) from attempt.error
+    except catching as error:
+        if passing(error):
+            raise
+        cause = (describe or cause_of)(error)
+        raise make(f"{failure} ({cause})" + (f"; {advice}" if advice else "")) from error
 
 
 def cause_of(error: BaseException) -> str:

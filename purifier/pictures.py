@@ -221,7 +221,7 @@ def purify_images(purifier: Purifier, images: Sequence[tuple[str, Tensor]]) -> l
             purified, score = purify(purifier, pixels.to(dtype_of(purifier)), scored=True)
         assert score is not None
         if not (purified.isfinite().all() and score.isfinite().all()):
-            raise PluginError(f"{name} must give finite images and scores, it gave NaN or infinity", name)
+            raise PluginError(f"{name} must return finite images and scores, got NaN or infinity", name)
         over = [None] * len(names) if calibration is None else rejected(score, calibration.threshold).tolist()
         found += map(Purification, names, pixels, purified.float(), score.tolist(), over)
     return found

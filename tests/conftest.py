@@ -22,10 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def caches() -> Iterator[None]:
-    """Share data files and exported purifiers between tests, see ``session_caches``."""
+def caches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Share data files and exported purifiers between tests, see ``session_caches``; integration tests do without."""
     import session_caches
 
+    if request.config.option.markexpr == "integration":
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         session_caches.install(patch)
         yield

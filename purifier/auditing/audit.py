@@ -105,7 +105,7 @@ def audit(
         The audit cannot run as requested; raised before any attack runs.
     GradientError
         A gradient attack was requested on a classifier without gradients, or along a route that does not exist.
-    AuditError
+    AuditError, PluginError
         Classifier, purifier and data do not fit together. An attack that fails is an error of its row only.
     """
     _check_arguments(

@@ -136,7 +136,7 @@ def image_shape_of(purifier: Purifier) -> tuple[int, int, int] | None:
 
 def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None:
     """Raise ``PluginError`` unless ``purified`` has the shape of ``pixels`` (N, C, H, W)."""
-    if torch.compiler.is_exporting() or purified.shape == pixels.shape:
+    if _fits(purified.shape, pixels.shape):
         return
     name = type(purifier).__name__
     raise PluginError(f"{name} must return images {tuple(pixels.shape)}, got {tuple(purified.shape)}", name)
@@ -144,7 +144,13 @@ def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None
 
 def check_scores(purifier: Purifier, score: Tensor, pixels: Tensor) -> None:
     """Raise ``PluginError`` unless ``score`` holds one number per image of ``pixels`` (N, C, H, W)."""
-    if torch.compiler.is_exporting() or score.shape == pixels.shape[:1]:
+    if _fits(score.shape, pixels.shape[:1]):
         return
     name = type(purifier).__name__
     raise PluginError(f"{name} must return scores ({len(pixels)},), got {tuple(score.shape)}", name)
+
+
+def _fits(shape: torch.Size, wanted: torch.Size) -> bool:
+    """Whether two shapes agree where both are known: an export has symbols for the sizes that it leaves free."""
+    known = [(got, want) for got, want in zip(shape, wanted, strict=False) if type(got) is int and type(want) is int]
+    return len(shape) == len(wanted) and all(got == want for got, want in known)

@@ -10,7 +10,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from ..answering import answer, purifier_input
+from ..answering import answer, draw, purifier_input
 from ..contracts.purifier import Classifying, Purifier, image_shape_of
 from ..data.pixels import Preprocessing
 from ..errors import ConfigError, PluginError
@@ -141,7 +141,7 @@ def noise_for(purifier: Purifier, pixels: Tensor, seed: int = 0) -> Tensor:
 def draw_of(purifier: Purifier, pixels: Tensor, seed: int = 0) -> Tensor | None:
     """One draw of a purifier in evaluation mode, (N, ...), or None; each image has its own stream."""
     quiet = copy.deepcopy(purifier).cpu().eval()
-    return quiet.draw(pixels.cpu(), SampleGenerator(seed, range(len(pixels))))
+    return draw(quiet, pixels.cpu(), SampleGenerator(seed, range(len(pixels))))
 
 
 def example_images(

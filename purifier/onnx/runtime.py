@@ -117,9 +117,11 @@ def loads(provider: str) -> bool:
     # A provider that fails to load logs to the process's default logger, whatever the session's level; here a failure
     # is an answer, not an error. That logger's level cannot be read, so it is reset to ONNX Runtime's default.
     onnxruntime.set_default_logger_severity(_FATAL)
-    with Attempt() as attempt:
-        session = onnxruntime.InferenceSession(_tiny(), options, providers=[provider], enable_fallback=0)
-    onnxruntime.set_default_logger_severity(2)
+    try:
+        with Attempt() as attempt:
+            session = onnxruntime.InferenceSession(_tiny(), options, providers=[provider], enable_fallback=0)
+    finally:
+        onnxruntime.set_default_logger_severity(2)
     return attempt.error is None and bool(session.get_providers()[0] == provider)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..answering import draw
 from ..attacking.attack import Attack
 from ..attacking.specs import read_attack
 from ..attacking.target import Target
@@ -88,7 +89,7 @@ class Denoise(Recipe):
         adversarial = (
             self._from_cache(purifier, batch) if self.cached else self._crafted(purifier, batch, batch.generator)
         )
-        noise = purifier.draw(batch.pixels, batch.generator)
+        noise = draw(purifier, batch.pixels, batch.generator)
         return loss_of(purifier, adversarial, batch.pixels, noise, batch.labels)
 
     @cached_property

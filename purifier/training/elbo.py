@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..answering import draw
 from ..contracts.purifier import Purifier
 from .recipe import Batch, Recipe, loss_of
 
@@ -16,5 +17,5 @@ class Elbo(Recipe):
 
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """The purifier's own loss terms."""
-        noise = purifier.draw(batch.pixels, batch.generator)
+        noise = draw(purifier, batch.pixels, batch.generator)
         return loss_of(purifier, batch.pixels, batch.pixels, noise, batch.labels)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..answering import draw
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import OnePass, Purifier
 from ..seeding import SampleGenerator
@@ -102,7 +103,7 @@ def learned_of(labels: Tensor, purifier: Purifier) -> Callable[[Tensor], Sequenc
     """A function of pixels (N, C, H, W) with these labels that calls the purifier in every way that recipes do."""
 
     def ask(pixels: Tensor) -> Sequence[Tensor]:
-        noise = purifier.draw(pixels, SampleGenerator(0, range(len(pixels))))
+        noise = draw(purifier, pixels, SampleGenerator(0, range(len(pixels))))
         purified, terms = purified_and_loss_of(purifier, pixels, pixels.detach(), noise, labels)
         alone = [purifier.purify(pixels, noise)] if isinstance(purifier, OnePass) else []
         return [purified, *alone, *terms.values()]

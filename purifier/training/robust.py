@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..answering import answer
+from ..answering import answer, draw
 from ..attacking.steps import random_offset
 from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
@@ -108,7 +108,7 @@ class Robust(Recipe):
         pixels, labels = batch.pixels, batch.labels
         threat = Threat(self.norm, self.eps * min(1.0, batch.done / self.ramp) if self.ramp else self.eps)
         start = random_offset(pixels, threat, batch.generator)
-        noise = purifier.draw(pixels, batch.generator)
+        noise = draw(purifier, pixels, batch.generator)
         logits_of = _logits_function(batch.classifier, purifier, noise)
         target = self._target(batch.classifier, pixels, labels)
         terms: dict[str, Tensor] = {}
@@ -146,7 +146,7 @@ class Robust(Recipe):
         for batch in batches:
             assert batch.classifier is not None
             pixels, labels = batch.pixels, batch.labels
-            logits_of = _logits_function(batch.classifier, purifier, purifier.draw(pixels, batch.generator))
+            logits_of = _logits_function(batch.classifier, purifier, draw(purifier, pixels, batch.generator))
             loss = partial(_loss_of, logits_of, labels)
             start = pixels + random_offset(pixels, threat, batch.generator)
             one = climb(loss, pixels, pixels, threat, 1, self.eps)

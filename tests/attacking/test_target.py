@@ -234,7 +234,7 @@ def test_a_selection_keeps_each_images_own_stream_and_the_counts(classifier):
 
 
 def test_fewer_images_without_select_are_an_error(classifier):
-    with pytest.raises(AuditError, match=r"noise for 2 images, got noise for 5; narrow the target with select"):
+    with pytest.raises(AuditError, match=r"noise for 2 images, got a generator for 5; narrow the target with select"):
         target(classifier, Noisy, "exact")(PIXELS[:2])
 
 

@@ -1,0 +1,91 @@
+"""Running somebody else's code: what is kept, what passes, and what the error says."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from purifier.errors import ConfigError, PluginError
+from purifier.foreign_code import Attempt, cause_of, explained, first_line
+
+
+class Fails:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self) -> None:
+        raise self.error
+
+
+def test_an_attempt_keeps_the_error_and_goes_on() -> None:
+    with Attempt() as attempt:
+        Fails(ValueError("bad"))()
+    assert attempt.error is not None and cause_of(attempt.error) == "ValueError: bad"
+    with Attempt() as attempt:
+        pass
+    assert attempt.error is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
+def test_what_is_no_exception_passes_unless_it_is_asked_for(error: BaseException) -> None:
+    with pytest.raises(type(error)), Attempt():
+        Fails(error)()
+    with Attempt((SystemExit, KeyboardInterrupt)) as attempt:
+        Fails(error)()
+    assert attempt.error is error
+
+
+def test_an_attempt_does_not_keep_the_failed_calls_tensors_alive() -> None:
+    def fail() -> weakref.ref[torch.Tensor]:
+        def call() -> None:
+            tensor = torch.zeros(3)
+            kept.append(weakref.ref(tensor))
+            try:
+                raise ValueError("first")
+            except ValueError as error:
+                raise RuntimeError("second") from error
+
+        kept: list[weakref.ref[torch.Tensor]] = []
+        with Attempt() as attempt:
+            call()
+        assert attempt.error is not None
+        return kept[0]
+
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [(KeyError("late"), "KeyError: 'late'"), (SystemExit(2), cause_of(SystemExit(2)))]
+)
+def test_foreign_errors_become_one_error_with_cause_and_advice(error: BaseException, says: str) -> None:
+    catching = (Exception, SystemExit)
+    with pytest.raises(ConfigError) as raised, explained("X fails", ConfigError, "fix it", catching=catching):
+        Fails(error)()
+    assert str(raised.value) == f"X fails ({says}); fix it" and raised.value.__cause__ is error
+    with pytest.raises(ConfigError) as raised, explained("X fails", ConfigError, catching=catching):
+        Fails(error)()
+    assert str(raised.value) == f"X fails ({says})"
+
+
+def test_the_cause_of_an_exit_names_its_code() -> None:
+    assert "exit code 2" in cause_of(SystemExit(2))
+
+
+def test_own_errors_and_those_let_through_pass_as_they_are() -> None:
+    for error, passing in ((PluginError("own", "x"), {}), (ValueError(), {"passing": lambda found: True})):
+        with pytest.raises(type(error)) as raised, explained("X fails", ConfigError, **passing):
+            Fails(error)()
+        assert raised.value is error
+
+
+def test_a_long_message_is_cut_to_one_line() -> None:
+    assert first_line(ValueError("\nfirst\nsecond")) == "first"
+    assert first_line(ValueError()) == cause_of(ValueError()) == "ValueError"
+    assert cause_of(ValueError("a\n  b")) == "ValueError: a b"
