@@ -75,7 +75,7 @@ def test_foreign_errors_become_one_error_with_cause_and_advice(error: BaseExcept
 
 
 def test_the_cause_of_an_exit_names_its_code() -> None:
-    assert "exit code 2" in cause_of(SystemExit(2))
+    assert "code 2" in cause_of(SystemExit(2))
 
 
 def test_own_errors_and_those_let_through_pass_as_they_are() -> None:
