@@ -39,7 +39,8 @@ class Row:
     linear: str = ""
     near: float | None = 0.95
     classes: tuple[int, ...] = (2,)
-    random: bool = False
+    random: bool | None = False
+    """None: only a second start is random, and few images need one."""
     within_budget: bool = True
     library: str = ""
 
@@ -73,7 +74,7 @@ ROWS = [
     Row("spsa:steps=8,samples=16,lr=0.3", TWO, 4, 2, linear="spsa:steps=30,samples=40,lr=0.2", near=0.85, random=True),
     Row("hopskipjump:queries=300,init_samples=20", TWO, 4, 2, near=None, random=True, within_budget=False),
     Row("transfer:attacks=fgsm+pgd:steps=5", TWO, linear="transfer", random=True),
-    Row("latent-match:steps=10,guide_steps=10,confidence=1,restarts=2", TWO, times=2, near=None, random=True),
+    Row("latent-match:steps=10,guide_steps=10,confidence=1,restarts=2", TWO, times=2, near=None, random=None),
     Row("noise", fools=1, times=8, near=None, random=True),
     # Attacks of other libraries that draw nothing: what they draw, they draw for a whole batch.
     Row("foolbox:LinfBasicIterativeAttack,steps=5", ("linf",), library="foolbox"),
@@ -152,7 +153,8 @@ def test_fools_real_images_within_the_budget(row, norm, net, images):
     clean, attacked = (net(one).argmax(1) == labels for one in (pixels, judged))
     assert clean.sum() == 12 and attacked.sum() <= 12 - row.fools
     again, other = (run(row.spec, net, pixels, labels, threat, filter_=Space, seed=seed) for seed in (0, 5))
-    assert torch.equal(again, found) and torch.equal(other, found) == (not row.random)
+    assert torch.equal(again, found)
+    assert row.random is None or torch.equal(other, found) == (not row.random)
 
 
 @pytest.mark.parametrize("filter_", [Space, NoisySpace])
