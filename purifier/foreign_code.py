@@ -30,10 +30,20 @@ class Attempt:
             return False
         self.error = error
         # A traceback would keep the failed call's tensors alive as long as this object and its frame.
-        link: BaseException | None = error
-        while link is not None:
-            link.__traceback__, link = None, link.__cause__ or link.__context__
+        for link in causes_of(error):
+            link.__traceback__ = None
         return True
+
+
+def causes_of(error: BaseException, *, declared: bool = False) -> list[BaseException]:
+    """An exception and those that led to it, each once, since ``raise error from error`` makes a circle.
+
+    ``declared`` follows ``raise ... from`` only.
+    """
+    chain = [error]
+    while (link := chain[-1].__cause__ or (None if declared else chain[-1].__context__)) and link not in chain:
+        chain.append(link)
+    return chain
 
 
 def is_purifier_error(error: BaseException) -> bool:

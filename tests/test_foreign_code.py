@@ -38,6 +38,13 @@ def test_what_is_no_exception_passes_unless_it_is_asked_for(error: BaseException
     assert attempt.error is error
 
 
+def test_an_error_raised_from_itself_is_no_endless_chain() -> None:
+    error = ValueError("again")
+    with Attempt() as attempt:
+        raise error from error
+    assert attempt.error is error and error.__traceback__ is None
+
+
 def test_an_attempt_does_not_keep_the_failed_calls_tensors_alive() -> None:
     def fail() -> weakref.ref[torch.Tensor]:
         def call() -> None:

@@ -22,7 +22,7 @@ from onnx_ir.passes.common import (
 )
 from torch import Tensor, nn
 
-from ..foreign_code import cause_of
+from ..foreign_code import cause_of, causes_of
 from .names import IR_VERSION, OPSET
 from .reader import MAX_ELEMENTS
 
@@ -108,9 +108,7 @@ def without_sources(model: ir.Model) -> ir.Model:
 
 def innermost_cause(error: BaseException) -> str:
     """The innermost cause of an exporter's error, whose own message is long."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return cause_of(error)
+    return cause_of(causes_of(error, declared=True)[-1])
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Viewing(nn.Module):
 
 
 class Looking(nn.Module):
-    """Its answers depend on how its features lie in memory."""
+    """Its answers depend on the memory layout of its features."""
 
     def __init__(self) -> None:
         super().__init__()
