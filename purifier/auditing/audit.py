@@ -4,40 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
-from torch import Tensor
+from onnx import ModelProto
+from torch import nn
 
 from ..attacking.attack import Attack
 from ..attacking.threat import Threat
-from ..contracts.purifier import Purifier
 from ..data.images import ImageData
 from ..data.loading import load_data
 from ..errors import ConfigError
 from ..guards.guard import Guard
-from ..guards.module import GuardedModule
-from ..guards.session import GuardedSession
 from ..rejection.calibration import calibration_of
 from ..torch_tools.channels_last import channels_last
 from ..torch_tools.freezing import freeze
 from ..vocabulary import Norm, Route
 from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import finished_rows, worst_cases
-from .facts import as_json, describe_calibration, describe_purifier, versions
+from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
+from .parts import audited_parts
 from .plan import plan, plan_preset
 from .preflight import check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .report import AuditReport, check_writable
 from .running import Progress, run_jobs
 from .self_checks import self_check
-from .setup import AuditSetup
 
 
 def audit(
-    guard: Guard,
+    guard: Guard | nn.Module | ModelProto | str | Path,
     data: ImageData | str,
     *,
     norm: Norm = "linf",
@@ -52,21 +51,26 @@ def audit(
     probes: int = PROBED,
     device: str | torch.device | None = None,
     root: str | Path | None = None,
+    preprocessing: Any = None,
+    input: int | str | None = None,
     progress: Progress | None = None,
     out: str | Path | None = None,
 ) -> AuditReport:
     """Attack a guarded classifier and the classifier alone, and measure the accuracy that remains.
 
-    The core projects every adversarial image into the threat and judges it again on the guard, with fresh noise if
-    the purifier is random. An image is right under an attack only if it is also right when clean. Classifier and
-    purifier are not changed: they run in evaluation mode, and their own modes are restored. Every image judged on the
-    guard is also scored. Each row's ``detection`` says how well the score separates fooled images from clean ones and,
-    if the purifier is calibrated, how many images the threshold rejects.
+    The core projects every adversarial image into the threat, and the guard itself judges it, as its user would ask it:
+    rejection included, with fresh noise if the purifier is random, and by a copy that has seen nothing before. An image
+    is right under an attack only if it is also right when clean. If the guard marks images as rejected, clean images
+    must be right and accepted, and under attack a rejected image counts like a right one. Classifier and purifier are
+    not changed: they run in evaluation mode, and their own modes are restored. Every image judged on the guard is also
+    scored. Each row's ``detection`` says how well the score separates fooled images from clean ones and, if the
+    purifier is calibrated, how many images the threshold rejects.
 
     Parameters
     ----------
     guard
-        A guard, as returned by ``purifier.guard``.
+        A guard, as returned by ``purifier.guard``; or a classifier to audit alone, without a purifier: a torch module,
+        an ONNX model or a MODEL spec.
     data
         Labelled images or a DATA spec.
     norm, eps
@@ -94,6 +98,8 @@ def audit(
         Where to run; by default where the purifier and classifier are.
     root
         Folder that holds the named data sets.
+    preprocessing, input
+        For a classifier alone: as for ``purifier.guard``.
     progress
         Called before each step and at the end, with steps done, steps in total and the next step.
     out
@@ -108,36 +114,37 @@ def audit(
     AuditError, PluginError
         Classifier, purifier and data do not fit together. An attack that fails is an error of its row only.
     """
-    _check_arguments(
-        guard, data, {"batch_size": batch_size, "eot": eot, "judgements": judgements, "probes": probes}, out
-    )
+    _check_arguments(data, {"batch_size": batch_size, "eot": eot, "judgements": judgements, "probes": probes}, out)
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
     given, preset = _chosen_attacks(attacks, preset)
     chosen = None if preset is None else preset_of(preset)
-    classifier = guard.pixel_classifier()
-    purifier = _MeanPurifier(guard.purifier) if isinstance(guard, GuardedSession) else guard.purifier
+    parts = audited_parts(guard, preprocessing=preprocessing, input=input)
+    classifier, purifier = parts.classifier, parts.purifier
+    planned = None if parts.guard is None else purifier
     strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
-    calibration = calibration_of(guard.purifier)
-    threshold = None if calibration is None else calibration.threshold
-    jobs = plan(classifier, purifier, given, threats, routes)
+    calibration = calibration_of(purifier)
+    jobs = plan(classifier, planned, given, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with ExitStack() as stack:
         run_device = stack.enter_context(freeze(classifier, purifier, device=device))
+        setup = parts.setup(run_device, seed=seed, batch_size=batch_size)
         random = check_fit(classifier, purifier, loaded, run_device)
         sample = loaded.batch(range(min(2, len(loaded))))[0]
         stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
         stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
-        setup = AuditSetup(
-            classifier, purifier, run_device, seed, eot if random else 1, judgements if random else 1, batch_size
-        )
+        if random:
+            setup = replace(setup, eot=eot, judgements=judgements)
         left_out: list[str] = []
         if chosen is not None:
-            preset_jobs, left_out = plan_preset(classifier, purifier, chosen, threats, routes, random=random)
+            preset_jobs, left_out = plan_preset(
+                classifier, planned, chosen, threats, routes, random=random, rejecting=parts.rejection.marks
+            )
             duplicates = {job.named.spec for job in preset_jobs} & {job.named.spec for job in jobs}
             if duplicates:
                 raise ConfigError(f"attack {min(duplicates)!r} is already in the preset {preset!r}; leave it out")
             jobs = [*preset_jobs, *jobs]
-        rows = run_jobs(setup, loaded, jobs, routes is None or "oblivious" in routes, progress)
+        about = DataDigest(loaded.name)
+        rows = run_jobs(setup, loaded, jobs, about, progress)
         flags = []
         if jobs:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
@@ -145,10 +152,10 @@ def audit(
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(jobs),
-        data={"name": loaded.name, "count": len(loaded)},
-        classifier=classifier.describe(),
-        preprocessing=as_json(guard.preprocessing),
-        purifier=describe_purifier(guard.purifier),
+        data=about.facts(),
+        classifier=describe_classifier(classifier),
+        preprocessing=as_json(classifier.preprocessing),
+        **describe_guard(parts),
         threats=threats,
         seed=seed,
         batch_size=batch_size,
@@ -161,20 +168,16 @@ def audit(
         worst_case=worst_cases(rows, strongest, setup.judgements),
         calibration=describe_calibration(calibration),
         probes=probes,
-        rows=finished_rows(rows, threshold, setup.judgements, setup.eot),
+        rows=finished_rows(rows, calibration, setup.judgements, setup.eot),
     )
     if out is not None:
         report.save(out)
     return report
 
 
-def _check_arguments(guard: object, data: object, counts: Mapping[str, object], out: str | Path | None) -> None:
+def _check_arguments(data: object, counts: Mapping[str, object], out: str | Path | None) -> None:
     if out is not None:
         check_writable(out)
-    if not isinstance(guard, GuardedModule | GuardedSession):
-        raise ConfigError(
-            f"audit: expected a guard, got {type(guard).__name__}; make one with purifier.guard(model, purifier)"
-        )
     if not isinstance(data, ImageData | str):
         raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
     for name, value in counts.items():
@@ -201,23 +204,3 @@ def _budgets(eps: float | Sequence[float]) -> list[float]:
     if not budgets or len(set(budgets)) < len(budgets):
         raise ConfigError(f"eps: expected one or more different budgets, got {eps!r}")
     return budgets
-
-
-class _MeanPurifier(Purifier):
-    """A purifier as a session runs it: the graph has no noise, so a random purifier is replaced by its mean."""
-
-    Config = object
-    gradient = "exact"
-
-    def __init__(self, inner: Purifier) -> None:
-        super().__init__(inner.config)
-        self.inner = inner
-
-    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.inner.purify(pixels)
-
-    def score(self, pixels: Tensor) -> Tensor:
-        return self.inner.score(pixels)
-
-    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.inner.purify_and_score(pixels)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..attacking.target import Spent
 from ..attacking.threat import Threat
+from ..rejection.calibration import Calibration
 from ..vocabulary import Route
 from .detection import Seen, detect
-from .judging import Judged
+from .judging import CLEAN, Judged
 from .plan import Job
 from .report import WHITE_BOX, Model, Row, WorstCase
 from .statistics import Rate, rate
@@ -43,6 +44,11 @@ class PendingRow:
         return self._spent.gradients > 0
 
     @property
+    def evades(self) -> bool:
+        """Whether the attack asked for the purifier's scores, so that it could evade a detector."""
+        return self._spent.scores > 0
+
+    @property
     def route(self) -> Route | None:
         """None for clean images. On the undefended classifier every attack with gradients is ``exact``."""
         return "exact" if self.model == "undefended" and self.differentiates else self._route
@@ -58,10 +64,21 @@ class PendingRow:
         return torch.cat([part.shares for part in self._own])
 
     @property
+    def right(self) -> Tensor:
+        """The share of judgements in which each image is right and not rejected, (N,) float64."""
+        return torch.cat([part.right for part in self._parts])
+
+    @property
+    def rejected(self) -> Tensor | None:
+        """The share in which each image is rejected, (N,) float64; None if the model marks no images as rejected."""
+        found = [part.rejected for part in self._parts if part.rejected is not None]
+        return torch.cat(found) if found else None
+
+    @property
     def seen(self) -> Seen | None:
-        """Shares and scores under this attack alone; None for the undefended classifier, which has no score."""
+        """What this attack alone did, with scores; None for a model that has no score."""
         scores = [part.scores for part in self._own if part.scores is not None]
-        return Seen(self.own_shares, torch.cat(scores)) if scores else None
+        return Seen(torch.cat([part.right for part in self._own]), torch.cat(scores)) if scores else None
 
     def add(self, judged: Judged, own: Judged) -> None:
         """Add the judge's results for the next batch: the worst so far, and those of this attack alone.
@@ -89,15 +106,17 @@ class PendingRow:
     def finished(self, clean: PendingRow, threshold: float | None, judgements: int, eot: int) -> Row:
         """The finished row; ``clean`` is the row of the same model on clean images."""
         figures = Figures(None, None, None)
-        detection = None
+        detection = right = rejected = None
         if not self.error:
             figures = figures_of(torch.minimum(clean.shares, self.shares), _judgements_of(self.model, judgements))
+            if self.rejected is not None:
+                right, rejected = _rate_of(torch.minimum(clean.right, self.right)), _rate_of(self.rejected)
             if clean.seen is not None:
                 detection = detect(clean.seen, None if self is clean else self.seen, threshold)
         attacked = max(1, self.attacked)
         return Row(
             model=self.model,
-            attack=self.job.named.spec if self.job else "none",
+            attack=self.job.named.spec if self.job else CLEAN,
             options=self.job.named.options if self.job else {},
             route=self.route,
             threat=self.threat,
@@ -105,6 +124,8 @@ class PendingRow:
             sequence=self.job.sequence if self.job else None,
             attacked=self.attacked,
             **vars(figures),
+            right=right,
+            rejected=rejected,
             queries_per_image=self._spent.queries / attacked,
             gradients_per_image=self._spent.gradients / attacked,
             scores_per_image=self._spent.scores / attacked,
@@ -125,16 +146,19 @@ class Figures:
 
 def figures_of(shares: Tensor, judgements: int) -> Figures:
     """The accuracies of shares (N,); the last two are None if there is only one judgement."""
-    count = len(shares)
-    result = rate(min(shares.sum().item(), count), count)
+    count, result = len(shares), _rate_of(shares)
     if judgements == 1:
         return Figures(result, None, None)
     return Figures(result, rate(int((shares == 1).sum()), count), rate(int((shares > 0.5).sum()), count))
 
 
-def finished_rows(rows: Sequence[PendingRow], threshold: float | None, judgements: int, eot: int) -> list[Row]:
-    """All rows, finished, in the same order; ``threshold`` is the calibrated one, or None."""
-    clean = _clean(rows)
+def _rate_of(shares: Tensor) -> Rate:
+    return rate(min(shares.sum().item(), len(shares)), len(shares))
+
+
+def finished_rows(rows: Sequence[PendingRow], calibration: Calibration | None, judgements: int, eot: int) -> list[Row]:
+    """All rows, finished, in the same order."""
+    clean, threshold = _clean(rows), None if calibration is None else calibration.threshold
     return [row.finished(clean[row.model], threshold, judgements, eot) for row in rows]
 
 

@@ -16,6 +16,7 @@ def craft(setup: AuditSetup, job: Job, batch: Batch, spent: Spent) -> Tensor:
     """Run the attack; return its images (N, C, H, W), projected into the threat."""
     pixels, labels = batch.pixels, batch.labels
     streams = [SampleGenerator(mix_seed(setup.seed, kind, str(job)), batch.indices) for kind in ("target", "attack")]
+    setup = setup if job.model == "guarded" else setup.alone
     target = Target(setup.classifier, setup.purifier, job.route, streams[0], eot=job.draws(setup.eot))
     target.spent = spent
     with torch.enable_grad():

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
 from typing import Any
 
 import onnxruntime
 import torch
+from torch import Tensor
 
+from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier, purifiers
 from ..errors import PluginError
 from ..rejection.calibration import Calibration
+from .parts import AuditedParts
 from .plan import Job
 
 
@@ -35,6 +40,18 @@ def _libraries(jobs: Sequence[Job]) -> dict[str, str]:
     return {name: version_of(name) for name in sorted(named)}
 
 
+def describe_guard(parts: AuditedParts) -> dict[str, Any]:
+    """The report's fields about a guard: its purifier, and what it does with rejected images; None without a guard."""
+    if parts.guard is None:
+        return {"purifier": None, "on_reject": None, "abstain": None}
+    rejection = parts.guard.rejection
+    return {
+        "purifier": describe_purifier(parts.guard.purifier),
+        "on_reject": rejection.on_reject,
+        "abstain": rejection.abstain,
+    }
+
+
 def describe_purifier(purifier: Purifier) -> dict[str, Any]:
     """The purifier's plugin, config and surrogate, and its checkpoint file if it came from one."""
     cls = type(purifier)
@@ -49,6 +66,43 @@ def describe_purifier(purifier: Purifier) -> dict[str, Any]:
         "file": purifier.provenance.get("file"),
         "sha256": purifier.provenance.get("sha256"),
     }
+
+
+def describe_classifier(classifier: PixelClassifier) -> dict[str, Any]:
+    """The classifier in a few words, and what identifies it: a hash of its weights or graph, its output."""
+    return {
+        "description": classifier.describe(),
+        "spec": None,
+        "weights_file": None,
+        "sha256": classifier.sha256(),
+        "parameters": classifier.count_parameters(),
+        "output": None,
+        "output_kind": "logits",
+    }
+
+
+class DataDigest:
+    """A hash of all images and labels, and the number of images of each label, collected batch by batch."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._pixels, self._labels = hashlib.sha256(), hashlib.sha256()
+        self._counts: Counter[int] = Counter()
+
+    def add(self, pixels: Tensor, labels: Tensor) -> None:
+        """Add the next images, (n, C, H, W) in [0, 1], and labels (n,)."""
+        self._pixels.update(pixels.float().cpu().contiguous().numpy().tobytes())
+        self._labels.update(labels.cpu().numpy().tobytes())
+        self._counts.update(labels.tolist())
+
+    def facts(self) -> dict[str, Any]:
+        """The report's field ``data``."""
+        return {
+            "name": self._name,
+            "count": self._counts.total(),
+            "sha256": hashlib.sha256(self._pixels.digest() + self._labels.digest()).hexdigest(),
+            "classes": {str(label): self._counts[label] for label in sorted(self._counts)},
+        }
 
 
 def as_json(config: Any) -> dict[str, Any]:

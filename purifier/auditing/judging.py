@@ -1,67 +1,82 @@
-"""Judging: how often the guard answers correctly, with noise that no attack has seen."""
+"""Judging: how often a model answers correctly, with noise that no attack has seen."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from ..answering import answer, draw
-from ..seeding import SampleGenerator, mix_seed
+from ..seeding import mix_seed
 from .report import Model
 from .setup import AuditSetup, Batch
+
+CLEAN = "none"
+"""What is judged when no attack changed the images; also the name of such rows."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The judge's results for n images."""
+    """The judge's results for n images, all on the CPU."""
 
     shares: Tensor
-    """The share of judgements in which each was right, (n,) float64, on the CPU."""
+    """The share of judgements that count for the model, (n,) float64: those in which the image is right, and under
+    attack also those in which it is marked as rejected."""
+    right: Tensor
+    """The share of judgements in which each image is right and not rejected, (n,) float64."""
+    rejected: Tensor | None
+    """The share in which it is rejected, (n,) float64; None if the model marks no images as rejected."""
     scores: Tensor | None
-    """The purifier's scores, (n,) float32, on the CPU; None for the undefended classifier, which has none."""
+    """The purifier's scores, (n,) float32; None for the undefended classifier, which has none."""
 
     def worse_of(self, at: Tensor, other: Judged) -> Judged:
-        """These results, with ``other``'s m at positions ``at`` (m,) wherever ``other`` is right less often."""
+        """These results, with ``other``'s m at positions ``at`` (m,) wherever ``other`` counts less often."""
         worse = other.shares < self.shares[at]
         return self.replaced(at[worse], other.select(worse))
 
     def replaced(self, at: Tensor, other: Judged) -> Judged:
         """These results, with ``other``'s m at positions ``at`` (m,)."""
-        shares = self.shares.index_copy(0, at, other.shares)
-        if self.scores is None or other.scores is None:
-            return Judged(shares, None)
-        return Judged(shares, self.scores.index_copy(0, at, other.scores))
+
+        def joined(name: str) -> Tensor | None:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            return None if mine is None or theirs is None else mine.index_copy(0, at, theirs)
+
+        return Judged(**{field.name: joined(field.name) for field in fields(self)})  # type: ignore[arg-type]
 
     def select(self, keep: Tensor) -> Judged:
         """The results of some of the images: ``keep`` is a mask (n,)."""
-        return Judged(self.shares[keep], None if self.scores is None else self.scores[keep])
+
+        def kept(name: str) -> Tensor | None:
+            values = getattr(self, name)
+            return None if values is None else values[keep]
+
+        return Judged(**{field.name: kept(field.name) for field in fields(self)})  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def judge(setup: AuditSetup, model: Model, batch: Batch, what: str) -> Judged:
-    """How often each image is right, with noise that no attack has seen, and its score if the model is guarded."""
-    pixels, labels = batch.pixels, batch.labels
-    if not len(labels):
-        return Judged(torch.zeros(0, dtype=torch.float64), None if model == "undefended" else torch.zeros(0))
-    if model == "undefended":
-        right = _right(setup.classifier(pixels), labels)  # the preprocessing rounds for uint8 classifiers
-        return Judged(right.double().cpu(), None)
-    if setup.classifier.preprocessing.dtype == "uint8":
-        pixels = (pixels * 255).round() / 255  # users pass uint8 images to such a guard
-    rights, score = [], None
-    for judgement in range(setup.judgements):
-        generator = SampleGenerator(mix_seed(setup.seed, "judge", what, judgement), batch.indices)
-        noise = draw(setup.purifier, pixels, generator)
-        # The score depends on the image alone, so one judgement is enough.
-        answered = answer(setup.purifier, setup.classifier, pixels, noise, scored=score is None)
-        score = answered.score if score is None else score
-        rights.append(_right(answered.output, labels))
-    assert score is not None
-    return Judged(torch.stack(rights).double().mean(0).cpu(), score.float().cpu())
+    """How often each image is right, rejected, and what it scores; ``what`` is ``CLEAN`` or names the attack."""
+    subject = setup.subjects[model]
+    if not len(batch.labels):
+        none = torch.zeros(0, dtype=torch.float64)
+        return Judged(none, none, none if subject.marks else None, torch.zeros(0) if model == "guarded" else None)
+    rights, rejections = [], []
+    for judgement in range(setup.judgements if model == "guarded" else 1):
+        seed = mix_seed(setup.seed, "judge", what, judgement)
+        given = subject.ask(batch.pixels, seed, batch.indices)
+        rights.append(given.right(batch.labels))
+        if given.rejected is not None:
+            rejections.append(given.rejected)
+    right, rejected = torch.stack(rights), torch.stack(rejections) if rejections else None
+    score = subject.score(batch.pixels)
+    return Judged(
+        shares=_share(right if rejected is None or what == CLEAN else right | rejected),
+        right=_share(right),
+        rejected=None if rejected is None else _share(rejected),
+        scores=None if score is None else score.cpu(),
+    )
 
 
-def _right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which images are right, bool (N,); NaN logits never are."""
-    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+def _share(judgements: Tensor) -> Tensor:
+    """Booleans (judgements, n) -> (n,) float64 on the CPU."""
+    return judgements.double().mean(0).cpu()

@@ -14,7 +14,8 @@ from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import LatentSpace, Purifier
 from ..errors import ConfigError, GradientError
 from ..vocabulary import Route
-from .presets import Preset
+from .presets import EVADING, Preset
+from .report import Model
 
 QUERY_NEEDS = ("scores", "labels")
 """The ``needs`` of query attacks, which use no gradients."""
@@ -27,6 +28,8 @@ class Job:
     named: NamedAttack
     threat: Threat
     route: Route
+    model: Model = "guarded"
+    """The model attacked; along ``oblivious`` the classifier alone is, and the images are also tried on the guard."""
     sequence: str | None = None
     """Jobs of one sequence and threat attack only the images that earlier jobs left right; None: all images."""
     eot: int | None = None
@@ -39,17 +42,20 @@ class Job:
         return eot if self.eot is None else self.eot
 
     def __str__(self) -> str:
-        return f"{self.named.spec} {self.route} {self.threat}" + ("" if self.eot is None else f" eot {self.eot}")
+        route = self.route if self.model == "guarded" else f"{self.model} {self.route}"
+        return f"{self.named.spec} {route} {self.threat}" + ("" if self.eot is None else f" eot {self.eot}")
 
 
 def plan(
     classifier: PixelClassifier,
-    purifier: Purifier,
+    purifier: Purifier | None,
     given: Sequence[str | Attack],
     threats: Sequence[Threat],
     routes: Sequence[str] | None,
 ) -> list[Job]:
-    """All jobs of an audit. ``oblivious`` is always included: it is the attack on the undefended classifier.
+    """All jobs of an audit of a guard, or without a purifier of the classifier alone.
+
+    The undefended classifier is always attacked, too: along ``oblivious``, or apart from the guard.
 
     Raises
     ------
@@ -65,23 +71,24 @@ def plan(
             raise ConfigError(f"attack {one.spec!r} is given twice; give it once, or with different options")
         for threat in threats:
             _check_norm(one, threat)
-    chosen = {one.spec: routes_of(one, classifier, purifier, routes) for one in named}
-    return [Job(one, threat, route) for threat in threats for one in named for route in chosen[one.spec]]
+    chosen = {one.spec: jobs_of(one, classifier, purifier, routes) for one in named}
+    return [replace(job, threat=threat) for threat in threats for one in named for job in chosen[one.spec]]
 
 
 def plan_preset(
     classifier: PixelClassifier,
-    purifier: Purifier,
+    purifier: Purifier | None,
     preset: Preset,
     threats: Sequence[Threat],
     routes: Sequence[str] | None,
     *,
     random: bool,
+    rejecting: bool = False,
 ) -> tuple[list[Job], list[str]]:
     """The jobs of a preset, and why some of its attacks are left out.
 
     One sequence follows the routes that see the purifier, strongest first; another follows ``oblivious``. In both,
-    query attacks come last.
+    query attacks come last. A guard that is ``rejecting`` images is also attacked by one that evades its detector.
 
     Raises
     ------
@@ -90,32 +97,62 @@ def plan_preset(
     """
     _check_routes(routes)
     jobs, left_out = [], []
-    apart, sequence = ([read_attack(spec) for spec in specs] for specs in (preset.apart, preset.sequence))
+    evading = EVADING[classifier.differentiable] if rejecting else ()
+    specs = dict.fromkeys((*preset.apart, *evading)), preset.sequence
+    apart, sequence = ([read_attack(spec) for spec in group] for group in specs)
     for threat in threats:
 
-        def jobs_of(one: NamedAttack, threat: Threat = threat) -> list[Job]:
+        def at_threat(one: NamedAttack, threat: Threat = threat) -> list[Job]:
             try:
                 _check_norm(one, threat)
-                return [Job(one, threat, route) for route in routes_of(one, classifier, purifier, routes)]
+                return [replace(job, threat=threat) for job in jobs_of(one, classifier, purifier, routes)]
             except (ConfigError, GradientError) as error:
                 left_out.append(str(error))
                 return []
 
-        first = [job for one in apart for job in jobs_of(one)]
+        first = [job for one in apart for job in at_threat(one)]
         if preset.sweep and random and first and first[0].named.attack.needs == "gradient":
             jobs += [replace(first[0], eot=eot) for eot in preset.sweep]
         jobs += first
-        in_sequence = [replace(job, sequence=_sequence(job.route)) for one in sequence for job in jobs_of(one)]
+        in_sequence = [replace(job, sequence=_sequence(job)) for one in sequence for job in at_threat(one)]
         jobs += sorted(in_sequence, key=_order)  # stable: attacks on the same route keep their order
     if not jobs:
         raise ConfigError("no attack of the preset can run: " + "; ".join(dict.fromkeys(left_out)))
     return jobs, list(dict.fromkeys(left_out))
 
 
-def routes_of(
-    one: NamedAttack, classifier: PixelClassifier, purifier: Purifier, requested: Sequence[str] | None
-) -> list[Route]:
-    """The requested routes that the attack can follow; ``oblivious`` is always added, except for latent attacks."""
+def jobs_of(
+    one: NamedAttack, classifier: PixelClassifier, purifier: Purifier | None, requested: Sequence[str] | None
+) -> list[Job]:
+    """The attack along each requested route that it can follow, and on the undefended classifier; at no budget yet."""
+    needs, nothing = one.attack.needs, Threat("linf", 0)
+    queries = needs in QUERY_NEEDS
+    possible = ["none"] if queries else ["exact"]
+    if purifier is not None:
+        possible = _routes_through(one, purifier, requested)
+    elif needs == "latent":
+        raise ConfigError(f"attack {one.spec!r} needs a purifier with a latent space, but there is no purifier")
+    routes = [route for route in get_args(Route) if route in possible and (requested is None or route in requested)]
+    if not routes:
+        raise ConfigError(
+            f"attack {one.spec!r} needs {needs}: expected one of the routes {', '.join(possible)}, "
+            f"got {', '.join(requested or ())}; add one of them"
+        )
+    for route in routes:
+        if purifier is not None:
+            check_route(classifier, purifier, route)
+        if not queries:
+            check_differentiable(classifier, route)
+    if purifier is None:
+        return [Job(one, nothing, route, model="undefended") for route in routes]
+    jobs = [Job(one, nothing, route) for route in routes]
+    if "oblivious" not in routes and needs != "latent":
+        jobs.append(Job(one, nothing, "none" if queries else "exact", model="undefended"))
+    return jobs
+
+
+def _routes_through(one: NamedAttack, purifier: Purifier, requested: Sequence[str] | None) -> list[str]:
+    """The routes that the attack can follow through a purifier."""
     needs = one.attack.needs
     if needs == "latent":
         if not isinstance(purifier, LatentSpace):
@@ -123,32 +160,22 @@ def routes_of(
                 f"attack {one.spec!r} needs a purifier with a latent space (latent_of, decoded); "
                 f"{type(purifier).__name__} has none"
             )
-        possible: list[Route] = ["exact"]
-    elif needs != "gradient":
-        possible = ["none", "oblivious"]
-    elif purifier.gradient == "exact" or (requested is not None and "exact" in requested):
-        possible = ["exact", "bpda", "oblivious"]
-    else:
-        possible = ["bpda", "oblivious"]
-    routes = [route for route in possible if requested is None or route in requested]
-    if not routes:
-        raise ConfigError(
-            f"attack {one.spec!r} needs {needs}: expected one of the routes {', '.join(possible)}, "
-            f"got {', '.join(requested or ())}; add one of them"
-        )
-    for route in routes:
-        check_route(classifier, purifier, route)
-        if needs in ("gradient", "latent"):
-            check_differentiable(classifier, route)
-    return routes if "oblivious" in routes or needs == "latent" else [*routes, "oblivious"]
+        return ["exact"]
+    if needs in QUERY_NEEDS:
+        return ["none", "oblivious"]
+    if purifier.gradient == "exact" or (requested is not None and "exact" in requested):
+        return ["exact", "bpda", "oblivious"]
+    return ["bpda", "oblivious"]
 
 
 def _order(job: Job) -> tuple[int, bool]:
     return get_args(Route).index(job.route), job.named.attack.needs in QUERY_NEEDS
 
 
-def _sequence(route: Route) -> str:
-    return "oblivious" if route == "oblivious" else "informed"
+def _sequence(job: Job) -> str:
+    if job.model == "undefended":
+        return "undefended"
+    return "oblivious" if job.route == "oblivious" else "informed"
 
 
 def _check_routes(routes: Sequence[str] | None) -> None:

@@ -11,6 +11,10 @@ PROBED = 64
 """The default of ``probes``: how many images are used to look for flags."""
 
 
+EVADING: dict[bool, tuple[str, ...]] = {True: ("joint",), False: ("joint-square",)}
+"""The attack on classifier and detector together, with and without gradients of the classifier (Tramer 2022)."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """ATTACK specs; attacks that do not support a guard or a norm are left out."""

@@ -19,6 +19,9 @@ from .report_versions import SCHEMA_VERSION, upgraded
 from .statistics import Rate, read_rate
 
 FILE_NAME = "report.json"
+PURIFIER_FACTS = {"plugin", "surrogate", "file"}
+RATES = ("worst_of_n", "majority", "right", "rejected")
+"""Fields of rows and worst cases that hold a rate; the first two are in both."""
 WHITE_BOX = ("exact", "bpda")
 """The routes that see the purifier and follow gradients; no other result may be called white-box."""
 
@@ -46,12 +49,18 @@ class Row:
     attacked: int
     """Number of images attacked; in a sequence those that earlier attacks left right."""
     result: Rate | None
-    """Images right when clean and under the attack, and in a sequence also under earlier attacks; averaged over
-    judgements. None after an error."""
+    """Images right when clean and right under the attack, and in a sequence also under earlier attacks; averaged over
+    judgements. None after an error. See ``right`` for guards that reject."""
     worst_of_n: Rate | None
-    """Images right in every judgement; None if there is only one."""
+    """Images right in every judgement, which is what an attacker leaves who submits each image that many times; None
+    if there is only one."""
     majority: Rate | None
     """Images right in more than half of the judgements; None if there is only one."""
+    right: Rate | None
+    """Of a guard that marks images as rejected, images right and accepted, clean and under the attack; else None.
+    ``result`` then counts clean images that are right and accepted, and under the attack also rejected ones."""
+    rejected: Rate | None
+    """Images rejected, whether right or wrong; None for models that mark no images as rejected."""
     queries_per_image: float
     """Images shown to the target per image attacked, including those shown for a gradient."""
     gradients_per_image: float
@@ -97,10 +106,18 @@ class AuditReport:
     """UTC, ISO 8601."""
     versions: Mapping[str, str]
     data: Mapping[str, Any]
-    classifier: str
+    """``name``, ``count``, ``sha256`` of pixels and labels, and ``classes``, the number of images of each label."""
+    classifier: Mapping[str, Any]
+    """``description``, ``spec`` and ``weights_file`` if it came from a MODEL spec, ``sha256`` of its weights or graph,
+    the number of its ``parameters``, and which ``output`` of which ``output_kind`` is its answer."""
     preprocessing: Mapping[str, Any]
-    purifier: Mapping[str, Any]
-    """Plugin and config, and the checkpoint's file name and sha256 if the purifier came from one."""
+    purifier: Mapping[str, Any] | None
+    """Plugin and config, and the checkpoint's file name and sha256 if the purifier came from one. None if the
+    classifier was audited alone."""
+    on_reject: str | None
+    """What the guard does with rejected images; None without a guard."""
+    abstain: int | None
+    """The class that a guard with ``on_reject="abstain"`` gives rejected images; None for NaN."""
     threats: Sequence[Threat]
     seed: int
     batch_size: int
@@ -133,18 +150,23 @@ class AuditReport:
         """Whether every attack finished without error, flags were looked for, and none was raised."""
         return self.complete and self.probes > 0 and not self.flags
 
+    @property
+    def model(self) -> Model:
+        """The model that the audit is about."""
+        return "undefended" if self.purifier is None else "guarded"
+
     def gate(self, least: float) -> list[WorstCase]:
-        """The guard's worst cases over all routes whose interval reaches below ``least``, a share in [0, 1].
+        """The audited model's worst cases over all routes whose interval reaches below ``least``, a share in [0, 1].
 
         Raises
         ------
         ConfigError
-            ``least`` is not in [0, 1], or the guard was not attacked.
+            ``least`` is not in [0, 1], or the model was not attacked.
         """
         check_gate(least)
-        cases = [case for case in self.worst_case if case.model == "guarded" and case.scope == "all"]
+        cases = [case for case in self.worst_case if case.model == self.model and case.scope == "all"]
         if not cases:
-            raise ConfigError("a gate needs an attack on the guard; add one, or leave the gate out")
+            raise ConfigError("a gate needs an attack on the audited model; add one, or leave the gate out")
         return [case for case in cases if case.result.interval[0] < least]
 
     def to_json(self) -> str:
@@ -187,8 +209,10 @@ class AuditReport:
             )
         try:
             found = upgraded(found)
-            if not found["rows"] or not {"plugin", "surrogate", "file"} <= set(found["purifier"]):
+            if not found["rows"] or not set(found["purifier"] or PURIFIER_FACTS) >= PURIFIER_FACTS:
                 raise ValueError("no rows, or no purifier")
+            if not {"description", "sha256"} <= set(found["classifier"]):
+                raise ValueError("no classifier")
             _check_calibration(found["calibration"])
             if any((row.get("detection") or {}).get("held") and not found["calibration"] for row in found["rows"]):
                 raise ValueError("images rejected without a calibration")
@@ -237,7 +261,7 @@ def _nested(entry: dict[str, Any]) -> dict[str, Any]:
         **entry,
         "threat": entry["threat"] and Threat(**entry["threat"]),
         "result": None if rates["count"] is None else read_rate(rates),
-        **{name: entry[name] and read_rate(entry[name]) for name in ("worst_of_n", "majority")},
+        **{name: entry[name] and read_rate(entry[name]) for name in RATES if name in entry},
     }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-SCHEMA_VERSION = 4
-"""2 added detection and calibration; 3 flags, presets, sequences, majorities; 4 renamed ``refused`` to ``rejected``."""
+SCHEMA_VERSION = 5
+"""2 added detection and calibration; 3 flags, presets, sequences, majorities; 4 renamed ``refused`` to ``rejected``; 5
+added rejecting guards, classifiers alone, and what exactly was audited."""
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
@@ -24,6 +25,11 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
         found = {**found, "preset": None, "left_out": [], "flags": [], "probes": 0}
     if version < 4:
         rows = [{**row, "detection": _with_rejected(row["detection"])} for row in rows]
+    if version < 5:
+        # Earlier audits judged every guard as one that ignores scores.
+        rows = [{**row, "right": None, "rejected": None} for row in rows]
+        found = {**found, "on_reject": "ignore", "abstain": None, "classifier": _classifier(found["classifier"])}
+        found["data"] = {**found["data"], "sha256": None, "classes": None}
     return {**found, "schema_version": SCHEMA_VERSION, "rows": rows, "worst_case": cases}
 
 
@@ -38,3 +44,9 @@ def _with_rejected(detection: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     kept = {name: value for name, value in detection.items() if name != "refused"}
     return {**kept, "rejected": detection["refused"]}
+
+
+def _classifier(description: str) -> dict[str, Any]:
+    """Before version 5 a report had only a description of the classifier."""
+    unknown = ("spec", "weights_file", "sha256", "parameters", "output", "output_kind")
+    return {"description": description, **dict.fromkeys(unknown)}

@@ -16,7 +16,8 @@ from ..foreign_code import Attempt, cause_of
 from ..vocabulary import Route
 from .counting import PendingRow
 from .crafting import craft
-from .judging import Judged, judge
+from .facts import DataDigest
+from .judging import CLEAN, Judged, judge
 from .plan import QUERY_NEEDS, Job
 from .report import Model
 from .setup import AuditSetup, Batch
@@ -32,22 +33,23 @@ def run_jobs(
     setup: AuditSetup,
     data: ImageData,
     jobs: Sequence[Job],
-    transfers: bool,
+    about: DataDigest,
     progress: Progress | None,
 ) -> list[PendingRow]:
-    """Run all jobs on all batches; ``transfers`` also judges the oblivious images on the guard."""
-    clean: dict[Model, PendingRow] = {"undefended": PendingRow("undefended"), "guarded": PendingRow("guarded")}
-    plans = [(job, _rows_for(job, transfers)) for job in jobs]
+    """Run all jobs on all batches; ``about`` is told of each batch."""
+    clean: dict[Model, PendingRow] = {model: PendingRow(model) for model in setup.subjects}
+    plans = [(job, _rows_for(job)) for job in jobs]
     starts = range(0, len(data), setup.batch_size)
     done, total = 0, len(starts) * (1 + len(jobs))
     for start in starts:
         indices = range(start, min(start + setup.batch_size, len(data)))
         batch = setup.batch(data, indices)
         check_pixels(batch.pixels, name=data.name)
+        about.add(batch.pixels, batch.labels)
         on_clean: dict[Model, Judged] = {}
         for model, row in clean.items():
             with row.timed():
-                on_clean[model] = judge(setup, model, batch, "none")
+                on_clean[model] = judge(setup, model, batch, CLEAN)
             row.add(on_clean[model], on_clean[model])
         sequences: dict[tuple[str, Threat], WorstSoFar] = {}
         done += 1
@@ -105,11 +107,10 @@ def _attack(
             row.add(worst[row.model], on_clean[row.model].replaced(at, judged))
 
 
-def _rows_for(job: Job, transfers: bool) -> list[PendingRow]:
+def _rows_for(job: Job) -> list[PendingRow]:
     """The rows a job fills: one for the model it attacks, then one for the model its images are transferred to."""
     if job.route != "oblivious":
-        return [PendingRow("guarded", job, job.route)]
+        return [PendingRow(job.model, job, job.route)]
     # The undefended classifier has no purifier, so on it these images are the white-box attack.
     own: Route = "exact" if job.named.attack.needs == "gradient" else "none"
-    alone = PendingRow("undefended", job, own)
-    return [alone, PendingRow("guarded", job, "oblivious")] if transfers else [alone]
+    return [PendingRow("undefended", job, own), PendingRow("guarded", job, "oblivious")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,19 +13,51 @@ from torch import Tensor
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
 from ..data.images import ImageData
+from ..rejection.policy import Rejection
+from .report import Model
+from .subject import Subject
+
+
+class Unpurified(Purifier):
+    """No purifier: what stands before a classifier that is audited alone."""
+
+    Config = object
+    gradient = "exact"
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels
 
 
 @dataclass(frozen=True)
 class AuditSetup:
-    """The two halves of the guard, the device they run on, and the audit's settings."""
+    """The models under audit, the parts that attacks differentiate, their device, and the audit's settings."""
 
     classifier: PixelClassifier
     purifier: Purifier
+    rejection: Rejection
+    subjects: Mapping[Model, Subject]
+    """What is judged: the undefended classifier, and the guard unless the classifier is audited alone."""
     device: torch.device
     seed: int
     eot: int
     judgements: int
     batch_size: int = 250
+
+    @property
+    def model(self) -> Model:
+        """The model that this audit is about."""
+        return "guarded" if "guarded" in self.subjects else "undefended"
+
+    @cached_property
+    def alone(self) -> AuditSetup:
+        """The same audit of the classifier alone."""
+        if self.model == "undefended":
+            return self
+        subjects: Mapping[Model, Any] = {"undefended": self.subjects["undefended"]}
+        return replace(self, purifier=Unpurified(), rejection=Rejection(), subjects=subjects, eot=1, judgements=1)
 
     def batch(self, data: ImageData, indices: Sequence[int]) -> Batch:
         """The images at these positions of the data, on the audit's device."""

@@ -20,10 +20,8 @@ LONGEST = 300
 
 def print_report(report: AuditReport, console: Console) -> None:
     """Print a report: undefended and guarded side by side, each accuracy with its 95% interval."""
-    purifier = report.purifier
-    origin = f" ({purifier['file']})" if purifier["file"] else ""
     console.print(
-        f"[bold]{escape(report.classifier)}[/bold] behind [bold]{escape(purifier['plugin'] + origin)}[/bold] "
+        f"[bold]{escape(report.classifier['description'])}[/bold] {_behind(report)} "
         f"on {report.data['count']} images of {escape(report.data['name'])}",
         emoji=False,  # otherwise the :train: of a DATA spec becomes an emoji
     )
@@ -46,6 +44,15 @@ def print_report(report: AuditReport, console: Console) -> None:
     for reason in report.left_out:
         console.print(f"left out: {reason}", style="dim", markup=False)
     print_doubts(report, console)
+
+
+def _behind(report: AuditReport) -> str:
+    """What stands before the classifier, as markup."""
+    if report.purifier is None:
+        return "alone"
+    origin = f" ({report.purifier['file']})" if report.purifier["file"] else ""
+    rejects = "" if report.on_reject in (None, "ignore") else f" that rejects images (on_reject={report.on_reject})"
+    return f"behind [bold]{escape(report.purifier['plugin'] + origin)}[/bold]{rejects}"
 
 
 def print_doubts(report: AuditReport, console: Console) -> None:
@@ -179,7 +186,7 @@ def _threat(threat: Threat) -> str:
 
 
 def _route(row: Row, report: AuditReport) -> str:
-    is_identity = row.route == "bpda" and report.purifier["surrogate"] == "identity"
+    is_identity = row.route == "bpda" and report.purifier is not None and report.purifier["surrogate"] == "identity"
     return "bpda\n(identity)" if is_identity else row.route or "-"
 
 

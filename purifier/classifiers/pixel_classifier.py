@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,22 @@ class PixelClassifier(nn.Module):
     def describe(self) -> str:
         """The classifier in a few words, for reports and errors."""
         raise NotImplementedError
+
+    def sha256(self) -> str:
+        """A hash of its weights and buffers, or of its graph, in hexadecimal."""
+        digest = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            bits = (
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                if isinstance(value, Tensor)
+                else repr(value).encode()
+            )
+            digest.update(name.encode() + bits)
+        return digest.hexdigest()
+
+    def count_parameters(self) -> int:
+        """The number of its weights."""
+        return sum(weight.numel() for weight in self.parameters())
 
 
 class TorchPixelClassifier(PixelClassifier):
@@ -67,6 +84,7 @@ class OnnxPixelClassifier(PixelClassifier):
         self.name, self.fixed_batch = found.name, found.shape[0]
         content = model.SerializeToString(deterministic=True)
         self.digest = hashlib.sha256(content).digest()
+        self._weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
         self.session = open_session(content)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -74,6 +92,12 @@ class OnnxPixelClassifier(PixelClassifier):
         parts = [self._run(part) for part in self._parts(images)]
         outputs = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
         return one_row_per_image(logits_of(outputs), pixels).to(pixels.device, torch.float32)
+
+    def sha256(self) -> str:
+        return self.digest.hex()
+
+    def count_parameters(self) -> int:
+        return int(self._weights)
 
     def describe(self) -> str:
         return f"an ONNX model on {self.session.get_providers()[0]}"

@@ -10,7 +10,7 @@ import typer
 
 from ..auditing.presets import PROBED
 from ..errors import ConfigError
-from ..vocabulary import Norm
+from ..vocabulary import Norm, OnReject
 from .console import plain_console
 from .options import INPUT, PREPROCESSING, command_line, read_input_option, read_preprocessing_option
 from .progress import audit_progress
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..auditing.report import AuditReport
 
-CLEAN_ONLY = "none"
+CLEAN_ONLY, NO_PURIFIER = "none", "none"
 DEFAULT_EPS = ["0.1"]
 FAILED, INCONCLUSIVE = 1, 3
 
@@ -28,7 +28,12 @@ FAILED, INCONCLUSIVE = 1, 3
 def audit(
     context: typer.Context,
     classifier: Annotated[str, typer.Option(help="MODEL spec: file.onnx, file.pt2 or package.module:factory.")],
-    purifier: Annotated[str, typer.Option(help="PURIFIER spec: file.safetensors, NAME or NAME:key=value.")],
+    purifier: Annotated[
+        str,
+        typer.Option(
+            help="PURIFIER spec: file.safetensors, NAME or NAME:key=value; 'none' audits the classifier alone."
+        ),
+    ],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
     out: Annotated[Path, typer.Option(help="Folder for report.json.")],
     weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
@@ -51,6 +56,12 @@ def audit(
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    on_reject: Annotated[
+        OnReject, typer.Option(help="What the guard does with images that score above its calibrated threshold.")
+    ] = "ignore",
+    abstain: Annotated[
+        int | None, typer.Option(help="With --on-reject abstain: the class that rejected images get (default: NaN).")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws per gradient, if the purifier is random.")] = 10,
@@ -62,7 +73,7 @@ def audit(
         typer.Option(help="Fail if the worst case's 95% interval reaches below this share of images, such as 0.5."),
     ] = None,
 ) -> None:
-    """Attack a guarded classifier, print the accuracy that remains, and write report.json."""
+    """Attack a guarded classifier, or one alone, print the accuracy that remains, and write report.json."""
     from ..auditing.audit import audit as run
     from ..auditing.report import check_gate, check_writable
     from ..auditing.table import print_report
@@ -77,16 +88,17 @@ def audit(
         if attack == [CLEAN_ONLY]:
             raise ConfigError("--fail-under needs an attack on the guard; add one, or leave out --fail-under")
     threats = [read_eps(text) for text in eps]
-    guarded = guard(
-        load_classifier(classifier, weights=weights),
-        purifier,
-        preprocessing=read_preprocessing_option(preprocessing),
-        input=read_input_option(input),
-    )
+    model = load_classifier(classifier, weights=weights)
+    wanted, image = read_preprocessing_option(preprocessing), read_input_option(input)
+    alone = purifier == NO_PURIFIER
+    if alone and (on_reject != "ignore" or abstain is not None):
+        raise ConfigError("--on-reject and --abstain need a guard, but --purifier is none; leave them out")
+    if not alone:
+        model = guard(model, purifier, preprocessing=wanted, input=image, on_reject=on_reject, abstain=abstain)
     console = plain_console()
     with audit_progress(console) as show:
         report = run(
-            guarded,
+            model,
             data,
             norm=norm,
             eps=threats,
@@ -100,9 +112,12 @@ def audit(
             probes=probes,
             device=device,
             root=root,
+            preprocessing=wanted if alone else None,
+            input=image if alone else None,
             progress=show,
         )
-    report = dataclasses.replace(report, command=command_line(context))
+    named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
+    report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
     path = report.save(out)
     print_report(report, console)
     console.print(f"report {path}", markup=False, soft_wrap=True)
@@ -117,7 +132,7 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
         console.print(f"gate failed, {case.threat}: expected at least {least:.1%}, got {low:.1%} (lower bound)")
     if failed:  # even if flags were raised: robustness is no higher than the audit found
         raise typer.Exit(FAILED)
-    white_box = {case.threat for case in report.worst_case if case.scope == "white-box" and case.model == "guarded"}
+    white_box = {case.threat for case in report.worst_case if case.scope == "white-box" and case.model == report.model}
     untested = [] if least is None else [threat for threat in report.threats if threat not in white_box]
     for threat in untested:
         console.print(f"gate undecided, {threat}: no white-box attack ran, so the result proves nothing")

@@ -44,6 +44,11 @@ class Rejection:
         """Whether the logits of rejected images are replaced."""
         return self.on_reject in ("abstain", "reclassify")
 
+    @property
+    def marks(self) -> bool:
+        """Whether rejected images are marked as such instead of getting an answer that counts."""
+        return self.on_reject in ("flag", "raise") or (self.on_reject == "abstain" and self.abstain is None)
+
     def of(self, score: Tensor) -> Tensor:
         """Which images are rejected, bool (N,), by their scores (N,)."""
         assert self.threshold is not None

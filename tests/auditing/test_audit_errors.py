@@ -87,8 +87,10 @@ def test_a_purifier_that_breaks_its_contract_is_named(act, said, classifier, dat
 
 
 def test_arguments_of_the_wrong_type_are_errors(classifier, data):
-    with pytest.raises(ConfigError, match=r"audit: expected a guard, got NearestMean; make one with purifier.guard"):
-        audit(classifier, data)
+    with pytest.raises(
+        ConfigError, match=r"audit: expected a guard, a torch.nn.Module, .*, got int; make a guard with purifier.guard"
+    ):
+        audit(3, data)
     with pytest.raises(ConfigError, match="expected ImageData or a DATA spec, got int"):
         audit(guard(classifier, "identity"), 5)
 

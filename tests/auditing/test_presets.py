@@ -127,7 +127,7 @@ def test_the_gate_looks_at_the_lower_bound_of_the_worst_case():
     for share in (-0.1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=r"gate: expected a share of images in \[0, 1\]"):
             found.gate(share)
-    with pytest.raises(ConfigError, match="a gate needs an attack on the guard"):
+    with pytest.raises(ConfigError, match="a gate needs an attack on the audited model"):
         audit_quickly(attacks=()).gate(0.5)
 
 

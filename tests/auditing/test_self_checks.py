@@ -11,9 +11,9 @@ import purifier
 from broken import CONTROLS, Behind, Broken, Control, HiddenRandom, Random, Reversed, Surrogate, normalised
 from purifier import Threat
 from purifier.attacking.target import is_random
+from purifier.auditing.parts import audited_parts
 from purifier.auditing.report import Flag
 from purifier.auditing.self_checks import self_check
-from purifier.auditing.setup import AuditSetup
 from purifier.classifiers.loading import load_classifier
 from purifier.data.images import ImageData
 from purifier.data.loading import load_data
@@ -29,7 +29,7 @@ def raised(model, filter_, data: ImageData, *threats: Threat, count: int = 32, e
     classifier, used = guarded.pixel_classifier(), guarded.purifier
     with freeze(classifier, used) as device:
         judgements = 5 if is_random(used, data.batch(range(2))[0]) else 1
-        setup = AuditSetup(classifier, used, device, seed=0, eot=eot, judgements=judgements)
+        setup = audited_parts(guarded).setup(device, eot=eot, judgements=judgements)
         return self_check(setup, data, threats or (LINF,), count=count)
 
 

@@ -1,0 +1,104 @@
+"""The parts of what an audit is given: a guard, or a classifier alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from ..classifiers.loading import load_classifier
+from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
+from ..contracts.purifier import Purifier
+from ..data.pixels import read_preprocessing
+from ..errors import ConfigError
+from ..guards.guard import Guard
+from ..guards.module import GuardedModule
+from ..guards.session import GuardedSession
+from ..guards.signature import find_input
+from ..onnx.image_input import image_input, infer_preprocessing
+from ..rejection.policy import Rejection
+from .report import Model
+from .setup import AuditSetup, Unpurified
+from .subject import ClassifierSubject, ModuleSubject, SessionSubject, Subject
+
+
+@dataclass(frozen=True)
+class AuditedParts:
+    """A guard, and what attacks differentiate; without a guard the classifier alone."""
+
+    guard: Guard | None
+    classifier: PixelClassifier
+    purifier: Purifier
+    rejection: Rejection
+
+    def setup(
+        self, device: torch.device, *, seed: int = 0, eot: int = 1, judgements: int = 1, batch_size: int = 250
+    ) -> AuditSetup:
+        """The setup of an audit that judges the models as they are now."""
+        return AuditSetup(
+            self.classifier, self.purifier, self.rejection, self._subjects(), device, seed, eot, judgements, batch_size
+        )
+
+    def _subjects(self) -> Mapping[Model, Subject]:
+        found: dict[Model, Subject] = {"undefended": ClassifierSubject(self.classifier)}
+        if isinstance(self.guard, GuardedModule):
+            found["guarded"] = ModuleSubject(self.guard)
+        elif self.guard is not None:
+            found["guarded"] = SessionSubject(self.guard)
+        return found
+
+
+def audited_parts(
+    given: Guard | nn.Module | ModelProto | str | Path, *, preprocessing: Any = None, input: int | str | None = None
+) -> AuditedParts:
+    """The parts of a guard, or of a classifier that is audited alone.
+
+    Raises
+    ------
+    PurifierError
+        The classifier cannot be read, or an option is for a classifier alone and a guard was given.
+    """
+    if isinstance(given, GuardedModule | GuardedSession):
+        for name, value in (("preprocessing", preprocessing), ("input", input)):
+            if value is not None:
+                raise ConfigError(f"{name}: the guard has its own, got {value!r}; set it in purifier.guard(...)")
+        # A session's graph has no noise, so a random purifier is replaced by its mean.
+        purifier = _MeanPurifier(given.purifier) if isinstance(given, GuardedSession) else given.purifier
+        return AuditedParts(given, given.pixel_classifier(), purifier, given.rejection)
+    model = load_classifier(given) if isinstance(given, str | Path) else given
+    if not isinstance(model, nn.Module | ModelProto):
+        raise ConfigError(
+            "audit: expected a guard, a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got "
+            f"{type(model).__name__}; make a guard with purifier.guard(model, purifier)"
+        )
+    if isinstance(model, ModelProto):
+        image = image_input(model, input)
+        wanted = infer_preprocessing(image) if preprocessing is None else read_preprocessing(preprocessing)
+        classifier = pixel_classifier(model, wanted, image.name)
+    else:
+        position, name = find_input(model, 0 if input is None else input)
+        classifier = pixel_classifier(model, read_preprocessing(preprocessing), 0 if position == 0 else name)
+    return AuditedParts(None, classifier, Unpurified(), Rejection())
+
+
+class _MeanPurifier(Purifier):
+    Config = object
+    gradient = "exact"
+
+    def __init__(self, inner: Purifier) -> None:
+        super().__init__(inner.config)
+        self.inner, self.provenance = inner, inner.provenance
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.inner.purify(pixels)
+
+    def score(self, pixels: Tensor) -> Tensor:
+        return self.inner.score(pixels)
+
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inner.purify_and_score(pixels)

@@ -1,0 +1,147 @@
+"""What an audit judges: a guard, or a classifier alone, asked as its user asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..answering import draw, purifier_input
+from ..classifiers.logits import logits_of
+from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.purifier import Purifier, check_scores
+from ..errors import RejectedError
+from ..guards.module import GuardedModule
+from ..guards.session import GuardedSession
+from ..onnx.names import REJECTED, SCORE
+from ..seeding import SampleGenerator
+from ..torch_tools.copying import unused_copy
+
+
+class Given(NamedTuple):
+    """A subject's answers to n images."""
+
+    logits: Tensor
+    """(n, K); NaN for images that get no answer."""
+    rejected: Tensor | None
+    """Which images are marked as rejected, bool (n,); None if the subject marks none."""
+
+    def right(self, labels: Tensor) -> Tensor:
+        """Which images are answered correctly and not rejected, bool (n,); NaN logits never are."""
+        right = (self.logits.argmax(1) == labels) & ~self.logits.isnan().any(1)
+        return right if self.rejected is None else right & ~self.rejected
+
+
+class Subject(Protocol):
+    """A model under audit. Every question goes to a copy that has seen nothing before."""
+
+    marks: bool
+    """Whether it marks images as rejected, so that a rejected image is neither right nor wrong."""
+
+    def ask(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Given:
+        """Its answers for pixels (n, C, H, W), with the noise of ``seed`` for the images at ``indices``."""
+
+    def score(self, pixels: Tensor) -> Tensor | None:
+        """How unusual it finds each image, float32 (n,); None if it scores no images."""
+
+
+class ModuleSubject:
+    """A torch guard."""
+
+    def __init__(self, guard: GuardedModule) -> None:
+        self.marks = guard.rejection.marks
+        self._unused = unused_copy(guard)
+
+    def ask(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Given:
+        try:
+            return self._answer(pixels, seed, indices)
+        except RejectedError as error:  # of on_reject="raise"; the user then passes the other images again
+            rejected: Tensor = error.rejected
+        kept = (~rejected).nonzero().squeeze(1)
+        if not len(kept):
+            return Given(pixels.new_full((len(pixels), 1), torch.nan), rejected)
+        others = self._answer(pixels[kept], seed, [indices[at] for at in kept.tolist()])
+        logits = others.logits.new_full((len(pixels), others.logits.shape[1]), torch.nan)
+        return Given(logits.index_copy(0, kept, others.logits), rejected)
+
+    def score(self, pixels: Tensor) -> Tensor:
+        return _score(unused_copy(self._unused.purifier), pixels)
+
+    def _answer(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Given:
+        guard = unused_copy(self._unused)
+        images = guard.preprocessing.to_classifier(pixels)
+        args: tuple[Any, ...] = (images,) if guard.position == 0 else ()
+        kwargs = {} if args else {guard.input: images}
+        own = guard.pixels(args, kwargs)
+        noise = draw(guard.purifier, own, SampleGenerator(seed, indices))
+        answered = guard.answer(args, kwargs, own, noise)
+        return Given(logits_of(answered.output), answered.rejected if self.marks else None)
+
+
+class SessionSubject:
+    """An ONNX guard: its session runs, in the batches that its graph takes."""
+
+    def __init__(self, guard: GuardedSession) -> None:
+        self.marks = guard.rejection.marks
+        self._guard, self._unused = guard, unused_copy(guard.purifier)
+
+    def ask(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Given:
+        images = self._guard.preprocessing.to_classifier(pixels).cpu().numpy()
+        size = self._guard.image.shape[0] or len(images)
+        parts = [self._run(images[start : start + size], size) for start in range(0, len(images), size)]
+        width = max(part.logits.shape[1] for part in parts)
+        logits = [part.logits.expand(-1, width) for part in parts]  # a part that is rejected as a whole has one column
+        rejected = [part.rejected for part in parts if part.rejected is not None]
+        return Given(torch.cat(logits).to(pixels.device), torch.cat(rejected).to(pixels.device) if rejected else None)
+
+    def score(self, pixels: Tensor) -> Tensor:
+        return _score(unused_copy(self._unused), pixels)
+
+    def _run(self, images: np.ndarray[Any, Any], size: int) -> Given:
+        count = len(images)
+        names = [output.name for output in self._guard.get_outputs()]
+        padded = np.concatenate([images, np.repeat(images[-1:], size - count, axis=0)])
+        try:
+            values = self._guard.run(None, {self._guard.input: padded})
+        except RejectedError as error:
+            rejected = torch.from_numpy(error.rejected[:count])
+            return self._without(images, rejected, size)
+        found = {name: torch.from_numpy(value[:count]) for name, value in zip(names, values, strict=True)}
+        own = {name: value for name, value in found.items() if name not in (SCORE, REJECTED)}
+        logits = logits_of(own)
+        if not self.marks:
+            return Given(logits, None)
+        return Given(logits, found[REJECTED] if REJECTED in found else logits.isnan().all(1))
+
+    def _without(self, images: np.ndarray[Any, Any], rejected: Tensor, size: int) -> Given:
+        """The answers when the user passes only the images that were not rejected."""
+        kept = (~rejected).nonzero().squeeze(1)
+        if not len(kept):
+            return Given(torch.full((len(images), 1), torch.nan), rejected)
+        others = self._run(images[kept.numpy()], size if self._guard.image.shape[0] else len(kept))
+        logits = torch.full((len(images), others.logits.shape[1]), torch.nan)
+        return Given(logits.index_copy(0, kept, others.logits.float()), rejected)
+
+
+class ClassifierSubject:
+    """A classifier without a guard."""
+
+    marks = False
+
+    def __init__(self, classifier: PixelClassifier) -> None:
+        self._unused = unused_copy(classifier)
+
+    def ask(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Given:
+        return Given(unused_copy(self._unused)(pixels), None)
+
+    def score(self, pixels: Tensor) -> None:
+        return None
+
+
+def _score(purifier: Purifier, pixels: Tensor) -> Tensor:
+    score = purifier.score(purifier_input(pixels, purifier))
+    check_scores(purifier, score, pixels)
+    return score.float()
