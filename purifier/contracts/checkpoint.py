@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
 
@@ -116,14 +117,21 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     CheckpointError
         The file is missing, unreadable, truncated, a pickle, or not safetensors.
     """
-    path = Path(path)
+    return _parse(_content(Path(path)), Path(path))
+
+
+def _content(path: Path) -> bytes:
     try:
-        with path.open("rb") as opened:
-            head = opened.read(9)
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"no file {path}; give the path of an existing file", path) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; give a file that you can read", path) from error
+
+
+def _parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and JSON metadata in the content of a safetensors file."""
+    head = content[:9]
     # A safetensors file starts with the header's length, which can look like a pickle; the header after it cannot.
     if not head.endswith(b"{") and head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise CheckpointError(
@@ -132,14 +140,14 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             path,
         )
     try:
-        with safe_open(path, framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
-            metadata = {
-                key: json.loads(value)
-                for key, value in (opened.metadata() or {}).items()
-                if key.startswith(CHECKPOINT_KEY)
-            }
-    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        tensors = deserialize(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = {
+            key: json.loads(value)
+            for key, value in header.get("__metadata__", {}).items()
+            if key.startswith(CHECKPOINT_KEY)
+        }
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is truncated, damaged or not safetensors ({error}); copy it again or recreate it", path
         ) from error
@@ -152,7 +160,10 @@ def version_of(name: str) -> str:
 
 
 def _load_file(path: Path) -> Purifier:
-    tensors, metadata = read_tensors(path)
+    content = _content(path)  # read once: the file may be replaced meanwhile, and then has another hash
+    digest = hashlib.sha256(content).hexdigest()
+    tensors, metadata = _parse(content, path)
+    del content
     description = metadata.get(CHECKPOINT_KEY)
     if not isinstance(description, dict) or not KINDS.keys() <= description.keys():
         raise _not_a_checkpoint(path)
@@ -188,7 +199,7 @@ def _load_file(path: Path) -> Purifier:
     purifier.provenance = {
         **description,
         "file": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digest,
     }
     return purifier.eval()
 

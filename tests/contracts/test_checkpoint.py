@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load as deserialize
 from safetensors.torch import save_file
 
 import purifier
@@ -201,3 +203,18 @@ def test_a_header_length_that_looks_like_a_pickle_loads(tmp_path: Path, length: 
     header = b'{"__metadata__":{"purifier":"3"}}'.ljust(length)
     path.write_bytes(length.to_bytes(8, "little") + header)
     assert read_tensors(path) == ({}, {"purifier": 3})
+
+
+def test_the_hash_is_that_of_the_bytes_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = purifier.load(SMALL), purifier.load(SMALL)
+    torch.nn.init.ones_(next(first.parameters()))
+    purifier.save(first, tmp_path / "used.safetensors")
+    expected = hashlib.sha256((tmp_path / "used.safetensors").read_bytes()).hexdigest()
+
+    def replaced_meanwhile(content: bytes) -> dict[str, torch.Tensor]:
+        purifier.save(second, tmp_path / "used.safetensors")
+        return deserialize(content)
+
+    monkeypatch.setattr("purifier.contracts.checkpoint.deserialize", replaced_meanwhile)
+    loaded = purifier.load(tmp_path / "used.safetensors")
+    assert next(loaded.parameters()).eq(1).all() and loaded.provenance["sha256"] == expected
