@@ -23,6 +23,8 @@ from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError, GradientError
 from purifier.seeding import SampleGenerator, mix_seed
 
+from ._scale import ScaleOption
+
 ALL = ("linf", "l2", "l1")
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 """Names of the norms in several libraries."""
@@ -40,27 +42,32 @@ class TargetModel(nn.Module):
     seed
         Seed for a random purifier's noise: each call draws new noise for each image. Logits (N, K) and their
         gradients are means over ``target.eot`` draws.
-    device
-        The target's device; images on another device are moved there, and their logits back.
+    clean
+        The target's images, (N, C, H, W). Logits are in the unit of the nearest one, because a library does not say
+        which images it asks about. Images on another device are moved to theirs, and the logits back.
     """
 
-    def __init__(self, target: Target, seed: int, device: torch.device) -> None:
+    def __init__(self, target: Target, seed: int, clean: Tensor) -> None:
         super().__init__()
-        self._held = (target,)
-        self._seed, self._draws, self._device = seed, 0, device
+        self._held = (target, clean.flatten(1))
+        self._seed, self._draws, self._classes = seed, 0, 0
         # Libraries look at the parameters to find a model's device.
-        self.place = nn.Parameter(torch.zeros((), device=device), requires_grad=False)
+        self.place = nn.Parameter(torch.zeros((), device=clean.device), requires_grad=False)
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        (target,) = self._held
-        moved = pixels.to(self._device, torch.float32)
-        logits = torch.stack([self._once(target, moved) for _ in range(target.eot)]).mean(0)
+        target, clean = self._held
+        moved = pixels.to(clean.device, torch.float32)
+        if not len(pixels):
+            # A library may ask with what is left of a batch, the target must not.
+            return moved.flatten(1)[:, :1].expand(0, self._classes).to(pixels.device)
+        logits = torch.stack([self._once(target, clean, moved) for _ in range(target.eot)]).mean(0)
         if moved.requires_grad and not logits.requires_grad and torch.is_grad_enabled():
             raise GradientError(
                 f"the library needs gradients, but none arrive along the route {target.route!r}; choose a route with "
                 "gradients (exact, bpda, oblivious), or an attack that needs none"
             )
+        self._classes = logits.shape[1]
         return logits.to(pixels.device)
 
     @torch.no_grad()
@@ -68,12 +75,11 @@ class TargetModel(nn.Module):
         """The number of classes, from the logits of the first image."""
         return int(self(pixels[:1]).shape[1])
 
-    def _once(self, target: Target, pixels: Tensor) -> Tensor:
+    def _once(self, target: Target, clean: Tensor, pixels: Tensor) -> Tensor:
         streams = SampleGenerator(mix_seed(self._seed, self._draws), range(len(pixels)))
         self._draws += 1
-        fresh = Target(target.classifier, target.purifier, target.route, streams)
-        fresh.spent = target.spent
-        logits: Tensor = fresh(pixels)
+        nearest = torch.cdist(pixels.detach().flatten(1), clean).argmin(1)
+        logits: Tensor = target.with_streams(streams, nearest)(pixels)
         if logits.requires_grad:
 
             def count(_: Tensor) -> None:
@@ -84,7 +90,7 @@ class TargetModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Adapter(Attack):
+class Adapter(ScaleOption, Attack):
     """An attack of another library, run on a target within a threat; the core projects and judges as for any attack.
 
     The library draws from the global generators of torch, NumPy and Python, which are seeded from the images' own
@@ -116,7 +122,7 @@ class Adapter(Attack):
             return pixels.clone()
         numbers = generator.uniform((2,), torch.empty(0)) * 2**24
         seed = mix_seed(*numbers.long().flatten().tolist())
-        model = TargetModel(target, mix_seed(seed, "noise"), pixels.device)
+        model = TargetModel(self.seen(target), mix_seed(seed, "noise"), pixels)
         with _seeded(seed), calm():
             found = self._run(model, pixels.detach().clone(), labels.clone(), threat, seed % 2**31)
         return found.detach().to(pixels).clamp(0, 1)

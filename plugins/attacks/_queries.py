@@ -29,6 +29,8 @@ def fooled(
     (M,) are theirs. By default, the target counts as ``random`` if there is more than one vote.
     """
     random, wrong = votes > 1 if random is None else random, torch.zeros_like(labels)
+    if not len(labels):
+        return wrong > 0
     for _ in range(votes):
         wrong += answers(target, at, pixels, random=random).argmax(1) != labels
     return 2 * wrong > votes
@@ -37,9 +39,9 @@ def fooled(
 def answers(target: Target, at: Tensor, pixels: Tensor, *, random: bool) -> Tensor:
     """Logits (M, K) of ``pixels`` (M, C, H, W), variants of the target's images at positions ``at``, which may repeat.
 
-    A target that is not ``random`` uses no streams, so it is not narrowed to the images, which would take time.
+    A target that is not ``random`` uses no streams, so they are not narrowed to the images, which would take time.
     """
-    return (target.select(at) if random else target).logits(pixels)
+    return (target.select(at) if random else target.with_streams(target.generator, at)).logits(pixels)
 
 
 def blocks(samples: int, features: int) -> Iterator[int]:

@@ -13,8 +13,6 @@ from ._losses import NamedLoss
 from ._queries import answers
 from ._steps import Best
 
-FOOLED = 1e4
-"""Larger than any loss; added to rank misclassified images above the others."""
 REQUERY_ROUNDS = 20
 """Rounds after which a random target is queried again about the current image."""
 
@@ -52,7 +50,7 @@ class Search:
         self._loss = best.loss.select(at)
         self._stops_early = target.route != "oblivious" and not best.random
         self._logits = answers(target, at, squares.here, random=best.random)
-        self._value = self._value_of(self._logits, self._loss)
+        self._value, self._wrong = self._judged(self._logits, self._loss)
 
     def run(self) -> None:
         """Search until every image is fooled or out of steps."""
@@ -71,39 +69,38 @@ class Search:
             return
         at, loss = self._at[rows], self._loss.select(rows)
         logits = answers(self._target, at, proposals, random=self._best.random)
-        value = self._value_of(logits, loss)
+        value, wrong = self._judged(logits, loss)
         self._left[rows] -= 1
-        better = value > self._value[rows]
+        # Misclassified images come first, because the attack's loss may rank images differently.
+        before = self._wrong[rows]
+        better = (wrong & ~before) | ((wrong == before) & (value > self._value[rows]))
         if self._best.random:
             better &= self._left[rows] > 0
         if self._best.random and better.any():
             twice = better.nonzero().squeeze(1)
             second = answers(self._target, at[twice], proposals[twice], random=True)
-            value[twice] = (value[twice] + self._value_of(second, loss.select(twice))) / 2
+            value[twice] = (value[twice] + loss.select(twice)(second)) / 2
             self._left[rows[twice]] -= 1
             better &= value > self._value[rows]
         kept = rows[better]
         self._asked[kept] = 2
-        self._logits[kept], self._value[kept] = logits[better], value[better]
+        self._logits[kept], self._value[kept], self._wrong[kept] = logits[better], value[better], wrong[better]
         self._squares.take(kept, proposals[better])
 
     def _requery(self) -> None:
-        value = self._value_of(answers(self._target, self._at, self._squares.here, random=True), self._loss)
+        value = self._loss(answers(self._target, self._at, self._squares.here, random=True))
         self._asked += 1
         self._value += (value - self._value) / self._asked
         self._left -= 1
 
-    def _value_of(self, logits: Tensor, loss: NamedLoss) -> Tensor:
-        """The loss, raised where the answer is wrong, because the attack's loss may rank images differently."""
-        value, wrong = loss(logits), logits.argmax(1) != loss.labels
-        if self._best.random:
-            return value
-        return torch.where(wrong, torch.inf if self._stops_early else value + FOOLED, value)
+    def _judged(self, logits: Tensor, loss: NamedLoss) -> tuple[Tensor, Tensor]:
+        """The loss (M,) and which images are misclassified, (M,) booleans; of a random target one answer tells not."""
+        return loss(logits), (logits.argmax(1) != loss.labels) & (not self._best.random)
 
     def _finish(self) -> None:
         done = self._squares.over() | (self._left <= 0)
         if self._stops_early:
-            done = done | (self._value == torch.inf)
+            done = done | self._wrong
         if not done.any():
             return
         at, here = self._at[done], self._squares.here[done]
@@ -111,6 +108,6 @@ class Search:
         self._best.note(at, here, logits, last=True)
         stays = ~done
         self._at, self._loss = self._at[stays], self._loss.select(stays)
-        self._logits, self._value = self._logits[stays], self._value[stays]
+        self._logits, self._value, self._wrong = self._logits[stays], self._value[stays], self._wrong[stays]
         self._left, self._asked = self._left[stays], self._asked[stays]
         self._squares.select(stays)

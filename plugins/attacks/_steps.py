@@ -82,6 +82,8 @@ def climb(
     g <- decay g + gradient / ||gradient||_1 (Dong et al. 2018, equation 6).
     """
     at = best.todo()
+    if not len(at):
+        return
     clean, loss, target = pixels[at], best.loss.select(at), target.select(at)
     here = clean if generator is None else random_start(clean, threat, generator.select(at))
     momentum = torch.zeros_like(clean)

@@ -17,13 +17,14 @@ from purifier.seeding import SampleGenerator
 
 from ._apgd_search import LossAt, Search
 from ._losses import check_loss, targeted_ce, targeted_dlr
+from ._scale import ScaleOption
 from ._steps import Best, check_steps
 
 TOWARDS = {"ce": targeted_ce, "dlr": targeted_dlr}
 
 
 @dataclass(frozen=True)
-class ApgdCe(Attack):
+class ApgdCe(ScaleOption, Attack):
     """Auto-PGD (Croce & Hein 2020, algorithm 1) on the cross-entropy.
 
     In ``linf`` and ``l2`` it takes steps with momentum; where progress stalls, it halves the step and goes back to the
@@ -56,6 +57,7 @@ class ApgdCe(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = Best(target, pixels, labels, self.loss)
         search = Search(best, target, pixels, labels, threat, generator, self.steps)
         search.run(self.restarts, lambda at, number: best.loss.select(at))
@@ -74,7 +76,7 @@ class ApgdDlr(ApgdCe):
 
 
 @dataclass(frozen=True)
-class ApgdT(Attack):
+class ApgdT(ScaleOption, Attack):
     """Auto-PGD towards several wrong classes in turn (Croce & Hein 2020, section 4.1).
 
     It first tries each of the likeliest classes for a tenth of the steps; those that came closest then get all steps.
@@ -117,6 +119,7 @@ class ApgdT(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = Best(target, pixels, labels, "margin")
         search = Search(best, target, pixels, labels, threat, generator, self.steps)
         wrong = target.logits(pixels).float().scatter(1, labels.unsqueeze(1), -torch.inf)

@@ -17,6 +17,7 @@ from purifier.seeding import SampleGenerator
 
 from ._minimal import Nearest
 from ._minimal_search import WeightSearch, check_search
+from ._scale import ScaleOption
 
 TANH_AT_BOUND = 0.95
 """The value of tanh at the bounds of the box. With 1, w would be infinite there and no step could leave a bound.
@@ -29,7 +30,7 @@ DECAY1, DECAY2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclass(frozen=True)
-class CarliniWagner(Attack):
+class CarliniWagner(ScaleOption, Attack):
     """Minimises squared l2 distance plus weighted margin with Adam, in a space where the box has no bounds.
 
     Carlini & Wagner 2017, "Towards Evaluating the Robustness of Neural Networks", section VI.A: pixels are
@@ -75,6 +76,7 @@ class CarliniWagner(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = Nearest(target, pixels, labels, threat, minimal=self.minimal, confidence=self.confidence)
         best.note(best.todo(), pixels, target.logits(pixels))
         self._search().run(best, target, pixels, labels, lambda clean: _TanhAdam(clean, self.step_size))

@@ -15,10 +15,11 @@ from purifier.seeding import SampleGenerator
 
 from ._minimal import Nearest
 from ._minimal_search import WeightSearch, check_search
+from ._scale import ScaleOption
 
 
 @dataclass(frozen=True)
-class Ead(Attack):
+class Ead(ScaleOption, Attack):
     """Minimises squared l2 plus l1 distance plus weighted margin by shrinking and thresholding, so few pixels change.
 
     Chen et al. 2018, "EAD: Elastic-Net Attacks to Deep Neural Networks via Adversarial Examples", algorithm 1 (FISTA)
@@ -68,6 +69,7 @@ class Ead(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = Nearest(target, pixels, labels, threat, minimal=self.minimal, confidence=self.confidence)
         best.note(best.todo(), pixels, target.logits(pixels))
         self._search().run(best, target, pixels, labels, lambda clean: _Fista(clean, self))

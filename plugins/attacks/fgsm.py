@@ -15,10 +15,11 @@ from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
 
 from ._losses import check_loss, loss_from
+from ._scale import ScaleOption
 
 
 @dataclass(frozen=True)
-class Fgsm(Attack):
+class Fgsm(ScaleOption, Attack):
     """One step of length eps in the steepest direction (Goodfellow et al. 2014, section 4).
 
     ``linf`` steps along the gradient's sign, ``l2`` along the gradient itself; ``l1`` moves the values with the largest
@@ -41,12 +42,13 @@ class Fgsm(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         gradient, _ = target.gradient(pixels, loss_from(self.loss, target, pixels, labels))
         return threat.project(full_step(gradient, pixels, threat.norm, threat.eps), pixels)
 
 
 @dataclass(frozen=True)
-class RandomFgsm(Attack):
+class RandomFgsm(ScaleOption, Attack):
     """A random step of length ``alpha * eps``, then FGSM with the rest (Tramer et al. 2018, equation 7).
 
     Parameters
@@ -71,6 +73,7 @@ class RandomFgsm(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         jump = self.alpha * threat.eps * random_direction(pixels, threat.norm, generator)
         start = threat.project(pixels + jump, pixels)
         gradient, _ = target.gradient(start, loss_from(self.loss, target, pixels, labels))

@@ -19,6 +19,7 @@ from purifier.torch_tools.norms import norm_of
 
 from ._losses import check_loss, loss_from, loss_of
 from ._minimal import DUAL, Nearest, onto_balls
+from ._scale import ScaleOption
 
 LAST_GAMMA, LAST_ALPHA = 0.02, 0.01
 """Fractions of ``gamma`` and ``alpha`` that are left at the last step."""
@@ -27,7 +28,7 @@ ZERO_AT_THE_BOUNDARY = ("margin", "dlr")
 
 
 @dataclass(frozen=True)
-class Fmn(Attack):
+class Fmn(ScaleOption, Attack):
     """Steps along the gradient in a ball whose radius adapts to each image, and shrinks while it is misclassified.
 
     Pintor et al. 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints", algorithm 1, from the
@@ -74,6 +75,7 @@ class Fmn(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = Nearest(target, pixels, labels, threat, minimal=self.minimal)
         loss = loss_from(self.loss, target, pixels, labels)
         at, here, clean, chosen = best.todo(), pixels, pixels, target

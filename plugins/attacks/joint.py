@@ -19,6 +19,7 @@ from purifier.torch_tools.norms import scale_like
 from purifier.vocabulary import Norm
 
 from ._losses import NamedLoss, check_loss, loss_from, margin
+from ._scale import ScaleOption
 from ._steps import check_steps
 
 MORE, LESS = 1.15, 0.95
@@ -26,7 +27,7 @@ MORE, LESS = 1.15, 0.95
 
 
 @dataclass(frozen=True)
-class Joint(Attack):
+class Joint(ScaleOption, Attack):
     """Looks for misclassified images with a low score, as needed to judge a detector.
 
     Until an image is misclassified, steps maximise the classifier's loss. From then on they follow a weighted sum of
@@ -73,6 +74,7 @@ class Joint(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = _LowestScore(target, pixels, labels)
         if not best.random:
             best.note(pixels, *target.logits_with_score(pixels))

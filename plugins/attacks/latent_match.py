@@ -19,11 +19,12 @@ from purifier.seeding import SampleGenerator
 
 from ._losses import margin
 from ._queries import answers
+from ._scale import ScaleOption
 from ._steps import Best, check_steps
 
 
 @dataclass(frozen=True)
-class LatentMatch(Attack):
+class LatentMatch(ScaleOption, Attack):
     """Drives the encoder's output to a latent that decodes to another class (Kos, Fischer & Song 2018, section 4.3).
 
     It first finds a guide: from the image's own latent, steps raise the classifier's margin through the decoder until
@@ -81,9 +82,10 @@ class LatentMatch(Attack):
                 f"{target.route!r}; use the route exact"
             )
         check_differentiable(target.classifier, target.route)
+        target = self.seen(target)
         best = Best(target, pixels, labels, "margin")
         at = best.todo()
-        guides = self._guides(target, space, pixels[at], labels[at]) if len(at) else pixels
+        guides = self._guides(target.select(at), space, pixels[at], labels[at]) if len(at) else pixels
         for restart in range(self.restarts):
             left = best.todo()
             guides, at = guides[torch.isin(at, left)] if len(left) else guides, left
@@ -102,7 +104,8 @@ class LatentMatch(Attack):
             rows = active.nonzero().squeeze(1)
             leaf = latent[rows].requires_grad_()
             with torch.enable_grad():
-                value = margin(target.classifier(space.decoded(leaf)), labels[rows])
+                logits = target.select(rows).normalised(target.classifier(space.decoded(leaf)))
+                value = margin(logits, labels[rows])
                 (gradient,) = torch.autograd.grad(value.sum(), leaf)
             target.spent.queries += len(rows)
             target.spent.gradients += len(rows)

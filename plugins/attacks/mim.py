@@ -14,11 +14,12 @@ from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
 
 from ._losses import check_loss
+from ._scale import ScaleOption
 from ._steps import Best, check_steps, climb
 
 
 @dataclass(frozen=True)
-class Mim(Attack):
+class Mim(ScaleOption, Attack):
     """Steps along a decaying sum of gradients, each scaled to l1 length 1 (Dong et al. 2018, algorithm 1).
 
     There is no random start. Candidates are those of ``pgd``. A gradient of 0 adds nothing to the sum; dividing by its
@@ -53,6 +54,7 @@ class Mim(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = Best(target, pixels, labels, self.loss)
         length = threat.eps * (1 / self.steps if self.step_size is None else self.step_size)
         climb(best, target, pixels, threat, None, steps=self.steps, length=length, decay=self.decay)

@@ -15,11 +15,12 @@ from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
 
 from ._losses import check_loss
+from ._scale import ScaleOption
 from ._steps import Best, check_steps, climb
 
 
 @dataclass(frozen=True)
-class Pgd(Attack):
+class Pgd(ScaleOption, Attack):
     """Steepest steps, each projected back into the threat, from random starts (Madry et al. 2018).
 
     Every iterate is a candidate. An image is done as soon as the model that will judge it misclassifies it; otherwise
@@ -64,6 +65,7 @@ class Pgd(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = Best(target, pixels, labels, self.loss)
         share = min(1.0, 2.5 / self.steps) if self.step_size is None else self.step_size
         starts = generator if self.random_start else None
@@ -73,7 +75,7 @@ class Pgd(Attack):
 
 
 @dataclass(frozen=True)
-class Bim(Attack):
+class Bim(ScaleOption, Attack):
     """FGSM in small steps from the image itself, each projected into the threat (Kurakin et al. 2017, section 2.2).
 
     Candidates are those of ``pgd``.
@@ -102,5 +104,7 @@ class Bim(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
-        steps_from_image = Pgd(steps=self.steps, step_size=self.step_size, random_start=False, loss=self.loss)
+        steps_from_image = Pgd(
+            steps=self.steps, step_size=self.step_size, random_start=False, loss=self.loss, scale=self.scale
+        )
         return steps_from_image.perturb(target, pixels, labels, threat, generator)

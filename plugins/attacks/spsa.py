@@ -18,6 +18,7 @@ from purifier.seeding import SampleGenerator
 
 from ._losses import NamedLoss
 from ._queries import answers, blocks
+from ._scale import ScaleOption
 from ._steps import Best
 
 ADAM_DECAYS = 0.9, 0.999
@@ -25,7 +26,7 @@ ADAM_DECAYS = 0.9, 0.999
 
 
 @dataclass(frozen=True)
-class Spsa(Attack):
+class Spsa(ScaleOption, Attack):
     """Ascent along gradients estimated by simultaneous perturbation (Uesato et al. 2018, algorithm 1; Spall 1992).
 
     Each step makes ``2 * samples`` queries, at both ends of random sign directions, and one more for the image it
@@ -73,6 +74,7 @@ class Spsa(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = Best(target, pixels, labels, self.loss)
         at = best.todo()
         here, loss = pixels[at], best.loss.select(at)

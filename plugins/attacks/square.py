@@ -16,6 +16,7 @@ from purifier.seeding import SampleGenerator
 
 from ._queries_search import Search, Squares
 from ._queries_squares import Boxes, Bumps
+from ._scale import ScaleOption
 from ._steps import Best
 
 SIZE_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -23,7 +24,7 @@ SIZE_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True)
-class Square(Attack):
+class Square(ScaleOption, Attack):
     """Random search: changes a square of the image to the edge of the budget, and keeps it if the loss grows.
 
     Algorithms 1 to 3 of Andriushchenko et al. 2020: in ``linf`` squares with one sign per channel, starting from
@@ -69,6 +70,7 @@ class Square(Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
+        target = self.seen(target)
         best = Best(target, pixels, labels, self.loss)
         for _ in range(self.restarts):
             at = best.todo()

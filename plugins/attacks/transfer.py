@@ -23,13 +23,14 @@ from purifier.seeding import SampleGenerator
 
 from ._losses import cross_entropy
 from ._queries import all_positions, fooled, votes_for
+from ._scale import ScaleOption
 
 TRIAL_IMAGES = 64
 """How many images to test a surrogate on."""
 
 
 @dataclass(frozen=True)
-class Transfer(Attack):
+class Transfer(ScaleOption, Attack):
     """Crafts images on a surrogate without a purifier, and asks the target which of them fool it.
 
     The crafting attacks use all their steps, since an image just beyond the surrogate's decision boundary transfers
@@ -78,6 +79,9 @@ class Transfer(Attack):
             )
         votes, stops = votes_for(target, pixels), target.route != "oblivious"
         surrogate = self._classifier(target, pixels)
+        crafting = self.seen(Target(surrogate, target.purifier, "oblivious", target.generator))
+        if self.surrogate is None:
+            crafting.spent = target.spent
         found, at = pixels.clone(), all_positions(labels)
         value, hits = pixels.new_full((len(labels),), -torch.inf), torch.zeros_like(labels, dtype=torch.bool)
         if stops:
@@ -85,14 +89,12 @@ class Transfer(Attack):
         for one in self._crafting:
             if not len(at):
                 break
-            crafting = Target(surrogate, target.purifier, "oblivious", target.generator.select(at))
-            if self.surrogate is None:
-                crafting.spent = target.spent
-            crafted = one.perturb(crafting, pixels[at], labels[at], threat, generator.select(at))
+            chosen = crafting.select(at)
+            crafted = one.perturb(chosen, pixels[at], labels[at], threat, generator.select(at))
             crafted = threat.project(crafted.detach(), pixels[at])
             hit = fooled(target, at, crafted, labels[at], votes=votes)
             with torch.no_grad():
-                worth = cross_entropy(surrogate(crafted), labels[at])
+                worth = cross_entropy(chosen.normalised(surrogate(crafted)), labels[at])
             better = (hit & ~hits[at]) | ((hit == hits[at]) & (worth > value[at]))
             found[at[better]], value[at[better]] = crafted[better], worth[better]
             hits[at[hit]] = True

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..answering import draw, purify
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
-from ..errors import GradientError
+from ..errors import GradientError, PluginError
 from ..seeding import SampleGenerator
 from ..vocabulary import Route
+from .scale import Scale
 
 Loss = Callable[[Tensor], Tensor]
 """Logits (N, K) -> one loss per image, (N,), which the attack maximises."""
@@ -33,6 +34,9 @@ class Spent:
 
 class Target(nn.Module):
     """Logits (N, K) from pixels (N, C, H, W), differentiated along one route.
+
+    They are the classifier's logits normalised per image (see ``Scale``): a factor or offset of its logits would
+    otherwise decide how strong an attack is. ``raw`` gives the target with the classifier's own.
 
     Parameters
     ----------
@@ -67,6 +71,7 @@ class Target(nn.Module):
         self.route, self.generator = route, generator
         self.eot = 1 if route == "oblivious" else eot
         self.spent = Spent()
+        self._scale: Scale | None = Scale(len(generator))
         self.training = False
 
     def train(self, mode: bool = True) -> Target:
@@ -75,9 +80,24 @@ class Target(nn.Module):
 
     def select(self, keep: Tensor) -> Target:
         """The target for some of the images: ``keep`` is a mask (N,) or positions. Counts are shared."""
-        selected = Target(self.classifier, self.purifier, self.route, self.generator.select(keep), eot=self.eot)
-        selected.spent = self.spent
-        return selected
+        return self.with_streams(self.generator.select(keep), keep)
+
+    def raw(self) -> Target:
+        """The same target with the classifier's own logits. Counts and streams are shared."""
+        same = self.with_streams(self.generator, slice(None))
+        same._scale = None
+        return same
+
+    def with_streams(self, generator: SampleGenerator, at: Tensor | slice) -> Target:
+        """The target for the images at positions ``at`` (or a mask) with these noise streams. Counts are shared."""
+        other = Target(self.classifier, self.purifier, self.route, generator, eot=self.eot)
+        other.spent = self.spent
+        other._scale = None if self._scale is None else self._scale.select(at)
+        return other
+
+    def normalised(self, logits: Tensor) -> Tensor:
+        """Logits (N, K) of the classifier for the target's images in the target's units; unchanged in ``raw``."""
+        return logits if self._scale is None else self._scale(logits)
 
     def random(self, pixels: Tensor) -> bool:
         """Whether two queries can give different answers. Draws nothing from the target's own streams."""
@@ -137,7 +157,7 @@ class Target(nn.Module):
             leaf = pixels.detach().clone().requires_grad_()
             with torch.enable_grad():
                 logits, score = self._ask(leaf, scored=scored)
-                totals = [loss(logits, score).sum() for loss in losses]
+                totals = [_checked(loss(logits, score), len(pixels)).sum() for loss in losses]
             if scored and self.route != "oblivious" and not score.requires_grad:
                 raise GradientError(
                     f"{type(self.purifier).__name__}.score() has no gradient (detach, no_grad); make it "
@@ -162,12 +182,18 @@ class Target(nn.Module):
 
     def _ask(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
         """Logits (N, K) and scores (N,) of one draw; scores are 0 unless requested and known on this route."""
+        if not len(pixels):
+            raise PluginError(
+                "the attack asked its target with 0 images, which many classifiers cannot answer; return early where "
+                "no image is left to work on",
+                "attack",
+            )
         self.spent.queries += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.route != "none"):
             if self.route == "oblivious":
-                return self.classifier(pixels), pixels.new_zeros(len(pixels))
+                return self.normalised(self.classifier(pixels)), pixels.new_zeros(len(pixels))
             purified, score = self._purify(pixels, scored=scored)
-            return self.classifier(purified), score
+            return self.normalised(self.classifier(purified)), score
 
     def _purify(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
         noise = draw(self.purifier, pixels, self.generator)
@@ -180,6 +206,17 @@ class Target(nn.Module):
         if self.route == "bpda":
             purified = _Bpda.apply(pixels, noise, purified.detach(), self.purifier)
         return purified, pixels.new_zeros(len(pixels)) if score is None else score
+
+
+def _checked(loss: Tensor, count: int) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.shape != (count,):
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise PluginError(
+            f"a loss passed to a target must give one number per image, expected a tensor of shape ({count},), got "
+            f"{got}; keep the images apart: no mean or sum over the batch",
+            "attack",
+        )
+    return loss
 
 
 def _means(answers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

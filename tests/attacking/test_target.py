@@ -101,7 +101,8 @@ def classifier() -> TorchPixelClassifier:
 
 
 def target(classifier, filter_, route, eot=1, count=5) -> Target:
-    return Target(classifier, filter_(NoConfig()), route, SampleGenerator(7, range(count)), eot=eot)
+    """With the classifier's own logits."""
+    return Target(classifier, filter_(NoConfig()), route, SampleGenerator(7, range(count)), eot=eot).raw()
 
 
 def first_logit(logits: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ def test_the_gradient_with_score_matches_finite_differences(spec):
     filter_ = purifier.load(spec).double()
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double().eval()
     doubles = TorchPixelClassifier(linear, Preprocessing(dtype="float64"))
-    seen = Target(doubles, filter_, "exact", SampleGenerator(0, range(3)))
+    seen = Target(doubles, filter_, "exact", SampleGenerator(0, range(3))).raw()
     generator = torch.Generator().manual_seed(0)
     pixels = 0.1 + 0.8 * torch.rand(3, 1, 8, 8, generator=generator, dtype=torch.float64)
     (gradient,), _, _ = seen.gradients_with_score(pixels, both)

@@ -1,0 +1,31 @@
+"""The option ``scale`` of attacks whose strength or published form depends on the scale of the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from purifier.attacking.target import Target
+from purifier.errors import ConfigError
+
+LogitScale = Literal["normalised", "raw"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOption:
+    """Adds the option to an attack, which asks ``self.seen(target)`` instead of ``target``.
+
+    Parameters
+    ----------
+    scale
+        ``normalised``: a factor or offset of all logits changes nothing. ``raw``: the classifier's own logits, as in
+        the paper, which a classifier with very large or small logits can evade.
+    """
+
+    scale: LogitScale = "normalised"
+
+    def seen(self, target: Target) -> Target:
+        """The target with the chosen logits."""
+        if self.scale not in get_args(LogitScale):
+            raise ConfigError(f"scale must be one of {', '.join(get_args(LogitScale))}, got {self.scale!r}")
+        return target.raw() if self.scale == "raw" else target
