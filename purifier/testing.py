@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from .attacking.attack import Attack
 from .attacking.target import Target
 from .attacking.threat import Threat
-from .classifiers.logits import logits_of
 from .classifiers.pixel_classifier import TorchPixelClassifier
 from .contracts.checkpoint import load, save
 from .contracts.purifier import Purifier
@@ -263,7 +262,7 @@ def _answer(guard: Guard, images: Tensor, noise: Tensor | None) -> np.ndarray[An
     args, kwargs = ((images,), {}) if quiet.position == 0 else ((), {quiet.input: images})
     with torch.no_grad():
         output = quiet.answer(args, kwargs, quiet.pixels(args, kwargs), noise).output
-    return logits_of(output).double().numpy()
+    return quiet.output.find(output).flatten(1).double().numpy()
 
 
 def _check_config(purifier: Purifier) -> None:

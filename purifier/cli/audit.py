@@ -10,9 +10,18 @@ import typer
 
 from ..auditing.presets import PROBED
 from ..errors import ConfigError
-from ..vocabulary import Norm
+from ..vocabulary import Norm, OutputKind
 from .console import plain_console
-from .options import INPUT, PREPROCESSING, command_line, read_input_option, read_preprocessing_option
+from .options import (
+    INPUT,
+    OUTPUT,
+    OUTPUT_KIND,
+    PREPROCESSING,
+    command_line,
+    read_input_option,
+    read_output_option,
+    read_preprocessing_option,
+)
 from .progress import audit_progress
 
 if TYPE_CHECKING:
@@ -51,6 +60,8 @@ def audit(
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    output: Annotated[str | None, OUTPUT] = None,
+    output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws per gradient, if the purifier is random.")] = 10,
@@ -82,6 +93,8 @@ def audit(
         purifier,
         preprocessing=read_preprocessing_option(preprocessing),
         input=read_input_option(input),
+        output=read_output_option(output),
+        output_kind=output_kind,
     )
     console = plain_console()
     with audit_progress(console) as show:
