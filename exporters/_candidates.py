@@ -24,8 +24,9 @@ from purifier.onnx.guarded import guarded_graph, shown_outputs
 from purifier.onnx.names import NOISE, REJECTED, SCORE
 from purifier.onnx.opset import raise_opset
 from purifier.onnx.reader import MAX_BYTES
-from purifier.onnx.rejection import replaced_output
+from purifier.onnx.rejection import answer_name
 from purifier.onnx.torch_export import export_module, innermost_cause
+from purifier.output import Output
 
 from ._verify import SIZE_ADVICE, Candidate, Expected, open_quietly, other_inputs
 
@@ -121,12 +122,13 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
     """The candidate for a guarded session, compared with the purifier in torch followed by the original classifier."""
     quiet = copy.deepcopy(guard.purifier).cpu()
     scored = guard.score or guard.rejection.active
-    front = PurifierFront(quiet, guard.preprocessing, scored, guard.rejection).eval()
+    front = PurifierFront(quiet, guard.preprocessing, scored, guard.rejection, guard.output).eval()
     original = open_quietly(guard.classifier)
     given = _in_layout(shape or (None, None, None), guard.preprocessing)
     declared = tuple(size or want for size, want in zip(guard.image.shape, given, strict=True))
     tap, shown = purified_name(guard.classifier), shown_outputs(guard.score, guard.rejection)
-    replaced = replaced_output(guard.classifier) if guard.rejection.replaces else None
+    kind = Output(kind=guard.output.kind)  # the reference's classify returns the answer alone
+    replaced = answer_name(guard.classifier, guard.output) if guard.rejection.replaces else None
 
     @torch.no_grad()
     def reference(batch: Tensor, noise: Tensor | None, given: Any) -> Expected:
@@ -144,7 +146,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
 
         pixels = front.pixels(batch)
         drawn = None if noise is None else noise.to(pixels.dtype)
-        answered = answer(quiet, classify, pixels, drawn, rejection=guard.rejection, scored=scored)
+        answered = answer(quiet, classify, pixels, drawn, rejection=guard.rejection, scored=scored, output=kind)
         if replaced is not None:
             found[replaced] = answered.output.numpy()
         extras = {
@@ -166,6 +168,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
             score=guard.score,
             rejection=guard.rejection,
             noise=True,
+            output=guard.output,
         )
     return Candidate(
         raise_opset(model, opset),

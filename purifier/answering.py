@@ -13,6 +13,7 @@ from torch import Tensor
 from .contracts.purifier import Purifier, check_purified, check_scores, dtype_of
 from .data.pixels import into_range
 from .errors import AuditError, PluginError
+from .output import LOGITS, Output
 from .rejection.policy import Rejection
 from .seeding import SampleGenerator
 
@@ -21,7 +22,7 @@ class Answer(NamedTuple):
     """A guard's answer for N images."""
 
     output: Any
-    """The classifier's output, with the logits of rejected images replaced if the rejection asks for it."""
+    """The classifier's output, with the answers for rejected images replaced if the rejection asks for it."""
     purified: Tensor
     """The pixels that the classifier saw, (N, C, H, W) in [0, 1]."""
     score: Tensor | None
@@ -85,6 +86,7 @@ def answer(
     *,
     rejection: Rejection | None = None,
     scored: bool = False,
+    output: Output = LOGITS,
 ) -> Answer:
     """Purify, reject and classify.
 
@@ -100,6 +102,8 @@ def answer(
         What to do with images that score above the threshold; by default nothing.
     scored
         Whether to score the images even if the rejection needs no scores.
+    output
+        What ``classify`` returns, for rejections that replace it.
 
     Raises
     ------
@@ -114,8 +118,8 @@ def answer(
     if score is not None and rejection.threshold is not None:
         rejected = rejection.of(score)
         rejection.check(score, rejected)
-    output = classify(purified)
+    given = classify(purified)
     if rejection.replaces:
         assert rejected is not None
-        output = rejection.replace(output, rejected, purifier, pixels)
-    return Answer(output, purified, score, rejected)
+        given = rejection.replace(given, rejected, purifier, pixels, output)
+    return Answer(given, purified, score, rejected)

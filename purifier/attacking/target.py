@@ -13,6 +13,7 @@ from ..answering import draw, purify
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
 from ..errors import GradientError, PluginError
+from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
 from ..vocabulary import Route
 from .scale import Scale
@@ -49,6 +50,9 @@ class Target(nn.Module):
         One stream for each of the N images; ``select`` keeps the streams of the selected images.
     eot
         Number of noise draws a gradient is averaged over (Athalye et al. 2018, section 4.2).
+    rejection
+        What the guard does with rejected images. If they get another answer (``reclassify``, ``abstain`` with a class),
+        the target gives that answer, except on the route ``oblivious``; a guard that only marks them gives its logits.
 
     Raises
     ------
@@ -64,12 +68,14 @@ class Target(nn.Module):
         generator: SampleGenerator,
         *,
         eot: int = 1,
+        rejection: Rejection | None = None,
     ) -> None:
         super().__init__()
         check_route(classifier, purifier, route)
         self.classifier, self.purifier = classifier, purifier
         self.route, self.generator = route, generator
         self.eot = 1 if route == "oblivious" else eot
+        self.rejection = rejection or Rejection()
         self.spent = Spent()
         self._scale: Scale | None = Scale(len(generator))
         self.training = False
@@ -90,7 +96,7 @@ class Target(nn.Module):
 
     def with_streams(self, generator: SampleGenerator, at: Tensor | slice) -> Target:
         """The target for the images at positions ``at`` (or a mask) with these noise streams. Counts are shared."""
-        other = Target(self.classifier, self.purifier, self.route, generator, eot=self.eot)
+        other = Target(self.classifier, self.purifier, self.route, generator, eot=self.eot, rejection=self.rejection)
         other.spent = self.spent
         other._scale = None if self._scale is None else self._scale.select(at)
         return other
@@ -189,16 +195,20 @@ class Target(nn.Module):
                 "attack",
             )
         self.spent.queries += len(pixels)
+        if scored and self.route != "oblivious":
+            self.spent.scores += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.route != "none"):
             if self.route == "oblivious":
                 return self.normalised(self.classifier(pixels)), pixels.new_zeros(len(pixels))
-            purified, score = self._purify(pixels, scored=scored)
-            return self.normalised(self.classifier(purified)), score
+            answers = self.rejection.answers
+            purified, score = self._purify(pixels, scored=scored or answers)
+            logits = self.classifier(purified)
+            if answers:
+                logits = self.rejection.replace(logits, self.rejection.of(score), self.purifier, pixels)
+            return self.normalised(logits), score
 
     def _purify(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
         noise = draw(self.purifier, pixels, self.generator)
-        if scored:
-            self.spent.scores += len(pixels)
         if self.route == "bpda" and self.purifier.surrogate_purifies and not scored:
             return self.purifier.surrogate(pixels, noise), pixels.new_zeros(len(pixels))
         with torch.set_grad_enabled(torch.is_grad_enabled() and (scored or self.route != "bpda")):

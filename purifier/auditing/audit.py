@@ -22,7 +22,7 @@ from ..guards.guard import Guard
 from ..rejection.calibration import calibration_of
 from ..torch_tools.channels_last import channels_last
 from ..torch_tools.freezing import freeze
-from ..vocabulary import Norm, Route
+from ..vocabulary import Norm, OutputKind, Route
 from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import finished_rows, worst_cases
 from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
@@ -53,6 +53,8 @@ def audit(
     root: str | Path | None = None,
     preprocessing: Any = None,
     input: int | str | None = None,
+    output: int | str | None = None,
+    output_kind: OutputKind = "logits",
     progress: Progress | None = None,
     out: str | Path | None = None,
 ) -> AuditReport:
@@ -98,7 +100,7 @@ def audit(
         Where to run; by default where the purifier and classifier are.
     root
         Folder that holds the named data sets.
-    preprocessing, input
+    preprocessing, input, output, output_kind
         For a classifier alone: as for ``purifier.guard``.
     progress
         Called before each step and at the end, with steps done, steps in total and the next step.
@@ -118,7 +120,7 @@ def audit(
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
     given, preset = _chosen_attacks(attacks, preset)
     chosen = None if preset is None else preset_of(preset)
-    parts = audited_parts(guard, preprocessing=preprocessing, input=input)
+    parts = audited_parts(guard, preprocessing=preprocessing, input=input, output=output, output_kind=output_kind)
     classifier, purifier = parts.classifier, parts.purifier
     planned = None if parts.guard is None else purifier
     strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"

@@ -17,7 +17,8 @@ def craft(setup: AuditSetup, job: Job, batch: Batch, spent: Spent) -> Tensor:
     pixels, labels = batch.pixels, batch.labels
     streams = [SampleGenerator(mix_seed(setup.seed, kind, str(job)), batch.indices) for kind in ("target", "attack")]
     setup = setup if job.model == "guarded" else setup.alone
-    target = Target(setup.classifier, setup.purifier, job.route, streams[0], eot=job.draws(setup.eot))
+    eot, rejection = job.draws(setup.eot), setup.rejection
+    target = Target(setup.classifier, setup.purifier, job.route, streams[0], eot=eot, rejection=rejection)
     target.spent = spent
     with torch.enable_grad():
         found = job.named.attack.perturb(target, pixels.clone(), labels.clone(), job.threat, streams[1])

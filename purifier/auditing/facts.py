@@ -76,8 +76,8 @@ def describe_classifier(classifier: PixelClassifier) -> dict[str, Any]:
         "weights_file": None,
         "sha256": classifier.sha256(),
         "parameters": classifier.count_parameters(),
-        "output": None,
-        "output_kind": "logits",
+        "output": classifier.output.which,
+        "output_kind": classifier.output.kind,
     }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..classifiers.loading import load_classifier
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
-from ..contracts.purifier import Purifier
+from ..contracts.purifier import Classifying, Purifier
 from ..data.pixels import read_preprocessing
 from ..errors import ConfigError
 from ..guards.guard import Guard
@@ -21,7 +21,9 @@ from ..guards.module import GuardedModule
 from ..guards.session import GuardedSession
 from ..guards.signature import find_input
 from ..onnx.image_input import image_input, infer_preprocessing
+from ..output import Output
 from ..rejection.policy import Rejection
+from ..vocabulary import OutputKind
 from .report import Model
 from .setup import AuditSetup, Unpurified
 from .subject import ClassifierSubject, ModuleSubject, SessionSubject, Subject
@@ -54,7 +56,12 @@ class AuditedParts:
 
 
 def audited_parts(
-    given: Guard | nn.Module | ModelProto | str | Path, *, preprocessing: Any = None, input: int | str | None = None
+    given: Guard | nn.Module | ModelProto | str | Path,
+    *,
+    preprocessing: Any = None,
+    input: int | str | None = None,
+    output: int | str | None = None,
+    output_kind: OutputKind = "logits",
 ) -> AuditedParts:
     """The parts of a guard, or of a classifier that is audited alone.
 
@@ -64,7 +71,9 @@ def audited_parts(
         The classifier cannot be read, or an option is for a classifier alone and a guard was given.
     """
     if isinstance(given, GuardedModule | GuardedSession):
-        for name, value in (("preprocessing", preprocessing), ("input", input)):
+        own = {"preprocessing": preprocessing, "input": input, "output": output}
+        own["output_kind"] = None if output_kind == "logits" else output_kind
+        for name, value in own.items():
             if value is not None:
                 raise ConfigError(f"{name}: the guard has its own, got {value!r}; set it in purifier.guard(...)")
         # A session's graph has no noise, so a random purifier is replaced by its mean.
@@ -76,13 +85,15 @@ def audited_parts(
             "audit: expected a guard, a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got "
             f"{type(model).__name__}; make a guard with purifier.guard(model, purifier)"
         )
+    answer = Output(output, output_kind)
     if isinstance(model, ModelProto):
         image = image_input(model, input)
         wanted = infer_preprocessing(image) if preprocessing is None else read_preprocessing(preprocessing)
-        classifier = pixel_classifier(model, wanted, image.name)
+        classifier = pixel_classifier(model, wanted, image.name, answer)
     else:
         position, name = find_input(model, 0 if input is None else input)
-        classifier = pixel_classifier(model, read_preprocessing(preprocessing), 0 if position == 0 else name)
+        place = 0 if position == 0 else name
+        classifier = pixel_classifier(model, read_preprocessing(preprocessing), place, answer)
     return AuditedParts(None, classifier, Unpurified(), Rejection())
 
 
@@ -102,3 +113,7 @@ class _MeanPurifier(Purifier):
 
     def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.inner.purify_and_score(pixels)
+
+    def classify(self, pixels: Tensor) -> Tensor:
+        assert isinstance(self.inner, Classifying)  # only asked for with on_reject="reclassify", which checks it
+        return self.inner.classify(pixels)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..answering import draw, purifier_input
-from ..classifiers.logits import logits_of
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier, check_scores
 from ..errors import RejectedError
@@ -78,7 +77,7 @@ class ModuleSubject:
         own = guard.pixels(args, kwargs)
         noise = draw(guard.purifier, own, SampleGenerator(seed, indices))
         answered = guard.answer(args, kwargs, own, noise)
-        return Given(logits_of(answered.output), answered.rejected if self.marks else None)
+        return Given(guard.output.logits(answered.output), answered.rejected if self.marks else None)
 
 
 class SessionSubject:
@@ -111,7 +110,7 @@ class SessionSubject:
             return self._without(images, rejected, size)
         found = {name: torch.from_numpy(value[:count]) for name, value in zip(names, values, strict=True)}
         own = {name: value for name, value in found.items() if name not in (SCORE, REJECTED)}
-        logits = logits_of(own)
+        logits = self._guard.output.logits(own).float()
         if not self.marks:
             return Given(logits, None)
         return Given(logits, found[REJECTED] if REJECTED in found else logits.isnan().all(1))

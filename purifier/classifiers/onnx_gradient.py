@@ -18,8 +18,8 @@ from ..foreign_code import explained
 from ..onnx.image_input import image_input
 from ..onnx.opset import opset_of, raise_opset
 from ..onnx.runtime import open_session
+from ..output import LOGITS, Output
 from ..torch_tools.norms import norm_of, scale_like
-from .logits import logits_of
 from .pixel_classifier import OnnxPixelClassifier
 
 CHUNK = 32
@@ -44,8 +44,14 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         onnx-ad is not installed, cannot differentiate this model, or gives wrong gradients.
     """
 
-    def __init__(self, model: ModelProto, preprocessing: Preprocessing, input: int | str | None = None) -> None:
-        super().__init__(model, preprocessing, input)
+    def __init__(
+        self,
+        model: ModelProto,
+        preprocessing: Preprocessing,
+        input: int | str | None = None,
+        output: Output = LOGITS,
+    ) -> None:
+        super().__init__(model, preprocessing, input, output)
         if preprocessing.dtype != "float32":
             raise ConfigError(
                 f"gradients of an ONNX model need float32 images, got a model for {preprocessing.dtype}; {ADVICE}"
@@ -61,51 +67,54 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         pixels = torch.rand(size, generator=torch.Generator().manual_seed(0))
         with explained(f"this ONNX model fails on {self.size} images", ConfigError, ADVICE):
             outputs = self._run(preprocessing.to_classifier(pixels).numpy())
-        logits = logits_of({name: torch.from_numpy(value) for name, value in outputs.items()})
-        if len(logits) != self.size:
+        answer = output.find(outputs)
+        if len(answer) != self.size:
             raise ConfigError(
-                f"this ONNX model must return one row of logits per image, got {len(logits)} rows for {self.size} "
+                f"this ONNX model must return one row of logits per image, got {len(answer)} rows for {self.size} "
                 f"images; {ADVICE}"
             )
-        self.logits = next(name for name, value in outputs.items() if value.ctypes.data == logits.data_ptr())
-        self.answer_shape = outputs[self.logits].shape[1:]
-        self.adjoint = _adjoint(model, self.name, self.logits, self.size)
+        self.answer_name = next(name for name, value in outputs.items() if value is answer)
+        self.answer_shape = answer.shape[1:]
+        self.adjoint = _adjoint(model, self.name, self.answer_name, self.size)
         self.differentiable = True
         self._compare(pixels)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = _Run.apply(self.preprocessing.to_classifier(pixels.float()), self)
-        return logits
+        return self.output.to_logits(self._answer(pixels))
 
     def describe(self) -> str:
         return f"{super().describe()}, differentiated by onnx-ad"
 
     def answers(self, images: Tensor) -> Tensor:
-        """Logits (N, K) for images in the model's format."""
+        """The model's answers, as it gives them, for images in its format."""
         given = images.detach().cpu().numpy()
-        found = np.concatenate([self._run(part)[self.logits] for part in self._parts(given)])
-        return torch.from_numpy(found).flatten(1).to(images)
+        return torch.cat([self._run(part)[self.answer_name] for part in self._parts(given)]).to(images)
 
     def pulled_back(self, images: Tensor, upstream: Tensor) -> Tensor:
-        """The vector-Jacobian product with ``upstream`` (N, K), same shape as ``images``."""
+        """The vector-Jacobian product with ``upstream``, shaped like the answers; same shape as ``images``."""
         found = []
         for part, weights in zip(torch.split(images, self.size), torch.split(upstream, self.size), strict=True):
             feed = {
                 self.name: _padded(part, self.size),
-                PREFIX + self.logits: _padded(weights.view(-1, *self.answer_shape, 1), self.size),
+                PREFIX + self.answer_name: _padded(weights.unsqueeze(-1), self.size),
             }
             found.append(self.adjoint.run([PREFIX + self.name], feed)[0][: len(part), ..., 0])
         return torch.from_numpy(np.concatenate(found)).to(images)
 
+    def _answer(self, pixels: Tensor) -> Tensor:
+        found: Tensor = _Run.apply(self.preprocessing.to_classifier(pixels.float()), self)
+        return found
+
     def _compare(self, pixels: Tensor) -> None:
         """Raise ``ConfigError`` if finite differences along the adjoint's own gradient contradict it."""
-        upstream = torch.randn(self.size, *self.answer_shape, generator=torch.Generator().manual_seed(1)).flatten(1)
+        upstream = torch.randn(self.size, *self.answer_shape, generator=torch.Generator().manual_seed(1))
         leaf = pixels.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad((self(leaf) * upstream).sum(), leaf)
+        (gradient,) = torch.autograd.grad((self._answer(leaf) * upstream).sum(), leaf)
         length = norm_of(gradient, "l2")
         ahead = gradient * scale_like(STEP / length.clamp_min(1e-12), gradient)
         with torch.no_grad():
-            rise = ((self(pixels + ahead) - self(pixels - ahead)) * upstream).sum(1) / (2 * STEP)
+            difference = self._answer(pixels + ahead) - self._answer(pixels - ahead)
+            rise = (difference * upstream).reshape(self.size, -1).sum(1) / (2 * STEP)
         error = float((rise - length).abs().median() / length.median())
         if not length.median() > 0:
             raise ConfigError(f"the gradient of this ONNX model is zero or NaN; {ADVICE}")
@@ -128,8 +137,8 @@ class _Run(torch.autograd.Function):
         return ctx.classifier.pulled_back(ctx.saved_tensors[0], upstream[0]), None
 
 
-def _adjoint(model: ModelProto, image: str, logits: str, size: int) -> onnxruntime.InferenceSession:
-    """A session that computes ``PREFIX + image`` from a batch of ``size`` images and ``PREFIX + logits``."""
+def _adjoint(model: ModelProto, image: str, answer: str, size: int) -> onnxruntime.InferenceSession:
+    """A session that computes ``PREFIX + image`` from a batch of ``size`` images and ``PREFIX + answer``."""
     try:
         onnx_ad = importlib.import_module("onnx_ad")
     except ImportError as error:
@@ -144,13 +153,13 @@ def _adjoint(model: ModelProto, image: str, logits: str, size: int) -> onnxrunti
     del fixed.graph.input[:]
     fixed.graph.input.extend(inputs)
     for value in (*fixed.graph.input, *fixed.graph.output):
-        if value.name in (image, logits):
+        if value.name in (image, answer):
             value.type.tensor_type.shape.dim[0].dim_value = size
     del fixed.graph.value_info[:]
     failure = "onnx-ad cannot differentiate this ONNX model"
     with explained(failure, ConfigError, ADVICE, passing=lambda error: False):
         fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-        written = onnx_ad.reverse(fixed, inputs=[image], outputs=[logits], prefix=PREFIX, layout="onnx")
+        written = onnx_ad.reverse(fixed, inputs=[image], outputs=[answer], prefix=PREFIX, layout="onnx")
         return open_session(written)
 
 

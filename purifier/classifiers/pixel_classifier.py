@@ -17,7 +17,8 @@ from ..errors import ClassifierError
 from ..foreign_code import explained
 from ..onnx.image_input import image_input
 from ..onnx.runtime import open_session
-from .logits import logits_of, one_row_per_image
+from ..output import LOGITS, Output
+from .logits import one_row_per_image
 
 
 class PixelClassifier(nn.Module):
@@ -25,9 +26,9 @@ class PixelClassifier(nn.Module):
 
     differentiable: bool
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing, output: Output = LOGITS) -> None:
         super().__init__()
-        self.preprocessing = preprocessing
+        self.preprocessing, self.output = preprocessing, output
 
     def describe(self) -> str:
         """The classifier in a few words, for reports and errors."""
@@ -53,8 +54,10 @@ class PixelClassifier(nn.Module):
 class TorchPixelClassifier(PixelClassifier):
     """A torch module behind its preprocessing."""
 
-    def __init__(self, module: nn.Module, preprocessing: Preprocessing, input: int | str = 0) -> None:
-        super().__init__(preprocessing)
+    def __init__(
+        self, module: nn.Module, preprocessing: Preprocessing, input: int | str = 0, output: Output = LOGITS
+    ) -> None:
+        super().__init__(preprocessing, output)
         self.module, self.input = module, input
         self.differentiable = preprocessing.dtype != "uint8"
 
@@ -67,10 +70,10 @@ class TorchPixelClassifier(PixelClassifier):
             catching=(SystemExit,),
         ):
             output = self.module(**{self.input: images}) if isinstance(self.input, str) else self.module(images)
-        return one_row_per_image(logits_of(output), pixels)
+        return one_row_per_image(self.output.logits(output), pixels)
 
     def describe(self) -> str:
-        return f"torch {type(self.module).__name__}"
+        return f"torch {type(self.module).__name__}{self.output.describe()}"
 
 
 class OnnxPixelClassifier(PixelClassifier):
@@ -78,8 +81,14 @@ class OnnxPixelClassifier(PixelClassifier):
 
     differentiable = False
 
-    def __init__(self, model: ModelProto, preprocessing: Preprocessing, input: int | str | None = None) -> None:
-        super().__init__(preprocessing)
+    def __init__(
+        self,
+        model: ModelProto,
+        preprocessing: Preprocessing,
+        input: int | str | None = None,
+        output: Output = LOGITS,
+    ) -> None:
+        super().__init__(preprocessing, output)
         found = image_input(model, input)
         self.name, self.fixed_batch = found.name, found.shape[0]
         content = model.SerializeToString(deterministic=True)
@@ -89,9 +98,8 @@ class OnnxPixelClassifier(PixelClassifier):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = self.preprocessing.to_classifier(pixels.detach()).cpu().numpy()
-        parts = [self._run(part) for part in self._parts(images)]
-        outputs = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
-        return one_row_per_image(logits_of(outputs), pixels).to(pixels.device, torch.float32)
+        answers = torch.cat([self.output.find(self._run(part)) for part in self._parts(images)])
+        return one_row_per_image(self.output.to_logits(answers), pixels).to(pixels.device, torch.float32)
 
     def sha256(self) -> str:
         return self.digest.hex()
@@ -100,17 +108,17 @@ class OnnxPixelClassifier(PixelClassifier):
         return int(self._weights)
 
     def describe(self) -> str:
-        return f"an ONNX model on {self.session.get_providers()[0]}"
+        return f"an ONNX model on {self.session.get_providers()[0]}{self.output.describe()}"
 
-    def _run(self, images: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    def _run(self, images: np.ndarray[Any, Any]) -> dict[str, Any]:
+        """All outputs by name, in order; floats as tensors, with one row per image."""
         padding = self.fixed_batch - len(images) if isinstance(self.fixed_batch, int) else 0
         padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)]) if padding else images
         names = [output.name for output in self.session.get_outputs()]
         outputs = self.session.run(None, {self.name: padded})
         return {
-            name: value[: len(images)] if len(value) == len(padded) else value
+            name: _as_tensor(value, len(images) if padding else None)
             for name, value in zip(names, outputs, strict=True)
-            if isinstance(value, np.ndarray) and value.ndim
         }
 
     def _parts(self, images: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
@@ -118,10 +126,20 @@ class OnnxPixelClassifier(PixelClassifier):
         return [images[start : start + size] for start in range(0, max(len(images), 1), size)]
 
 
+def _as_tensor(value: Any, rows: int | None) -> Any:
+    """Floats as a tensor, with the first ``rows`` rows if given; anything else as it is."""
+    if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.floating):
+        return value
+    return torch.from_numpy(value[:rows] if value.ndim else value)
+
+
 def pixel_classifier(
-    model: nn.Module | ModelProto, preprocessing: Preprocessing, input: int | str | None = None
+    model: nn.Module | ModelProto,
+    preprocessing: Preprocessing,
+    input: int | str | None = None,
+    output: Output = LOGITS,
 ) -> PixelClassifier:
     """Any classifier in pixel space; ``input`` is the image's position or parameter name."""
     if isinstance(model, ModelProto):
-        return OnnxPixelClassifier(model, preprocessing, input)
-    return TorchPixelClassifier(model, preprocessing, 0 if input is None else input)
+        return OnnxPixelClassifier(model, preprocessing, input, output)
+    return TorchPixelClassifier(model, preprocessing, 0 if input is None else input, output)

@@ -10,9 +10,19 @@ import typer
 
 from ..auditing.presets import PROBED
 from ..errors import ConfigError
-from ..vocabulary import Norm, OnReject
+from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
-from .options import INPUT, PREPROCESSING, command_line, read_input_option, read_preprocessing_option
+from .options import (
+    INPUT,
+    OUTPUT,
+    OUTPUT_KIND,
+    PREPROCESSING,
+    Reading,
+    command_line,
+    read_input_option,
+    read_output_option,
+    read_preprocessing_option,
+)
 from .progress import audit_progress
 
 if TYPE_CHECKING:
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from ..auditing.report import AuditReport
 
 CLEAN_ONLY, NO_PURIFIER = "none", "none"
+AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits")
 DEFAULT_EPS = ["0.1"]
 FAILED, INCONCLUSIVE = 1, 3
 
@@ -62,6 +73,8 @@ def audit(
     abstain: Annotated[
         int | None, typer.Option(help="With --on-reject abstain: the class that rejected images get (default: NaN).")
     ] = None,
+    output: Annotated[str | None, OUTPUT] = None,
+    output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws per gradient, if the purifier is random.")] = 10,
@@ -89,12 +102,17 @@ def audit(
             raise ConfigError("--fail-under needs an attack on the guard; add one, or leave out --fail-under")
     threats = [read_eps(text) for text in eps]
     model = load_classifier(classifier, weights=weights)
-    wanted, image = read_preprocessing_option(preprocessing), read_input_option(input)
+    reading = Reading(
+        preprocessing=read_preprocessing_option(preprocessing),
+        input=read_input_option(input),
+        output=read_output_option(output),
+        output_kind=output_kind,
+    )
     alone = purifier == NO_PURIFIER
     if alone and (on_reject != "ignore" or abstain is not None):
         raise ConfigError("--on-reject and --abstain need a guard, but --purifier is none; leave them out")
     if not alone:
-        model = guard(model, purifier, preprocessing=wanted, input=image, on_reject=on_reject, abstain=abstain)
+        model = guard(model, purifier, on_reject=on_reject, abstain=abstain, **reading)
     console = plain_console()
     with audit_progress(console) as show:
         report = run(
@@ -112,9 +130,8 @@ def audit(
             probes=probes,
             device=device,
             root=root,
-            preprocessing=wanted if alone else None,
-            input=image if alone else None,
             progress=show,
+            **(reading if alone else AS_THE_GUARD),
         )
     named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
     report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})

@@ -8,14 +8,17 @@ from typing import Annotated, cast
 import typer
 from rich.table import Table
 
-from ..vocabulary import OnReject
+from ..vocabulary import OnReject, OutputKind
 from .console import plain_console
 from .options import (
     IMAGE_SHAPE,
     INPUT,
+    OUTPUT,
+    OUTPUT_KIND,
     PREPROCESSING,
     read_image_shape_option,
     read_input_option,
+    read_output_option,
     read_preprocessing_option,
 )
 
@@ -33,6 +36,8 @@ def export(
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    output: Annotated[str | None, OUTPUT] = None,
+    output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_rejected.")
@@ -63,6 +68,8 @@ def export(
         purifier,
         preprocessing=wanted,
         input=read_input_option(input),
+        output=read_output_option(output),
+        output_kind=output_kind,
         score=score,
         on_reject=cast(OnReject, on_reject),
         abstain=abstain,

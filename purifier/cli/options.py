@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import typer
 
 from ..errors import SpecError
 from ..specs import build, split_spec
+from ..vocabulary import OutputKind
 
 if TYPE_CHECKING:
     from ..data.pixels import Preprocessing
@@ -32,6 +33,27 @@ INPUT = typer.Option(
     "torch classifier, the only possible input of an ONNX classifier).",
 )
 
+OUTPUT = typer.Option(
+    "--output",
+    metavar="POSITION|NAME",
+    help="Output of the classifier that is its answer, such as 1 or prob (default: the one called logits, else the "
+    "only one that can be).",
+)
+OUTPUT_KIND = typer.Option(
+    "--output-kind",
+    help="What the answer is: (N, K) logits or probabilities, or for two classes one number per image, binary-logit or "
+    "binary-probability, of class 1.",
+)
+
+
+class Reading(TypedDict):
+    """How a classifier is read: the arguments that ``guard`` and ``audit`` share."""
+
+    preprocessing: Preprocessing | None
+    input: int | str | None
+    output: int | str | None
+    output_kind: OutputKind
+
 
 def read_preprocessing_option(text: str | None) -> Preprocessing | None:
     """The value of ``--preprocessing``; None if it was not given."""
@@ -45,8 +67,17 @@ def read_preprocessing_option(text: str | None) -> Preprocessing | None:
 
 def read_input_option(text: str | None) -> int | str | None:
     """The value of ``--input``, a position if it is a whole number; None if it was not given."""
+    return _read_place(text, "--input", "pixel_values")
+
+
+def read_output_option(text: str | None) -> int | str | None:
+    """The value of ``--output``, a position if it is a whole number; None if it was not given."""
+    return _read_place(text, "--output", "logits")
+
+
+def _read_place(text: str | None, option: str, example: str) -> int | str | None:
     if text == "":
-        raise SpecError("--input: expected a position such as 1 or a name such as pixel_values, got nothing", text)
+        raise SpecError(f"{option}: expected a position such as 1 or a name such as {example}, got nothing", text)
     return int(text) if text is not None and re.fullmatch(r"-?\d+", text) else text
 
 

@@ -12,8 +12,17 @@ from rich.console import Console
 
 from ..errors import SpecError
 from ..specs import split_spec
+from ..vocabulary import OutputKind
 from .console import plain_console
-from .options import INPUT, PREPROCESSING, read_input_option, read_preprocessing_option
+from .options import (
+    INPUT,
+    OUTPUT,
+    OUTPUT_KIND,
+    PREPROCESSING,
+    read_input_option,
+    read_output_option,
+    read_preprocessing_option,
+)
 
 
 def train(
@@ -29,6 +38,8 @@ def train(
     weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    output: Annotated[str | None, OUTPUT] = None,
+    output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
     optimizer: Annotated[str | None, typer.Option(help="adam or muon (default: the recipe's; robust: muon).")] = None,
@@ -95,6 +106,8 @@ def train(
             weights=weights,
             preprocessing=read_preprocessing_option(preprocessing),
             input=read_input_option(input),
+            output=read_output_option(output),
+            output_kind=output_kind,
             epochs=epochs,
             batch_size=batch_size,
             optimizer=optimizer,

@@ -16,7 +16,8 @@ from ..contracts.purifier import Purifier
 from ..data.pixels import read_preprocessing
 from ..errors import ConfigError
 from ..onnx.runtime import Provider
-from ..vocabulary import OnReject
+from ..output import Output
+from ..vocabulary import OnReject, OutputKind
 from .module import GuardedModule
 from .session import GuardedSession
 
@@ -30,6 +31,8 @@ def guard(
     *,
     preprocessing: Any = None,
     input: int | str | None = None,
+    output: int | str | None = None,
+    output_kind: OutputKind = "logits",
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
@@ -43,6 +46,8 @@ def guard(
     *,
     preprocessing: Any = None,
     input: int | str | None = None,
+    output: int | str | None = None,
+    output_kind: OutputKind = "logits",
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
@@ -56,6 +61,8 @@ def guard(
     *,
     preprocessing: Any = None,
     input: int | str | None = None,
+    output: int | str | None = None,
+    output_kind: OutputKind = "logits",
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
@@ -72,6 +79,8 @@ def guard(
     *,
     preprocessing: Any = None,
     input: int | str | None = None,
+    output: int | str | None = None,
+    output_kind: OutputKind = "logits",
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
@@ -97,6 +106,13 @@ def guard(
     input
         The position of the image among the arguments, or its parameter name; by default the first argument of a torch
         classifier, and the only possible input of an ONNX classifier.
+    output
+        The position or name of the output that is the classifier's answer, for attacks, judging and rejection; the
+        guard returns all outputs. By default the one called ``logits``, else the only one that can be the answer.
+    output_kind
+        What the answer is. ``logits``: (N, K). ``probabilities``: (N, K), with a sum of 1. ``binary-logit`` and
+        ``binary-probability``: one number per image for two classes, (N,) or (N, 1); class 1 if it is above 0, or
+        above 0.5.
     score
         Also return how unusual each image is: a module returns ``(output, score)``, a session has the last output
         ``purifier_score`` (followed by ``purifier_rejected`` if the purifier is calibrated).
@@ -104,12 +120,12 @@ def guard(
         What to do with rejected images: those whose score is NaN or above the purifier's threshold, which ``purifier
         calibrate`` finds. ``ignore``: nothing. ``flag``: also return which images are rejected, bool (N,): a module
         returns ``(output, rejected)`` or ``(output, score, rejected)``, a session has the last output
-        ``purifier_rejected``. ``abstain``: replace their logits by NaN, or by certainty of one class. ``raise``: raise
-        ``RejectedError`` for the batch. ``reclassify``: replace their logits by the
-        log-probabilities of the purifier's own classifier. If an ONNX classifier has several outputs, only ``logits``
-        is replaced, or else the first float output (N, K).
+        ``purifier_rejected``. ``abstain``: replace their answers by NaN, or by certainty of one class. ``raise``: raise
+        ``RejectedError`` for the batch. ``reclassify``: replace their answers by those of the purifier's own
+        classifier, as ``output_kind``. If an ONNX classifier has several outputs, only the answer is replaced.
     abstain
-        With ``on_reject="abstain"``: the class whose logit becomes 0; all others become -inf.
+        With ``on_reject="abstain"``: the class whose logit becomes 0, while all others become -inf. Probabilities
+        become 1 and 0, a binary logit becomes infinite.
     seed
         For a torch classifier: fixes the noise of a random purifier; by default it follows torch's global generator.
     check
@@ -144,6 +160,7 @@ def guard(
             raise ConfigError(
                 f"{name}: this option is for {kind} classifier, got {type(chosen).__name__}; leave it out"
             )
+    answer = Output(output, output_kind)
     loaded = purifier if isinstance(purifier, Purifier) else load(purifier)
     if isinstance(chosen, ModelProto):
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
@@ -152,6 +169,7 @@ def guard(
             loaded,
             preprocessing=wanted,
             input=input,
+            output=answer,
             score=score,
             on_reject=on_reject,
             abstain=abstain,
@@ -166,6 +184,7 @@ def guard(
         loaded,
         preprocessing=read_preprocessing(preprocessing),
         input=0 if input is None else input,
+        output=answer,
         score=score,
         on_reject=on_reject,
         abstain=abstain,

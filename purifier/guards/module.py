@@ -15,6 +15,7 @@ from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier, image_shape_of
 from ..data.pixels import Preprocessing, check_range, check_scale, check_shape
 from ..errors import PixelError
+from ..output import LOGITS, Output
 from ..rejection.policy import check_exportable, rejection_of
 from ..seeding import SampleGenerator
 from ..vocabulary import OnReject
@@ -37,6 +38,7 @@ class GuardedModule(nn.Module):
         *,
         preprocessing: Preprocessing,
         input: int | str = 0,
+        output: Output = LOGITS,
         score: bool = False,
         on_reject: OnReject = "ignore",
         abstain: int | None = None,
@@ -48,6 +50,7 @@ class GuardedModule(nn.Module):
         self.classifier, self.purifier = classifier, purifier.eval()
         self.preprocessing, self.score, self.seed, self.check = preprocessing, score, seed, check
         self.position, self.input = find_input(classifier, input)
+        self.output = output
         self.training = classifier.training
 
     def train(self, mode: bool = True) -> GuardedModule:
@@ -64,7 +67,8 @@ class GuardedModule(nn.Module):
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
         # By position if possible: some modules (torch.export's, DataParallel) do not know the parameter's name.
-        return pixel_classifier(self.classifier, self.preprocessing, 0 if self.position == 0 else self.input)
+        place = 0 if self.position == 0 else self.input
+        return pixel_classifier(self.classifier, self.preprocessing, place, self.output)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_exporting():
@@ -96,7 +100,15 @@ class GuardedModule(nn.Module):
             assert self.position is not None
             return self.classifier(*args[: self.position], images, *args[self.position + 1 :], **kwargs)
 
-        return answering.answer(self.purifier, classify, pixels, noise, rejection=self.rejection, scored=self.score)
+        return answering.answer(
+            self.purifier,
+            classify,
+            pixels,
+            noise,
+            rejection=self.rejection,
+            scored=self.score,
+            output=self.output,
+        )
 
     def _image(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         found = kwargs.get(self.input)

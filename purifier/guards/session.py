@@ -22,7 +22,9 @@ from ..onnx.guarded import guarded_graph
 from ..onnx.image_input import ImageInput, image_input, infer_preprocessing
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.reader import load_onnx
+from ..onnx.rejection import answer_name
 from ..onnx.runtime import Provider, check_provider, explained_opening, session_arguments
+from ..output import LOGITS, Output
 from ..rejection.policy import rejection_of
 from ..vocabulary import OnReject
 
@@ -43,6 +45,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         How the classifier wants its images; by default inferred from the input's type and shape.
     input
         The position or name of the image input; by default the only input that can be an image.
+    output
+        Which output is the classifier's answer, and of what kind.
     score
         Append the output ``purifier_score`` (N,), how unusual each image is, and, if the purifier is calibrated,
         ``purifier_rejected``, bool (N,).
@@ -74,6 +78,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         *,
         preprocessing: Preprocessing | None = None,
         input: int | str | None = None,
+        output: Output = LOGITS,
         score: bool = False,
         on_reject: OnReject = "ignore",
         abstain: int | None = None,
@@ -84,11 +89,20 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.classifier = load_onnx(classifier)
         self.image = image_input(self.classifier, input)
         self.input = self.image.name
+        self.output = output
+        if output.which is not None:
+            answer_name(self.classifier, output)  # fail now if there is no such output
         self.purifier, self.score = copy.deepcopy(purifier), score
         self.preprocessing = _with_input_dtype(preprocessing, self.image)
         self.rejection = rejection_of(purifier, on_reject, abstain)
         self.model = guarded_graph(
-            self.classifier, self.image, purifier, self.preprocessing, score=score, rejection=self.rejection
+            self.classifier,
+            self.image,
+            purifier,
+            self.preprocessing,
+            score=score,
+            rejection=self.rejection,
+            output=output,
         )
         source = "guarded classifier" if isinstance(classifier, ModelProto) else f"guarded {classifier}"
         arguments = session_arguments(providers, sess_options)
@@ -98,7 +112,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
-        return pixel_classifier(self.classifier, self.preprocessing, self.input)
+        return pixel_classifier(self.classifier, self.preprocessing, self.input, self.output)
 
     def run(
         self,

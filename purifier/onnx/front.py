@@ -15,6 +15,7 @@ from ..contracts.purifier import Classifying, Purifier, image_shape_of
 from ..data.pixels import Preprocessing
 from ..errors import ConfigError, PluginError
 from ..foreign_code import explained
+from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
 from .names import CLASSES, NOISE, OPSET, PURIFIED, REJECTED, SCORE
@@ -26,14 +27,21 @@ class PurifierFront(nn.Module):
     """Purifies a classifier's images in the classifier's format, and computes what else the guard needs.
 
     ``outputs`` names the results, in order: ``purified``; ``purifier_score``, float32 (N,); ``purifier_rejected``,
-    bool (N,); ``purifier_classes``, log-probabilities (N, K) for images to be reclassified.
+    bool (N,); ``purifier_classes``, for images to be reclassified, the purifier's own answers of the
+    kind of ``output``, (N, K), or (N, 1) if binary.
     """
 
     def __init__(
-        self, purifier: Purifier, preprocessing: Preprocessing, score: bool = False, rejection: Rejection | None = None
+        self,
+        purifier: Purifier,
+        preprocessing: Preprocessing,
+        score: bool = False,
+        rejection: Rejection | None = None,
+        output: Output = LOGITS,
     ) -> None:
         super().__init__()
         self.purifier, self.preprocessing, self.rejection = purifier, preprocessing, rejection or Rejection()
+        self.output = output
         requested = {
             PURIFIED: True,
             SCORE: score or self.rejection.on_reject == "raise",
@@ -45,7 +53,7 @@ class PurifierFront(nn.Module):
     def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         pixels = self.pixels(image)
         noise = None if noise is None else noise.to(pixels.dtype)
-        # The classifier's graph replaces logits; this one purifies and only marks rejected images.
+        # The classifier's graph replaces answers; this one purifies and only marks rejected images.
         flagging = Rejection(threshold=self.rejection.threshold)
         found = answer(
             self.purifier,
@@ -61,9 +69,13 @@ class PurifierFront(nn.Module):
         if found.rejected is not None:
             values[REJECTED] = found.rejected
         if CLASSES in self.outputs:
-            assert isinstance(self.purifier, Classifying)
-            values[CLASSES] = self.purifier.classify(pixels).float()
+            values[CLASSES] = self.own_answer(pixels).float()
         return tuple(values[name] for name in self.outputs)
+
+    def own_answer(self, pixels: Tensor) -> Tensor:
+        """The purifier's own answers for pixels (N, C, H, W), of the classifier's kind."""
+        assert isinstance(self.purifier, Classifying)
+        return self.rejection.own_answer(self.purifier.classify(pixels), self.output)
 
     def pixels(self, image: Tensor) -> Tensor:
         """A classifier's images as pixels for the purifier."""
@@ -79,6 +91,7 @@ def purifier_graph(
     rejection: Rejection | None = None,
     noise: bool = False,
     opset: int = OPSET,
+    output: Output = LOGITS,
 ) -> ModelProto:
     """A purifier to put between a classifier and its images, as an ONNX model with a free batch size.
 
@@ -96,12 +109,14 @@ def purifier_graph(
     ------
     ConfigError
         The purifier is made for images of another shape, the number of channels is unknown, or ``noise`` is set and
-        the purifier draws none.
+        the purifier draws none; or it is to reclassify for a binary classifier, and does not have 2 classes.
     PluginError
         torch cannot export the purifier.
     """
     example, free = example_images(purifier, preprocessing, image_shape)
-    front = PurifierFront(purifier, preprocessing, score, rejection)
+    front = PurifierFront(purifier, preprocessing, score, rejection, output)
+    if CLASSES in front.outputs:
+        front.own_answer(front.pixels(example))  # a wrong number of classes, seen before torch exports anything
     examples, places, names = [example], [free], ["image"]
     if noise:
         drawn = noise_for(purifier, front.pixels(example))

@@ -8,11 +8,12 @@ import onnx_ir as ir
 from onnx import ModelProto
 
 from ..errors import ClassifierError
+from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
 from .graphs import all_graphs
 from .names import CLASSES, NOISE, PURIFIED, REJECTED
 from .opset import copied, explained_reading, opset_of, raise_opset
-from .rejection import replace_logits
+from .rejection import replace_answer
 from .torch_export import without_sources
 
 
@@ -23,28 +24,35 @@ def graft(
     *,
     shown: Sequence[str] = (),
     rejection: Rejection | None = None,
+    output: Output = LOGITS,
 ) -> ModelProto:
     """The classifier with ``front`` between its input ``input_name`` and all nodes that read it.
 
     Inputs and outputs keep their names, types, shapes and order. The front's outputs named in ``shown`` become the last
     outputs, and its second input, if it has one, the last input. An output that *is* the input (same name) still
-    returns the original images, because one name cannot stand for two values. The logits of rejected images are
-    replaced if ``rejection`` asks for it. The ``classifier`` itself is not changed.
+    returns the original images, because one name cannot stand for two values. The answers for rejected images,
+    in the output that ``output`` finds, are replaced if ``rejection`` asks for it. The ``classifier`` itself is not
+    changed.
 
     Raises
     ------
     ClassifierError
         The classifier cannot be converted to the purifier's opset, already uses one of the new names, is malformed,
-        or has no logits to replace.
+        or has no answer to replace.
     ConfigError
         Its number of classes does not fit ``rejection``.
     """
     with explained_reading(classifier):
-        return _grafted(front, classifier, input_name, tuple(shown), rejection or Rejection())
+        return _grafted(front, classifier, input_name, tuple(shown), rejection or Rejection(), output)
 
 
 def _grafted(
-    front: ModelProto, classifier: ModelProto, input_name: str, shown: tuple[str, ...], rejection: Rejection
+    front: ModelProto,
+    classifier: ModelProto,
+    input_name: str,
+    shown: tuple[str, ...],
+    rejection: Rejection,
+    output: Output,
 ) -> ModelProto:
     classifier = raise_opset(classifier, opset_of(front))
     names = _names(classifier)
@@ -88,7 +96,7 @@ def _grafted(
     else:
         graph.insert_before(first, nodes)
     if rejection.replaces:
-        replace_logits(graph, made[REJECTED], made.get(CLASSES), rejection, prefix)
+        replace_answer(graph, made[REJECTED], made.get(CLASSES), rejection, prefix, output)
     for name in shown:
         value = made[name]
         value.name = name

@@ -6,6 +6,7 @@ from onnx import ModelProto
 
 from ..contracts.purifier import Purifier
 from ..data.pixels import Preprocessing
+from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
 from .front import purifier_graph
 from .graft import graft
@@ -24,6 +25,7 @@ def guarded_graph(
     score: bool = False,
     rejection: Rejection | None = None,
     noise: bool = False,
+    output: Output = LOGITS,
 ) -> ModelProto:
     """The classifier with the purifier in front: its inputs and outputs, plus those for score, rejection and noise.
 
@@ -41,8 +43,10 @@ def guarded_graph(
         rejection=rejection,
         noise=noise,
         opset=max(OPSET, opset_of(classifier)),
+        output=output,
     )
-    model = graft(front, classifier, image.name, shown=shown_outputs(score, rejection), rejection=rejection)
+    shown = shown_outputs(score, rejection)
+    model = graft(front, classifier, image.name, shown=shown, rejection=rejection, output=output)
     add_metadata(model, purifier_metadata(purifier, rejection, noise))
     return model
 

@@ -1,4 +1,4 @@
-"""Rejection inside an ONNX graph: replace the logits of rejected images."""
+"""Rejection inside an ONNX graph: replace the answers for rejected images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import onnx_ir as ir
 from onnx import ModelProto
 
 from ..errors import ClassifierError
-from ..rejection.policy import Rejection
+from ..output import LOGITS, SHAPES, Entry, Output
+from ..rejection.policy import Rejection, replaceable_ranks
 
 FLOATS = {
     ir.DataType.FLOAT: np.float32,
@@ -16,90 +17,114 @@ FLOATS = {
 }
 
 
-def replace_logits(
-    graph: ir.Graph, rejected: ir.Value, classes: ir.Value | None, rejection: Rejection, prefix: str
+def replace_answer(
+    graph: ir.Graph,
+    rejected: ir.Value,
+    own: ir.Value | None,
+    rejection: Rejection,
+    prefix: str,
+    output: Output = LOGITS,
 ) -> None:
-    """Add a Where node after the classifier's logits, in place; the output keeps its name, position, type and shape.
+    """Add a Where node after the classifier's answer, in place; the output keeps its name, position, type and shape.
 
     Parameters
     ----------
     rejected
         Which images are rejected, bool (N,).
-    classes
-        The purifier's log-probabilities (N, K), float32, if rejected images are reclassified.
+    own
+        The purifier's own answers, float32 (N, K), or (N, 1) if binary, if rejected images are reclassified.
     prefix
         Prefix of the names of new values.
 
     Raises
     ------
     ClassifierError
-        No output can be logits, or it does not declare its number of classes and ``rejection`` needs it.
+        No output can be the answer, or it does not declare its number of classes and ``rejection`` needs it.
     ConfigError
         The number of classes does not fit ``rejection``.
     """
-    place = logits_among(graph)
-    logits = graph.outputs[place]
-    kind, count = logits.dtype, None if logits.shape is None else logits.shape[1]
+    place = replaceable_answer(graph, output)
+    answer = graph.outputs[place]
+    kind, flat = answer.dtype, answer.shape is not None and len(answer.shape) == 1
+    count = None if answer.shape is None or flat else answer.shape[1]
     assert kind in FLOATS
-    known = count if isinstance(count, int) else None
-    axis = _stored(graph, f"{prefix}rejection/axis", np.array([1]))
-    column = ir.node("Unsqueeze", [rejected, axis], name=f"{prefix}rejection/column")
-    nodes = [column]
-    if classes is not None:
-        own = None if classes.shape is None else classes.shape[1]
-        if known is not None and isinstance(own, int):
-            rejection.check_classes(own, known)
-        cast = ir.node("Cast", [classes], {"to": kind}, name=f"{prefix}rejection/cast")
-        nodes.append(cast)
-        row = cast.outputs[0]
+    known = 1 if output.binary else count if isinstance(count, int) else None
+    nodes = []
+    if not flat:
+        axis = _stored(graph, f"{prefix}rejection/axis", np.array([1]))
+        nodes.append(ir.node("Unsqueeze", [rejected, axis], name=f"{prefix}rejection/column"))
+    column = nodes[0].outputs[0] if nodes else rejected
+    if own is not None:
+        classes = None if own.shape is None else own.shape[1]
+        if known is not None and isinstance(classes, int):
+            rejection.check_classes(classes, known)
+        row = own
+        if flat:
+            whole = _stored(graph, f"{prefix}rejection/whole", np.array([-1]))
+            nodes.append(ir.node("Reshape", [own, whole], name=f"{prefix}rejection/flat"))
+            row = nodes[-1].outputs[0]
+        nodes.append(ir.node("Cast", [row], {"to": kind}, name=f"{prefix}rejection/cast"))
+        row = nodes[-1].outputs[0]
         row.type = ir.TensorType(ir.DataType(kind))
     elif rejection.abstain is not None and known is None:
         raise ClassifierError(
-            f"the classifier does not declare how many classes its output {logits.name!r} has, which abstain="
+            f"the classifier does not declare how many classes its output {answer.name!r} has, which abstain="
             f"{rejection.abstain} needs; leave abstain out (NaN), or export the classifier with that size",
             graph.name or "",
         )
     else:
-        row = _stored(graph, f"{prefix}rejection/row", np.array([rejection.row(known or 1)], dtype=FLOATS[kind]))
-    where = ir.node("Where", [column.outputs[0], row, logits], name=f"{prefix}rejection/where")
+        values = np.array([rejection.row(known or 1, output)], dtype=FLOATS[kind])
+        row = _stored(graph, f"{prefix}rejection/row", values[0] if flat else values)
+    where = ir.node("Where", [column, row, answer], name=f"{prefix}rejection/where")
     graph.extend([*nodes, where])
     replaced = where.outputs[0]
-    replaced.name, replaced.type, replaced.shape = logits.name, logits.type, logits.shape
-    logits.name = f"{prefix}rejection/{logits.name}"
+    replaced.name, replaced.type, replaced.shape = answer.name, answer.type, answer.shape
+    answer.name = f"{prefix}rejection/{answer.name}"
     for node in nodes:
         node.outputs[0].name = f"{node.name}_output"
     graph.outputs[place] = replaced
 
 
-def logits_among(graph: ir.Graph) -> int:
-    """The position of the logits among a graph's outputs: the one called ``logits``, else the first floats (N, K).
+def replaceable_answer(graph: ir.Graph, output: Output) -> int:
+    """The position of the answer among a graph's outputs, after checking that its rows can be replaced.
 
     Raises
     ------
     ClassifierError
-        There are none.
+        No output can be the answer, or several can and none is chosen.
     """
-    floats = [
-        place
-        for place, value in enumerate(graph.outputs)
-        if value.dtype in FLOATS and value.producer() is not None and (value.shape is None or len(value.shape) == 2)
-    ]
-    if not floats:
-        got = ", ".join(f"{value.name!r} {value.dtype} {value.shape}" for value in graph.outputs)
+    try:
+        place = _answer_among(graph, output)
+    except ClassifierError as error:
+        raise ClassifierError(f"{error}; or use on_reject='flag', which replaces nothing", graph.name or "") from error
+    value = graph.outputs[place]
+    if value.producer() is None or (value.shape is not None and len(value.shape) not in replaceable_ranks(output)):
         raise ClassifierError(
-            "no output of the classifier can be logits to replace for rejected images: expected floats (N, K), got "
-            f"{got}; use on_reject='flag'",
+            f"the rows of the classifier's output {_described(value)} cannot be replaced for rejected images: expected "
+            f"{SHAPES[output.kind]}, computed by the graph; use on_reject='flag'",
             graph.name or "",
         )
-    named = [place for place in floats if graph.outputs[place].name == "logits"]
-    declared = [place for place in floats if graph.outputs[place].shape is not None]
-    return (named or declared or floats)[0]
+    return place
 
 
-def replaced_output(model: ModelProto) -> str:
-    """The name of a classifier's output whose rows are replaced for rejected images."""
+def answer_name(model: ModelProto, output: Output) -> str:
+    """The name of the output that is a classifier's answer; ``Output.choose`` says which errors it raises."""
     graph = ir.from_proto(model).graph
-    return graph.outputs[logits_among(graph)].name or ""
+    return graph.outputs[_answer_among(graph, output)].name or ""
+
+
+def _answer_among(graph: ir.Graph, output: Output) -> int:
+    entries = []
+    for value in graph.outputs:
+        sizes = None
+        if value.shape is not None:
+            sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+        entries.append(Entry(value.name, value.dtype in FLOATS, sizes, f"{value.dtype} {value.shape}"))
+    return output.choose(entries)
+
+
+def _described(value: ir.Value) -> str:
+    return f"{value.name!r} {value.dtype} {value.shape}"
 
 
 def _stored(graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ir.Value:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..contracts.purifier import Classifying, Purifier, image_shape_of
 from ..errors import ConfigError, PluginError, RejectedError
+from ..output import LOGITS, SHAPES, Output
 from ..vocabulary import OnReject
 from .calibration import calibration_of, rejected, threshold_of
 
@@ -21,11 +22,12 @@ class Rejection:
     Parameters
     ----------
     on_reject
-        ``ignore``: do nothing. ``flag``: report which they are. ``abstain``: their logits become NaN, or certain of
-        the class ``abstain``. ``raise``: raise ``RejectedError``. ``reclassify``: their logits
-        become the purifier's own log-probabilities.
+        ``ignore``: do nothing. ``flag``: report which they are. ``abstain``: their answers become NaN, or certain of
+        the class ``abstain``. ``raise``: raise ``RejectedError``. ``reclassify``: their answers become those of the
+        purifier's own classifier.
     abstain
-        Class for ``on_reject="abstain"``, which gets the logit 0 and all others -inf. None: all logits are NaN.
+        Class for ``on_reject="abstain"``, which gets the logit 0 and all others -inf, or the probabilities 1 and 0; a
+        binary logit becomes -inf or inf. None: all are NaN.
     threshold
         Images that score above it are rejected; None if the purifier is not calibrated and no threshold is needed.
     """
@@ -41,8 +43,13 @@ class Rejection:
 
     @property
     def replaces(self) -> bool:
-        """Whether the logits of rejected images are replaced."""
+        """Whether the answers for rejected images are replaced."""
         return self.on_reject in ("abstain", "reclassify")
+
+    @property
+    def answers(self) -> bool:
+        """Whether rejected images get an answer that counts, in place of the classifier's."""
+        return self.replaces and not self.marks
 
     @property
     def marks(self) -> bool:
@@ -54,33 +61,60 @@ class Rejection:
         assert self.threshold is not None
         return rejected(score, self.threshold)
 
-    def replace(self, logits: Any, which: Tensor, purifier: Purifier, pixels: Tensor) -> Tensor:
-        """Logits (N, K) with the rows of the rejected images, bool (N,), replaced.
+    def replace(self, given: Any, which: Tensor, purifier: Purifier, pixels: Tensor, output: Output = LOGITS) -> Tensor:
+        """A classifier's answers with the rows of the rejected images, bool (N,), replaced.
+
+        Parameters
+        ----------
+        given
+            The answers, of the kind of ``output``: (N, K), or if binary (N,) or (N, 1).
 
         Raises
         ------
         ConfigError
-            The classifier does not return plain logits, or its number of classes does not fit the replacement.
+            The classifier returns something else, or its number of classes does not fit the replacement.
         """
-        if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim != 2:
-            kind = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        shaped = isinstance(given, Tensor) and given.is_floating_point() and given.ndim in replaceable_ranks(output)
+        if not shaped:
+            kind = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
             raise ConfigError(
-                f"on_reject={self.on_reject!r}: expected a classifier that returns logits, floats (N, K), and nothing "
+                f"on_reject={self.on_reject!r}: expected a classifier that returns {SHAPES[output.kind]}, and nothing "
                 f"else, got {kind}; use on_reject='flag'"
             )
+        answer = output.find(given)
         if self.on_reject == "reclassify":
-            row = self._reclassified(logits, purifier, pixels)
+            row = self._reclassified(answer, purifier, pixels, output)
         else:
-            row = torch.tensor([self.row(logits.shape[1])], dtype=logits.dtype, device=logits.device)
-        return torch.where(which[:, None], row, logits)
+            row = torch.tensor([self.row(answer.shape[-1], output)], dtype=answer.dtype, device=answer.device)
+        if answer.ndim == 1:
+            return torch.where(which, row[:, 0], answer)
+        return torch.where(which[:, None], row, answer)
 
-    def row(self, classes: int) -> list[float]:
-        """The logits of an image on which the guard abstains."""
+    def row(self, classes: int, output: Output = LOGITS) -> list[float]:
+        """The answer (K numbers, or one if binary) for an image on which the guard abstains."""
+        columns, classes = (1, 2) if output.binary else (classes, classes)
         if self.abstain is None:
-            return [float("nan")] * classes
+            return [float("nan")] * columns
         if self.abstain >= classes:
             raise ConfigError(f"abstain: expected a class from 0 to {classes - 1}, got {self.abstain}")
-        return [0.0 if place == self.abstain else float("-inf") for place in range(classes)]
+        if output.binary:
+            low, high = (float("-inf"), float("inf")) if output.log_scale else (0.0, 1.0)
+            return [high if self.abstain == 1 else low]
+        chosen, other = (0.0, float("-inf")) if output.log_scale else (1.0, 0.0)
+        return [chosen if place == self.abstain else other for place in range(classes)]
+
+    def own_answer(self, log_probabilities: Tensor, output: Output = LOGITS) -> Tensor:
+        """A purifier's own log-probabilities (N, K) as an answer of the classifier's kind: (N, K), or (N, 1) if binary.
+
+        Raises
+        ------
+        ConfigError
+            The classifier is binary, and K is not 2.
+        """
+        if output.binary:
+            self.check_classes(log_probabilities.shape[1], 2)
+            log_probabilities = log_probabilities[:, 1:] - (log_probabilities[:, :1] if output.log_scale else 0)
+        return log_probabilities if output.log_scale else log_probabilities.exp()
 
     def check_classes(self, own: int, classes: int) -> None:
         """Raise ``ConfigError`` unless the purifier has as many classes as the classifier."""
@@ -104,15 +138,21 @@ class Rejection:
             score,
         )
 
-    def _reclassified(self, logits: Tensor, purifier: Purifier, pixels: Tensor) -> Tensor:
+    def _reclassified(self, answer: Tensor, purifier: Purifier, pixels: Tensor, output: Output) -> Tensor:
         assert isinstance(purifier, Classifying)
         found = purifier.classify(pixels)
         if found.ndim != 2:
             raise PluginError(
                 f"classify must return log-probabilities (N, K), got {tuple(found.shape)}", type(purifier).__name__
             )
-        self.check_classes(found.shape[1], logits.shape[1])
-        return found.to(logits.dtype)
+        if not output.binary:
+            self.check_classes(found.shape[1], answer.shape[1])
+        return self.own_answer(found, output).to(answer.dtype)
+
+
+def replaceable_ranks(output: Output) -> tuple[int, ...]:
+    """How many dimensions an answer can have for its rows to be replaced."""
+    return (1, 2) if output.binary else (2,)
 
 
 def rejection_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Rejection:

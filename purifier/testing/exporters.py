@@ -11,7 +11,6 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from ..classifiers.logits import logits_of
 from ..errors import PurifierError
 from ..foreign_code import Attempt, explained
 from ..guards.exporter import Exporter
@@ -91,4 +90,4 @@ def _answer(guard: Guard, images: Tensor, noise: Tensor | None) -> np.ndarray[An
     args, kwargs = ((images,), {}) if quiet.position == 0 else ((), {quiet.input: images})
     with torch.no_grad():
         output = quiet.answer(args, kwargs, quiet.pixels(args, kwargs), noise).output
-    return logits_of(output).double().numpy()
+    return quiet.output.find(output).flatten(1).double().numpy()

@@ -25,6 +25,8 @@ from ..foreign_code import explained
 from ..guards.module import GuardedModule
 from ..guards.signature import find_input
 from ..onnx.image_input import image_input, infer_preprocessing
+from ..output import LOGITS, Output
+from ..vocabulary import OutputKind
 from .recipe import Recipe
 
 CHECKED_IMAGES = 64
@@ -38,11 +40,13 @@ def classifier_for(
     weights: str | Path | None,
     preprocessing: Any,
     input: int | str | None,
+    output: int | str | None = None,
+    output_kind: OutputKind = "logits",
 ) -> PixelClassifier | None:
     """The classifier that a recipe needs, from the same arguments as ``purifier.guard``; None if it needs none."""
-    name = type(recipe).__name__.lower()
+    name, answer = type(recipe).__name__.lower(), Output(output, output_kind)
     if not recipe.needs_classifier:
-        if any(option is not None for option in (given, weights, preprocessing, input)):
+        if answer != LOGITS or any(option is not None for option in (given, weights, preprocessing, input)):
             raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or use denoise or robust")
         return None
     if given is None:
@@ -54,7 +58,7 @@ def classifier_for(
         preprocessing = infer_preprocessing(image_input(model, input))
     wanted = read_preprocessing(preprocessing)
     if isinstance(model, ModelProto) and recipe.needs_gradients:
-        return OnnxGradientClassifier(model, wanted, input)
+        return OnnxGradientClassifier(model, wanted, input, answer)
     if isinstance(model, GuardedModule):
         raise ConfigError("classifier: this model is already guarded; give its .classifier")
     if not isinstance(model, nn.Module | ModelProto):
@@ -62,13 +66,13 @@ def classifier_for(
             f"classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got {type(model).__name__}"
         )
     if isinstance(model, ModelProto):
-        return pixel_classifier(model, wanted, input)
+        return pixel_classifier(model, wanted, input, answer)
     position, found = find_input(model, 0 if input is None else input)
     if any(is_lazy(tensor) or tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         raise ConfigError(
             f"classifier: {type(model).__name__} has no weights yet; load them, or run it on an image once"
         )
-    return pixel_classifier(model, wanted, 0 if position == 0 else found)
+    return pixel_classifier(model, wanted, 0 if position == 0 else found, answer)
 
 
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:
@@ -109,7 +113,7 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
     if recipe.needs_gradients and are_probabilities(logits):
         raise ConfigError(
             f"{classifier.describe()}: expected logits, got probabilities (in [0, 1] with sum 1), whose gradients "
-            "vanish where it is confident; remove its softmax"
+            "vanish where it is confident; remove its softmax, or give output_kind='probabilities' (--output-kind)"
         )
     low, high = int(data.labels.min()), int(data.labels.max())
     if low < 0 or high >= logits.shape[1]:
@@ -120,7 +124,7 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
 
 
 def fingerprint(classifier: PixelClassifier) -> dict[str, Any]:
-    """A digest of every bit of the classifier's weights, and its input and preprocessing."""
+    """A digest of every bit of the classifier's weights, and its input, output and preprocessing."""
     digest = hashlib.sha256()
     if isinstance(classifier, OnnxPixelClassifier):
         digest.update(classifier.digest)
@@ -131,7 +135,10 @@ def fingerprint(classifier: PixelClassifier) -> dict[str, Any]:
             digest.update(repr(value).encode())
     input = classifier.name if isinstance(classifier, OnnxPixelClassifier) else getattr(classifier, "input", 0)
     preprocessing = dataclasses.asdict(classifier.preprocessing)
-    return {"sha256": digest.hexdigest(), "input": input, "preprocessing": preprocessing}
+    found = {"sha256": digest.hexdigest(), "input": input, "preprocessing": preprocessing}
+    if classifier.output != LOGITS:  # left out by default, so that runs from before there was a choice can be resumed
+        found["output"] = dataclasses.asdict(classifier.output)
+    return found
 
 
 def _gradient(classifier: PixelClassifier, pixels: Tensor) -> Tensor | None:

@@ -22,6 +22,7 @@ from ..seeding import mix_seed
 from ..specs import build
 from ..torch_tools.channels_last import channels_last, fed_channels_last
 from ..torch_tools.freezing import freeze
+from ..vocabulary import OutputKind
 from .argument_checks import check_kinds, check_numbers, check_out, device_of
 from .classifier_checks import check_classifier, classifier_for, fingerprint
 from .epoch import NotFinite, Progress, Run, out_of_memory
@@ -43,6 +44,8 @@ def train(
     weights: str | Path | None = None,
     preprocessing: Any = None,
     input: int | str | None = None,
+    output: int | str | None = None,
+    output_kind: OutputKind = "logits",
     epochs: int = 10,
     batch_size: int = 128,
     optimizer: str | None = None,
@@ -83,7 +86,7 @@ def train(
         ``elbo``: the purifier's own loss on clean images. ``denoise``: from adversarial images of a classifier to the
         clean ones. ``robust``: adversarial training in front of a classifier. A recipe takes options,
         ``robust:eps=0.1,steps=2``: the fields of ``Robust`` and so on.
-    classifier, weights, preprocessing, input
+    classifier, weights, preprocessing, input, output, output_kind
         The classifier that the purifier is for, as for ``purifier.guard`` and ``purifier audit``. It is not
         changed, not by one bit. For an ONNX model the package onnx-ad computes gradients.
     epochs, batch_size, seed
@@ -137,7 +140,15 @@ def train(
     }
     optimisation = chosen.suggested.with_given(given).on(run_device)
     images = _training_images(data, root, chosen, optimisation)
-    model = classifier_for(chosen, classifier, weights=weights, preprocessing=preprocessing, input=input)
+    model = classifier_for(
+        chosen,
+        classifier,
+        weights=weights,
+        preprocessing=preprocessing,
+        input=input,
+        output=output,
+        output_kind=output_kind,
+    )
     purifier = _build(plugin, config or {}, images, seed, chosen).to(run_device).train()
     follower = Follower(purifier, optimisation)
     settings = {

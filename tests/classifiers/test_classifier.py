@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from purifier import Preprocessing
 from purifier.classifiers.loading import load_classifier
-from purifier.classifiers.logits import logits_of
 from purifier.classifiers.pixel_classifier import pixel_classifier
 from purifier.errors import CheckpointError, ClassifierError, PurifierError, SpecError
 
@@ -139,16 +138,6 @@ def test_weights_that_do_not_fit_are_errors(folder: Path) -> None:
         load_classifier("net.onnx", weights="w.safetensors")
     with pytest.raises(CheckpointError, match="no file"):
         load_classifier("acme_models:make", weights="absent.pt")
-
-
-def test_logits_are_found_in_every_return_value() -> None:
-    logits = torch.rand(2, 10)
-    for output in (logits, (logits, 1), [logits], {"loss": 1, "logits": logits}, {"out": logits}):
-        assert torch.equal(logits_of(output), logits)
-    assert torch.equal(logits_of((torch.arange(2), logits[:, :, None, None])), logits)
-    for output in (torch.rand(2), torch.rand(2, 10, 2), torch.ones(2, 10, dtype=torch.int64), {}, None, (), "x"):
-        with pytest.raises(ClassifierError, match=r"must return logits, floats \(N, K\)"):
-            logits_of(output)
 
 
 class Doubling(nn.Module):

@@ -125,7 +125,10 @@ def test_an_uncalibrated_score_adds_no_rejection() -> None:
 def test_only_the_logits_of_rejected_images_are_replaced(
     which: Callable[[], Purifier], options: dict[str, Any], kind: int
 ) -> None:
-    session, untouched = guard(classifier(kind), which(), **options), run(guard(classifier(kind), which()))
+    session, untouched = (
+        guard(classifier(kind), which(), output="scores", **options),
+        run(guard(classifier(kind), which())),
+    )
     found = run(session)
     assert list(found) == OWN
     atol = 5e-2 if kind == TensorProto.FLOAT16 else 1e-4
@@ -184,10 +187,10 @@ def test_images_whose_score_is_nan_are_rejected() -> None:
 
 def test_classes_that_do_not_fit_are_errors() -> None:
     with pytest.raises(ConfigError, match="abstain: expected a class from 0 to 9, got 10"):
-        guard(classifier(), bright(), on_reject="abstain", abstain=10)
+        guard(classifier(), bright(), output="scores", on_reject="abstain", abstain=10)
     with pytest.raises(ClassifierError, match="'scores' has, which abstain=3 needs; leave abstain out"):
-        guard(classifier(declared="K"), bright(), on_reject="abstain", abstain=3)
-    found = run(guard(classifier(declared=None), bright(), on_reject="abstain"))
+        guard(classifier(declared="K"), bright(), output="scores", on_reject="abstain", abstain=3)
+    found = run(guard(classifier(declared=None), bright(), output="scores", on_reject="abstain"))
     np.testing.assert_array_equal(np.isnan(found["scores"]).all(1), REJECTED)
 
     class Five(Classes):
@@ -195,13 +198,13 @@ def test_classes_that_do_not_fit_are_errors() -> None:
             return super().classify(pixels)[:, :5]
 
     with pytest.raises(ConfigError, match="the purifier has 5 classes, but the classifier has 10"):
-        guard(classifier(), calibrated(Five()), on_reject="reclassify")
+        guard(classifier(), calibrated(Five()), output="scores", on_reject="reclassify")
 
 
 def test_a_classifier_without_logits() -> None:
     model = classifier()
     del model.graph.output[1:]
-    with pytest.raises(ClassifierError, match="no output of the classifier can be logits.*'label' INT64.*'flag'"):
+    with pytest.raises(ClassifierError, match="must return logits.*'label' INT64.*'flag'"):
         guard(model, bright(), on_reject="abstain")
     assert list(run(guard(model, bright(), on_reject="flag"))) == ["label", "purifier_rejected"]
 
@@ -226,7 +229,7 @@ def test_torch_guards_and_sessions_export_the_same_graph(
     report = export(guard(Net(), which(), **options), path)
     one = run(plain(path))
     assert report.notes == ()
-    export(guard(classifier(), which(), **options), path)
+    export(guard(classifier(), which(), output="scores", **options), path)
     other = run(plain(path))
     assert list(one) == ["logits", *list(other)[3:]]
     for name, value in one.items():
@@ -239,7 +242,7 @@ def test_torch_guards_and_sessions_export_the_same_graph(
 
 @pytest.mark.parametrize("options", [{"on_reject": "flag"}, {"on_reject": "abstain"}])
 def test_a_file_with_another_threshold_is_not_written(options: dict[str, Any], tmp_path: Path) -> None:
-    session = guard(classifier(), bright(), **options)
+    session = guard(classifier(), bright(), output="scores", **options)
     values = [value for value in session.model.graph.initializer if numpy_helper.to_array(value).tolist() == 0.5]
     assert len(values) == 1
     values[0].CopyFrom(numpy_helper.from_array(np.float32(0.0), values[0].name))
