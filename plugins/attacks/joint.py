@@ -38,6 +38,10 @@ class Joint(ScaleOption, Attack):
     instead. Steps shrink to 0 along a cosine. The result is the misclassified iterate of lowest score, or else the
     iterate of highest margin.
 
+    A guard that gives rejected images another answer (``reclassify``, ``abstain`` with a class) is fooled by any wrong
+    answer, so a low score is not needed there. Every start then runs twice: once as above, and once up the score until
+    the image is rejected and on along the loss of the answer it then gets.
+
     With a random target only the last iterate of each start is a candidate, ranked on new draws. On the route
     ``oblivious`` the attacker knows of no detector and only maximises the loss.
 
@@ -79,16 +83,26 @@ class Joint(ScaleOption, Attack):
         if not best.random:
             best.note(pixels, *target.logits_with_score(pixels))
         climbed = loss_from(self.loss, target, pixels, labels)
+        answers = target.rejection.answers and target.route != "oblivious"
         for _ in range(self.restarts):
-            here = random_start(pixels, threat, generator)
-            here = self._descend(best, target, climbed, here, pixels, threat)
-            best.note(here, *target.logits_with_score(here))
+            for upwards in (False, True) if answers else (False,):
+                here = random_start(pixels, threat, generator)
+                here = self._descend(best, target, climbed, here, pixels, threat, upwards=upwards)
+                best.note(here, *target.logits_with_score(here))
         return best.pixels
 
     def _descend(
-        self, best: _LowestScore, target: Target, climbed: NamedLoss, here: Tensor, pixels: Tensor, threat: Threat
+        self,
+        best: _LowestScore,
+        target: Target,
+        climbed: NamedLoss,
+        here: Tensor,
+        pixels: Tensor,
+        threat: Threat,
+        *,
+        upwards: bool,
     ) -> Tensor:
-        """The last iterate from a start ``here``, (N, C, H, W)."""
+        """The last iterate from a start ``here``, (N, C, H, W); ``upwards`` aims at being rejected."""
         dual: Norm = "l1" if threat.norm == "linf" else "l2"
         weight = here.new_ones(len(here))
         crossed = torch.zeros_like(climbed.labels, dtype=torch.bool)
@@ -99,9 +113,12 @@ class Joint(ScaleOption, Attack):
             )
             if not best.random:
                 best.note(here, logits, score)
-            up_loss = unit(up_loss, dual)
-            both = unit(lower_score, dual) + up_loss * scale_like(weight, up_loss)
+            up_loss, lower_score = unit(up_loss, dual), unit(lower_score, dual)
+            both = lower_score + up_loss * scale_like(weight, up_loss)
             direction = torch.where(scale_like(crossed, up_loss), both, up_loss)
+            if upwards:
+                rejected = scale_like(target.rejection.of(score), up_loss)
+                direction = torch.where(rejected, up_loss, 0) - lower_score
             margins = margin(logits, climbed.labels)
             weight = torch.where(crossed, weight * torch.where(margins < self.confidence, MORE, LESS), weight)
             if target.route != "oblivious":
@@ -114,13 +131,15 @@ class Joint(ScaleOption, Attack):
 class _LowestScore:
     """The best candidate so far for each of N images: misclassified ones first, then the lowest score.
 
-    Among correctly classified ones, and on the route ``oblivious``, which knows no score, the highest margin counts.
+    Among correctly classified ones, on the route ``oblivious``, which knows no score, and where rejected images get an
+    answer, the highest margin counts.
     """
 
     def __init__(self, target: Target, pixels: Tensor, labels: Tensor) -> None:
         self.pixels = pixels.clone()
         self.random = target.random(pixels)
-        self._labels, self._scored = labels, target.route != "oblivious"
+        self._labels = labels
+        self._scored = target.route != "oblivious" and not target.rejection.answers
         self._fooled = torch.zeros_like(labels, dtype=torch.bool)
         self._value = pixels.new_full((len(pixels),), -torch.inf, dtype=torch.float32)
 

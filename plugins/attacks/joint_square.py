@@ -19,6 +19,8 @@ from .square import Square
 
 SMALLEST_GAP = 1e-12
 """A smaller gap is no unit to measure in."""
+REJECTED = -1e6
+"""The goal of an image whose score or logits are NaN, which is rejected."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class JointSquare(Attack):
     It is ``square`` on a goal of its own: the smaller of the classifier's margin and of how far the score is below the
     threshold, in units of their first values. The goal is above 0 where the image is misclassified and accepted: an
     attack on a detector must aim at both at once (Carlini & Wagner 2017, "Adversarial Examples Are Not Easily
-    Detected"; Tramer 2022). The purifier must be calibrated. On the route ``oblivious`` the attacker knows of no
-    detector, and this is ``square``.
+    Detected"; Tramer 2022). Where rejected images get another answer, any wrong answer will do, and the goal is the
+    larger of the margin and the step to rejection. The purifier must be calibrated. On the route ``oblivious`` the
+    attacker knows of no detector, and this is ``square``.
 
     Parameters
     ----------
@@ -70,7 +73,9 @@ class _Evading(Target):
     """
 
     def __init__(self, inner: Target, labels: Tensor, units: Tensor, threshold: float) -> None:
-        super().__init__(inner.classifier, inner.purifier, inner.route, inner.generator, eot=inner.eot)
+        super().__init__(
+            inner.classifier, inner.purifier, inner.route, inner.generator, eot=inner.eot, rejection=inner.rejection
+        )
         self.inner, self.labels, self.units, self.threshold = inner, labels, units, threshold
 
     @classmethod
@@ -92,6 +97,12 @@ class _Evading(Target):
 
     def logits(self, pixels: Tensor) -> Tensor:
         logits, score = self.inner.logits_with_score(pixels)
-        gaps = torch.stack([margin(logits, self.labels), self.threshold - score.float()], 1) / self.units
-        goal = gaps.amin(1)
+        wrong, accepted = margin(logits, self.labels), self.threshold - score.float()
+        wrong, accepted = wrong / self.units[:, 0], accepted / self.units[:, 1]
+        goal = torch.minimum(wrong, accepted)
+        if self.rejection.answers:
+            # A step towards rejection is one towards another answer.
+            goal = torch.where(accepted >= 0, torch.maximum(wrong, (-accepted).clamp_max(-SMALLEST_GAP)), wrong)
+            goal = torch.where(wrong > 0, wrong, goal)
+        goal = goal.nan_to_num(REJECTED)
         return torch.stack([torch.zeros_like(goal), goal], 1)

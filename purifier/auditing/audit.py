@@ -130,7 +130,9 @@ def audit(
     with ExitStack() as stack:
         run_device = stack.enter_context(freeze(classifier, purifier, device=device))
         setup = parts.setup(run_device, seed=seed, batch_size=batch_size)
-        random = check_fit(classifier, purifier, loaded, run_device)
+        random = check_fit(
+            classifier, purifier, loaded, run_device, abstains=parts.guard is None and parts.rejection.marks
+        )
         sample = loaded.batch(range(min(2, len(loaded))))[0]
         stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
         stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
@@ -139,7 +141,7 @@ def audit(
         left_out: list[str] = []
         if chosen is not None:
             preset_jobs, left_out = plan_preset(
-                classifier, planned, chosen, threats, routes, random=random, rejecting=parts.rejection.marks
+                classifier, planned, chosen, threats, routes, random=random, rejecting=parts.rejection.active
             )
             duplicates = {job.named.spec for job in preset_jobs} & {job.named.spec for job in jobs}
             if duplicates:

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from ..classifiers.loading import load_classifier
-from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
+from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier, pixel_classifier
 from ..contracts.purifier import Classifying, Purifier
 from ..data.pixels import read_preprocessing
 from ..errors import ConfigError
@@ -71,9 +71,9 @@ def audited_parts(
         The classifier cannot be read, or an option is for a classifier alone and a guard was given.
     """
     if isinstance(given, GuardedModule | GuardedSession):
-        own = {"preprocessing": preprocessing, "input": input, "output": output}
-        own["output_kind"] = None if output_kind == "logits" else output_kind
-        for name, value in own.items():
+        options = {"preprocessing": preprocessing, "input": input, "output": output}
+        options["output_kind"] = None if output_kind == "logits" else output_kind
+        for name, value in options.items():
             if value is not None:
                 raise ConfigError(f"{name}: the guard has its own, got {value!r}; set it in purifier.guard(...)")
         # A session's graph has no noise, so a random purifier is replaced by its mean.
@@ -94,7 +94,26 @@ def audited_parts(
         position, name = find_input(model, 0 if input is None else input)
         place = 0 if position == 0 else name
         classifier = pixel_classifier(model, read_preprocessing(preprocessing), place, answer)
+    if isinstance(classifier, OnnxPixelClassifier) and classifier.marks:
+        own = OwnRejection(classifier)
+        return AuditedParts(None, classifier, own, Rejection("flag", threshold=own.threshold))
     return AuditedParts(None, classifier, Unpurified(), Rejection())
+
+
+class OwnRejection(Unpurified):
+    """No purifier; the score is that of an exported guard, or else 1 for images that it rejects and 0 for others."""
+
+    def __init__(self, guard: OnnxPixelClassifier) -> None:
+        super().__init__()
+        self._guard = (guard,)  # in a tuple, so that it is no submodule
+        self._scores = guard.threshold is not None and guard.scores
+        self.threshold = guard.threshold if self._scores else 0.5
+
+    def score(self, pixels: Tensor) -> Tensor:
+        verdict = self._guard[0].verdict(pixels)
+        found = verdict.score if self._scores else verdict.rejected
+        assert found is not None
+        return found.float()
 
 
 class _MeanPurifier(Purifier):

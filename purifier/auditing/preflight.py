@@ -20,8 +20,13 @@ from ..torch_tools.channels_last import Ask
 
 
 @torch.no_grad()
-def check_fit(classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device) -> bool:
-    """Check on two images that data, purifier and classifier fit together; return whether the purifier is random."""
+def check_fit(
+    classifier: PixelClassifier, purifier: Purifier, data: ImageData, device: torch.device, *, abstains: bool = False
+) -> bool:
+    """Check on two images that data, purifier and classifier fit together; return whether the purifier is random.
+
+    A classifier that ``abstains`` may return NaN.
+    """
     indices = range(min(2, len(data)))
     pixels = data.batch(indices)[0].to(device)
     check_pixels(pixels, name=data.name, shape=image_shape_of(purifier))
@@ -41,7 +46,7 @@ def check_fit(classifier: PixelClassifier, purifier: Purifier, data: ImageData, 
             f"{type(purifier).__name__} changed its input in place; make it work on a copy, and run "
             "purifier.testing.check_purifier"
         )
-    if logits.isnan().any():
+    if logits.isnan().any() and not abstains:
         raise AuditError(f"{who} return NaN for an image of {data.name}; check their weights")
     highest = int(data.labels.max())
     if highest >= logits.shape[1]:

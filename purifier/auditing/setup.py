@@ -59,6 +59,14 @@ class AuditSetup:
         subjects: Mapping[Model, Any] = {"undefended": self.subjects["undefended"]}
         return replace(self, purifier=Unpurified(), rejection=Rejection(), subjects=subjects, eot=1, judgements=1)
 
+    @cached_property
+    def accepting(self) -> AuditSetup:
+        """The same audit of a guard that does not mark images as rejected."""
+        guarded = self.subjects.get("guarded")
+        if guarded is None or not guarded.marks:
+            return self
+        return replace(self, rejection=Rejection(), subjects={**self.subjects, "guarded": guarded.accepting()})
+
     def batch(self, data: ImageData, indices: Sequence[int]) -> Batch:
         """The images at these positions of the data, on the audit's device."""
         pixels, labels = (part.to(self.device) for part in data.batch(indices))

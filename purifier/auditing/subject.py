@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..answering import draw, purifier_input
-from ..classifiers.pixel_classifier import PixelClassifier
+from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..contracts.purifier import Purifier, check_scores
 from ..errors import RejectedError
 from ..guards.module import GuardedModule
 from ..guards.session import GuardedSession
 from ..onnx.names import REJECTED, SCORE
+from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
 from ..torch_tools.copying import unused_copy
 
@@ -43,6 +44,9 @@ class Subject(Protocol):
     def ask(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Given:
         """Its answers for pixels (n, C, H, W), with the noise of ``seed`` for the images at ``indices``."""
 
+    def accepting(self) -> Subject:
+        """The same model, where nothing is marked as rejected."""
+
     def score(self, pixels: Tensor) -> Tensor | None:
         """How unusual it finds each image, float32 (n,); None if it scores no images."""
 
@@ -65,6 +69,11 @@ class ModuleSubject:
         others = self._answer(pixels[kept], seed, [indices[at] for at in kept.tolist()])
         logits = others.logits.new_full((len(pixels), others.logits.shape[1]), torch.nan)
         return Given(logits.index_copy(0, kept, others.logits), rejected)
+
+    def accepting(self) -> ModuleSubject:
+        guard = unused_copy(self._unused)
+        guard.rejection = Rejection(threshold=guard.rejection.threshold)
+        return ModuleSubject(guard)
 
     def score(self, pixels: Tensor) -> Tensor:
         return _score(unused_copy(self._unused.purifier), pixels)
@@ -96,6 +105,9 @@ class SessionSubject:
         rejected = [part.rejected for part in parts if part.rejected is not None]
         return Given(torch.cat(logits).to(pixels.device), torch.cat(rejected).to(pixels.device) if rejected else None)
 
+    def accepting(self) -> Subject:
+        return self  # only its gradients would be tried without rejection, and a session has none
+
     def score(self, pixels: Tensor) -> Tensor:
         return _score(unused_copy(self._unused), pixels)
 
@@ -126,15 +138,20 @@ class SessionSubject:
 
 
 class ClassifierSubject:
-    """A classifier without a guard."""
-
-    marks = False
+    """A classifier without a guard. An exported guard that marks images as rejected is taken at its word."""
 
     def __init__(self, classifier: PixelClassifier) -> None:
+        self.marks = isinstance(classifier, OnnxPixelClassifier) and classifier.marks
         self._unused = unused_copy(classifier)
 
     def ask(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Given:
+        if isinstance(self._unused, OnnxPixelClassifier):
+            verdict = self._unused.verdict(pixels)
+            return Given(verdict.logits, verdict.rejected)
         return Given(unused_copy(self._unused)(pixels), None)
+
+    def accepting(self) -> ClassifierSubject:
+        return self
 
     def score(self, pixels: Tensor) -> None:
         return None

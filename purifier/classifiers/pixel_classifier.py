@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ..data.pixels import Preprocessing
 from ..errors import ClassifierError
 from ..foreign_code import explained
 from ..onnx.image_input import image_input
+from ..onnx.names import REJECTED, SCORE
 from ..onnx.runtime import open_session
 from ..output import LOGITS, Output
 from .logits import one_row_per_image
@@ -76,6 +77,17 @@ class TorchPixelClassifier(PixelClassifier):
         return f"torch {type(self.module).__name__}{self.output.describe()}"
 
 
+class Verdict(NamedTuple):
+    """What an ONNX model says about N images."""
+
+    logits: Tensor
+    """(N, K)."""
+    score: Tensor | None
+    """Its own ``purifier_score``, (N,); None if it has none."""
+    rejected: Tensor | None
+    """Which images it marks as rejected, bool (N,); None if it marks none."""
+
+
 class OnnxPixelClassifier(PixelClassifier):
     """An ONNX model behind its preprocessing, run by ONNX Runtime: logits, no gradients."""
 
@@ -95,11 +107,38 @@ class OnnxPixelClassifier(PixelClassifier):
         self.digest = hashlib.sha256(content).digest()
         self._weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
         self.session = open_session(content)
+        self._names = [output.name for output in self.session.get_outputs()]
+        facts = self.session.get_modelmeta().custom_metadata_map
+        self._abstains = facts.get("purifier.on_reject") == "abstain" and "purifier.abstain" not in facts
+        self.threshold = float(facts["purifier.threshold"]) if "purifier.threshold" in facts else None
 
     def forward(self, pixels: Tensor) -> Tensor:
+        return self.verdict(pixels).logits
+
+    @property
+    def marks(self) -> bool:
+        """Whether the model is an exported guard that marks images as rejected."""
+        return REJECTED in self._names or self._abstains
+
+    @property
+    def scores(self) -> bool:
+        """Whether the model is an exported guard that gives its score."""
+        return SCORE in self._names
+
+    def verdict(self, pixels: Tensor) -> Verdict:
+        """The model's logits for pixels (N, C, H, W), and if it is an exported guard, its score and rejections."""
         images = self.preprocessing.to_classifier(pixels.detach()).cpu().numpy()
-        answers = torch.cat([self.output.find(self._run(part)) for part in self._parts(images)])
-        return one_row_per_image(self.output.to_logits(answers), pixels).to(pixels.device, torch.float32)
+        parts = [self._run(part) for part in self._parts(images)]
+        own = [{name: value for name, value in part.items() if name not in (SCORE, REJECTED)} for part in parts]
+        answers = torch.cat([self.output.find(part) for part in own])
+        logits = one_row_per_image(self.output.to_logits(answers), pixels).to(pixels.device, torch.float32)
+        score, rejected = (
+            torch.cat([torch.as_tensor(part[name]) for part in parts]).to(pixels.device) if name in parts[0] else None
+            for name in (SCORE, REJECTED)
+        )
+        if rejected is None and self._abstains:
+            rejected = logits.isnan().all(1)
+        return Verdict(logits, score, rejected)
 
     def sha256(self) -> str:
         return self.digest.hex()
@@ -114,11 +153,10 @@ class OnnxPixelClassifier(PixelClassifier):
         """All outputs by name, in order; floats as tensors, with one row per image."""
         padding = self.fixed_batch - len(images) if isinstance(self.fixed_batch, int) else 0
         padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)]) if padding else images
-        names = [output.name for output in self.session.get_outputs()]
         outputs = self.session.run(None, {self.name: padded})
         return {
             name: _as_tensor(value, len(images) if padding else None)
-            for name, value in zip(names, outputs, strict=True)
+            for name, value in zip(self._names, outputs, strict=True)
         }
 
     def _parts(self, images: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
@@ -127,8 +165,8 @@ class OnnxPixelClassifier(PixelClassifier):
 
 
 def _as_tensor(value: Any, rows: int | None) -> Any:
-    """Floats as a tensor, with the first ``rows`` rows if given; anything else as it is."""
-    if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.floating):
+    """Floats and booleans as a tensor, with the first ``rows`` rows if given; anything else as it is."""
+    if not isinstance(value, np.ndarray) or not (np.issubdtype(value.dtype, np.floating) or value.dtype == np.bool_):
         return value
     return torch.from_numpy(value[:rows] if value.ndim else value)
 

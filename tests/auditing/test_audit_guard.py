@@ -1,0 +1,141 @@
+"""audit(): the guard is judged by its own answer, whatever it does with rejected images, in torch and in ONNX."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import purifier
+from audit_helpers import Give, correct, rows, worst
+from purifier.auditing.audit import audit
+from purifier.errors import ConfigError, RejectedError
+from purifier.guards.guard import guard
+from scoring_purifiers import Classes, calibrated
+
+WAYS = [("ignore", None), ("flag", None), ("raise", None), ("abstain", None), ("abstain", 3), ("reclassify", None)]
+INVERT = Give(lambda pixels, labels: 1 - pixels)
+
+
+@pytest.fixture(scope="module")
+def filter_(data) -> Classes:
+    """Rejects every image brighter than the median one."""
+    return calibrated(Classes(), data.batch(range(len(data)))[0].mean((1, 2, 3)).median().item())
+
+
+def asked(guarded, pixels: Tensor, labels: Tensor) -> tuple[int, int]:
+    """How many images the guard itself has right and accepted, and how many it rejects, one image at a time."""
+    right = rejections = 0
+    for image, label in zip(pixels.split(1), labels.tolist(), strict=True):
+        try:
+            if isinstance(guarded, purifier.GuardedModule):
+                found = guarded(image)
+                logits, rejected = found if isinstance(found, tuple) else (found, torch.tensor([False]))
+                logits, rejected = logits.numpy(), rejected.numpy()
+            else:
+                logits, *rest = guarded.run(None, {"images": image.numpy()})
+                rejected = rest[0] if rest else np.array([False])
+        except RejectedError:
+            rejections += 1
+            continue
+        refused = bool(rejected[0]) or bool(np.isnan(logits).any())
+        rejections += refused
+        right += int(logits[0].argmax() == label and not refused)
+    return right, rejections
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize(("on_reject", "abstain"), WAYS)
+def test_clean_accuracy_is_the_guards_own(on_reject, abstain, kind, filter_, classifier, onnx_classifier, data):
+    model = classifier if kind == "torch" else onnx_classifier
+    guarded = guard(model, filter_, on_reject=on_reject, abstain=abstain)
+    found = audit(guarded, data, attacks=(INVERT,) if kind == "torch" else (), routes=("exact",), eps=1, batch_size=25)
+    pixels, labels = data.batch(range(len(data)))
+    with torch.no_grad():
+        right, rejections = asked(guarded, pixels, labels)
+        after, refused = asked(guarded, 1 - pixels, labels)
+    (clean,) = rows(found, model="guarded", attack="none")
+    assert clean.result.correct == right
+    marks = on_reject in ("flag", "raise") or (on_reject == "abstain" and abstain is None)
+    assert (clean.rejected and clean.rejected.correct) == (rejections if marks else None)
+    if kind == "torch":
+        (row,) = (row for row in rows(found, model="guarded") if row.threat is not None)
+        assert row.rejected is None or row.rejected.correct == refused
+        assert row.right is None or row.right.correct <= after
+        assert worst(found, "guarded", "all") == row.result.correct
+
+
+def test_the_ways_differ_so_that_the_test_above_can_fail(filter_, classifier, data):
+    found = {
+        (way, abstain): correct(
+            audit(guard(classifier, filter_, on_reject=way, abstain=abstain), data, attacks=()), model="guarded"
+        )
+        for way, abstain in WAYS
+    }
+    assert len(set(found.values())) == 4  # all that mark rejected images have the same ones right
+    assert found["flag", None] == found["raise", None] == found["abstain", None] < found["ignore", None]
+
+
+def test_under_attack_a_rejected_image_counts_only_if_it_was_right_and_accepted(filter_, classifier, data):
+    """Dimmed images are accepted, inverted ones mostly rejected; counted by hand."""
+    guarded = guard(classifier, filter_, on_reject="flag")
+    found = audit(guarded, data, attacks=(INVERT,), routes=("exact",), eps=1)
+    pixels, labels = data.batch(range(len(data)))
+    with torch.no_grad():
+        (clean, before), (after, refused) = guarded(pixels), guarded(1 - pixels)
+    held = (clean.argmax(1) == labels) & ~before & (refused | (after.argmax(1) == labels))
+    (row,) = (row for row in rows(found, model="guarded") if row.threat is not None)
+    assert row.result.correct == held.sum() > row.right.correct
+    assert row.rejected.correct == refused.sum() and row.rejected.count == len(data)
+
+
+def test_a_guards_file_is_judged_by_its_own_rejections(filter_, classifier, data, tmp_path):
+    pixels, labels = data.batch(range(len(data)))
+    for way, scored in (("flag", False), ("flag", True), ("abstain", False)):
+        guarded = guard(classifier, filter_, on_reject=way, score=scored)
+        purifier.export(guarded, tmp_path / "guarded.onnx", image_shape=(1, 28, 28))
+        found = audit(tmp_path / "guarded.onnx", data, attacks=("joint-square:queries=50",), eps=0.1)
+        assert found.purifier is None and found.model == "undefended" and found.on_reject is None
+        with torch.no_grad():
+            right, rejections = asked(guard(classifier, filter_, on_reject=way), pixels, labels)
+        (clean,) = rows(found, model="undefended", attack="none")
+        assert (clean.result.correct, clean.rejected.correct) == (right, rejections)
+        (row,) = rows(found, attack="joint-square:queries=50")
+        assert row.scores_per_image > 0 and row.right.correct <= row.result.correct <= right
+
+
+def test_a_classifier_is_audited_alone(classifier, onnx_classifier, data):
+    alone = audit(classifier, data, attacks=("pgd:steps=5", "square:queries=50"), eps=0.05)
+    assert {row.model for row in alone.rows} == {"undefended"} == {alone.model}
+    assert [row.route for row in alone.rows] == [None, "exact", "none"]
+    assert alone.purifier is None and alone.calibration is None and all(row.detection is None for row in alone.rows)
+    beside = audit(guard(classifier, "blur"), data, attacks=("pgd:steps=5",), routes=("exact",), eps=0.05)
+    assert correct(alone, attack="pgd:steps=5") == correct(beside, attack="pgd:steps=5", model="undefended")
+    queried = audit(onnx_classifier, data, attacks=("square:queries=50",), eps=0.05)
+    assert correct(queried, attack="none") == correct(alone, attack="none")
+    assert queried.gate(0.0) == [] and [case.model for case in queried.gate(1.0)] == ["undefended"]
+
+
+def test_fooled_images_leave_the_batch_of_a_classifier_alone(classifier, data):
+    found = audit(classifier, data, attacks=("apgd-t", "square:queries=500"), eps=0.5, probes=6)
+    gradients, queries = (row for row in found.rows if row.threat is not None)
+    assert correct(found, attack="apgd-t") == 0 and gradients.gradients_per_image < 5
+    assert correct(found, attack="square:queries=500") == 0 and queries.queries_per_image < 50
+
+
+def test_options_for_a_classifier_alone_are_refused_for_a_guard(classifier, data):
+    with pytest.raises(ConfigError, match=r"input: the guard has its own, got 0; set it in purifier.guard"):
+        audit(guard(classifier, "blur"), data, input=0)
+
+
+def test_the_report_says_what_was_audited(classifier, onnx_classifier, data):
+    found = audit(guard(classifier, "blur", on_reject="ignore"), data, attacks=())
+    assert found.classifier["parameters"] == 7850 and len(found.classifier["sha256"]) == 64
+    assert found.classifier["description"] == "torch NearestMean" and found.classifier["output_kind"] == "logits"
+    again = audit(classifier, data, attacks=())
+    assert again.classifier == found.classifier and again.data == found.data
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    assert audit(other, data, attacks=()).classifier["sha256"] != found.classifier["sha256"]
+    assert audit(onnx_classifier, data, attacks=()).classifier["parameters"] == 7850
+    assert sum(found.data["classes"].values()) == len(data) and len(found.data["sha256"]) == 64
