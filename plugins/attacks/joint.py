@@ -83,9 +83,8 @@ class Joint(ScaleOption, Attack):
         if not best.random:
             best.note(pixels, *target.logits_with_score(pixels))
         climbed = loss_from(self.loss, target, pixels, labels)
-        answers = target.rejection.answers and target.route != "oblivious"
         for _ in range(self.restarts):
-            for upwards in (False, True) if answers else (False,):
+            for upwards in (False, True) if _answers(target) else (False,):
                 here = random_start(pixels, threat, generator)
                 here = self._descend(best, target, climbed, here, pixels, threat, upwards=upwards)
                 best.note(here, *target.logits_with_score(here))
@@ -104,7 +103,7 @@ class Joint(ScaleOption, Attack):
     ) -> Tensor:
         """The last iterate from a start ``here``, (N, C, H, W); ``upwards`` aims at being rejected."""
         dual: Norm = "l1" if threat.norm == "linf" else "l2"
-        weight = here.new_ones(len(here))
+        answers, weight = _answers(target), here.new_ones(len(here))
         crossed = torch.zeros_like(climbed.labels, dtype=torch.bool)
         mean = min(1.0, 10 / self.steps) if self.step_size is None else self.step_size
         for step in range(self.steps):
@@ -116,9 +115,10 @@ class Joint(ScaleOption, Attack):
             up_loss, lower_score = unit(up_loss, dual), unit(lower_score, dual)
             both = lower_score + up_loss * scale_like(weight, up_loss)
             direction = torch.where(scale_like(crossed, up_loss), both, up_loss)
-            if upwards:
+            if answers:
                 rejected = scale_like(target.rejection.of(score), up_loss)
-                direction = torch.where(rejected, up_loss, 0) - lower_score
+                up = torch.where(rejected, up_loss, 0) - lower_score
+                direction = up if upwards else torch.where(rejected, lower_score, direction)
             margins = margin(logits, climbed.labels)
             weight = torch.where(crossed, weight * torch.where(margins < self.confidence, MORE, LESS), weight)
             if target.route != "oblivious":
@@ -126,6 +126,11 @@ class Joint(ScaleOption, Attack):
             length = threat.eps * min(1.0, mean * (1 + math.cos(math.pi * step / self.steps)))
             here = threat.project(here + length * steepest(direction, threat.norm), pixels)
         return here
+
+
+def _answers(target: Target) -> bool:
+    """Whether the target gives rejected images an answer that counts."""
+    return target.rejection.answers and target.route != "oblivious"
 
 
 class _LowestScore:

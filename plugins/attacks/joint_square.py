@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
 
 from ._losses import margin
+from ._queries import all_positions
 from .square import Square
 
 SMALLEST_GAP = 1e-12
@@ -30,14 +32,14 @@ class JointSquare(Attack):
     It is ``square`` on a goal of its own: the smaller of the classifier's margin and of how far the score is below the
     threshold, in units of their first values. The goal is above 0 where the image is misclassified and accepted: an
     attack on a detector must aim at both at once (Carlini & Wagner 2017, "Adversarial Examples Are Not Easily
-    Detected"; Tramer 2022). Where rejected images get another answer, any wrong answer will do, and the goal is the
-    larger of the margin and the step to rejection. The purifier must be calibrated. On the route ``oblivious`` the
-    attacker knows of no detector, and this is ``square``.
+    Detected"; Tramer 2022). Where rejected images get another answer, any wrong answer will do: half of the queries
+    are for ``square``, half for being rejected and then answered wrongly. The purifier must be calibrated. On the route
+    ``oblivious`` the attacker knows of no detector, and this is ``square``.
 
     Parameters
     ----------
     queries
-        Maximum number of queries per restart, at least 1; one more is for the clean image.
+        Maximum number of queries per restart, at least 1; up to three more say where each part starts.
     p
         Fraction of the image that the first squares cover, in (0, 1].
     restarts
@@ -59,8 +61,17 @@ class JointSquare(Attack):
     ) -> Tensor:
         if target.route == "oblivious":
             return self._square().perturb(target, pixels, labels, threat, generator)
-        evading = _Evading.at(target, pixels, labels)
-        return self._square().perturb(evading, pixels, torch.zeros_like(labels), threat, generator)
+        if not target.rejection.answers:
+            evading = _Evading.at(target, pixels, labels)
+            return self._square().perturb(evading, pixels, torch.zeros_like(labels), threat, generator)
+        half = replace(self, queries=math.ceil(self.queries / 2))._square()
+        found = half.perturb(target, pixels, labels, threat, generator)
+        left = all_positions(labels)[target.logits(found).argmax(1) == labels]
+        if len(left):
+            evading = _Evading.at(target.select(left), pixels[left], labels[left])
+            goals = torch.zeros_like(labels[left])
+            found[left] = half.perturb(evading, pixels[left], goals, threat, generator.select(left))
+        return found
 
     def _square(self) -> Square:
         return Square(queries=self.queries, p=self.p, restarts=self.restarts)
@@ -68,6 +79,8 @@ class JointSquare(Attack):
 
 class _Evading(Target):
     """A target with two classes: 1 if an image is misclassified and accepted, else 0.
+
+    Where rejected images get an answer: 1 if an image is rejected and its answer wrong.
 
     ``labels`` (N,) are those of the images, ``units`` (N, 2) what the two gaps are measured in.
     """
@@ -101,8 +114,6 @@ class _Evading(Target):
         wrong, accepted = wrong / self.units[:, 0], accepted / self.units[:, 1]
         goal = torch.minimum(wrong, accepted)
         if self.rejection.answers:
-            # A step towards rejection is one towards another answer.
-            goal = torch.where(accepted >= 0, torch.maximum(wrong, (-accepted).clamp_max(-SMALLEST_GAP)), wrong)
-            goal = torch.where(wrong > 0, wrong, goal)
+            goal = torch.where(accepted >= 0, -1 - accepted, wrong.clamp_min(-1))
         goal = goal.nan_to_num(REJECTED)
         return torch.stack([torch.zeros_like(goal), goal], 1)
