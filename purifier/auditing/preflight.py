@@ -64,7 +64,7 @@ def _check_purifier(purifier: Purifier, pixels: Tensor, data: str, differentiabl
         if held is not None and noise is not None and not torch.equal(held, noise):
             raise AuditError(f"{name}.{method} changed its noise in place; make it work on a copy (clone)")
         if method != "score":
-            _check_image(f"{name}.{method}", found[0], pixels, data)
+            _check_image(f"{name}.{method}", found[0], pixels, data, method != "surrogate")
         if method in ("score", "purify_and_score"):
             check_scores(purifier, found[-1], pixels)
         if method == "purify":
@@ -104,7 +104,8 @@ def _run(name: str, ask: Ask, pixels: Tensor, data: str, *, track: bool) -> Sequ
     return found
 
 
-def _check_image(name: str, image: object, pixels: Tensor, data: str) -> None:
+def _check_image(name: str, image: object, pixels: Tensor, data: str, in_range: bool) -> None:
+    """Check what ``name`` returned for ``pixels``; only a surrogate's values may lie anywhere."""
     if not isinstance(image, Tensor) or image.shape != pixels.shape:
         got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise AuditError(f"{name} must return images {tuple(pixels.shape)}, got {got}")
@@ -116,7 +117,7 @@ def _check_image(name: str, image: object, pixels: Tensor, data: str) -> None:
     low, high = image.aminmax()
     if low.isnan():
         raise AuditError(f"{name} returns NaN for an image of {data}; check its weights")
-    if low < 0 or high > 1:
+    if in_range and (low < 0 or high > 1):
         raise AuditError(
             f"{name}: expected purified pixels in [0, 1], got [{low:.3g}, {high:.3g}]; clamp them with "
             "purifier.into_range, which keeps the gradient"

@@ -17,6 +17,7 @@ from ..seeding import SampleGenerator, mix_seed
 from .comparing import exceeds_one_percent
 from .forgetting import forgetting
 from .preflight import FIRST_IMAGES
+from .presets import PROBED
 from .probing import fresh, logits_differ, moved
 from .report import Flag
 from .setup import AuditSetup, Batch
@@ -27,13 +28,15 @@ NEARER = 0.25
 """Every second image is asked about at this fraction of the way."""
 
 
-def flags_of_memory(setup: AuditSetup, data: ImageData, threats: Sequence[Threat]) -> Iterator[Flag]:
+def flags_of_memory(
+    setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED
+) -> Iterator[Flag]:
     """Ask about places near images that the guard has not seen, before and after it has seen the images.
 
     This comes before anything else shows it these images: what it keeps outside its modules stays there.
     """
     unseen = range(min(FIRST_IMAGES, len(data) - 1), len(data))
-    batch = setup.batch(data, unseen[:REMEMBERED_IMAGES])
+    batch = setup.batch(data, unseen[: min(REMEMBERED_IMAGES, count)])
     near, indices = _near(setup, batch, threats)
 
     def ask(parts: tuple[PixelClassifier, Purifier]) -> Tensor:

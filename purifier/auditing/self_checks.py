@@ -38,6 +38,8 @@ ONE_STEP = "pgd:steps=1,step_size=1,random_start=false,loss=margin"
 NOISE_ATTACK = "noise"
 SINGLE_IMAGES = 8
 """How many images are also shown one at a time."""
+COMPARED_IMAGES = 32
+"""How many images paths and slopes are compared on: more would cost more than they show."""
 NOT_A_FUNCTION = {"nondeterministic", "batch-dependent"}
 """Flags of guards whose answer is no function of the image, so that neither paths nor slopes can be compared."""
 
@@ -86,9 +88,10 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
         lambda: flags_of_set_up(setup, data),
     )
     if NOT_A_FUNCTION.isdisjoint(flag.name for flag in flags):
-        flags += probe(lambda: flags_of_paths(setup, first, threats))
+        compared = first.select(torch.arange(min(count, COMPARED_IMAGES, len(first.indices))))
+        flags += probe(lambda: flags_of_paths(setup, compared, threats))
         if setup.classifier.differentiable:
-            flags += probe(lambda: flags_of_gradient(setup, first, threats))
+            flags += probe(lambda: flags_of_gradient(setup, compared, threats))
     if setup.classifier.differentiable:
         flags += probe(lambda: _flags_of_right_images(setup, data, threats, count, attacked))
     return SelfChecks(flags, attacked)

@@ -35,7 +35,7 @@ def probed(given, data: ImageData, *threats: Threat, count: int = 32, eot: int =
     with freeze(parts.classifier, parts.purifier) as device:
         judgements = 5 if is_random(parts.purifier, data.batch(range(2))[0]) else 1
         setup = parts.setup(device, eot=eot, judgements=judgements)
-        memory = list(flags_of_memory(setup, data, threats or (LINF,)))
+        memory = list(flags_of_memory(setup, data, threats or (LINF,), count=count))
         return [*memory, *self_check(setup, data, threats or (LINF,), count=count).flags]
 
 
@@ -151,11 +151,11 @@ def test_a_classifier_without_gradients_is_probed_as_far_as_possible(onnx_classi
     assert names(raised(with_softmax(onnx_classifier), blur, data)) == {"probabilities"}
 
 
-def test_no_flag_where_no_image_is_right(classifier, data):
+def test_no_attack_is_judged_where_no_image_is_right(classifier, data):
     pixels, _ = data.batch(range(len(data)))
     with torch.no_grad():
         wrong = ImageData("wrong", pixels, classifier(pixels).argmin(1))
-    assert raised(classifier, Broken(), wrong) == []
+    assert names(raised(classifier, Broken(), wrong)) <= {"set-up"}
 
 
 def test_budget_0_and_few_images_raise_no_flag(classifier, data):
