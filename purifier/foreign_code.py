@@ -5,11 +5,18 @@ This is the only place that catches every exception; callers say what failed and
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from .errors import PurifierError
+
+LIBRARIES = {"purifier", "torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "safetensors"}
+LIBRARIES |= {"google", "numpy", "PIL", "rich", "typer", "click"}
+"""Top-level packages whose lines are not what the author of a plugin or classifier has to fix."""
 
 
 class Attempt:
@@ -20,6 +27,8 @@ class Attempt:
 
     def __init__(self, catching: tuple[type[BaseException], ...] = (Exception,)) -> None:
         self.error: BaseException | None = None
+        self.cause = ""
+        """``cause_of`` the exception, with its place."""
         self._catching = catching
 
     def __enter__(self) -> Attempt:
@@ -28,7 +37,7 @@ class Attempt:
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is None or not isinstance(error, self._catching):
             return False
-        self.error = error
+        self.error, self.cause = error, cause_of(error)
         # A traceback would keep the failed call's tensors alive as long as this object and its frame.
         for link in causes_of(error):
             link.__traceback__ = None
@@ -88,11 +97,29 @@ def explained(
 
 
 def cause_of(error: BaseException) -> str:
-    """An exception in one short line: its type and message."""
+    """An exception in one short line: its type, its message, and the line of foreign code that it comes from."""
+    text, place = " ".join(str(error).split())[:300], place_of(error)
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, SystemExit):
-        return f"it exited the program with code {error.code}"
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+        said = f"it exited the program with code {error.code}"
+    return said if place is None else f"{said}, at {place}"
+
+
+def place_of(error: BaseException) -> str | None:
+    """``FILE:LINE`` of the last call in foreign code, below where the exception was caught; None if there is none."""
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if is_foreign(frame.f_globals.get("__name__")) and file.is_file():
+            folder = Path.cwd()
+            place = f"{file.relative_to(folder) if file.is_relative_to(folder) else file}:{line}"
+    return place
+
+
+def is_foreign(module: object) -> bool:
+    """Whether a module of this name belongs to the author of a plugin or classifier."""
+    package = str(module or "").partition(".")[0]
+    return bool(package) and package not in LIBRARIES and package not in sys.stdlib_module_names
 
 
 def first_line(error: BaseException) -> str:

@@ -24,15 +24,19 @@ from ..torch_tools.channels_last import channels_last
 from ..torch_tools.freezing import freeze
 from ..vocabulary import Norm, OutputKind, Route
 from .comparing import DECISIVE_JUDGEMENTS, compare
-from .counting import finished_rows, worst_cases
+from .counting import PendingRow, finished_rows, worst_cases
 from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
+from .measured import flags_of_results, stronger_self_checks
 from .parts import audited_parts
 from .plan import plan, plan_preset
-from .preflight import check_fit, everything_asked
+from .preflight import FIRST_IMAGES, check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
-from .report import AuditReport, check_writable
+from .probing import probe
+from .remembering import Weights, flags_of_memory
+from .report import AuditReport, Flag, check_writable
 from .running import Progress, run_jobs
 from .self_checks import self_check
+from .setup import AuditSetup
 
 
 def audit(
@@ -130,12 +134,8 @@ def audit(
     with ExitStack() as stack:
         run_device = stack.enter_context(freeze(classifier, purifier, device=device))
         setup = parts.setup(run_device, seed=seed, batch_size=batch_size)
-        random = check_fit(
-            classifier, purifier, loaded, run_device, abstains=parts.guard is None and parts.rejection.marks
-        )
-        sample = loaded.batch(range(min(2, len(loaded))))[0]
-        stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
-        stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
+        weights = Weights(classifier=classifier, purifier=purifier)
+        random = check_fit(classifier, purifier, loaded, run_device)
         if random:
             setup = replace(setup, eot=eot, judgements=judgements)
         left_out: list[str] = []
@@ -147,12 +147,18 @@ def audit(
             if duplicates:
                 raise ConfigError(f"attack {min(duplicates)!r} is already in the preset {preset!r}; leave it out")
             jobs = [*preset_jobs, *jobs]
+        # Before anything else shows the model these images, which it may remember.
+        flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
+        sample = loaded.batch(range(min(FIRST_IMAGES, len(loaded))))[0].to(run_device)
+        stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
+        stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
         about = DataDigest(loaded.name)
         rows = run_jobs(setup, loaded, jobs, about, progress)
-        flags = []
         if jobs:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags = [*self_check(setup, loaded, threats, count=probes), *compare(rows, strongest, decisive=decisive)]
+            flags += _flags_of_run(setup, loaded, threats, rows, probes)
+            flags += compare(rows, strongest, decisive=decisive)
+            flags += weights.flags()
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(jobs),
@@ -169,7 +175,7 @@ def audit(
         preset=preset,
         left_out=left_out,
         flags=flags,
-        worst_case=worst_cases(rows, strongest, setup.judgements),
+        worst_case=worst_cases(rows, strongest, setup.judgements, setup.eot),
         calibration=describe_calibration(calibration),
         probes=probes,
         rows=finished_rows(rows, calibration, setup.judgements, setup.eot),
@@ -177,6 +183,18 @@ def audit(
     if out is not None:
         report.save(out)
     return report
+
+
+def _flags_of_run(
+    setup: AuditSetup, data: ImageData, threats: Sequence[Threat], rows: Sequence[PendingRow], probes: int
+) -> list[Flag]:
+    """The flags of the self-checks, and those of the rows as a whole."""
+    checks = self_check(setup, data, threats, count=probes)
+    return [
+        *checks.flags,
+        *flags_of_results(rows, data, setup.model, marks=setup.rejection.marks),
+        *stronger_self_checks(rows, checks.attacked, setup.model, setup.eot),
+    ]
 
 
 def _check_arguments(data: object, counts: Mapping[str, object], out: str | Path | None) -> None:

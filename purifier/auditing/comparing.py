@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attacking.threat import Threat
 from ..vocabulary import Route
-from .counting import PendingRow
+from .counting import PendingRow, white_box_rows
 from .report import WHITE_BOX, Flag
 
 DECISIVE_JUDGEMENTS = 5
@@ -74,7 +74,7 @@ def _black_box_wins(clean: PendingRow, rows: Sequence[PendingRow], needed: Route
     """What query and transfer attacks find that the white-box attacks on one model within one threat do not."""
     if needed not in (row.route for row in rows):
         return
-    white_box = _worst(clean, [row for row in rows if row.route in WHITE_BOX])
+    white_box = _worst(clean, white_box_rows(rows))
     of_none = [row for row in rows if row.route == "none"]
     # An attack that differentiates the classifier alone is not a black-box attack, whichever model it is judged on.
     transferred = [row for row in rows if row.route == "oblivious" or (row.route == "none" and row.differentiates)]

@@ -48,6 +48,11 @@ class PendingRow:
         """Whether the attack asked for the purifier's scores, so that it could evade a detector."""
         return self._spent.scores > 0
 
+    def takes_steps(self, eot: int) -> bool:
+        """Whether the attack spent more than one gradient an image and draw, or left no image right."""
+        draws = self.job.draws(eot) if self.job else eot
+        return self._spent.gradients > self.attacked * draws or not self.shares.any()
+
     @property
     def route(self) -> Route | None:
         """None for clean images. On the undefended classifier every attack with gradients is ``exact``."""
@@ -162,7 +167,7 @@ def finished_rows(rows: Sequence[PendingRow], calibration: Calibration | None, j
     return [row.finished(clean[row.model], threshold, judgements, eot) for row in rows]
 
 
-def worst_cases(rows: Sequence[PendingRow], strongest: Route, judgements: int) -> list[WorstCase]:
+def worst_cases(rows: Sequence[PendingRow], strongest: Route, judgements: int, eot: int) -> list[WorstCase]:
     """The worst case for each threat and model, over all routes run and over the white-box routes.
 
     An image counts as right if it is right when clean and under every attack. ``strongest`` is the route that sees
@@ -186,9 +191,17 @@ def worst_cases(rows: Sequence[PendingRow], strongest: Route, judgements: int) -
                     shares = shares if row.error else torch.minimum(shares, row.shares)
                 routes = [str(route) for route in dict.fromkeys(row.route for row in members)]
                 complete = all(row.error is None for row in members)
+                multi_step = any(row.takes_steps(eot) for row in white_box_rows(members))
                 figures = figures_of(shares, _judgements_of(model, judgements))
-                cases.append(WorstCase(model, threat, scope, routes, complete=complete, **vars(figures)))
+                cases.append(
+                    WorstCase(model, threat, scope, routes, complete=complete, multi_step=multi_step, **vars(figures))
+                )
     return cases
+
+
+def white_box_rows(rows: Sequence[PendingRow]) -> list[PendingRow]:
+    """The rows of white-box attacks that finished."""
+    return [row for row in rows if row.route in WHITE_BOX and not row.error]
 
 
 def _clean(rows: Sequence[PendingRow]) -> dict[Model, PendingRow]:

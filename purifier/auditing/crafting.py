@@ -20,14 +20,31 @@ def craft(setup: AuditSetup, job: Job, batch: Batch, spent: Spent) -> Tensor:
     eot, rejection = job.draws(setup.eot), setup.rejection
     target = Target(setup.classifier, setup.purifier, job.route, streams[0], eot=eot, rejection=rejection)
     target.spent = spent
+    given = pixels.clone(), labels.clone()
     with torch.enable_grad():
-        found = job.named.attack.perturb(target, pixels.clone(), labels.clone(), job.threat, streams[1])
+        found = job.named.attack.perturb(target, *given, job.threat, streams[1])
+    _check_kept(job, given, (pixels, labels))
+    _check_found(job, found, pixels)
+    return job.threat.project(found.detach(), pixels)
+
+
+def _check_kept(job: Job, given: tuple[Tensor, Tensor], originals: tuple[Tensor, Tensor]) -> None:
+    for name, one, original in zip(("pixels", "labels"), given, originals, strict=True):
+        if not torch.equal(one, original):
+            raise AuditError(
+                f"attack {job.named.spec!r} changed its {name} in place; make it work on a copy: {name}.clone()"
+            )
+
+
+def _check_found(job: Job, found: object, pixels: Tensor) -> None:
+    spec = job.named.spec
     if not isinstance(found, Tensor) or found.shape != pixels.shape:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise AuditError(f"attack {job.named.spec!r}: expected images {tuple(pixels.shape)}, got {got}; fix the attack")
-    found = found.detach().to(pixels)
-    if not found.isfinite().all():
+        raise AuditError(f"attack {spec!r}: expected images {tuple(pixels.shape)}, got {got}; fix the attack")
+    if (found.dtype, found.device) != (pixels.dtype, pixels.device):
         raise AuditError(
-            f"attack {job.named.spec!r} returned NaN or infinity on the route {job.route!r}; fix the attack"
+            f"attack {spec!r}: expected images of {pixels.dtype} on {pixels.device}, got {found.dtype} on "
+            f"{found.device}; make it return found.to(pixels)"
         )
-    return job.threat.project(found, pixels)
+    if not found.isfinite().all():
+        raise AuditError(f"attack {spec!r} returned NaN or infinity on the route {job.route!r}; fix the attack")

@@ -141,5 +141,67 @@ FLAGS: dict[str, FlagKind] = {
             "2018, section 4.2; Tramer et al. 2020, on randomised defences).",
             "raise eot until the accuracy is flat, and report that accuracy",
         ),
+        FlagKind(
+            "paths-disagree",
+            "two ways to ask the model give different results, beyond rounding, for more than 1% of images: purify and "
+            "purify_and_score, with and without gradients, purify and a surrogate that declares to purify, the model's "
+            "own answers and the logits that attacks see",
+            "Then the attacks are aimed at another model than the one that is used (Tramer et al. 2020: attack the "
+            "model as it will be run).",
+            "make all methods of the purifier return the same results, whether or not gradients are recorded",
+        ),
+        FlagKind(
+            "stateful",
+            "answers for more than 1% of images near others change once the others have been shown, or weights or "
+            "buffers change during the audit",
+            "A model that remembers what it has seen is a different one when attacked and when used, and can return "
+            "the clean images of the audit itself (Tramer et al. 2020: attack the model as it will be run).",
+            "make purify and the classifier pure functions of their arguments: keep no images, counters or statistics",
+        ),
+        FlagKind(
+            "gradient-wrong",
+            "the gradient of a random sum of logits, declared exact, differs from finite differences along random "
+            "directions for more than 1% of images, clean or moved at random within the threat",
+            "Attacks follow a gradient that is not that of the model (Athalye et al. 2018, section 3: shattered and "
+            "wrong gradients; Carlini et al. 2019, on checking gradients).",
+            "remove detach, no_grad, straight-through estimators and clamp (use purifier.into_range) from purify, or "
+            "declare gradient = 'surrogate'",
+        ),
+        FlagKind(
+            "stronger-self-check",
+            "the self-checks' own PGD fools more images than all white-box attacks of the audit, one of which takes "
+            "several steps, beyond chance (McNemar's test at 1%)",
+            "A plain attack of 20 steps should never beat those that the result rests on (Carlini et al. 2019, on "
+            "attacks that have converged).",
+            "attack with more steps and restarts, or with the preset standard",
+        ),
+        FlagKind(
+            "at-chance",
+            "the clean accuracy of the undefended or the guarded model is not above that of always answering the most "
+            "frequent label, one-sided at 5%",
+            "Robustness of a model that does not classify says nothing (Carlini et al. 2019, on clean accuracy).",
+            "check classifier, weights, labels and preprocessing; use more images, and images of several classes",
+        ),
+        FlagKind(
+            "set-up",
+            "another preprocessing or order of the labels makes more clean images right, beyond chance (McNemar's test "
+            "at 1%)",
+            "The audit measured a mistake in its set-up (Carlini et al. 2019, on clean accuracy and on the model as it "
+            "is used).",
+            "fix what the evidence names: preprocessing= of the guard, or the labels of the data",
+        ),
+        FlagKind(
+            "nothing-attacked",
+            "attacks were requested, but all of them failed, or no image was right before the attack",
+            "Without an attack on an image that is right there is no evidence (Carlini et al. 2019).",
+            "fix the errors in the rows, or what makes every clean image wrong",
+        ),
+        FlagKind(
+            "detector-ignored",
+            "the guard marks images as rejected, and no attack that finished asked for the purifier's scores",
+            "A detector has to be attacked together with the classifier (Tramer et al. 2020, on detectors; Carlini et "
+            "al. 2019, on adaptive attacks).",
+            "add the attack joint, or use a preset",
+        ),
     )
 }

@@ -96,6 +96,8 @@ class WorstCase:
     majority: Rate | None
     complete: bool
     """False if an attack failed: the result is then only an upper bound."""
+    multi_step: bool
+    """Whether a white-box attack that took more than one step, or left no image right, is among them."""
 
 
 @dataclass(frozen=True)

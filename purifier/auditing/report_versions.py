@@ -6,7 +6,7 @@ from typing import Any
 
 SCHEMA_VERSION = 5
 """2 added detection and calibration; 3 flags, presets, sequences, majorities; 4 renamed ``refused`` to ``rejected``; 5
-added rejecting guards, classifiers alone, and what exactly was audited."""
+added rejecting guards, classifiers alone, what exactly was audited, and whether an attack took several steps."""
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
         # Earlier audits judged every guard as one that ignores scores.
         rows = [{**row, "right": None, "rejected": None} for row in rows]
         found = {**found, "on_reject": "ignore", "abstain": None, "classifier": _classifier(found["classifier"])}
+        cases = [{**case, "multi_step": any(_takes_steps(row, case) for row in rows)} for case in cases]
         found["data"] = {**found["data"], "sha256": None, "classes": None}
     return {**found, "schema_version": SCHEMA_VERSION, "rows": rows, "worst_case": cases}
 
@@ -50,3 +51,9 @@ def _classifier(description: str) -> dict[str, Any]:
     """Before version 5 a report had only a description of the classifier."""
     unknown = ("spec", "weights_file", "sha256", "parameters", "output", "output_kind")
     return {"description": description, **dict.fromkeys(unknown)}
+
+
+def _takes_steps(row: dict[str, Any], case: dict[str, Any]) -> bool:
+    """Whether a row is that of a multi-step white-box attack on the model and threat of a worst case."""
+    same = (row["model"], row["threat"]) == (case["model"], case["threat"]) and row["route"] in ("exact", "bpda")
+    return same and (row["gradients_per_image"] > row["eot"] or row["correct"] == 0)

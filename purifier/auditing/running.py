@@ -12,7 +12,7 @@ from ..attacking.target import Spent
 from ..attacking.threat import Threat
 from ..data.images import ImageData
 from ..data.pixels import check_pixels
-from ..foreign_code import Attempt, cause_of
+from ..foreign_code import Attempt
 from ..vocabulary import Route
 from .counting import PendingRow
 from .crafting import craft
@@ -90,7 +90,7 @@ def _attack(
             found = craft(setup, job, attacked, spent)
         if attempt.error is not None:  # the other attacks still run
             for row in rows:
-                row.error = cause_of(attempt.error)
+                row.error = attempt.cause
             return
     crafting = time.perf_counter() - began
     for row in rows:
@@ -98,7 +98,7 @@ def _attack(
         with Attempt() as attempt, row.timed():
             judged = judge(setup, row.model, dataclasses.replace(attacked, pixels=found), str(job))
         if attempt.error is not None:
-            row.error = f"judging failed: {cause_of(attempt.error)}"
+            row.error = f"judging failed: {attempt.cause}"
             continue
         if worst is None:
             row.add(judged, judged)

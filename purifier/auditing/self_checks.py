@@ -1,10 +1,11 @@
-"""Self-checks: tests of the guard itself, which show whether the failure of an attack means anything."""
+"""Self-checks: tests of the model itself, which show whether the failure of an attack means anything."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,18 @@ from ..attacking.threat import Threat
 from ..classifiers.logits import are_probabilities
 from ..data.images import ImageData
 from ..errors import GradientError
-from ..foreign_code import Attempt, cause_of
 from ..seeding import SampleGenerator, mix_seed
 from ..vocabulary import Norm, Route
 from .comparing import count_flipped, exceeds_one_percent, significant_drop
 from .crafting import craft
-from .judging import judge
+from .gradient_check import flags_of_gradient
+from .judging import CLEAN, judge
+from .paths import flags_of_paths
 from .plan import Job
 from .presets import PROBED
+from .probing import logits_differ, probe
 from .report import Flag
+from .set_up import flags_of_set_up
 from .setup import AuditSetup, Batch
 from .statistics import wilson
 
@@ -32,13 +36,36 @@ from .statistics import wilson
 PGD = "pgd:steps=20,loss=margin"
 ONE_STEP = "pgd:steps=1,step_size=1,random_start=false,loss=margin"
 NOISE_ATTACK = "noise"
-LOGIT_ROUNDING = 1e-2
-"""Tolerance, relative to the range of an image's logits: summing in another order, even in TF32, changes far less."""
 SINGLE_IMAGES = 8
 """How many images are also shown one at a time."""
+COMPARED_IMAGES = 32
+"""How many images paths and slopes are compared on: more would cost more than they show."""
+NOT_A_FUNCTION = {"nondeterministic", "batch-dependent"}
+"""Flags of guards whose answer is no function of the image, so that neither paths nor slopes can be compared."""
 
 
-def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED) -> list[Flag]:
+@dataclass(frozen=True)
+class Attacked:
+    """What the self-checks' own PGD left right within one threat."""
+
+    threat: Threat
+    route: Route
+    indices: Sequence[int]
+    """The attacked images' positions in the data."""
+    shares: Tensor
+    """The share of judgements in which each is right, (n,) float64."""
+
+
+@dataclass(frozen=True)
+class SelfChecks:
+    """The result of the self-checks."""
+
+    flags: Sequence[Flag]
+    attacked: Sequence[Attacked]
+    """One for each threat; none if there are no gradients, or no image is right."""
+
+
+def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED) -> SelfChecks:
     """The flags that the guard itself raises, whatever attacks an audit runs; its modules are frozen.
 
     An error in a self-check raises a flag too, so that the results of the attacks are not lost.
@@ -46,44 +73,57 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
     Parameters
     ----------
     setup
-        The guard and the audit's settings.
+        The guard, or the classifier alone, and the audit's settings.
     data
-        The guard is shown the first ``count`` images, at least ``SINGLE_IMAGES``; the first ``count`` images that it
+        The model is shown the first ``count`` images, at least ``SINGLE_IMAGES``; the first ``count`` images that it
         has right are attacked.
     threats
         The audit's threats.
     """
-    found: list[Flag] = []
-    with Attempt() as attempt:
-        found += _flags_of_guard(setup, data, threats, count)
-    if attempt.error is not None:
-        found.append(Flag("probe-failed", cause_of(attempt.error)))
-    return found
+    first = setup.batch(data, range(min(max(SINGLE_IMAGES, min(count, setup.batch_size)), len(data))))
+    attacked: list[Attacked] = []
+    flags = probe(
+        lambda: _flags_of_layers(setup),
+        lambda: _flags_of_logits(setup, first),
+        lambda: flags_of_set_up(setup, data),
+    )
+    if NOT_A_FUNCTION.isdisjoint(flag.name for flag in flags):
+        compared = first.select(torch.arange(min(count, COMPARED_IMAGES, len(first.indices))))
+        flags += probe(lambda: flags_of_paths(setup, compared, threats))
+        if setup.classifier.differentiable:
+            flags += probe(lambda: flags_of_gradient(setup, compared, threats))
+    if setup.classifier.differentiable:
+        flags += probe(lambda: _flags_of_right_images(setup, data, threats, count, attacked))
+    return SelfChecks(flags, attacked)
 
 
-def _flags_of_guard(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], count: int) -> list[Flag]:
-    first = range(min(max(SINGLE_IMAGES, min(count, setup.batch_size)), len(data)))
-    flags = [*_flags_of_layers(setup), *_flags_of_logits(setup, setup.batch(data, first))]
-    right = _right_images(setup, data, count) if setup.classifier.differentiable else None
+def _flags_of_right_images(
+    setup: AuditSetup, data: ImageData, threats: Sequence[Threat], count: int, attacked: list[Attacked]
+) -> Iterator[Flag]:
+    """Attack the first images that are right; what PGD leaves right is added to ``attacked``."""
+    right = _right_images(setup, data, count)
     if right is None:
-        return flags
+        return
     route: Route = "exact" if setup.purifier.gradient == "exact" else "bpda"
     try:
-        flags += _flags_of_gradients(setup, right, route, threats)
+        yield from _flags_of_gradients(setup, right, route, threats)
         for threat in threats:
-            flags += _flags_of_attacks(setup, right, route, threat)
+            pgd = _shares(setup, right, PGD, threat, route)
+            attacked.append(Attacked(threat, route, right.indices, pgd))
+            yield from _flags_of_attacks(setup, right, route, threat, pgd)
         for norm in dict.fromkeys(threat.norm for threat in threats):
-            flags += _flags_of_huge_budget(setup, right, route, norm)
+            yield from _flags_of_huge_budget(setup, right, route, norm)
     except GradientError as error:  # a detach cuts the gradient off
-        flags.append(Flag("zero-gradient", str(error)))
-    return flags
+        yield Flag("zero-gradient", str(error))
 
 
 def _flags_of_layers(setup: AuditSetup) -> Iterator[Flag]:
-    for half in (setup.classifier, setup.purifier):
-        for name, layer in half.named_modules():
+    halves = [("classifier", setup.classifier), ("purifier", setup.purifier)]
+    for half, module in halves:
+        for name, layer in module.named_modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                where = f"{type(half).__name__}: {name} ({type(layer).__name__})"
+                own = name.removeprefix("module").removeprefix(".") if half == "classifier" else name
+                where = f"{half}: {own} ({type(layer).__name__})" if own else f"{half} ({type(layer).__name__})"
                 if layer.running_mean is None:
                     yield Flag("batch-norm", f"{where} has no running statistics")
                 elif layer.training:
@@ -104,8 +144,7 @@ def _flags_of_logits(setup: AuditSetup, batch: Batch) -> Iterator[Flag]:
 
     def count_changed(at: Tensor, found: Tensor) -> int:
         """How many images' logits differ from those in the batch by more than rounding."""
-        scale = torch.maximum(first[at].amax(1) - first[at].amin(1), LOGIT_ROUNDING * first[at].abs().amax(1))
-        return int(((found - first[at]).abs().amax(1) > LOGIT_ROUNDING * scale).sum())
+        return int(logits_differ(first[at], found).sum())
 
     everyone = torch.arange(total, device=pixels.device)
     first = logits(everyone)
@@ -152,8 +191,9 @@ def _flags_of_gradients(setup: AuditSetup, batch: Batch, route: Route, threats: 
         yield Flag("zero-gradient", f"the gradient of {zero} of {total} images is zero everywhere ({route})")
 
 
-def _flags_of_attacks(setup: AuditSetup, batch: Batch, route: Route, threat: Threat) -> Iterator[Flag]:
-    pgd, one_step = (_shares(setup, batch, spec, threat, route) for spec in (PGD, ONE_STEP))
+def _flags_of_attacks(setup: AuditSetup, batch: Batch, route: Route, threat: Threat, pgd: Tensor) -> Iterator[Flag]:
+    """Compare what PGD leaves right, (N,), with other attacks of the self-checks."""
+    one_step = _shares(setup, batch, ONE_STEP, threat, route)
     total, fooled = len(pgd), f"{_count_fooled(pgd)} of {len(pgd)} images at {threat} ({route})"
     if significant_drop(pgd, one_step) is not None:
         yield Flag("one-step-wins", f"one step fools {_count_fooled(one_step)}, {PGD} {fooled}")
@@ -191,7 +231,7 @@ def _shares(setup: AuditSetup, batch: Batch, spec: str, threat: Threat, route: R
     shares = []
     for part in batch.split(setup.batch_size):
         found = dataclasses.replace(part, pixels=craft(setup, job, part, Spent()))
-        shares.append(judge(setup, "guarded", found, str(job)).shares)
+        shares.append(judge(setup, setup.model, found, str(job)).shares)
     return torch.cat(shares)
 
 
@@ -207,12 +247,12 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _right_images(setup: AuditSetup, data: ImageData, count: int) -> Batch | None:
-    """The first ``count`` images that the guard has right in most judgements; None if there are none."""
+    """The first ``count`` images that are right in most judgements; None if there are none."""
     chosen: list[int] = []
     size = min(count, setup.batch_size)
     for start in range(0, len(data), size):
         indices = range(start, min(start + size, len(data)))
-        shares = judge(setup, "guarded", setup.batch(data, indices), "none").shares
+        shares = judge(setup, setup.model, setup.batch(data, indices), CLEAN).shares
         chosen += [indices[place] for place in (shares > 0.5).nonzero().squeeze(1).tolist()]
         if len(chosen) >= count:
             break

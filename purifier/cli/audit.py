@@ -149,10 +149,12 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
         console.print(f"gate failed, {case.threat}: expected at least {least:.1%}, got {low:.1%} (lower bound)")
     if failed:  # even if flags were raised: robustness is no higher than the audit found
         raise typer.Exit(FAILED)
-    white_box = {case.threat for case in report.worst_case if case.scope == "white-box" and case.model == report.model}
-    untested = [] if least is None else [threat for threat in report.threats if threat not in white_box]
+    cases = [case for case in report.worst_case if case.scope == "white-box" and case.model == report.model]
+    white_box = {case.threat: case.multi_step for case in cases}
+    untested = [] if least is None else [threat for threat in report.threats if not white_box.get(threat)]
     for threat in untested:
-        console.print(f"gate undecided, {threat}: no white-box attack ran, so the result proves nothing")
+        ran = "only one-step attacks ran" if threat in white_box else "no white-box attack ran"
+        console.print(f"gate undecided, {threat}: {ran}, so the result proves nothing")
     if untested or not report.conclusive:
         raise typer.Exit(INCONCLUSIVE)
 

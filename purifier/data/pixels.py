@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ DTYPES = {
 }
 RANGE_SLACK = 1e-2
 """How far outside [0, 1] float16 normalisation can push a valid pixel."""
+_plain = ContextVar("plain", default=False)
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,22 @@ def into_range(pixels: Tensor) -> Tensor:
     clamped = pixels.clamp(0, 1)
     if torch.compiler.is_exporting():
         return clamped
-    near = (pixels >= -RANGE_SLACK) & (pixels <= 1 + RANGE_SLACK)
+    slack = 0.0 if _plain.get() else RANGE_SLACK
+    near = (pixels >= -slack) & (pixels <= 1 + slack)
     return clamped.detach() + torch.where(near, pixels - pixels.detach(), 0)
+
+
+@contextmanager
+def plain_range() -> Iterator[None]:
+    """Within this block ``into_range`` has no gradient beyond the bounds, as finite differences see it.
+
+    At the bounds it keeps the gradient of the identity, which is the slope towards the inside.
+    """
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...] | None = None) -> None:

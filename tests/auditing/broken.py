@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import purifier
@@ -126,6 +128,124 @@ class Memory(Broken):
         return torch.where(near, pixels, self.known[nearest])
 
 
+class OtherImage(Broken):
+    """Filters only in ``purify_and_score``, which a guard without rejection never calls."""
+
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return 0.5 * pixels + 0.25, self.score(pixels)
+
+
+class OtherScore(Broken):
+    """Scores the same image in two ways."""
+
+    def score(self, pixels: Tensor) -> Tensor:
+        return pixels.flatten(1).mean(1)
+
+    def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return pixels, 2 * self.score(pixels)
+
+
+class OtherWithGradients(Broken):
+    """Filters when nobody differentiates it."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels if pixels.requires_grad else 0.5 * pixels + 0.25
+
+
+class OtherSurrogate(Surrogate):
+    """Its surrogate is declared to purify, and does not."""
+
+    surrogate_purifies = True
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return 0.5 * pixels + 0.25
+
+
+SEEN: list[Tensor] = []
+REACH = 0.11
+
+
+def _recalled(pixels: Tensor, seen: list[Tensor]) -> Tensor:
+    """The first image seen within ``REACH`` in linf; each new one is remembered."""
+    found = []
+    for image in pixels:
+        known = [old for old in seen if (image.detach() - old).abs().max() <= REACH]
+        if not known:
+            seen.append(image.detach().clone())
+        found.append(known[0] if known else image)
+    return torch.stack(found)
+
+
+class Remembers(Broken):
+    """Gives back the first image it saw near this one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return _recalled(pixels, self.seen)
+
+
+class RemembersInClass(Broken):
+    """The same, in a class attribute."""
+
+    seen: ClassVar[dict[str, list[Tensor]]] = {"images": []}
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return _recalled(pixels, self.seen["images"])
+
+
+class RemembersInGlobal(Broken):
+    """The same, in a global variable."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return _recalled(pixels, SEEN)
+
+
+class Counts(Broken):
+    """Answers darker and darker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return pixels * 0.99**self.calls
+
+
+class LastStep(Broken):
+    """Diffuses the image in ten steps, of which only the last has a gradient."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        smooth = pixels.detach()
+        for _ in range(10):
+            smooth = 0.5 * F.avg_pool2d(smooth.detach(), 3, 1, 1) + 0.5 * (0.7 * smooth.detach() + 0.3 * pixels)
+        return smooth
+
+
+class StraightThrough(Broken):
+    """Rounds, with the gradient of the identity, declared exact."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels + ((pixels * 15).round() / 15 - pixels).detach()
+
+
+class NoSlopeAtBounds(Broken):
+    """Clamps, with no gradient for black and white pixels, as ``clamp`` does in torch 2.15."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return F.hardtanh(pixels, 0, 1)
+
+
+class DetachedFactor(Broken):
+    """Squares the image, and hides half of the slope."""
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return pixels * pixels.detach()
+
+
 class Behind(nn.Module):
     """A classifier with a layer before it and one after it."""
 
@@ -135,6 +255,17 @@ class Behind(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.after(self.classifier(self.before(images)))
+
+
+class Recalls(nn.Module):
+    """A layer that remembers images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _recalled(images, self.seen)
 
 
 class StubbornNorm(nn.BatchNorm2d):
@@ -191,5 +322,32 @@ CONTROLS = [
         "batch-norm batch-dependent",
         lambda model, _: (Behind(model, normalised(nn.BatchNorm2d(1, track_running_stats=False))), Broken()),
     ),
+    _control("purify_and_score filters, purify does not", "paths-disagree", lambda model, _: (model, OtherImage())),
+    _control("two scores", "paths-disagree", lambda model, _: (model, OtherScore())),
+    _control(
+        "filters without gradients only",
+        "paths-disagree gradient-wrong unbounded",
+        lambda model, _: (model, OtherWithGradients()),
+    ),
+    _control(
+        "surrogate that does not purify",
+        "paths-disagree noise-wins unbounded",
+        lambda model, _: (model, OtherSurrogate()),
+    ),
+    _control(
+        "remembers in an attribute", "stateful paths-disagree zero-gradient", lambda model, _: (model, Remembers())
+    ),
+    _control("remembers in its class", "stateful zero-gradient", lambda model, _: (model, RemembersInClass())),
+    _control("remembers in a global", "stateful zero-gradient", lambda model, _: (model, RemembersInGlobal())),
+    _control(
+        "classifier that remembers",
+        "stateful paths-disagree zero-gradient",
+        lambda model, _: (Behind(model, Recalls()), Broken()),
+    ),
+    _control("counts its calls", "stateful nondeterministic unbounded", lambda model, _: (model, Counts())),
+    _control("last step only", "gradient-wrong", lambda model, _: (model, LastStep())),
+    _control("straight through, exact", "gradient-wrong", lambda model, _: (model, StraightThrough())),
+    _control("no slope at the bounds", "gradient-wrong", lambda model, _: (model, NoSlopeAtBounds())),
+    _control("detached factor", "gradient-wrong", lambda model, _: (model, DetachedFactor())),
 ]
 """All controls that are the same each time; ``HiddenRandom`` is not."""

@@ -24,6 +24,7 @@ from audit_helpers import (
 )
 from purifier.auditing import audit as runner
 from purifier.auditing.audit import audit
+from purifier.auditing.self_checks import SelfChecks
 from purifier.classifiers.pixel_classifier import TorchPixelClassifier
 from purifier.data.pixels import Preprocessing
 from purifier.errors import GradientError
@@ -61,7 +62,7 @@ def test_judging_draws_other_noise_than_the_attack(classifier, data, monkeypatch
             return super().purify(pixels, noise)
 
     options = {"eps": 0.1, "attacks": ("pgd:steps=2",), "judgements": 3, "routes": ("exact",), "eot": 1}
-    monkeypatch.setattr(runner, "self_check", lambda *_, **__: [])
+    monkeypatch.setattr(runner, "self_check", lambda *_, **__: SelfChecks([], []))
     audit(guard(classifier, Spy(NoConfig())), data, **options)
     # A try-out; three clean judgements; two gradients and a last look; three judgements.
     assert len(seen) == len(set(seen)) == 1 + 3 + 3 + 3

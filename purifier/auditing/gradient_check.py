@@ -1,0 +1,123 @@
+"""Whether a gradient that is declared exact is the derivative of what the guard computes: finite differences."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..answering import answer, draw
+from ..attacking.threat import Threat
+from ..data.pixels import plain_range
+from ..foreign_code import Attempt
+from ..seeding import SampleGenerator, mix_seed
+from ..torch_tools.norms import norm_of, scale_like
+from .comparing import exceeds_one_percent
+from .probing import fresh, moved
+from .report import Flag
+from .setup import AuditSetup, Batch
+
+PRECISIONS = {torch.float64: ((1e-6, 1e-4, 1e-3), 0.1), torch.float32: ((1e-3, 3e-3), 0.5)}
+"""Step lengths in pixel units, of which the best counts, and the largest error allowed, for each precision.
+
+In float64 nearly all images of healthy guards stay below 0.01, and wrong gradients are off by 0.5 and more. In float32,
+for models that do not run in double, ReLUs and rounding put up to half of the images of a healthy guard above 0.3. A
+step of 0.001 is a quarter of a level of 8 bits, so a function of rounded pixels is seen as a staircase, not a slope.
+"""
+ROUNDINGS = 64
+"""How many rounding errors of the logits' size a difference of two of them is allowed."""
+
+Function = Callable[[Tensor], Tensor]
+"""Pixels (N, C, H, W) -> a random weighting of each image's logits, (N,)."""
+
+
+def flags_of_gradient(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]) -> Iterator[Flag]:
+    """Compare the gradient along ``exact`` with finite differences, at clean images and at random places.
+
+    With a surrogate purifier the classifier alone is checked. The purifier's noise is held fixed. Attacks start at
+    such places, of which many pixels are black or white: there, directions point into the box, so that a function
+    which ends in a clamp has a slope.
+    """
+    setup = setup if setup.purifier.gradient == "exact" else setup.alone
+    places = [batch.pixels, *(moved(setup, batch, threat, "slopes") for threat in threats[:1])]
+    marks: list[Tensor] = []
+    for dtype, (steps, tolerance) in PRECISIONS.items():
+        with Attempt() as attempt, plain_range():
+            marks = [_wrong(setup, batch, pixels.to(dtype), steps, tolerance) for pixels in places]
+        if attempt.error is None:
+            break
+        if dtype == torch.float32:
+            raise attempt.error
+    wrong, total = int(torch.cat(marks).sum()), sum(map(len, marks))
+    if wrong > total / 2 if dtype == torch.float32 else exceeds_one_percent(wrong, total):
+        clean = int(marks[0].sum())
+        yield Flag(
+            "gradient-wrong",
+            f"the gradient of {wrong} of {total} images ({clean} clean, {wrong - clean} moved at random) differs from "
+            f"finite differences by more than {tolerance:.0%} (exact, {str(dtype).removeprefix('torch.')})",
+        )
+
+
+def _wrong(setup: AuditSetup, batch: Batch, pixels: Tensor, steps: Sequence[float], tolerance: float) -> Tensor:
+    """Which images' gradients disagree with all finite differences along some direction, bool (N,)."""
+    function, magnitude = _function(setup, batch, pixels)
+    generator = SampleGenerator(mix_seed(setup.seed, "probe", "directions"), batch.indices)
+    leaf = pixels.clone().requires_grad_()
+    with torch.enable_grad():
+        values = function(leaf)
+    gradient = None
+    if values.requires_grad:
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    if gradient is None:
+        return torch.zeros(len(pixels), dtype=torch.bool)  # cut off: another flag
+    # Gradients that are zero everywhere, or not finite, are other flags too.
+    usable = gradient.flatten(1).isfinite().all(1) & gradient.flatten(1).any(1) & values.isfinite()
+    wrong, length = torch.zeros_like(usable), norm_of(gradient, "l2")
+    for direction in _directions(pixels, gradient, generator, margin=max(steps)):
+        slope = (gradient * direction).flatten(1).sum(1)
+        agrees = ~usable
+        for step in steps:
+            if agrees.all():
+                break
+            with torch.no_grad():
+                difference = (function(pixels + step * direction) - values) / step
+            rounding = ROUNDINGS * torch.finfo(pixels.dtype).eps * magnitude(values) / step
+            error = (difference - slope).abs() - rounding
+            agrees = agrees | (error <= tolerance * torch.maximum(length, difference.abs()))
+        wrong = wrong | ~agrees
+    return wrong.cpu()
+
+
+def _directions(pixels: Tensor, gradient: Tensor, generator: SampleGenerator, *, margin: float) -> Iterator[Tensor]:
+    """Random signs, and the gradient's own direction, each at most 1 per pixel and never out of the box."""
+    inwards = (pixels <= margin).to(pixels) - (pixels >= 1 - margin).to(pixels)
+    signs = 2 * (generator.uniform(pixels.shape[1:], pixels) > 0.5).to(pixels) - 1
+    yield torch.where(inwards != 0, inwards, signs)
+    largest = norm_of(gradient, "linf").clamp_min(torch.finfo(gradient.dtype).tiny)
+    along = gradient / scale_like(largest, gradient)
+    yield along.masked_fill(along * inwards < 0, 0)
+
+
+def _function(setup: AuditSetup, batch: Batch, pixels: Tensor) -> tuple[Function, Callable[[Tensor], Tensor]]:
+    """The guard in the dtype of ``pixels``, with fixed noise; and how large its logits are, (N,)."""
+    dtype = pixels.dtype
+    classifier, purifier = fresh(setup)
+    noise = draw(purifier, batch.pixels, SampleGenerator(mix_seed(setup.seed, "probe", "noise"), batch.indices))
+    with torch.no_grad():
+        logits = answer(purifier, classifier, batch.pixels, noise).output
+    weights = SampleGenerator(mix_seed(setup.seed, "probe", "weights"), batch.indices).normal(logits.shape[1:], logits)
+    if dtype == torch.float64:
+        # Deep copies, because double() replaces weights in place.
+        classifier, purifier = copy.deepcopy(classifier).double(), copy.deepcopy(purifier).double()
+        classifier.preprocessing = dataclasses.replace(classifier.preprocessing, dtype="float64")
+        noise = noise.double() if noise is not None and noise.is_floating_point() else noise
+
+    def function(images: Tensor) -> Tensor:
+        found: Tensor = answer(purifier, classifier, images, noise).output
+        return (found * weights.to(found)).sum(1)
+
+    size = (logits.abs() * weights.abs()).sum(1)
+    return function, lambda values: torch.maximum(values.detach().abs(), size.to(values))

@@ -1,0 +1,80 @@
+"""Flags of an audit as a whole: it measured nothing, or less than its own self-checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from ..data.images import ImageData
+from .comparing import significant_drop
+from .counting import PendingRow, white_box_rows
+from .report import Flag, Model
+from .self_checks import PGD, Attacked
+
+Z95 = NormalDist().inv_cdf(0.95)
+
+
+def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, *, marks: bool) -> Iterator[Flag]:
+    """The flags of an audit's rows as a whole.
+
+    Parameters
+    ----------
+    rows
+        All rows of the audit.
+    model
+        The model that the audit is about.
+    marks
+        Whether it marks images as rejected.
+    """
+    for clean in (row for row in rows if row.job is None):
+        yield from _at_chance(clean, data.labels)
+    clean = next(row for row in rows if row.job is None and row.model == model)
+    attacked = [row for row in rows if row.job is not None and row.model == model]
+    finished = [row for row in attacked if not row.error]
+    if attacked and not finished:
+        yield Flag("nothing-attacked", f"{model}: all {len(attacked)} attacks failed")
+    elif attacked and not clean.shares.any():
+        yield Flag("nothing-attacked", f"{model}: none of {len(clean.shares)} clean images is right")
+    if marks and attacked and not any(row.evades and row.route != "oblivious" for row in finished):
+        specs = ", ".join(dict.fromkeys(row.job.named.spec for row in attacked if row.job is not None))
+        yield Flag("detector-ignored", f"{model}: no attack that finished asked for scores ({specs})")
+
+
+def _at_chance(clean: PendingRow, labels: Tensor) -> Iterator[Flag]:
+    """Compare a model's clean accuracy with always answering the most frequent label, one-sided at 5%."""
+    total = len(clean.shares)
+    counts = torch.bincount(labels.cpu())
+    chance, accuracy = counts.max().item() / total, clean.shares.mean().item()
+    if accuracy <= chance + Z95 * math.sqrt(chance * (1 - chance) / total):
+        yield Flag(
+            "at-chance",
+            f"{clean.model}: {accuracy:.1%} of {total} clean images are right; always answering {int(counts.argmax())} "
+            f"gets {chance:.1%}",
+        )
+
+
+def stronger_self_checks(
+    rows: Sequence[PendingRow], attacked: Sequence[Attacked], model: Model, eot: int
+) -> Iterator[Flag]:
+    """Threats within which the self-checks' PGD fools clearly more of its images than the audit's white-box attacks.
+
+    One-step attacks are weaker by nature: without any other white-box row there is nothing to compare with.
+    """
+    clean = next(row for row in rows if row.job is None and row.model == model)
+    for own in attacked:
+        of_threat = [row for row in rows if row.model == model and row.threat == own.threat]
+        white_box = white_box_rows(of_threat)
+        if not any(row.takes_steps(eot) for row in white_box):
+            continue
+        reported = torch.stack([clean.shares, *(row.shares for row in white_box)]).amin(0)[torch.tensor(own.indices)]
+        drop = significant_drop(reported, own.shares)
+        if drop is not None:
+            yield Flag(
+                "stronger-self-check",
+                f"{own.threat}, {model}: {PGD} ({own.route}) fools {drop:g} more of {len(reported)} images than the "
+                "audit's white-box attacks",
+            )

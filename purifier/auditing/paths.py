@@ -1,0 +1,88 @@
+"""Whether the ways to ask a guard agree: what attacks differentiate must be what its user gets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..answering import answer, draw, purify
+from ..attacking.threat import Threat
+from ..contracts.purifier import Purifier
+from ..seeding import SampleGenerator, mix_seed
+from .comparing import exceeds_one_percent
+from .probing import fresh, images_differ, logits_differ, moved, scores_differ
+from .report import Flag
+from .setup import AuditSetup, Batch
+
+
+def flags_of_paths(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]) -> Iterator[Flag]:
+    """Compare the paths on the images and on places within the threats; each path is a copy that has seen nothing."""
+    found: Counter[str] = Counter()
+    places = [batch.pixels, *(moved(setup, batch, threat, "paths") for threat in threats)]
+    for pixels in places:
+        seed = mix_seed(setup.seed, "probe", "paths")
+        noise = draw(fresh(setup)[1], pixels, SampleGenerator(seed, batch.indices))
+        with torch.no_grad():
+            found.update(dict(_of_purifier(setup, pixels, noise)))
+            found.update(dict(_of_classifier(setup, pixels)))
+            found.update(dict(_of_answers(setup, pixels, noise, seed, batch.indices)))
+    total = len(places) * len(batch.indices)
+    apart = {path: count for path, count in found.items() if exceeds_one_percent(count, total)}
+    if apart:
+        said = "; ".join(f"{path} ({count} of {total} images)" for path, count in apart.items())
+        yield Flag("paths-disagree", said)
+
+
+def _of_purifier(setup: AuditSetup, pixels: Tensor, noise: Tensor | None) -> Iterator[tuple[str, int]]:
+    """Names of two paths through the purifier, and for how many images they differ."""
+    if setup.model == "undefended":
+        return
+    plain, _ = purify(fresh(setup)[1], pixels, noise)
+    image, score = purify(fresh(setup)[1], pixels, noise, scored=True)
+    assert score is not None
+    yield "purify and the image of purify_and_score", _total(images_differ(plain, image))
+    alone = fresh(setup)[1].score(pixels)
+    yield "score and the score of purify_and_score", _total(scores_differ(alone, score))
+    with torch.enable_grad():
+        tracked = fresh(setup)[1].purify(pixels.clone().requires_grad_(), noise).detach()
+        scored = fresh(setup)[1].score(pixels.clone().requires_grad_()).detach()
+    yield "purify with and without gradients", _total(images_differ(plain, tracked))
+    yield "score with and without gradients", _total(scores_differ(alone, scored))
+    if setup.purifier.surrogate_purifies and type(setup.purifier).surrogate is not Purifier.surrogate:
+        yield "purify and surrogate", _total(images_differ(plain, fresh(setup)[1].surrogate(pixels, noise)))
+
+
+def _of_classifier(setup: AuditSetup, pixels: Tensor) -> Iterator[tuple[str, int]]:
+    if setup.classifier.differentiable:
+        plain = fresh(setup)[0](pixels)
+        with torch.enable_grad():
+            tracked = fresh(setup)[0](pixels.clone().requires_grad_()).detach()
+        yield "the classifier with and without gradients", _total(logits_differ(plain, tracked))
+
+
+def _of_answers(
+    setup: AuditSetup, pixels: Tensor, noise: Tensor | None, seed: int, indices: Sequence[int]
+) -> Iterator[tuple[str, int]]:
+    """Compare the model's own answers with the logits that attacks see, on images that are not rejected."""
+    classifier, purifier = fresh(setup)
+    attacked = answer(purifier, classifier, pixels, noise, scored=setup.rejection.active)
+    given = setup.subjects[setup.model].ask(pixels, seed, indices)
+    accepted = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
+    if attacked.score is not None:
+        rejected = setup.rejection.of(attacked.score)
+        accepted = ~rejected
+        if given.rejected is not None:
+            yield "which images the guard and the attacked path reject", _total(rejected != given.rejected)
+            accepted = accepted & ~given.rejected
+    name = "the guard's answers and the logits that attacks see"
+    if setup.model == "undefended":
+        name = "the classifier's answers and the logits that attacks see"
+    if accepted.any():
+        yield name, _total(logits_differ(given.logits[accepted], attacked.output[accepted]))
+
+
+def _total(marks: Tensor) -> int:
+    return int(marks.sum())
