@@ -14,6 +14,7 @@ from torch import Tensor
 import purifier
 from audit_helpers import COUNT, Give, NoConfig, Noisy, correct, printed, rows
 from purifier.auditing.audit import audit
+from purifier.auditing.figures import area_text, rate_text
 from purifier.auditing.report import AuditReport
 from purifier.auditing.statistics import wilson
 from purifier.data.loading import load_data
@@ -217,12 +218,12 @@ def test_a_damaged_detection_is_an_error(place, value, classifier, data, tmp_pat
 def test_the_table_shows_detection_and_its_limits(classifier, data, report):
     filter_ = calibrated(Bright)
     found = audit(guard(classifier, filter_), data, eps=0.1, attacks=("fgsm", "joint:steps=5"))
-    shown = printed(found, width=80)
-    assert max(map(len, shown.splitlines())) <= 80
+    shown = printed(found, width=100)
+    assert max(map(len, shown.splitlines())) <= 100
     detection = " ".join(shown.split("detection, linf 0.1")[1].split())
     (row,) = rows(found, model="guarded", attack="fgsm", route="exact")
     for part in (
-        f"fgsm exact {row.detection.fooled} {row.detection.auc.value:.3f} {row.detection.rejected.accuracy:.1%}",
+        f"fgsm exact {row.detection.fooled} {area_text(row.detection.auc)} {rate_text(row.detection.rejected)}",
         "along the exact route; here: joint:steps=5",
         "calibrated on 400 images of fashion-mnist:train:400 to reject 10% of clean images; here it rejects",
         f"rejects {found.rows[1].detection.rejected.accuracy:.1%} [",
@@ -233,7 +234,9 @@ def test_the_table_shows_detection_and_its_limits(classifier, data, report):
     assert "none here (add joint), so these attacks did not try to evade it" in plain
     assert "not calibrated, so nothing is rejected" in plain and "rejected at" not in plain
     bpda = audit(guard(classifier, "bit-depth"), data, attacks=("joint:steps=2",))
-    assert "here along bpda only: joint:steps=2" in " ".join(printed(bpda).split())
+    assert "strongest that this purifier has; here: joint:steps=2" in " ".join(printed(bpda).split())
+    weaker = audit(guard(classifier, "blur"), data, attacks=("joint:steps=2",), routes=("bpda",))
+    assert "the exact route; here along bpda only: joint:steps=2" in " ".join(printed(weaker).split())
     clean = audit(guard(classifier, filter_), data, attacks=())
     assert "threshold: calibrated on" in printed(clean) and "detection, " not in printed(clean)
 

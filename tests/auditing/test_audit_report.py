@@ -68,7 +68,12 @@ def test_the_table_shows_the_worst_case_first_and_both_models_side_by_side(repor
     lines = printed(report).split("detection, ")[0].splitlines()
     places = [
         next(i for i, line in enumerate(lines) if part in line)
-        for part in (f"on {COUNT} images", "all routes run (exact, bpda, oblivious)", "white-box (exact, bpda)", "fgsm")
+        for part in (
+            f"; {COUNT} images; sha256 ",
+            "all routes run (exact, bpda, oblivious)",
+            "white-box (exact, bpda)",
+            "fgsm",
+        )
     ]
     assert places == sorted(places)
     (row,) = rows(report, model="guarded", attack="fgsm", route="oblivious")

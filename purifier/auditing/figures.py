@@ -1,0 +1,66 @@
+"""How a report's figures and names are written in its tables."""
+
+from __future__ import annotations
+
+from ..attacking.threat import Threat
+from .report import WHITE_BOX, AuditReport, Model, Row
+from .statistics import Area, Rate
+
+CLEAN = "clean"
+"""The name of rows without an attack."""
+
+
+def rate_text(rate: Rate | None) -> str:
+    """``93.3% [84.1, 97.4]``: a share with its 95% interval; ``-`` if there is none."""
+    if rate is None:
+        return "-"
+    low, high = rate.interval
+    return f"{rate.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def area_text(area: Area | None) -> str:
+    """``0.812 [0.755, 0.861]``: an area with its 95% interval; ``-`` if there is none."""
+    return "-" if area is None else f"{area.value:.3f} [{area.interval[0]:.3f}, {area.interval[1]:.3f}]"
+
+
+def result_text(row: Row | None) -> str:
+    """A row's result; with several judgements, on the next line, the share right in all and in most of them."""
+    if row is None:
+        return "-"
+    if row.result is None:
+        return "error, see below"
+    if row.worst_of_n is None or row.majority is None:
+        return rate_text(row.result)
+    return f"{rate_text(row.result)}\n({row.worst_of_n.accuracy:.1%}, {row.majority.accuracy:.1%})"
+
+
+def cost_text(row: Row) -> str:
+    """The number of images attacked, and on the next line the cost per image."""
+    if row.threat is None:
+        return "-"
+    cost = f"{row.gradients_per_image:.0f} g" if row.gradients_per_image else f"{row.queries_per_image:.0f} q"
+    return f"{row.attacked}\n{cost}"
+
+
+def attack_text(row: Row) -> str:
+    """The attack's spec, marked with > in a sequence."""
+    if row.threat is None:
+        return CLEAN
+    return f"> {row.attack}" if row.sequence else row.attack
+
+
+def route_text(row: Row, report: AuditReport) -> str:
+    """The row's route, and the surrogate that ``bpda`` followed if it is the identity."""
+    if row.threat is None:
+        return "-"
+    is_identity = row.route == "bpda" and report.purifier is not None and report.purifier["surrogate"] == "identity"
+    return "bpda\n(identity)" if is_identity else row.route or "-"
+
+
+def threat_text(threat: Threat) -> str:
+    return f"{threat.norm} {threat.eps:.4g}"
+
+
+def sweeps(rows: list[Row], model: Model) -> bool:
+    """Whether an attack ran with several numbers of draws, so that rows must name theirs."""
+    return len({row.eot for row in rows if row.route in WHITE_BOX and row.model == model}) > 1
