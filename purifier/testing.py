@@ -235,9 +235,10 @@ def _check_onnx(guard: Guard, path: Path, image_shape: tuple[int, int, int] | No
             noise = noise_for(guard.purifier, guard.preprocessing.to_pixels(images).clamp(0, 1))
             feed[NOISE] = noise.numpy()
         names = [output.name for output in session.get_outputs()]
-        logits = isinstance(guard, GuardedModule) and "logits" in names
+        which = guard.output.which
+        wanted = (which, f"output_{which}", "logits") if isinstance(guard, GuardedModule) else ()
         with explained(f"the file must run at batch {count}", AssertionError):
-            found = session.run(["logits" if logits else names[0]], feed)[0]
+            found = session.run([next((name for name in wanted if name in names), names[0])], feed)[0]
         expected = _answer(guard, images, noise)
         _check(found.shape == expected.shape, f"the file must answer as the guard at batch {count}", found.shape)
         # A guard abstains with NaN and infinity.
@@ -262,7 +263,7 @@ def _answer(guard: Guard, images: Tensor, noise: Tensor | None) -> np.ndarray[An
     args, kwargs = ((images,), {}) if quiet.position == 0 else ((), {quiet.input: images})
     with torch.no_grad():
         output = quiet.answer(args, kwargs, quiet.pixels(args, kwargs), noise).output
-    return quiet.output.find(output).flatten(1).double().numpy()
+    return quiet.output.find(output).double().numpy()
 
 
 def _check_config(purifier: Purifier) -> None:
