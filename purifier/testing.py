@@ -124,8 +124,8 @@ def check_exporter(exporter: Exporter, guard: Guard, path: Path, **options: Any)
     """Check that an exporter reports correctly, and that a failed export raises an error and leaves no files.
 
     If ``path`` ends in ``.onnx``, it also runs in plain onnxruntime on the CPU, on random images in batches of 1, 2 and
-    7 (or the classifier's batch size, if fixed). Its first output (for a module ``logits``, if there is one) must agree
-    with the guard's to 0.001 of its scale, or 0.01 for images of less than 32 bits. A random purifier is compared
+    7 (or the classifier's batch size, if fixed). Its first output (for a module the guard's answer) must agree with the
+    guard's to 0.001 of its scale, or 0.01 for images of less than 32 bits. A random purifier is compared
     without noise, or with ``noise="input"`` on one draw. The guard must take only its image; ``options`` go to the
     exporter.
     """

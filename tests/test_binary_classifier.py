@@ -16,6 +16,7 @@ import purifier
 from purifier import ImageData, PurifierError, SampleGenerator, Target, Threat
 from purifier.attacking.specs import read_attack
 from purifier.classifiers.pixel_classifier import OnnxPixelClassifier
+from purifier.testing import check_exporter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,6 +152,11 @@ def test_an_exported_guard_has_the_classifiers_own_output(
         expected = purifier.guard(net, "blur")(pixels).numpy()
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_exported_file_is_checked_by_the_named_output(tmp_path: Path) -> None:
+    guarded = purifier.guard(Binary(features=True), "blur", output="out", output_kind="binary-probability")
+    check_exporter(purifier.exporters.get("onnx")(), guarded, tmp_path / "guarded.onnx", image_shape=(1, 28, 28))
 
 
 def test_wrong_options_are_errors(data: ImageData, tmp_path: Path) -> None:

@@ -170,5 +170,9 @@ def test_an_answer_of_another_form_is_an_error() -> None:
             guarded(PIXELS)
         with pytest.raises(ClassifierError, match=message):
             guard(as_graph(given), purifier_with(0), output="out", output_kind=kind, on_reject="abstain")
+    unknown = as_graph("binary-logit")
+    unknown.graph.output[1].type.tensor_type.ClearField("shape")
+    with pytest.raises(ClassifierError, match="does not declare the shape of its output 'out'.*on_reject='flag'"):
+        guard(unknown, purifier_with(0), output="out", output_kind="binary-logit", on_reject="abstain")
     with pytest.raises(ClassifierError, match="2 outputs of the classifier can be its probabilities.*on_reject='flag'"):
         guard(as_graph("probabilities"), purifier_with(0), output_kind="probabilities", on_reject="abstain")
