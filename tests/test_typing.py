@@ -17,6 +17,7 @@ import torch
 import purifier
 
 guarded: purifier.GuardedModule = purifier.guard(torch.nn.Identity(), "identity", on_reject="flag", seed=1)
+binary: purifier.GuardedModule = purifier.guard(torch.nn.Identity(), "identity", output=1, output_kind="binary-logit")
 either: purifier.GuardedModule | purifier.GuardedSession = purifier.guard("model.onnx", "identity", providers=["CPU"])
 report: purifier.AuditReport = purifier.audit(guarded, "demo:4", attacks=["fgsm"])
 """
@@ -24,6 +25,7 @@ WRONG = {
     'purifier.guard(torch.nn.Identity(), "identity", on_rejct="flag")': "[call-overload]",
     'purifier.guard(torch.nn.Identity(), "identity", on_reject="flagg")': "[call-overload]",
     'purifier.guard(torch.nn.Identity(), "identity", providers=[])': "[call-overload]",
+    'purifier.guard(torch.nn.Identity(), "identity", output_kind="sigmoid")': "[call-overload]",
     'purifier.audit(guarded, "demo:4", attack=["fgsm"])': "[call-arg]",
     'purifier.gard(torch.nn.Identity(), "identity")': "[attr-defined]",
 }

@@ -91,7 +91,7 @@ def replaceable_answer(graph: ir.Graph, output: Output) -> int:
     Raises
     ------
     ClassifierError
-        No output can be the answer, or several can and none is chosen.
+        No output can be the answer, several can and none is chosen, or a binary one has no declared shape.
     """
     try:
         place = _answer_among(graph, output)
@@ -102,6 +102,12 @@ def replaceable_answer(graph: ir.Graph, output: Output) -> int:
         raise ClassifierError(
             f"the rows of the classifier's output {_described(value)} cannot be replaced for rejected images: expected "
             f"{SHAPES[output.kind]}, computed by the graph; use on_reject='flag'",
+            graph.name or "",
+        )
+    if output.binary and value.shape is None:
+        raise ClassifierError(
+            f"the classifier does not declare the shape of its output {value.name!r}, which may be (N,) or (N, 1); use "
+            "on_reject='flag', or export the classifier with that shape",
             graph.name or "",
         )
     return place

@@ -25,7 +25,7 @@ def check_exporter(exporter: Exporter, guard: Guard, path: Path, **options: Any)
     """Check that an exporter reports correctly, and that a failed export raises an error and leaves no files.
 
     If ``path`` ends in ``.onnx``, it also runs in plain onnxruntime on the CPU, on random images in batches of 1, 2 and
-    7 (or the classifier's batch size, if fixed). Its first output (for a module ``logits``, if there is one) must agree
+    7 (or the classifier's batch size, if fixed). Its first output (for a module the guard's answer) must agree
     with the guard's to 0.001 of its scale, or 0.01 for images of less than 32 bits. A random purifier is compared
     without noise, or with ``noise="input"`` on one draw. The guard must take only its image; ``options`` go to the
     exporter.
@@ -65,9 +65,10 @@ def _check_onnx(guard: Guard, path: Path, image_shape: tuple[int, int, int] | No
             noise = noise_for(guard.purifier, guard.preprocessing.to_pixels(images).clamp(0, 1))
             feed[NOISE] = noise.numpy()
         names = [output.name for output in session.get_outputs()]
-        logits = isinstance(guard, GuardedModule) and "logits" in names
+        which = guard.output.which
+        wanted = (which, f"output_{which}", "logits") if isinstance(guard, GuardedModule) else ()
         with explained(f"the file must run at batch {count}", AssertionError):
-            found = session.run(["logits" if logits else names[0]], feed)[0]
+            found = session.run([next((name for name in wanted if name in names), names[0])], feed)[0]
         expected = _answer(guard, images, noise)
         check(found.shape == expected.shape, f"the file must answer as the guard at batch {count}", found.shape)
         # A guard abstains with NaN and infinity.
@@ -90,4 +91,4 @@ def _answer(guard: Guard, images: Tensor, noise: Tensor | None) -> np.ndarray[An
     args, kwargs = ((images,), {}) if quiet.position == 0 else ((), {quiet.input: images})
     with torch.no_grad():
         output = quiet.answer(args, kwargs, quiet.pixels(args, kwargs), noise).output
-    return quiet.output.find(output).flatten(1).double().numpy()
+    return quiet.output.find(output).double().numpy()

@@ -26,7 +26,6 @@ from ..guards.module import GuardedModule
 from ..guards.signature import find_input
 from ..onnx.image_input import image_input, infer_preprocessing
 from ..output import LOGITS, Output
-from ..vocabulary import OutputKind
 from .recipe import Recipe
 
 CHECKED_IMAGES = 64
@@ -36,17 +35,15 @@ CHECKED_IMAGES = 64
 def classifier_for(
     recipe: Recipe,
     given: str | Path | nn.Module | ModelProto | None,
-    *,
     weights: str | Path | None,
     preprocessing: Any,
     input: int | str | None,
-    output: int | str | None = None,
-    output_kind: OutputKind = "logits",
+    output: Output,
 ) -> PixelClassifier | None:
     """The classifier that a recipe needs, from the same arguments as ``purifier.guard``; None if it needs none."""
-    name, answer = type(recipe).__name__.lower(), Output(output, output_kind)
+    name = type(recipe).__name__.lower()
     if not recipe.needs_classifier:
-        if answer != LOGITS or any(option is not None for option in (given, weights, preprocessing, input)):
+        if output != LOGITS or any(option is not None for option in (given, weights, preprocessing, input)):
             raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or use denoise or robust")
         return None
     if given is None:
@@ -58,7 +55,7 @@ def classifier_for(
         preprocessing = infer_preprocessing(image_input(model, input))
     wanted = read_preprocessing(preprocessing)
     if isinstance(model, ModelProto) and recipe.needs_gradients:
-        return OnnxGradientClassifier(model, wanted, input, answer)
+        return OnnxGradientClassifier(model, wanted, input, output)
     if isinstance(model, GuardedModule):
         raise ConfigError("classifier: this model is already guarded; give its .classifier")
     if not isinstance(model, nn.Module | ModelProto):
@@ -66,13 +63,13 @@ def classifier_for(
             f"classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got {type(model).__name__}"
         )
     if isinstance(model, ModelProto):
-        return pixel_classifier(model, wanted, input, answer)
+        return pixel_classifier(model, wanted, input, output)
     position, found = find_input(model, 0 if input is None else input)
     if any(is_lazy(tensor) or tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         raise ConfigError(
             f"classifier: {type(model).__name__} has no weights yet; load them, or run it on an image once"
         )
-    return pixel_classifier(model, wanted, 0 if position == 0 else found, answer)
+    return pixel_classifier(model, wanted, 0 if position == 0 else found, output)
 
 
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:

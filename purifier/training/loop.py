@@ -18,6 +18,7 @@ from ..contracts.purifier import Purifier, purifiers
 from ..data.images import ImageData
 from ..data.loading import load_data
 from ..errors import ConfigError, TrainingError
+from ..output import Output
 from ..seeding import mix_seed
 from ..specs import build
 from ..torch_tools.channels_last import channels_last, fed_channels_last
@@ -140,15 +141,7 @@ def train(
     }
     optimisation = chosen.suggested.with_given(given).on(run_device)
     images = _training_images(data, root, chosen, optimisation)
-    model = classifier_for(
-        chosen,
-        classifier,
-        weights=weights,
-        preprocessing=preprocessing,
-        input=input,
-        output=output,
-        output_kind=output_kind,
-    )
+    model = classifier_for(chosen, classifier, weights, preprocessing, input, Output(output, output_kind))
     purifier = _build(plugin, config or {}, images, seed, chosen).to(run_device).train()
     follower = Follower(purifier, optimisation)
     settings = {

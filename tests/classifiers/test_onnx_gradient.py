@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from binary_nets import Binary, as_onnx
 from onnx import ModelProto, helper
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from onnx_models import FLOAT, WEIGHT, linear, model_of
 from purifier.classifiers.onnx_gradient import OnnxGradientClassifier
 from purifier.data.pixels import Preprocessing
 from purifier.errors import ConfigError
+from purifier.output import Output
 
 onnx_ad = pytest.importorskip("onnx_ad")
 
@@ -49,6 +51,26 @@ def test_gradients_match_torch(batch, count, images, tmp_path):
     ours, theirs = both(classifier, net, pixels)
     assert torch.allclose(ours, theirs, atol=1e-4) and theirs.abs().max() > 0.1
     assert classifier.differentiable and "onnx-ad" in classifier.describe()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("probabilities", (-1, 1)),
+        ("binary-logit", (-1,)),
+        ("binary-probability", (-1,)),
+        ("binary-probability", (-1, 1)),
+    ],
+)
+def test_gradients_of_every_kind_of_answer_match_torch(kind, shape, images, tmp_path):
+    net = Binary(kind, shape, features=True)
+    model, output = as_onnx(net, tmp_path / "net.onnx", ("feat", "out")), Output("out", kind)
+    classifiers = OnnxGradientClassifier(model, Preprocessing(), output=output), Binary("logits")
+    leaves = [images[0][:40].clone().requires_grad_() for _ in classifiers]
+    found = [classifier(leaf).diff(dim=1) for classifier, leaf in zip(classifiers, leaves, strict=True)]
+    assert torch.allclose(*found, atol=1e-4)
+    ours, theirs = (torch.autograd.grad(out.sum(), leaf)[0] for out, leaf in zip(found, leaves, strict=True))
+    assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3) and theirs.abs().max() > 0.1
 
 
 def test_gradients_go_through_the_preprocessing(images, tmp_path):

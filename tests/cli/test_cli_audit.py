@@ -141,6 +141,7 @@ def test_a_raised_flag_makes_it_inconclusive_and_says_why(command, folder):
     for part in (
         "flag probabilities: all outputs of",
         "why: A softmax is flat",
+        "declare them with --output-kind probabilities",
         "remove the softmax from the classifier",
     ):
         assert part in " ".join(shown.split())
