@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from statistics import NormalDist
 
@@ -18,7 +19,7 @@ DECISIVE_JUDGEMENTS = 5
 """With this many judgements of a random guard, being right in all or wrong in all of them is hardly chance."""
 EFFORT = ("steps", "restarts")
 """Options that only increase the effort of an attack."""
-Z99 = NormalDist().inv_cdf(0.99)
+Z95, Z99 = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.99)
 
 
 def exceeds_one_percent(count: float, total: int) -> bool:
@@ -45,6 +46,15 @@ def significant_drop(before: Tensor, after: Tensor) -> float | None:
     differences = before - after
     total, spread = differences.sum().item(), differences.square().sum().sqrt().item()
     return total if exceeds_one_percent(total, len(before)) and total > Z99 * spread else None
+
+
+def by_chance(labels: Tensor) -> tuple[float, float]:
+    """The accuracy of always answering the most frequent label, and the most that it is by chance (one-sided at 5%).
+
+    ``labels`` (N,) are those of a sample, so the second number has a margin of error: it is what a model has to beat.
+    """
+    share = labels.bincount().max().item() / len(labels)
+    return share, share + Z95 * math.sqrt(share * (1 - share) / len(labels))
 
 
 def compare(rows: Sequence[PendingRow], strongest: Route, *, decisive: bool = True) -> list[Flag]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from ..data.images import ImageData
-from .comparing import significant_drop
+from .comparing import by_chance, significant_drop
 from .counting import PendingRow, white_box_rows
 from .report import Flag, Model
 from .self_checks import PGD, Attacked
-
-Z95 = NormalDist().inv_cdf(0.95)
 
 
 def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, *, marks: bool) -> Iterator[Flag]:
@@ -46,14 +42,13 @@ def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, 
 
 def _at_chance(clean: PendingRow, labels: Tensor) -> Iterator[Flag]:
     """Compare a model's clean accuracy with always answering the most frequent label, one-sided at 5%."""
-    total = len(clean.shares)
-    counts = torch.bincount(labels.cpu())
-    chance, accuracy = counts.max().item() / total, clean.shares.mean().item()
-    if accuracy <= chance + Z95 * math.sqrt(chance * (1 - chance) / total):
+    total, accuracy = len(clean.shares), clean.shares.mean().item()
+    chance, least = by_chance(labels)
+    if accuracy <= least:
         yield Flag(
             "at-chance",
-            f"{clean.model}: {accuracy:.1%} of {total} clean images are right; always answering {int(counts.argmax())} "
-            f"gets {chance:.1%}",
+            f"{clean.model}: {accuracy:.1%} of {total} clean images are right; always answering "
+            f"{int(labels.mode().values)} gets {chance:.1%}",
         )
 
 

@@ -15,7 +15,7 @@ from ..data.images import ImageData
 from ..data.pixels import Preprocessing
 from ..foreign_code import Attempt
 from ..torch_tools.copying import unused_copy
-from .comparing import significant_drop
+from .comparing import by_chance, significant_drop
 from .report import Flag
 from .setup import AuditSetup
 
@@ -38,26 +38,29 @@ def flags_of_set_up(setup: AuditSetup, data: ImageData) -> Iterator[Flag]:
     if outcome is None:
         return
     predicted, labels = outcome
-    right = predicted == labels
     found: list[tuple[float, str]] = []
-    for cause, better in _relabelled(predicted, labels):
-        _compare(found, right, better, cause)
+    for cause, other in _shifted(predicted):
+        _compare(found, cause, predicted, other, labels)
     half = torch.arange(len(labels)) % 2 == 0
     fitted = _one_to_one(predicted[half], labels[half], 1 + int(torch.cat([predicted, labels]).max()))
-    _compare(found, right[~half], fitted[predicted[~half]] == labels[~half], "its classes have another order")
+    rest = predicted[~half]
+    _compare(found, "its classes have another order", rest, fitted[rest], labels[~half])
     for cause, preprocessing in _others(classifier.preprocessing, data):
-        other = _predictions(classifier, preprocessing, setup, data)
-        if other is not None:
-            _compare(found, right, other[0] == labels, cause)
+        tried = _predictions(classifier, preprocessing, setup, data)
+        if tried is not None:
+            _compare(found, cause, predicted, tried[0], labels)
     if found:
         _, said = max(found)
         yield Flag("set-up", said)
 
 
-def _compare(found: list[tuple[float, str]], right: Tensor, better: Tensor, cause: str) -> None:
-    """Add a cause if without it more images are right, bool (N,) each, beyond chance."""
-    now, then = right.double(), better.double()
-    if significant_drop(then, now) is not None:
+def _compare(found: list[tuple[float, str]], cause: str, predicted: Tensor, other: Tensor, labels: Tensor) -> None:
+    """Add a cause if without it, with ``other`` predictions, more images are right: beyond chance and by more than 1%.
+
+    That must also be more than by answers that have nothing to do with the images. All tensors are (N,).
+    """
+    now, then = (predicted == labels).double(), (other == labels).double()
+    if significant_drop(then, now) is not None and then.mean() > by_chance(labels)[1]:
         gain = (then.mean() - now.mean()).item()
         said = f"{now.mean():.1%} of {len(now)} images are right as it is, {then.mean():.1%} with this fixed"
         found.append((gain, f"{cause}: {said}"))
@@ -79,9 +82,13 @@ def _predictions(
     return None if attempt.error is not None else (torch.cat(predicted), torch.cat(labels))
 
 
-def _relabelled(predicted: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for shift, cause in ((1, "the labels are one lower than the classifier's"), (-1, "the labels are one higher")):
-        yield cause, predicted == labels + shift
+def _shifted(predicted: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What the predictions would be if classes and labels did not start at the same number."""
+    for shift, cause in (
+        (1, "the labels are one lower than its classes"),
+        (-1, "the labels are one higher than its classes"),
+    ):
+        yield cause, predicted - shift
 
 
 def _one_to_one(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
