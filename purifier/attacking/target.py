@@ -29,6 +29,8 @@ class Spent:
     queries: int = 0
     gradients: int = 0
     scores: int = 0
+    on_query: Callable[[int], None] | None = None
+    """Called with the number of images of each query."""
 
 
 class Target(nn.Module):
@@ -163,6 +165,8 @@ class Target(nn.Module):
     def _ask(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
         """Logits (N, K) and scores (N,) of one draw; scores are 0 unless requested and known on this route."""
         self.spent.queries += len(pixels)
+        if self.spent.on_query is not None:
+            self.spent.on_query(len(pixels))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.route != "none"):
             if self.route == "oblivious":
                 return self.classifier(pixels), pixels.new_zeros(len(pixels))
