@@ -31,6 +31,8 @@ class Spent:
     queries: int = 0
     gradients: int = 0
     scores: int = 0
+    on_query: Callable[[int], None] | None = None
+    """Called with the number of images of each query."""
 
 
 class Target(nn.Module):
@@ -197,6 +199,8 @@ class Target(nn.Module):
         self.spent.queries += len(pixels)
         if scored and self.route != "oblivious":
             self.spent.scores += len(pixels)
+        if self.spent.on_query is not None:
+            self.spent.on_query(len(pixels))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.route != "none"):
             if self.route == "oblivious":
                 return self.normalised(self.classifier(pixels)), pixels.new_zeros(len(pixels))

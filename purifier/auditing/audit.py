@@ -34,9 +34,10 @@ from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .probing import probe
 from .remembering import Weights, flags_of_memory
 from .report import AuditReport, Flag, check_writable
-from .running import Progress, run_jobs
+from .running import run_jobs
 from .self_checks import self_check
 from .setup import AuditSetup
+from .watching import Progress
 
 
 def audit(
@@ -107,7 +108,10 @@ def audit(
     preprocessing, input, output, output_kind
         For a classifier alone: as for ``purifier.guard``.
     progress
-        Called before each step and at the end, with steps done, steps in total and the next step.
+        Called with the steps done, the steps in total, and in words what is running: before each step, several times
+        a second while an attack runs, when the steps done may be a fraction, and once all are done. The words are such
+        as "pgd exact linf 0.1, 37 of 60 images, right so far: 92.0% clean, 41.0% worst case", where 37 is the number
+        of images that the attack asked about last. If it raises an exception, the audit ends with it.
     out
         Folder for ``report.json``; checked before the audit starts.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from ..attacking.target import Spent
 from ..attacking.threat import Threat
@@ -21,9 +22,7 @@ from .judging import CLEAN, Judged, judge
 from .plan import QUERY_NEEDS, Job
 from .report import Model
 from .setup import AuditSetup, Batch
-
-Progress = Callable[[int, int, str], None]
-"""Called with the steps done, the steps in total, and the next step."""
+from .watching import Progress, ProgressFailed, Watch
 
 WorstSoFar = dict[Model, Judged]
 """For each model, the worst result so far of each image of a batch in a sequence of attacks."""
@@ -37,12 +36,19 @@ def run_jobs(
     progress: Progress | None,
 ) -> list[PendingRow]:
     """Run all jobs on all batches; ``about`` is told of each batch."""
+    watch = Watch(progress, jobs, len(data), setup.batch_size, setup.eot)
+    try:
+        return _run(setup, data, jobs, about, watch)
+    except ProgressFailed as failed:
+        raise failed.error from None
+
+
+def _run(setup: AuditSetup, data: ImageData, jobs: Sequence[Job], about: DataDigest, watch: Watch) -> list[PendingRow]:
     clean: dict[Model, PendingRow] = {model: PendingRow(model) for model in setup.subjects}
     plans = [(job, _rows_for(job)) for job in jobs]
-    starts = range(0, len(data), setup.batch_size)
-    done, total = 0, len(starts) * (1 + len(jobs))
-    for start in starts:
+    for start in range(0, len(data), setup.batch_size):
         indices = range(start, min(start + setup.batch_size, len(data)))
+        watch.batch(len(indices))
         batch = setup.batch(data, indices)
         check_pixels(batch.pixels, name=data.name)
         about.add(batch.pixels, batch.labels)
@@ -51,19 +57,29 @@ def run_jobs(
             with row.timed():
                 on_clean[model] = judge(setup, model, batch, CLEAN)
             row.add(on_clean[model], on_clean[model])
+        watch.clean(on_clean[setup.model].shares)
         sequences: dict[tuple[str, Threat], WorstSoFar] = {}
-        done += 1
-        for job, rows in plans:
-            if progress is not None:
-                progress(done, total, str(job))
+        for number, (job, rows) in enumerate(plans):
             worst = None
             if job.sequence is not None:
                 worst = sequences.setdefault((job.sequence, job.threat), dict(on_clean))
-            _attack(setup, job, rows, batch, on_clean, worst)
-            done += 1
-    if progress is not None:
-        progress(done, total, "done")
+            at = _attackable(job, rows, batch, worst)
+            watch.job(number, job, len(at))
+            _attack(setup, job, rows, batch, at, on_clean, worst, watch)
+    watch.end("looking for flags" if jobs else "done")
     return [*clean.values(), *(row for _, rows in plans for row in rows)]
+
+
+def _attackable(job: Job, rows: Sequence[PendingRow], batch: Batch, worst: WorstSoFar | None) -> Tensor:
+    """Positions in the batch of the images to attack, (n,): in a sequence only those that are still right."""
+    if any(row.error for row in rows):
+        return torch.zeros(0, dtype=torch.long)
+    if worst is None:
+        return torch.arange(len(batch.indices))
+    # An oblivious gradient attack also gets images that only the guard still has right; for a query attack that
+    # would cost more than it finds.
+    judges = rows[:1] if job.named.attack.needs in QUERY_NEEDS else rows
+    return torch.stack([worst[row.model].shares for row in judges]).amax(0).nonzero().squeeze(1)
 
 
 def _attack(
@@ -71,19 +87,15 @@ def _attack(
     job: Job,
     rows: Sequence[PendingRow],
     batch: Batch,
+    at: Tensor,
     on_clean: Mapping[Model, Judged],
     worst: WorstSoFar | None,
+    watch: Watch,
 ) -> None:
-    """Attack the images of a batch; in a sequence only those that are still right, and update ``worst``."""
+    """Attack the images at positions ``at`` (n,) of a batch; in a sequence update ``worst``."""
     if any(row.error for row in rows):
         return
-    at = torch.arange(len(batch.indices))
-    if worst is not None:
-        # An oblivious gradient attack also gets images that only the guard still has right; for a query attack that
-        # would cost more than it finds.
-        judges = rows[:1] if job.named.attack.needs in QUERY_NEEDS else rows
-        at = torch.stack([worst[row.model].shares for row in judges]).amax(0).nonzero().squeeze(1)
-    attacked, spent, began = batch.select(at), Spent(), time.perf_counter()
+    attacked, spent, began = batch.select(at), Spent(on_query=watch.on_query), time.perf_counter()
     found = attacked.pixels
     if len(at):
         with Attempt((Exception, SystemExit)) as attempt:
@@ -100,6 +112,8 @@ def _attack(
         if attempt.error is not None:
             row.error = f"judging failed: {attempt.cause}"
             continue
+        if row.model == setup.model:
+            watch.judged(job.threat, at, judged.shares)
         if worst is None:
             row.add(judged, judged)
         else:

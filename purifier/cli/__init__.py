@@ -14,7 +14,7 @@ from ..errors import PurifierError
 from ..torch_tools.memory import keep_freed_memory
 from .audit import audit
 from .calibrate import calibrate
-from .console import plain_console
+from .console import BROKEN_PIPE, plain_console
 from .demo import demo
 from .doctor import doctor
 from .export import export
@@ -70,7 +70,7 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line and exit: 0 pass, 1 a gate failed, 2 usage or bad input, 3 inconclusive."""
+    """Run a command line and exit: 0 pass, 1 a gate failed, 2 usage or bad input, 3 inconclusive, 141 closed pipe."""
     if arguments is None:
         signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed
         keep_freed_memory()
@@ -80,6 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _exit_with_error(str(error))
     except (OSError, MemoryError, RecursionError) as error:
         _exit_with_error(f"{type(error).__name__}: {error}")
+    except SystemExit as end:
+        # Typer and rich end with code 1, which here means a failed gate, where their own output has no reader.
+        if isinstance(end.__context__, BrokenPipeError):
+            sys.exit(BROKEN_PIPE)
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
     except _Terminated:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..auditing.presets import PROBED
-from ..errors import ConfigError
+from ..errors import ConfigError, OutputError
+from ..foreign_code import Attempt
 from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
 from .options import (
@@ -28,7 +29,7 @@ from .progress import audit_progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..auditing.report import AuditReport
+    from ..auditing.report import AuditReport, WorstCase
 
 CLEAN_ONLY, NO_PURIFIER = "none", "none"
 AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits")
@@ -99,7 +100,7 @@ def audit(
     if fail_under is not None:
         check_gate(fail_under)
         if attack == [CLEAN_ONLY]:
-            raise ConfigError("--fail-under needs an attack on the guard; add one, or leave out --fail-under")
+            raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
     threats = [read_eps(text) for text in eps]
     model = load_classifier(classifier, weights=weights)
     reading = Reading(
@@ -114,7 +115,7 @@ def audit(
     if not alone:
         model = guard(model, purifier, on_reject=on_reject, abstain=abstain, **reading)
     console = plain_console()
-    with audit_progress(console) as show:
+    with audit_progress() as show:
         report = run(
             model,
             data,
@@ -135,8 +136,11 @@ def audit(
         )
     named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
     report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
-    path = report.save(out)
-    print_report(report, console)
+    with Attempt((OutputError,)) as saving:
+        path = report.save(out)
+    print_report(report, console)  # even if the report cannot be written: it may have taken hours
+    if saving.error is not None:
+        raise saving.error
     console.print(f"report {path}", markup=False, soft_wrap=True)
     _end(report, fail_under, console)
 
@@ -145,8 +149,7 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
     """Exit with the code for the result of the report."""
     failed = [] if least is None else report.gate(least)
     for case in failed:
-        low = case.result.interval[0]
-        console.print(f"gate failed, {case.threat}: expected at least {least:.1%}, got {low:.1%} (lower bound)")
+        _say(console, f"gate failed, {case.threat}: {_lower(report, case)}, less than the {least:.1%} of --fail-under")
     if failed:  # even if flags were raised: robustness is no higher than the audit found
         raise typer.Exit(FAILED)
     cases = [case for case in report.worst_case if case.scope == "white-box" and case.model == report.model]
@@ -154,9 +157,25 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
     untested = [] if least is None else [threat for threat in report.threats if not white_box.get(threat)]
     for threat in untested:
         ran = "only one-step attacks ran" if threat in white_box else "no white-box attack ran"
-        console.print(f"gate undecided, {threat}: {ran}, so the result proves nothing")
+        _say(console, f"gate undecided, {threat}: {ran}, so the result proves nothing")
+    if least is not None and not untested and not report.conclusive:
+        _say(console, "gate undecided: the audit is inconclusive, see above")
     if untested or not report.conclusive:
         raise typer.Exit(INCONCLUSIVE)
+    for case in report.worst_case if least is not None else ():
+        if case.model == report.model and case.scope == "all":
+            _say(
+                console, f"gate passed, {case.threat}: {_lower(report, case)}, at least the {least:.1%} of --fail-under"
+            )
+
+
+def _lower(report: AuditReport, case: WorstCase) -> str:
+    counted = "right or rejected" if any(row.rejected for row in report.rows) else "right"
+    return f"the 95% interval of images that are {counted} in the worst case begins at {case.result.interval[0]:.1%}"
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def read_eps(text: str) -> float:

@@ -39,7 +39,7 @@ def calibrate(
         )
     purifier = load(checkpoint)
     console = plain_console(soft_wrap=True)
-    with audit_progress(console) as show:
+    with audit_progress() as show:
         found = run(purifier, data, fpr=fpr, batch_size=batch_size, device=device, root=root, progress=show)
     if path is None:
         assert out is not None

@@ -15,7 +15,9 @@ BROKEN_PIPE = 141
 class _PipedConsole(Console):
     def on_broken_pipe(self) -> None:
         """End with the shell's exit code for a closed pipe; rich's own is 1, which here means a failed gate."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        self.quiet = True  # a progress bar still clears itself
+        stream = sys.stderr if self.stderr else sys.stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or the interpreter complains at exit
         raise SystemExit(BROKEN_PIPE)
 
 

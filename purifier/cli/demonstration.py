@@ -48,7 +48,7 @@ def demonstrate(out: Path, eps: float, console: Console) -> None:
     for name, spec in PURIFIERS.items():
         guarded = guard(classifier, spec)
         assert isinstance(guarded, GuardedModule)
-        with audit_progress(console) as show:
+        with audit_progress() as show:
             report = audit(
                 guarded,
                 data,

@@ -1,21 +1,59 @@
-"""The progress bar that commands show during an audit."""
+"""The progress bar that commands show on standard error while they work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import Progress
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from .console import plain_console
+
+
+class _Bar(Progress):
+    """A bar with the time left, and below it what is running."""
+
+    what = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.what, overflow="ellipsis", no_wrap=True)
 
 
 @contextmanager
-def audit_progress(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar that disappears at the end; yield the ``progress`` argument of ``purifier.audit``."""
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+def audit_progress() -> Iterator[Callable[[float, int, str], None]]:
+    """Show a bar that disappears at the end, if standard error is a terminal; yield the argument ``progress``.
 
-        def show(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
+    The bar is drawn when ``progress`` is called, not by a thread: a closed pipe then ends the command.
+    """
+    console = plain_console(stderr=True)
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
+    with _Bar(
+        *columns,
+        console=console,
+        transient=True,
+        auto_refresh=False,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bar:
+        task, began = bar.add_task("", total=None, left=""), time.monotonic()
+
+        def show(done: float, total: int, what: str) -> None:
+            bar.what = what
+            bar.update(task, completed=done, total=total, left=time_left(time.monotonic() - began, done, total))
+            bar.refresh()
 
         yield show
+
+
+def time_left(seconds: float, done: float, total: float) -> str:
+    """The time that is left if the rest goes as fast as what is done after ``seconds``, such as ``about 1:05 left``."""
+    if seconds < 1 or not 0 < done < total:
+        return ""
+    minutes, rest = divmod(round(seconds * (total - done) / done), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"about {hours}:{minutes:02}:{rest:02} left" if hours else f"about {minutes}:{rest:02} left"

@@ -151,11 +151,3 @@ def test_without_its_strongest_route_nothing_is_called_white_box(classifier, dat
     for report, scopes in ((exact, {"all", "white-box"}), (bpda, {"all"}), (rounding, {"all", "white-box"})):
         assert {case.scope for case in report.worst_case if case.model == "guarded"} == scopes
     assert (bpda.purifier["surrogate"], rounding.purifier["surrogate"]) == ("identity", "own")
-
-
-def test_progress_counts_up_to_its_total():
-    steps = []
-    audit_quickly(batch_size=25, progress=lambda *step: steps.append(step))
-    assert [done for done, _, _ in steps] == sorted(done for done, _, _ in steps)
-    assert {total for _, total, _ in steps} == {3 * (1 + 3)}
-    assert steps[0][2] == "fgsm exact linf 0.05" and steps[-1][:2] == (12, 12)

@@ -233,12 +233,12 @@ def test_the_head_says_what_was_audited(classifier, data, tmp_path):
         },
     )
     head = " ".join(printed(found).split("\n\n")[0].split())
+    weights_hash = found.purifier["sha256"][:12]
     count = sum(weights.numel() for weights in classifier.parameters())
     for part in (
         f"classifier torch NearestMean; nets:make; weights nets.pt; sha256 {found.classifier['sha256'][:12]}; ",
         f"; {count:,} parameters; output boxes; output kind probabilities ",
-        "purifier vae; image_shape=1x28x28, channels=4, latent=8; vae.safetensors; "
-        f"sha256 {found.purifier['sha256'][:12]} ",
+        f"purifier vae; image_shape=1x28x28, channels=4, latent=8; vae.safetensors; sha256 {weights_hash} ",
         f"data {data.name}; {COUNT} images; sha256 {found.data['sha256'][:12]}",
     ):
         assert part in head
