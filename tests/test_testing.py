@@ -191,6 +191,33 @@ class NaN(Ascent):
         return pixels * float("nan")
 
 
+class GoesOn(Ascent):
+    """Asks about the images that are left, be they none."""
+
+    def perturb(self, target, pixels, labels, threat, generator):
+        found = self.step(target, pixels, labels, threat, generator)
+        left = target.logits(found).argmax(1) == labels
+        target.select(left).logits(found[left])
+        return found
+
+
+class GoesRound(Ascent):
+    """As above, past its target."""
+
+    def perturb(self, target, pixels, labels, threat, generator):
+        found = self.step(target, pixels, labels, threat, generator)
+        target.classifier(found[target.logits(found).argmax(1) == labels])
+        return found
+
+
+class Oblivious(GoesOn):
+    """Only where the target is not the judge."""
+
+    def perturb(self, target, pixels, labels, threat, generator):
+        attack = GoesOn.perturb if target.route == "oblivious" else Ascent.perturb
+        return attack(self, target, pixels, labels, threat, generator)
+
+
 def test_a_good_attack_passes() -> None:
     check_attack(Ascent())
 
@@ -203,6 +230,9 @@ def test_a_good_attack_passes() -> None:
         (Unseeded, "one seed must give one result"),
         (BatchBound, "must not depend on its batch"),
         (NaN, "finite"),
+        (GoesOn, r"perturb must accept images .* on the route exact .* asked its target with 0 images"),
+        (GoesRound, r"perturb must accept images .* on the route exact \(RuntimeError: cannot reshape"),
+        (Oblivious, r"perturb must accept images that are misclassified .* on the route oblivious \(PluginError"),
     ],
 )
 def test_bad_attacks_are_caught(cls: type, rule: str) -> None:

@@ -67,11 +67,9 @@ def _check_few_images(trial: _Trial, threat: Threat, huge: Threat) -> None:
     rows = slice(0, 5)
     wrong = (trial.labels + 1) % 4
     one_left = torch.where(torch.arange(COUNT) == 2, trial.labels, wrong)
-    cases = (wrong, "only images that are misclassified from the start"), (one_left, "one image left")
+    cases = (wrong, "images that are misclassified from the start"), (one_left, "one image left to work on")
     for route, (labels, what), budget in itertools.product(ROUTES[trial.attack.needs], cases, (threat, huge)):
-        failure = f"the attack must accept a batch with {what}, here on the route {route}"
-        with explained(failure, AssertionError, passing=lambda error: isinstance(error, AssertionError)):
-            dataclasses.replace(trial, labels=labels).run(budget, rows, route=route)
+        dataclasses.replace(trial, labels=labels).run(budget, rows, route=route, what=what)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +79,20 @@ class _Trial:
     pixels: Tensor
     labels: Tensor
 
-    def run(self, threat: Threat, rows: slice, *, route: Route | None = None) -> Tensor:
+    def run(
+        self, threat: Threat, rows: slice, *, route: Route | None = None, what: str = "images classified correctly"
+    ) -> Tensor:
         """The attack's images for some of the images, projected."""
         indices = range(COUNT)[rows]
         route = ROUTES[self.attack.needs][0] if route is None else route
         target = Target(self.classifier, _Unchanged(_NoConfig()), route, SampleGenerator(1, indices))
-        pixels = self.pixels[rows]
-        found = self.attack.perturb(target, pixels, self.labels[rows], threat, SampleGenerator(0, indices))
+        pixels, generator = self.pixels[rows], SampleGenerator(0, indices)
+        with explained(
+            f"perturb must accept {what}, here at {threat} on the route {route}",
+            AssertionError,
+            passing=lambda _: False,
+        ):
+            found = self.attack.perturb(target, pixels, self.labels[rows], threat, generator)
         check(found.shape == pixels.shape, "perturb must keep the shape", found.shape)
         check(bool(found.isfinite().all()), "perturb must give finite pixels", "NaN or infinity")
         return threat.project(found.detach(), pixels)

@@ -79,12 +79,12 @@ def _directly(library: str, net: nn.Module, pixels: Tensor, labels: Tensor, eps:
 
         attack = foolbox.attacks.L2BasicIterativeAttack(steps=4, rel_stepsize=0.3)
         found = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), pixels, labels, epsilons=eps)[1]
-        return "foolbox:L2BasicIterativeAttack,steps=4,rel_stepsize=0.3", "l2", found
+        return "foolbox:L2BasicIterativeAttack,steps=4,rel_stepsize=0.3,scale=raw", "l2", found
     if library == "torchattacks":
         import torchattacks
 
         found = torchattacks.PGDL2(net, eps=eps, alpha=eps / 5, steps=4, random_start=False)(pixels, labels)
-        return "torchattacks:PGDL2,steps=4,random_start=false", "l2", found
+        return "torchattacks:PGDL2,steps=4,random_start=false,scale=raw", "l2", found
     if library == "art":
         from art.attacks.evasion import ProjectedGradientDescent
         from art.estimators.classification import PyTorchClassifier
@@ -92,7 +92,7 @@ def _directly(library: str, net: nn.Module, pixels: Tensor, labels: Tensor, eps:
         alone = PyTorchClassifier(net, nn.CrossEntropyLoss(), pixels.shape[1:], 10, clip_values=(0, 1))
         attack = ProjectedGradientDescent(alone, norm=2, eps=eps, eps_step=eps / 3, max_iter=4, verbose=False)
         return (
-            "art:ProjectedGradientDescent,max_iter=4",
+            "art:ProjectedGradientDescent,max_iter=4,scale=raw",
             "l2",
             torch.from_numpy(attack.generate(pixels.numpy(), labels)),
         )
@@ -100,7 +100,7 @@ def _directly(library: str, net: nn.Module, pixels: Tensor, labels: Tensor, eps:
 
     alone = AutoAttack(net, attacks=["fab-t"], version="custom", norm="L2", eps=eps, seed=0)
     alone.fab.n_iter = 8
-    return "pyautoattack:fab-t,n_iter=8", "l2", alone.run_standard_evaluation(pixels, labels)[0]
+    return "pyautoattack:fab-t,n_iter=8,scale=raw", "l2", alone.run_standard_evaluation(pixels, labels)[0]
 
 
 @pytest.mark.filterwarnings("ignore")

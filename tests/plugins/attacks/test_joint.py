@@ -48,8 +48,8 @@ def test_an_image_that_starts_misclassified_only_loses_score():
 
 
 def test_the_confidence_is_kept():
-    sure, _ = run("joint:confidence=0.4")
-    bare, _ = run("joint:confidence=0")
+    sure, _ = run("joint:confidence=0.4,scale=raw")
+    bare, _ = run("joint:confidence=0,scale=raw")
     margins = [2 * (CLASSIFIER(found)[:, 1] * (1 - 2 * LABELS)) for found in (sure, bare)]
     both = fooled(sure) & fooled(bare)
     assert margins[0][both].median() > 2 * margins[1][both].median()

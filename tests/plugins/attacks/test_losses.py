@@ -148,8 +148,11 @@ def test_dlr_attacks_a_classifier_that_saturates_cross_entropy():
     linear, pixels, labels, margins = two_classes()
     sure = TwoClasses(linear.weight * 1e4, linear.bias * 1e4)
     threat = Threat("linf", (margins / linear.weight.abs().sum()).max().item() * 1.01)
-    hidden, open_ = (run(f"fgsm:loss={name}", sure, pixels, labels, threat, batch=400) for name in ("ce", "dlr"))
-    assert (sure(open_).argmax(1) != labels).all()
+    hidden, open_, rescaled = (
+        run(f"fgsm:{options}", sure, pixels, labels, threat, batch=400)
+        for options in ("loss=ce,scale=raw", "loss=dlr,scale=raw", "loss=ce")
+    )
+    assert (sure(open_).argmax(1) != labels).all() and (sure(rescaled).argmax(1) != labels).all()
     assert (sure(hidden).argmax(1) == labels).double().mean() > 0.9
 
 

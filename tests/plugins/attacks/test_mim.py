@@ -16,7 +16,7 @@ from purifier.errors import ConfigError
 @pytest.mark.parametrize("decay", [1.0, 0.5])
 def test_matches_torchattacks(decay, net, images):
     theirs = torchattacks().MIFGSM(net, eps=0.03, alpha=0.006, steps=10, decay=decay)(*images)
-    ours = run(f"mim:step_size=0.2,decay={decay}", net, *images, Threat("linf", 0.03), filter_=Idle)
+    ours = run(f"mim:step_size=0.2,decay={decay},scale=raw", net, *images, Threat("linf", 0.03), filter_=Idle)
     assert equal_share(ours, theirs) >= 0.999
 
 

@@ -69,7 +69,7 @@ class TestWithoutARandomStart:
         eps, steps = EPS[norm], 10
         taken = {} if name == "fgsm" else {"steps": steps, "abs_stepsize": 0.1 * eps, "random_start": False}
         theirs = foolbox_finds(foolboxs[norm], net, images, eps, **taken)
-        spec = name if name == "fgsm" else f"{name}:steps={steps},step_size=0.1{options}"
+        spec = "fgsm:scale=raw" if name == "fgsm" else f"{name}:steps={steps},step_size=0.1,scale=raw{options}"
         assert equal_share(run(spec, net, *images, Threat(norm, eps), filter_=Idle), theirs) >= 0.999
 
     def test_matches_torchattacks(self, name, options, foolboxs, torchattackss, norm, net, images):
@@ -79,7 +79,7 @@ class TestWithoutARandomStart:
         taken = {} if name == "fgsm" else {"steps": steps, "alpha": 0.1 * eps}
         taken |= {"random_start": False} if name == "pgd" else {}
         theirs = getattr(torchattacks(), torchattackss[norm])(net, eps=eps, **taken)(*images)
-        spec = name if name == "fgsm" else f"{name}:steps={steps},step_size=0.1{options}"
+        spec = "fgsm:scale=raw" if name == "fgsm" else f"{name}:steps={steps},step_size=0.1,scale=raw{options}"
         assert equal_share(run(spec, net, *images, Threat(norm, eps), filter_=Idle), theirs) >= 0.999
 
 
@@ -90,7 +90,7 @@ class TestStoppingAtTheFirstSuccess:
     def test_fools_whatever_foolbox_fools(self, norm, net, images):
         options = {"steps": 10, "abs_stepsize": 0.1 * EPS[norm], "random_start": False}
         theirs = foolbox_finds("LinfPGD" if norm == "linf" else "L2PGD", net, images, EPS[norm], **options)
-        ours = run("pgd:steps=10,step_size=0.1,random_start=false", net, *images, Threat(norm, EPS[norm]))
+        ours = run("pgd:steps=10,step_size=0.1,random_start=false,scale=raw", net, *images, Threat(norm, EPS[norm]))
         fooled = net(theirs).argmax(1) != images[1]
         assert fooled.sum() > 25
         assert (net(ours).argmax(1) != images[1])[fooled].all()

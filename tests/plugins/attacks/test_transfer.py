@@ -122,7 +122,8 @@ def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
 
 def test_on_the_route_oblivious_candidates_are_the_strongest(net, images):
     pixels, labels = images
-    found, first = (run(SPEC, net, pixels, labels, THREATS[0], route=route) for route in ("oblivious", "none"))
+    spec = f"{SPEC},scale=raw"
+    found, first = (run(spec, net, pixels, labels, THREATS[0], route=route) for route in ("oblivious", "none"))
     loss = nn.CrossEntropyLoss(reduction="none")
     assert (loss(net(found), labels) >= loss(net(first), labels) - 1e-4).all()
     assert not torch.equal(found, first)
