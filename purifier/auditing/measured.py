@@ -11,7 +11,7 @@ from ..data.images import ImageData
 from .comparing import by_chance, significant_drop
 from .counting import PendingRow, white_box_rows
 from .report import Flag, Model
-from .self_checks import PGD, Attacked
+from .self_checks import Attacked
 
 
 def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, *, marks: bool) -> Iterator[Flag]:
@@ -70,6 +70,6 @@ def stronger_self_checks(
         if drop is not None:
             yield Flag(
                 "stronger-self-check",
-                f"{own.threat}, {model}: {PGD} ({own.route}) fools {drop:g} more of {len(reported)} images than the "
+                f"{own.threat}, {model}: {own.attack} ({own.route}) fools {drop:g} more of {len(reported)} images than the "
                 "audit's white-box attacks",
             )

@@ -23,17 +23,18 @@ from .comparing import count_flipped, exceeds_one_percent, significant_drop
 from .crafting import craft
 from .gradient_check import flags_of_gradient
 from .judging import CLEAN, judge
+from .likely_causes import flags_of_set_up
 from .paths import flags_of_paths
 from .plan import Job
 from .presets import PROBED
 from .probing import logits_differ, probe
 from .report import Flag
-from .set_up import flags_of_set_up
 from .setup import AuditSetup, Batch
 from .statistics import wilson
 
 # The margin loss, because cross-entropy vanishes in float32 on a classifier that is merely very confident.
 PGD = "pgd:steps=20,loss=margin"
+JOINT = "joint:steps=20,loss=margin"
 ONE_STEP = "pgd:steps=1,step_size=1,random_start=false,loss=margin"
 NOISE_ATTACK = "noise"
 SINGLE_IMAGES = 8
@@ -46,8 +47,9 @@ NOT_A_FUNCTION = {"nondeterministic", "batch-dependent"}
 
 @dataclass(frozen=True)
 class Attacked:
-    """What the self-checks' own PGD left right within one threat."""
+    """What the self-checks' own attack left right within one threat."""
 
+    attack: str
     threat: Threat
     route: Route
     indices: Sequence[int]
@@ -107,14 +109,21 @@ def _flags_of_right_images(
     route: Route = "exact" if setup.purifier.gradient == "exact" else "bpda"
     try:
         yield from _flags_of_gradients(setup, right, route, threats)
+        plain = setup.accepting  # a rejection would hide what the gradients find
         for threat in threats:
-            pgd = _shares(setup, right, PGD, threat, route)
-            attacked.append(Attacked(threat, route, right.indices, pgd))
-            yield from _flags_of_attacks(setup, right, route, threat, pgd)
+            own = _shares(plain, right, _own_attack(setup, threat.norm), threat, route)
+            left = own if plain is setup else _shares(setup, right, _own_attack(setup, threat.norm), threat, route)
+            attacked.append(Attacked(_own_attack(setup, threat.norm), threat, route, right.indices, left))
+            yield from _flags_of_attacks(plain, right, route, threat, own)
         for norm in dict.fromkeys(threat.norm for threat in threats):
-            yield from _flags_of_huge_budget(setup, right, route, norm)
+            yield from _flags_of_huge_budget(plain, right, route, norm)
     except GradientError as error:  # a detach cuts the gradient off
         yield Flag("zero-gradient", str(error))
+
+
+def _own_attack(setup: AuditSetup, norm: Norm) -> str:
+    """The attack of the self-checks, which aims at every wrong answer that the model can give."""
+    return JOINT if setup.rejection.answers and norm != "l1" else PGD
 
 
 def _flags_of_layers(setup: AuditSetup) -> Iterator[Flag]:
@@ -191,36 +200,40 @@ def _flags_of_gradients(setup: AuditSetup, batch: Batch, route: Route, threats: 
         yield Flag("zero-gradient", f"the gradient of {zero} of {total} images is zero everywhere ({route})")
 
 
-def _flags_of_attacks(setup: AuditSetup, batch: Batch, route: Route, threat: Threat, pgd: Tensor) -> Iterator[Flag]:
-    """Compare what PGD leaves right, (N,), with other attacks of the self-checks."""
+def _flags_of_attacks(setup: AuditSetup, batch: Batch, route: Route, threat: Threat, left: Tensor) -> Iterator[Flag]:
+    """Compare what the self-checks' own attack leaves right, (N,), with other attacks."""
+    attack = _own_attack(setup, threat.norm)
     one_step = _shares(setup, batch, ONE_STEP, threat, route)
-    total, fooled = len(pgd), f"{_count_fooled(pgd)} of {len(pgd)} images at {threat} ({route})"
-    if significant_drop(pgd, one_step) is not None:
-        yield Flag("one-step-wins", f"one step fools {_count_fooled(one_step)}, {PGD} {fooled}")
-    # Noise can only win images that PGD leaves right; a larger budget can only lose images that PGD fools.
-    left_right = (pgd == 1).nonzero().squeeze(1)
-    caught = count_flipped(pgd[left_right], _shares(setup, batch.select(left_right), NOISE_ATTACK, threat, "none"))
+    total, fooled = len(left), f"{_count_fooled(left)} of {len(left)} images at {threat} ({route})"
+    if significant_drop(left, one_step) is not None:
+        yield Flag("one-step-wins", f"one step fools {_count_fooled(one_step)}, {attack} {fooled}")
+    # Noise can only win images that it leaves right; a larger budget can only lose images that it fools.
+    left_right = (left == 1).nonzero().squeeze(1)
+    caught = count_flipped(left[left_right], _shares(setup, batch.select(left_right), NOISE_ATTACK, threat, "none"))
     if exceeds_one_percent(caught, total):
-        yield Flag("noise-wins", f"{PGD} fools {fooled}, {NOISE_ATTACK} fools {caught} others")
+        yield Flag("noise-wins", f"{attack} fools {fooled}, {NOISE_ATTACK} fools {caught} others")
     double = Threat(threat.norm, min(2 * threat.eps, 1) if threat.norm == "linf" else 2 * threat.eps)
-    pgd_fooled = (pgd < 1).nonzero().squeeze(1)
-    if exceeds_one_percent(_shares(setup, batch.select(pgd_fooled), PGD, double, route).sum().item(), total):
-        doubled = _shares(setup, batch, PGD, double, route)
-        if significant_drop(doubled, pgd) is not None:
-            yield Flag("no-rise", f"{PGD} fools {fooled}, but {_count_fooled(doubled)} at {double}")
+    wrong = (left < 1).nonzero().squeeze(1)
+    if exceeds_one_percent(_shares(setup, batch.select(wrong), attack, double, route).sum().item(), total):
+        doubled = _shares(setup, batch, attack, double, route)
+        if significant_drop(doubled, left) is not None:
+            yield Flag("no-rise", f"{attack} fools {fooled}, but {_count_fooled(doubled)} at {double}")
 
 
 def _flags_of_huge_budget(setup: AuditSetup, batch: Batch, route: Route, norm: Norm) -> Iterator[Flag]:
     """Try a budget within which every image can turn into the same grey one."""
     size = batch.pixels[0].numel()
     huge = Threat(norm, {"linf": 0.5, "l2": 0.5 * size**0.5, "l1": 0.5 * size}[norm])
-    shares = _shares(setup, batch, PGD, huge, route)
+    attack = _own_attack(setup, norm)
+    shares = _shares(setup, batch, attack, huge, route)
     with torch.no_grad():
         classes = setup.classifier(batch.pixels[:1]).shape[1]
     left, total = shares.sum().item(), len(shares)
     _, most = wilson(total / classes, total)
     if left > most * total:
-        yield Flag("unbounded", f"{PGD} at {huge} ({route}) leaves {left:g} of {total} images right, chance {most:.1%}")
+        yield Flag(
+            "unbounded", f"{attack} at {huge} ({route}) leaves {left:g} of {total} images right, chance {most:.1%}"
+        )
 
 
 def _shares(setup: AuditSetup, batch: Batch, spec: str, threat: Threat, route: Route) -> Tensor:
