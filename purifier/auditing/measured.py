@@ -70,6 +70,6 @@ def stronger_self_checks(
         if drop is not None:
             yield Flag(
                 "stronger-self-check",
-                f"{own.threat}, {model}: {own.attack} ({own.route}) fools {drop:g} more of {len(reported)} images than the "
-                "audit's white-box attacks",
+                f"{own.threat}, {model}: {own.attack} ({own.route}) fools {drop:g} more of {len(reported)} images than "
+                "the audit's white-box attacks",
             )
