@@ -17,7 +17,7 @@ from .plan import QUERY_NEEDS, Job
 Progress = Callable[[float, int, str], None]
 """Called with the steps done, which may be a fraction; the steps in total; and in words what is running."""
 
-EVERY = 0.1
+EVERY = 0.2
 """Smallest number of seconds between two calls, so that telling costs an attack nothing."""
 GRADIENT_COST = 3.0
 """About how many queries take as long as one gradient."""

@@ -113,7 +113,7 @@ def figures(report: AuditReport) -> set[str]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["report", "rejecting", "alone", "noisy", "v1", "v2", "v3"])
+@pytest.mark.parametrize("name", ["report", "rejecting", "alone", "noisy", "v1", "v2", "v3", "v4"])
 def test_every_figure_is_whole_and_on_one_line_at_any_width(name, width, request):
     found = AuditReport.load(OLD_REPORTS / f"{name}.json") if name[0] == "v" else request.getfixturevalue(name)
     for shown_report in (found, widest(found, FULL), widest(found, WIDEST)):
@@ -202,7 +202,7 @@ def test_a_rejecting_guard_shows_right_and_rejected_and_their_sum(rejecting):
     cells = (bare.result, row.right, row.rejected, row.result)
     assert f"fgsm exact {COUNT} {' '.join(map(rate_text, cells))}" in lines
     plain = " ".join(shown.split())
-    assert "on clean images the last column counts those that are right and accepted" in plain
+    assert 'on clean images "right or rejected" counts those that are right and accepted' in plain
     assert "on_reject flag" in plain
     detection = shown.split("detection, linf")[1]
     assert "right or" not in detection.splitlines()[1] and "rejected at" in detection
@@ -236,7 +236,7 @@ def test_the_head_says_what_was_audited(classifier, data, tmp_path):
     weights_hash = found.purifier["sha256"][:12]
     count = sum(weights.numel() for weights in classifier.parameters())
     for part in (
-        f"classifier torch NearestMean; nets:make; weights nets.pt; sha256 {found.classifier['sha256'][:12]}; ",
+        f"classifier torch NearestMean; MODEL nets:make; weights nets.pt; sha256 {found.classifier['sha256'][:12]}; ",
         f"; {count:,} parameters; output boxes; output kind probabilities ",
         f"purifier vae; image_shape=1x28x28, channels=4, latent=8; vae.safetensors; sha256 {weights_hash} ",
         f"data {data.name}; {COUNT} images; sha256 {found.data['sha256'][:12]}",
