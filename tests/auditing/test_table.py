@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from rich.console import Console
 from torch import Tensor
 
 import purifier
@@ -18,7 +16,6 @@ from purifier.attacking.threat import Threat
 from purifier.auditing.audit import audit
 from purifier.auditing.detection import Detection
 from purifier.auditing.figures import area_text, rate_text
-from purifier.auditing.layout import Column, Sheet, wrap
 from purifier.auditing.report import AuditReport
 from purifier.auditing.statistics import Area, Rate
 from purifier.guards.guard import guard
@@ -281,23 +278,3 @@ def test_errors_are_named_once(classifier, data):
         assert printed(found).count("ValueError: no such luck") == count
     assert "Give:make" in printed(found) and "exact on the undefended classifier: ValueError" in printed(found)
     assert "ValueError: no such luck" in printed(audit(classifier, data, eps=0.05, attacks=(Give(fail),), probes=2))
-
-
-def test_text_is_broken_between_words_and_never_inside_a_figure():
-    text = "here it rejects 100.0% [67.6, 100.0] of the images"
-    assert wrap(text, 30) == ["here it rejects", "100.0% [67.6, 100.0] of the", "images"]
-    assert "100.0% [67.6, 100.0]" in wrap(text, 5)
-    assert wrap("  why: a bc", 6) == ["  why:", "  a bc"]
-    assert wrap("/a/long/path", 5) == ["/a/lo", "ng/pa", "th"]
-
-
-def test_a_sheet_that_does_not_fit_is_stacked():
-    def shown(width: int) -> list[str]:
-        console = Console(file=io.StringIO(), width=width)
-        sheet = Sheet("title", [Column("attack", heading=True), Column("a\nb"), Column("other")])
-        sheet.add("x" * 60, "1", "-")
-        sheet.print(console)
-        return console.file.getvalue().splitlines()[2:]
-
-    assert shown(72) == ["attack" + " " * 54 + "  a  other", " " * 62 + "b", "─" * 70, "x" * 60 + "  1      -"]
-    assert shown(65) == ["x" * 60, "  a b  1"]
