@@ -32,7 +32,7 @@ def _classifier(facts: Mapping[str, Any]) -> str:
     kind = facts.get("output_kind")
     return _listed(
         str(facts["description"]),
-        _named("", facts.get("spec")),
+        _named("MODEL ", facts.get("spec")),
         _named("weights ", facts.get("weights_file")),
         _sha256(facts),
         None if parameters is None else f"{parameters:,} parameters",

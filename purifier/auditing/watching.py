@@ -17,12 +17,12 @@ from .plan import QUERY_NEEDS, Job
 Progress = Callable[[float, int, str], None]
 """Called with the steps done, which may be a fraction; the steps in total; and in words what is running."""
 
-EVERY = 0.1
+EVERY = 0.2
 """Smallest number of seconds between two calls, so that telling costs an attack nothing."""
 GRADIENT_COST = 3.0
 """About how many queries take as long as one gradient."""
 USUAL_STEPS = 50
-"""How many steps an attack is taken to have that does not say."""
+"""How many steps a library's attack is taken to have if its options do not say; any other then has one."""
 
 
 class ProgressFailed(BaseException):
@@ -160,13 +160,14 @@ def share_done(ratio: float) -> float:
 
 def questions(job: Job, eot: int) -> float:
     """About how many times an attack asks for each image, from the options that say how much work it does."""
-    attack = job.named.attack
+    options = job.named.options
 
     def option(*names: str, default: float = 1) -> float:
-        found = (getattr(attack, name, None) for name in names)
+        found = (options.get(name) for name in names)
         return next((float(value) for value in found if isinstance(value, int | float) and value > 0), default)
 
-    steps = option("queries", "steps", "draws", default=USUAL_STEPS)
+    usual = USUAL_STEPS if hasattr(job.named.attack, "options") else 1
+    steps = option("queries", "steps", "draws", default=usual)
     often = option("restarts") * option("finalists", "targets") * option("searches") * option("samples")
     return steps * often * job.draws(eot)
 

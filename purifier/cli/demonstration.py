@@ -9,14 +9,14 @@ from pathlib import Path
 import onnxruntime
 import torch
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from ..attacking.specs import read_attack
 from ..attacking.threat import Threat
 from ..auditing.audit import audit
+from ..auditing.figures import CLEAN, rate_text
+from ..auditing.layout import Column, Sheet
 from ..auditing.report import AuditReport, check_writable
 from ..auditing.statistics import Rate
 from ..auditing.table import print_doubts
@@ -102,25 +102,19 @@ def _print(reports: Mapping[str, AuditReport], threat: Threat, console: Console)
     columns = {"undefended": _figures(first, "undefended")}
     columns |= {f"{name} VAE": _figures(report, "guarded") for name, report in reports.items()}
     title = f"accuracy on {first.data['count']} images, {threat}, with 95% interval"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("attack, route", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Sheet(title, [Column("attack, route", heading=True), *map(Column, columns)])
     for key in _figures(first, "guarded"):
-        table.add_row(key, *(_text(figures[key]) if key in figures else "-" for figures in columns.values()))
-    console.print(table)
+        table.add(key, *(_text(figures[key]) if key in figures else "-" for figures in columns.values()))
+    table.print(console)
 
 
 def _figures(report: AuditReport, model: str) -> dict[str, Rate | None]:
     rows = (row for row in report.rows if row.model == model)
-    return {f"{row.attack}, {row.route}" if row.threat else "clean": row.result for row in rows}
+    return {f"{row.attack}, {row.route}" if row.threat else CLEAN: row.result for row in rows}
 
 
 def _text(rate: Rate | None) -> str:
-    if rate is None:
-        return "error"
-    low, high = rate.interval
-    return f"{rate.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    return "error" if rate is None else rate_text(rate)
 
 
 @torch.no_grad()

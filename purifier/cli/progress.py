@@ -21,7 +21,7 @@ class _Bar(Progress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
-        yield Text(self.what, overflow="ellipsis", no_wrap=True)
+        yield Text(self.what)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
@@ -33,6 +34,17 @@ class Asking(Attack):
         for _ in range(self.steps * self.times):
             target(pixels)
         return pixels
+
+
+@dataclass(frozen=True)
+class Library(Asking):
+    """An attack of a library, whose own options are in a mapping."""
+
+    steps: None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __init__(self, options: Mapping[str, object]) -> None:
+        object.__setattr__(self, "options", options)
 
 
 @pytest.fixture
@@ -101,7 +113,9 @@ def test_the_share_of_a_job_grows_and_stays_below_one():
         ("pgd:steps=40", "oblivious", 40),
         ("square:queries=200", "none", 200),
         ("apgd-t:steps=10", "exact", 10 * 3 * 5),
-        ("fgsm", "exact", watching.USUAL_STEPS * 5),
+        ("fgsm", "exact", 5),
+        (Library({}), "none", watching.USUAL_STEPS),
+        (Library({"steps": 7, "restarts": 2}), "none", 14),
     ],
 )
 def test_the_work_of_an_attack_is_guessed_from_its_options(spec, route, expected):

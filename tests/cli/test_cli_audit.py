@@ -127,7 +127,7 @@ def test_the_joint_attack_runs_within_several_budgets(command, folder):
     code, shown, complaint = command(*arguments(attack="joint:steps=3", eps="8/255"), "--eps", "0.1")
     assert code == 0, complaint
     report = json.loads((folder / "found" / "report.json").read_text())
-    assert report["schema_version"] == 4 and report["calibration"] is None
+    assert report["schema_version"] == 5 and report["calibration"] is None
     exact = [row for row in report["rows"] if row["route"] == "exact" and row["model"] == "guarded"]
     assert len(exact) == 2 and all(row["scores_per_image"] > 3 for row in exact)
     for part in ("detection, linf 0.03137", "detection, linf 0.1", "here: joint:steps=3", "not calibrated"):
@@ -165,7 +165,7 @@ def test_the_gate_fails_on_the_lower_bound_of_the_worst_case(command, folder):
     between = (case["interval"][0] + case["accuracy"]) / 2
     code, shown, _ = command(*arguments(**given, fail_under=between))
     assert code == 1
-    assert f"gate failed, linf 0.01: expected at least {between:.1%}, got {case['interval'][0]:.1%}" in shown
+    assert f"begins at {case['interval'][0]:.1%}, less than the {between:.1%} of --fail-under" in shown
     assert command(*arguments(**given, fail_under=case["interval"][0]))[0] == 0
 
 
@@ -224,7 +224,7 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
         ({"attack": "joint:confidence=no"}, "option 'confidence': expected float, got 'no'"),
         ({"preset": "hard"}, "error: preset must be one of quick, standard, thorough, got 'hard'"),
         ({"fail_under": 50}, "error: gate: expected a share of images in [0, 1], such as 0.5, got 50.0"),
-        ({"attack": "none", "fail_under": 0.5}, "error: --fail-under needs an attack on the guard"),
+        ({"attack": "none", "fail_under": 0.5}, "error: --fail-under needs an attack; add one"),
         ({"attack": "foolbox:LinfPDG"}, "LinfPGD"),
         ({"attack": "pgd:40"}, "error: cannot read '40' in 'pgd:40': expected NAME:key=value"),
         ({"attack": "foolbox"}, "error: attack 'foolbox' needs the option 'name'"),

@@ -1,0 +1,185 @@
+"""How ``purifier audit`` ends: closed pipes, reports that cannot be written, gates; real processes where it matters."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+import purifier
+from purifier import Attack
+from purifier.cli.progress import time_left
+
+AUDIT = [
+    "audit",
+    "--classifier",
+    "demo",
+    "--purifier",
+    "identity",
+    "--data",
+    "demo:20",
+    "--probes",
+    "1",
+    "--out",
+    "found",
+]
+PGD = ["--attack", "pgd:steps=3"]
+LIMITED = """
+import resource, sys, purifier
+from purifier.cli import main
+class Filling(purifier.Attack):
+    needs, norms = "labels", ("linf",)
+    def perturb(self, target, pixels, labels, threat, generator):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return pixels
+purifier.attacks.register("filling", Filling)
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Blocking(Attack):
+    """Puts a file where the report's folder is to be."""
+
+    needs: ClassVar[str] = "labels"
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+
+    def perturb(self, target, pixels, labels, threat, generator):
+        Path("found").write_text("in the way")
+        return pixels
+
+
+def piped(lines: int, *arguments: str, merged: bool = False, **environment: str) -> tuple[int, str, str]:
+    """Run a command into a pipe whose reader stops after some lines: (exit code, the lines, standard error)."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "purifier", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    ) as process:
+        assert process.stdout is not None
+        read = "".join(process.stdout.readline() for _ in range(lines))
+        process.stdout.close()
+        complaint = "" if process.stderr is None else process.stderr.read()
+        return process.wait(timeout=300), read, complaint
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("lines", [0, 1, 5])
+def test_an_audit_whose_reader_is_gone_ends_with_141_and_keeps_its_report(lines, folder):
+    code, read, complaint = piped(lines, *AUDIT, *PGD)
+    assert (code, complaint) == (141, "")
+    assert len(read.splitlines()) == lines and read[:10] in ("", "classifier")
+    assert purifier.AuditReport.load("found").complete
+
+
+@pytest.mark.integration
+def test_a_pipe_that_closes_under_the_progress_bar_ends_with_141(folder):
+    code, read, _ = piped(1, *AUDIT, "--attack", "square:queries=5000", merged=True, FORCE_COLOR="1", TERM="xterm")
+    assert code == 141
+    assert read
+    assert not (folder / "found").exists()  # it ended in the middle, and blamed no attack
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("arguments", [["audit", "--help"], ["--version"], ["audit", "--nonsense"]])
+def test_other_output_without_a_reader_ends_with_141(arguments):
+    assert piped(0, *arguments, merged=True)[0] == 141
+
+
+@pytest.mark.integration
+def test_the_bar_is_drawn_on_a_terminal_and_disappears(folder):
+    master, slave = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "purifier", *AUDIT, "--attack", "pgd:steps=100", "--eps", "0.02"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=environment, text=True)
+    os.close(slave)
+    drawn = b""
+    try:
+        while part := os.read(master, 65536):
+            drawn += part
+    except OSError as error:  # Linux's way to say that the other end is closed
+        assert error.errno == errno.EIO
+    os.close(master)
+    table, _ = process.communicate(timeout=300)
+    assert process.returncode in (0, 3)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", drawn.decode())
+    assert "pgd:steps=100 exact linf 0.02, 20 of 20 images, right so far:" in " ".join(shown.split())
+    shares = [int(share) for share in re.findall(r"^ *(\d+)%\s*$", shown, flags=re.MULTILINE)]
+    assert shares == sorted(shares) and shares[0] == 0 and len(set(shares)) > 2
+    assert table.startswith("classifier") and "linf 0.02" in table and "right so far" not in table
+    assert drawn.rstrip().endswith(b"\x1b[2K")  # cleared
+
+
+@pytest.mark.parametrize("out", ["found", "found/deeper"])
+def test_a_file_in_the_way_of_the_report_does_not_cost_the_table(out, command, folder):
+    purifier.attacks.register("blocking", Blocking)
+    try:
+        code, shown, complaint = command(*AUDIT[:-1], out, "--attack", "blocking")
+    finally:
+        purifier.attacks.unregister("blocking")
+    assert code == 2
+    assert "worst case per image" in shown and "blocking" in shown
+    assert re.match(rf"error: cannot write {out}/report.json: .*; choose a writable location\n$", complaint)
+    assert [path.name for path in folder.iterdir()] == ["found"] and Path("found").read_text() == "in the way"
+
+
+@pytest.mark.integration
+def test_a_full_disk_does_not_cost_the_table(folder):
+    # A limit on the size of files fails like a full disk: in the middle of a write.
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *AUDIT, "--attack", "filling"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert "worst case per image" in done.stdout
+    assert done.stderr == (
+        f"error: cannot write found/report.json: {os.strerror(errno.EFBIG)}; choose a writable location\n"
+    )
+    assert list(folder.iterdir()) == []
+
+
+def test_the_gate_says_what_it_found_in_words(command, folder):
+    code, shown, _ = command(*AUDIT, *PGD, "--eps", "0.001", "--fail-under", "0.1")
+    low = purifier.AuditReport.load("found").worst_case[1].result.interval[0]
+    begins = f"linf 0.001: the 95% interval of images that are right in the worst case begins at {low:.1%}"
+    assert code == 0 and f"gate passed, {begins}, at least the 10.0% of --fail-under" in shown
+    code, shown, _ = command(*AUDIT, *PGD, "--eps", "0.001", "--fail-under", "0.99")
+    assert code == 1 and f"gate failed, {begins}, less than the 99.0% of --fail-under" in shown
+
+
+def test_the_gate_of_a_classifier_alone_is_about_that_classifier(command, folder):
+    given = [part if part != "identity" else "none" for part in AUDIT]
+    code, shown, _ = command(*given, *PGD, "--eps", "0.2", "--fail-under", "0.5")
+    assert code == 1 and "gate failed, linf 0.2" in shown and "guarded" not in shown.split("flag ")[0]
+    code, _, complaint = command(*given, "--attack", "none", "--fail-under", "0.5")
+    assert code == 2 and complaint == "error: --fail-under needs an attack; add one, or leave out --fail-under\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "said"),
+    [
+        (0.5, 5, ""),
+        (60, 0, ""),
+        (60, 10, ""),
+        (60, 5, "about 1:00 left"),
+        (65, 2.5, "about 3:15 left"),
+        (3600, 1, "about 9:00:00 left"),
+    ],
+)
+def test_the_time_left(seconds, done, said):
+    assert time_left(seconds, done, 10) == said
