@@ -79,7 +79,7 @@ class Broken(purifier.Purifier):
     [
         (lambda pixels: pixels[:1], r"Broken.purify must return images \(2, 1, 28, 28\), got \(1, 1, 28, 28\)"),
         (lambda pixels: pixels.mul_(0.5), r"Broken.purify changed its input in place; .* \(clone, inplace=False\)"),
-        (lambda pixels: (pixels.requires_grad and pixels.mul_(0.5)) or pixels + 0, "Broken.purify .* in place"),
+        (lambda pixels: pixels.mul_(0.5) if pixels.requires_grad else pixels + 0, "Broken.purify .* in place"),
         (lambda pixels: pixels * float("nan"), "Broken.purify returns NaN for an image of"),
         (lambda pixels: pixels + 1, r"Broken.purify: expected purified pixels in \[0, 1\], got \[1, 2\]"),
         (lambda pixels: None, r"Broken.purify must return images \(1, 1, 28, 28\), got NoneType"),
