@@ -99,8 +99,10 @@ def test_the_place_is_the_last_line_of_foreign_code() -> None:
 
 @pytest.mark.parametrize(
     ("module", "foreign"),
-    [("purifier.plugins.x", False), ("torch.nn", False), ("json.decoder", False), ("", False), (None, False)]
-    + [("__main__", True), ("mine", True), ("purifier_mine.x", True)],
+    [
+        *((name, False) for name in ("purifier.plugins.x", "torch.nn", "json.decoder", "", None)),
+        *((name, True) for name in ("__main__", "mine", "purifier_mine.x")),
+    ],
 )
 def test_code_of_this_project_torch_and_python_is_not_foreign(module: str | None, foreign: bool) -> None:
     assert is_foreign(module) == foreign

@@ -57,8 +57,8 @@ def flags_of_gradient(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]
         near = int(marks[0].sum())
         yield Flag(
             "gradient-wrong",
-            f"the gradient of {wrong} of {total} images ({near} next to clean ones, {wrong - near} at random places) differs "
-            f"from finite differences by more than {tolerance:.0%} (exact, {str(dtype).removeprefix('torch.')})",
+            f"the gradient of {wrong} of {total} images ({near} next to clean ones, {wrong - near} at random places) "
+            f"differs from finite differences by more than {tolerance:.0%} (exact, {str(dtype).removeprefix('torch.')})",
         )
 
 
