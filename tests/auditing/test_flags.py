@@ -7,10 +7,10 @@ import json
 
 import pytest
 import torch
-from mistaken import MISTAKES, Mistake
 from torch import Tensor
 
 from broken import CONTROLS, Reversed
+from mistaken import MISTAKES, Mistake
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.auditing.audit import audit

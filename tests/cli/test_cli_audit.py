@@ -155,7 +155,7 @@ def test_the_gate_fails_on_the_lower_bound_of_the_worst_case(command, folder):
         "purifier": "identity",
         "data": "demo:60",
         "eps": "0.01",
-        "attack": "fgsm",
+        "attack": "pgd:steps=5",
         "probes": 4,
     }
     command(*arguments(**given))
@@ -178,6 +178,13 @@ def test_a_gate_needs_a_white_box_attack(command, folder):
     code, shown, _ = command(*arguments(attack="noise", fail_under=0))
     assert code == 3
     assert "gate undecided, linf 0.1: no white-box attack ran" in shown
+
+
+def test_a_gate_needs_an_attack_of_more_than_one_step(command, folder):
+    given = {"classifier": "demo", "purifier": "identity", "data": "demo:60", "eps": "0.01", "probes": 4}
+    code, shown, _ = command(*arguments(**given, attack="fgsm", fail_under=0))
+    assert code == 3
+    assert "gate undecided, linf 0.01: only one-step attacks ran" in shown
 
 
 def test_a_preset_is_run_and_kept_in_the_stored_command(command, folder):
