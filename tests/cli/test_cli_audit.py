@@ -20,7 +20,7 @@ from torch import nn
 from purifier.data.loading import load_data
 
 def make():
-    """The nearest class mean."""
+    # The nearest class mean.
     pixels, labels = load_data("fashion-mnist:train:500").batch(range(500))
     means = torch.stack([pixels[labels == label].flatten(1).mean(0) for label in range(10)])
     found = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
