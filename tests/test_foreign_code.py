@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 
 import pytest
 import torch
 
 from purifier.errors import ConfigError, PluginError
-from purifier.foreign_code import Attempt, cause_of, explained, first_line
+from purifier.foreign_code import Attempt, cause_of, explained, first_line, is_foreign, place_of
 
 
 class Fails:
@@ -75,10 +76,36 @@ def test_foreign_errors_become_one_error_with_cause_and_advice(error: BaseExcept
     catching = (Exception, SystemExit)
     with pytest.raises(ConfigError) as raised, explained("X fails", ConfigError, "fix it", catching=catching):
         Fails(error)()
-    assert str(raised.value) == f"X fails ({says}); fix it" and raised.value.__cause__ is error
+    place = r", at .*test_foreign_code\.py:\d+"
+    assert re.fullmatch(re.escape(f"X fails ({says}") + place + re.escape("); fix it"), str(raised.value))
+    assert raised.value.__cause__ is error
     with pytest.raises(ConfigError) as raised, explained("X fails", ConfigError, catching=catching):
         Fails(error)()
-    assert str(raised.value) == f"X fails ({says})"
+    assert re.fullmatch(re.escape(f"X fails ({says}") + place + re.escape(")"), str(raised.value))
+
+
+def test_the_place_is_the_last_line_of_foreign_code() -> None:
+    def author() -> None:
+        torch.zeros(2).view(3)
+
+    with Attempt() as attempt:
+        author()
+    line = author.__code__.co_firstlineno + 1
+    assert attempt.cause.startswith("RuntimeError: ") and attempt.cause.endswith(f"test_foreign_code.py:{line}")
+    with Attempt() as attempt:
+        torch.zeros(2).view(3)
+    assert attempt.error is not None and place_of(attempt.error) is None  # the traceback is gone
+
+
+@pytest.mark.parametrize(
+    ("module", "foreign"),
+    [
+        *((name, False) for name in ("purifier.plugins.x", "torch.nn", "json.decoder", "", None)),
+        *((name, True) for name in ("__main__", "mine", "purifier_mine.x")),
+    ],
+)
+def test_code_of_this_project_torch_and_python_is_not_foreign(module: str | None, foreign: bool) -> None:
+    assert is_foreign(module) == foreign
 
 
 def test_the_cause_of_an_exit_names_its_code() -> None:

@@ -151,7 +151,6 @@ def audit(
             if duplicates:
                 raise ConfigError(f"attack {min(duplicates)!r} is already in the preset {preset!r}; leave it out")
             jobs = [*preset_jobs, *jobs]
-        # Before anything else shows the model these images, which it may remember.
         flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
         sample = loaded.batch(range(min(FIRST_IMAGES, len(loaded))))[0].to(run_device)
         stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))

@@ -58,9 +58,12 @@ def flags_of_gradient(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]
         yield Flag(
             "gradient-wrong",
             f"the gradient of {wrong} of {total} images ({near} next to clean ones, {wrong - near} at random places) "
-            "differs from finite differences by more than "
-            f"{tolerance:.0%} (exact, {str(dtype).removeprefix('torch.')})",
+            f"differs from finite differences by more than {tolerance:.0%} (exact, {_name(dtype)})",
         )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _next_to(setup: AuditSetup, batch: Batch) -> Tensor:

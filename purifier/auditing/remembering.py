@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +17,6 @@ from ..data.images import ImageData
 from ..seeding import SampleGenerator, mix_seed
 from .comparing import exceeds_one_percent
 from .forgetting import forgetting
-from .preflight import FIRST_IMAGES
 from .presets import PROBED
 from .probing import fresh, logits_differ, moved
 from .report import Flag
@@ -33,10 +33,12 @@ def flags_of_memory(
 ) -> Iterator[Flag]:
     """Ask about places near images that the guard has not seen, before and after it has seen the images.
 
-    This comes before anything else shows it these images: what it keeps outside its modules stays there.
+    The images are those of the data, shifted by a third of their size: so nobody has shown it anything near them, not
+    even an earlier audit. What it keeps of them outside its modules is put back.
     """
-    unseen = range(min(FIRST_IMAGES, len(data) - 1), len(data))
-    batch = setup.batch(data, unseen[: min(REMEMBERED_IMAGES, count)])
+    batch = setup.batch(data, range(min(REMEMBERED_IMAGES, count, len(data))))
+    height, width = batch.pixels.shape[2:]
+    batch = dataclasses.replace(batch, pixels=batch.pixels.roll((height // 3, width // 3), (2, 3)))
     near, indices = _near(setup, batch, threats)
 
     def ask(parts: tuple[PixelClassifier, Purifier]) -> Tensor:

@@ -169,10 +169,10 @@ def _recalled(pixels: Tensor, seen: list[Tensor]) -> Tensor:
     """The first image seen within ``REACH`` in linf; each new one is remembered."""
     found = []
     for image in pixels:
-        known = [old for old in seen if (image.detach() - old).abs().max() <= REACH]
-        if not known:
+        near = (torch.stack(seen) - image.detach()).abs().flatten(1).amax(1) <= REACH if seen else torch.zeros(1)
+        if not near.any():
             seen.append(image.detach().clone())
-        found.append(known[0] if known else image)
+        found.append(seen[int(near.int().argmax())] if near.any() else image)
     return torch.stack(found)
 
 

@@ -254,7 +254,7 @@ class Wide(Bright):
 
 
 def test_bad_scores_are_an_error_before_any_attack(classifier, data):
-    with pytest.raises(PluginError, match=r"Wide must return scores \(2,\), got \(2, 784\)"):
+    with pytest.raises(PluginError, match=r"Wide must return scores \(1,\), got \(1, 784\)"):
         audit(guard(classifier, Wide()), data)
     bad = Bright()
     bad.provenance = {"calibration": {"fpr": math.inf}}

@@ -6,11 +6,12 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import purifier
 from audit_helpers import COUNT, Give, NoConfig, OnlySome, audit_quickly, correct, printed, worst
 from purifier.auditing.audit import audit
+from purifier.auditing.parts import audited_parts
 from purifier.auditing.report import AuditReport
 from purifier.data.images import ImageData
 from purifier.errors import AuditError, ConfigError, OutputError, PixelError, PluginError
@@ -54,7 +55,9 @@ def test_data_that_does_not_fit_is_an_error(classifier, data):
     with pytest.raises(AuditError, match=r"many has labels up to 59, but torch NearestMean has 10 logits"):
         audit(guard(classifier, "identity"), many, attacks=())
     small = ImageData("small", images[:, :, :20, :20], torch.zeros(COUNT, dtype=torch.int64))
-    with pytest.raises(AuditError, match=r"torch NearestMean fail on images \(2, 1, 20, 20\) of small"):
+    with pytest.raises(
+        AuditError, match=r"torch NearestMean fails on images \(1, 1, 20, 20\) of small .*_helpers.py:\d+"
+    ):
         audit(guard(classifier, "identity"), small, attacks=())
     with pytest.raises(PixelError, match=r"small: expected images \(N, 1, 28, 28\), got \(2, 1, 20, 20\)"):
         audit(guard(classifier, "vae:image_shape=1x28x28,channels=4,latent=8"), small, attacks=())
@@ -74,16 +77,81 @@ class Broken(purifier.Purifier):
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (lambda pixels: pixels[:1], r"must return images \(2, 1, 28, 28\), got \(1, 1, 28, 28\)"),
-        (lambda pixels: pixels.mul_(0.5), "changed its input in place"),
-        (lambda pixels: pixels * float("nan"), "return NaN"),
-        (lambda pixels: None, "fail on images"),
-        (lambda pixels: [][0], "IndexError"),
+        (lambda pixels: pixels[:1], r"Broken.purify must return images \(2, 1, 28, 28\), got \(1, 1, 28, 28\)"),
+        (lambda pixels: pixels.mul_(0.5), r"Broken.purify changed its input in place; .* \(clone, inplace=False\)"),
+        (lambda pixels: pixels.mul_(0.5) if pixels.requires_grad else pixels + 0, "Broken.purify .* in place"),
+        (lambda pixels: pixels * float("nan"), "Broken.purify returns NaN for an image of"),
+        (lambda pixels: pixels + 1, r"Broken.purify: expected purified pixels in \[0, 1\], got \[1, 2\]"),
+        (lambda pixels: None, r"Broken.purify must return images \(1, 1, 28, 28\), got NoneType"),
+        (lambda pixels: pixels.double(), "Broken.purify must keep dtype and device: expected torch.float32 on cpu"),
+        (lambda pixels: [][0], r"Broken.purify fails on images .*IndexError: .*test_audit_errors.py:\d+"),
     ],
 )
 def test_a_purifier_that_breaks_its_contract_is_named(act, said, classifier, data):
     with pytest.raises((AuditError, PluginError), match=said):
         audit(guard(classifier, Broken(act)), data, attacks=("fgsm",))
+
+
+class Careless(nn.Module):
+    """A linear classifier behind something that it does to its images."""
+
+    def __init__(self, act) -> None:
+        super().__init__()
+        self.act, self.head = act, nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.act(images).flatten(1))
+
+
+def shifted_in_place(images: Tensor) -> Tensor:
+    return images.sub_(0.5)
+
+
+def not_alone(images: Tensor) -> Tensor:
+    if len(images) == 1:
+        raise ValueError("two are company")
+    return images
+
+
+def not_tracked(images: Tensor) -> Tensor:
+    return torch.from_numpy(images.numpy())
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (
+            shifted_in_place,
+            r"torch Careless changed its input in place; make it work on a copy \(clone, inplace=False\)",
+        ),
+        (nn.ReLU(inplace=True), None),
+        (not_alone, r"torch Careless fails on images \(1, 1, 28, 28\) of .*two are company, at .*_errors.py:\d+"),
+        (not_tracked, r"torch Careless fails .* with gradients \(RuntimeError: .*test_audit_errors.py:\d+"),
+        (lambda images: images * float("nan"), "torch Careless returns NaN"),
+    ],
+)
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_classifier_that_cannot_be_audited_is_named(act, said, alone, data):
+    model = Careless(act)
+    given = model if alone else guard(model, "identity")
+    if said is None:  # harmless: no pixel is below 0
+        assert audit(given, data, attacks=()).complete
+        return
+    with pytest.raises(AuditError, match=said):
+        audit(given, data, attacks=())
+
+
+def test_no_error_names_a_class_of_this_project(onnx_classifier, data):
+    class Loud(Broken):
+        def score(self, pixels):
+            return pixels
+
+    for given in (guard(Careless(nn.Identity()), Loud(lambda pixels: pixels)), Careless(shifted_in_place)):
+        with pytest.raises(purifier.PurifierError) as caught:
+            audit(given, data, attacks=())
+        assert not re.search("PixelClassifier|MeanPurifier|Unpurified", str(caught.value))
+    parts = audited_parts(guard(onnx_classifier, "blur"))
+    assert type(parts.purifier).__name__ == "Blur"
 
 
 def test_arguments_of_the_wrong_type_are_errors(classifier, data):
@@ -114,6 +182,10 @@ def test_an_unwritable_folder_is_an_error_before_any_work(tmp_path):
         (lambda x, y: x[:, :, 1:], r"attack 'Give:.*': expected images \(60, 1, 28, 28\), got \(60, 1, 27, 28\)"),
         (lambda x, y: None, "expected images .*, got NoneType"),
         (lambda x, y: x * float("nan"), "attack 'Give:.*' returned NaN or infinity on the route"),
+        (
+            lambda x, y: x.double(),
+            r"attack 'Give:.*': .*float32 on cpu, got torch.float64 .*found.to\(pixels\)",
+        ),
     ],
 )
 def test_an_attack_that_breaks_its_contract_is_named(make, said, classifier, data):
@@ -130,7 +202,8 @@ def test_an_attack_that_fails_is_recorded_and_the_others_go_on(classifier, data,
     found = audit(guard(classifier, "identity"), data, eps=0.1, attacks=(Give(fail), "fgsm"), batch_size=25)
     assert not found.complete
     failed = [row for row in found.rows if row.error]
-    assert {row.error for row in failed} == {"ValueError: no such luck"} and len(failed) == 4
+    (error,) = {row.error for row in failed}
+    assert re.fullmatch(r"ValueError: no such luck, at .*test_audit_errors.py:\d+", error) and len(failed) == 4
     assert all(row.result is None and row.threat for row in failed)
     assert correct(found, model="guarded", attack="fgsm", route="exact") == worst(found, "guarded", "all")
     assert not any(case.complete for case in found.worst_case)

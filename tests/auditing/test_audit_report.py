@@ -107,6 +107,8 @@ def test_reports_of_older_versions_load(version):
     assert AuditReport.load(OLD_REPORTS / f"v{version}.json").to_json() == found.to_json()
     assert found.data["count"] == 20 and found.rows[0].attack == "none"
     assert found.worst_case[0].result.count == 20
+    steps = {row.threat for row in found.rows if row.model == "guarded" and row.attack.startswith("pgd:steps=")}
+    assert {case.threat for case in found.worst_case if case.model == "guarded" and case.multi_step} == steps
     assert found.conclusive is (version >= 3 and not found.flags)
     assert "worst case per image" in printed(found)
     if version >= 3:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from broken import CONTROLS, Reversed
+from mistaken import MISTAKES, Mistake
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.auditing.audit import audit
@@ -181,8 +182,16 @@ def test_an_audit_of_an_honest_guard_raises_no_flag(report):
     assert report.flags == []
 
 
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_mistaken_audit_raises_its_flags_and_is_inconclusive(mistake: Mistake, classifier, data):
+    found = audit(**mistake.make(classifier, data), eps=0.1, probes=32)
+    assert {flag.name for flag in found.flags} == mistake.flags
+    assert not found.conclusive
+
+
 def test_every_flag_is_explained_and_has_a_control():
-    assert set(FLAGS) == COMPARED | {"nondeterministic", "probe-failed"}.union(*(control.flags for control in CONTROLS))
+    controls = [control.flags for control in (*CONTROLS, *MISTAKES)]
+    assert set(FLAGS) == COMPARED | {"nondeterministic", "probe-failed"}.union(*controls)
     for name, kind in FLAGS.items():
         assert name == kind.name == name.lower() and " " not in name
         assert all(dataclasses.astuple(kind)) and " et al. " in kind.why

@@ -7,10 +7,26 @@ import pytest
 import torch
 from torch import nn
 
+import broken
 import purifier
-from broken import CONTROLS, Behind, Broken, Control, HiddenRandom, Random, Reversed, Surrogate, normalised
+from broken import (
+    CONTROLS,
+    Behind,
+    Broken,
+    Control,
+    HiddenRandom,
+    Random,
+    RemembersInClass,
+    RemembersInGlobal,
+    Reversed,
+    StraightThrough,
+    StubbornNorm,
+    Surrogate,
+    normalised,
+)
 from purifier import Threat
 from purifier.attacking.target import is_random
+from purifier.auditing.forgetting import forgetting
 from purifier.auditing.parts import audited_parts
 from purifier.auditing.remembering import flags_of_memory
 from purifier.auditing.report import Flag
@@ -55,6 +71,11 @@ def test_undeclared_randomness_is_not_mistaken_for_batch_dependence(classifier, 
     assert "nondeterministic" in found and "batch-dependent" not in found
 
 
+class Rounding(nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.round()
+
+
 class Times(nn.Module):
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         return 1e4 * logits
@@ -83,6 +104,51 @@ def trained_norm() -> nn.BatchNorm2d:
 )
 def test_a_healthy_guard_raises_no_flag(make, eot, classifier, data):
     assert raised(*make(classifier), data, LINF, Threat("linf", 0.03), eot=eot) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "flags"),
+    [(nn.Identity(), set()), (nn.Softmax(1), {"probabilities"}), (Rounding(), {"zero-gradient", "unbounded"})],
+)
+def test_a_classifier_alone_is_checked_too(after, flags, classifier, data):
+    assert names(probed(Behind(classifier, after=after), data)) == flags
+
+
+def test_a_session_that_runs_otherwise_than_attacked_is_found(onnx_classifier, data):
+    class Exported(Broken):
+        def purify(self, pixels, noise=None):
+            return 1 - pixels if torch.compiler.is_exporting() else pixels
+
+    assert probed(guard(onnx_classifier, Broken()), data) == []
+    (flag,) = probed(guard(onnx_classifier, Exported()), data)
+    assert flag.name == "paths-disagree" and "the guard's answers and the logits that attacks see (" in flag.evidence
+
+
+def test_a_module_without_doubles_is_checked_in_float32(classifier, data):
+    class Floats(nn.Module):
+        def forward(self, images):
+            assert images.dtype == torch.float32
+            return images
+
+    before = Behind(classifier, before=Floats())
+    assert raised(before, Broken(), data) == []
+    flags = raised(before, StraightThrough(), data)
+    assert names(flags) == {"gradient-wrong"} and "float32" in flags[0].evidence
+
+
+def test_what_a_guard_remembers_outside_itself_is_put_back(classifier, data):
+    assert "stateful" in names(raised(classifier, RemembersInGlobal(), data))
+    with forgetting(RemembersInGlobal(), RemembersInClass()):
+        broken.SEEN.append(torch.zeros(1))
+        RemembersInClass.seen["images"].append(torch.zeros(1))
+        RemembersInClass.more = 1
+    assert all(len(image) == 1 and image.any() for image in broken.SEEN)
+    assert not hasattr(RemembersInClass, "more")
+
+
+def test_the_evidence_names_the_authors_layers(classifier, data):
+    (flag, _) = raised(Behind(classifier, StubbornNorm(1)), Broken(), data)
+    assert flag.evidence == "classifier: before (StubbornNorm) is in training mode"
 
 
 def test_the_number_of_probes_is_respected(classifier, data):

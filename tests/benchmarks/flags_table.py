@@ -2,7 +2,8 @@
 
 ``python tests/benchmarks/flags_table.py [--count 200] [--eps 0.1]`` runs the preset ``quick``, with one draw of noise
 per gradient, on the broken guards of ``tests/auditing/broken.py``, on the nearest-mean classifier of the tests behind
-each cheap purifier, and on the shipped classifier behind ``identity`` and ``demo-plain``.
+each cheap purifier, and on the shipped classifier behind ``identity``, ``demo-plain`` and ``demo``. The audits of
+``tests/auditing/mistaken.py`` run with their own attacks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "auditing"))
 import purifier
 from audit_helpers import NearestMean
 from broken import CONTROLS
+from mistaken import MISTAKES
 from purifier.data.loading import load_data
 from purifier.guards.module import GuardedModule
 from purifier.guards.session import GuardedSession
@@ -30,18 +32,22 @@ def main() -> None:
     pixels, _ = data.batch(range(len(data)))
 
     def show(name: str, guarded: GuardedModule | GuardedSession) -> None:
-        report = purifier.audit(guarded, data, eps=given.eps, preset="quick", eot=1)
+        show_report(name, purifier.audit(guarded, data, eps=given.eps, preset="quick", eot=1))
+
+    def show_report(name: str, report: purifier.AuditReport) -> None:
         (case,) = (case for case in report.worst_case if case.model == "guarded" and case.scope == "white-box")
         raised = dict.fromkeys(flag.name for flag in report.flags)
         verdict = "conclusive" if report.conclusive else "inconclusive"
-        print(f"{name:30s} {case.result.accuracy:6.1%}  {verdict:12s} {', '.join(raised) or '-'}", flush=True)
+        print(f"{name:40s} {case.result.accuracy:6.1%}  {verdict:12s} {', '.join(raised) or '-'}", flush=True)
 
-    print(f"{data.name}, linf {given.eps:g}, preset quick\n{'guard':30s} {'white-box':9s} verdict      flags raised")
+    print(f"{data.name}, linf {given.eps:g}, preset quick\n{'guard':40s} {'white-box':9s} verdict      flags raised")
     for control in CONTROLS:
         show(control.name, purifier.guard(*control.make(NearestMean().eval(), pixels)))
+    for mistake in MISTAKES:
+        show_report(mistake.name, purifier.audit(**mistake.make(NearestMean().eval(), data), eps=given.eps, eot=1))
     for name in ("identity", "blur", "bit-depth"):
         show(f"healthy: {name}", purifier.guard(NearestMean().eval(), name))
-    for name in ("identity", "demo-plain"):
+    for name in ("identity", "demo-plain", "demo"):
         show(f"healthy: demo behind {name}", purifier.guard("demo", name))
 
 

@@ -8,7 +8,7 @@ from torchvision import transforms
 from torchvision.models import ResNet18_Weights
 
 from purifier import Preprocessing
-from purifier.data.pixels import check_pixels, check_scale, into_range, read_preprocessing
+from purifier.data.pixels import check_pixels, check_scale, into_range, plain_range, read_preprocessing
 from purifier.errors import ConfigError, PixelError
 
 WAYS = [
@@ -30,6 +30,16 @@ def test_into_range_clamps_but_keeps_the_gradient_at_the_bounds(dtype: torch.dty
     torch.testing.assert_close(into_range(pixels), expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(torch.autograd.grad(found.nan_to_num().sum(), wanting)[0], there)
     assert torch.equal(torch.func.grad(lambda x: torch.vmap(into_range)(x).sum())(pixels[2:7]), there[2:7])
+
+
+def test_into_range_can_be_plain_for_finite_differences() -> None:
+    pixels = torch.tensor([-0.005, 0.0, 0.5, 1.0, 1.005], requires_grad=True)
+    (usual,) = torch.autograd.grad(into_range(pixels).sum(), pixels)
+    with plain_range():
+        (plain,) = torch.autograd.grad(into_range(pixels).sum(), pixels)
+    (again,) = torch.autograd.grad(into_range(pixels).sum(), pixels)
+    assert usual.tolist() == again.tolist() == [1, 1, 1, 1, 1]
+    assert plain.tolist() == [0, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
