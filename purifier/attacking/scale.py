@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 SPREAD = 5.0
-"""The spread of an image's normalised logits at its first answer."""
+"""The spread (maximum minus mean) of an image's normalised logits at its first answer.
+
+Chosen by measurement: of 200 Fashion-MNIST images at linf 0.1, pgd, apgd-ce, fgsm and mim leave 0, 0, 5 and 0 with the
+classifier ``demo`` alone (0, 0, 9, 0 with its own logits, whose spread is about 11), 10, 6, 47 and 37 behind
+``demo-plain`` (16, 9, 53, 39); pgd, fgsm and mim leave 154, 161 and 156 behind ``demo`` (152, 161, 157). With 10 they
+are weaker than with 5, with 3 about as strong.
+"""
 LINEAR = 2.0
 """Answers with more than this times the first spread are compressed: their spread grows like a logarithm."""
 TINY = 1e-30
