@@ -18,8 +18,8 @@ class ScaleOption:
     Parameters
     ----------
     scale
-        ``normalised``: a factor or offset of all logits changes nothing. ``raw``: the classifier's own logits, as in
-        the paper, which a classifier with very large or small logits can evade.
+        ``normalised``: each image's logits in its own unit (margins such as ``confidence`` too), so a factor or offset
+        of all logits changes nothing. ``raw``: the classifier's own, as published; very large or small ones evade it.
     """
 
     scale: LogitScale = "normalised"

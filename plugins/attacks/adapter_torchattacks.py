@@ -44,7 +44,8 @@ class TorchattacksAttack(Adapter):
     """An attack of torchattacks 3.5, by its name there, on the device of the images.
 
     The attack gets the threat's eps and, if it supports several norms, the threat's norm. ``alpha``, a step in pixel
-    units, by default keeps the library's ratio to eps.
+    units, by default keeps the library's ratio to eps. Jitter's own ``scale``, which here means another thing, keeps
+    the library's default.
 
     Parameters
     ----------

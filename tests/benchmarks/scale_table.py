@@ -2,8 +2,8 @@
 
 ``python tests/benchmarks/scale_table.py [--count 200] [--scale raw] [--only ATTACK,...]`` runs every built-in
 attack, most with a small budget, on the classifier ``demo`` alone (``joint`` and ``latent-match``, which need a
-purifier, behind ``demo-plain``). Each attack gets only images that are classified correctly. ``--scale raw`` shows the
-attacks classifier's own logits; those without the option ``scale`` are left out. The table is printed as JSON rows of
+purifier, behind ``demo-plain``). The images are classified correctly to begin with. ``--scale raw`` shows the attacks
+the classifier's own logits; those without the option ``scale`` are left out. It prints JSON rows for
 ``results/measured/scale.json``.
 """
 

@@ -89,9 +89,7 @@ def test_cross_entropy_finds_the_images_of_a_very_confident_classifier():
             streams = [SampleGenerator(seed, range(len(pixels))) for seed in (1, 0)]
             target = Target(classifier, demo.purifier, "exact", streams[0])
             attack = read_attack(f"{spec}scale={scale}").attack
-            found = threat.project(
-                attack.perturb(target, pixels, labels, threat, SampleGenerator(0, range(60))), pixels
-            )
+            found = threat.project(attack.perturb(target, pixels, labels, threat, streams[1]), pixels)
             with torch.no_grad():
                 right &= demo(found).argmax(1) == labels
         return int(right.sum())

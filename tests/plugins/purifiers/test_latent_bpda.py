@@ -19,7 +19,7 @@ def test_one_pass_where_the_surrogate_purifies_too() -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
     calls = []
     latent.purify = lambda *given: calls.append(given)  # type: ignore[assignment,return-value]
-    asked = Target(TorchPixelClassifier(plain, Preprocessing()), latent, "bpda", SampleGenerator(0, range(3)))
+    asked = Target(TorchPixelClassifier(plain, Preprocessing()), latent, "bpda", SampleGenerator(0, range(3))).raw()
     gradient, logits = asked.gradient(pixels, lambda logits: logits[:, 0])
     del latent.purify
     assert not calls and gradient.any()
