@@ -71,7 +71,9 @@ def test_the_published_objective_gives_way_on_l1_for_l2(net, images):
     for norm, nearer in (("l1", 0), ("l2", 1)):
         medians = []
         for squared in (0, 1):
-            found = run(f"ead:steps=100,searches=7,minimal=true,squared={squared}", net, pixels, labels, Threat("l1", 1e-3))
+            found = run(
+                f"ead:steps=100,searches=7,minimal=true,squared={squared}", net, pixels, labels, Threat("l1", 1e-3)
+            )
             medians.append(Threat(norm, 1).distance(found, pixels).median())
         assert medians[nearer] < medians[1 - nearer]
 
