@@ -32,7 +32,7 @@ STEPS = 1.0, 0.25, 4.0
 MEMORY = 0.9
 """Weight of the earlier estimates in ``linf``, per round."""
 GAIN, CLAMPS, RANGE = 0.003, 5, 0.7
-"""In ``linf`` a step must gain this fraction of the distance. Then the distance is bisected that often, down to RANGE."""
+"""In ``linf`` a step must gain this fraction of the distance, which is then bisected that often, down to RANGE."""
 ROUND_QUERIES = len(STEPS) * (1 + CLAMPS)
 """The most decisions that a round takes beside its estimate."""
 
