@@ -14,7 +14,7 @@ import contextlib
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +92,9 @@ def load(name: str) -> nn.Module:
 
 
 def labels_table(classifier: nn.Module, pixels: Tensor, labels: Tensor, budgets: list[int]) -> str:
-    rows = []
+    rows: list[list[str]] = []
     for norm in ("l2", "linf"):
-        threat = Threat(norm, NEVER)  # type: ignore[arg-type]
+        threat = Threat(norm, NEVER)
         for queries in budgets:
             found = ours(f"hopskipjump:queries={queries}", classifier, pixels, labels, threat)
             rows.append(
@@ -112,7 +112,7 @@ def labels_table(classifier: nn.Module, pixels: Tensor, labels: Tensor, budgets:
     return markdown_table(["norm", "queries", "library", "median distance", "not fooled"], sorted(rows, key=order))
 
 
-def order(row: list[str]) -> tuple[str, int]:
+def order(row: Sequence[str]) -> tuple[str, int]:
     return row[0], int(row[1].replace(",", ""))
 
 
@@ -174,7 +174,7 @@ def ours(spec: str, classifier: nn.Module, pixels: Tensor, labels: Tensor, threa
     identity = purifiers.get("identity")
     route = "none" if attack.needs == "labels" else "exact"
     pixel_classifier = TorchPixelClassifier(classifier, Preprocessing())
-    target = Target(pixel_classifier, identity(identity.Config()), route, SampleGenerator(1, indices))  # type: ignore[arg-type]
+    target = Target(pixel_classifier, identity(identity.Config()), route, SampleGenerator(1, indices))
     return attack.perturb(target, pixels, labels, threat, SampleGenerator(0, indices))
 
 
