@@ -20,12 +20,14 @@ from ._scale import ScaleOption
 
 @dataclass(frozen=True)
 class Ead(ScaleOption, Attack):
-    """Minimises squared l2 plus l1 distance plus weighted margin by shrinking and thresholding, so few pixels change.
+    """Minimises l1 distance plus weighted margin by shrinking and thresholding, so few pixels change.
 
     Chen et al. 2018, "EAD: Elastic-Net Attacks to Deep Neural Networks via Adversarial Examples", algorithm 1 (FISTA)
     with the decision rule l1. The margin's weight is bisected for each image as in Carlini & Wagner 2017, and the step
-    shrinks to 0 like a square root. The points where gradients are taken are also the candidates, which saves a forward
-    pass per step. A descent ends early for images whose objective stops falling.
+    shrinks to 0 like a square root, and so does the threshold, so the objective stays the same. The paper also adds the
+    squared l2 distance, the other half of an elastic net; only l1 counts here, and without it the results are nearer.
+    The points where gradients are taken are also the candidates, which saves a forward pass per step. A descent ends
+    early for images whose objective stops falling.
 
     An image is done once it is misclassified within eps. Otherwise its result is the nearest misclassified point,
     however far, or else the point of highest margin.
@@ -41,7 +43,10 @@ class Ead(ScaleOption, Attack):
     step_size
         The first step size, a factor on the gradient.
     beta
-        Shrinkage per step, in pixel units: smaller changes are undone, and all others reduced by this much.
+        Shrinkage of the first step, in pixel units: smaller changes are undone, and all others reduced by this much.
+        Its ratio to ``step_size`` is the weight of the l1 distance.
+    squared
+        Weight of the squared l2 distance; 1 as published.
     confidence
         The margin at which an image counts as misclassified; a larger one transfers better.
     minimal
@@ -56,6 +61,7 @@ class Ead(ScaleOption, Attack):
     initial_const: float = 1.0
     step_size: float = 0.01
     beta: float = 0.01
+    squared: float = 0.0
     confidence: float = 0.0
     minimal: bool = False
 
@@ -65,6 +71,8 @@ class Ead(ScaleOption, Attack):
             raise ConfigError(f"attack 'ead': step_size must be a finite positive number, got {self.step_size}")
         if not 0 <= self.beta < float("inf"):
             raise ConfigError(f"attack 'ead': beta must be a finite number >= 0, got {self.beta}")
+        if not 0 <= self.squared < float("inf"):
+            raise ConfigError(f"attack 'ead': squared must be a finite number >= 0, got {self.squared}")
 
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
@@ -87,14 +95,16 @@ class _Fista:
         self._iterate = self.point = clean
 
     def cost(self) -> Tensor:
-        delta = (self.point - self._clean).flatten(1)
-        return delta.square().sum(1) + self._settings.beta * delta.abs().sum(1)
+        delta, settings = (self.point - self._clean).flatten(1), self._settings
+        return settings.squared * delta.square().sum(1) + settings.beta / settings.step_size * delta.abs().sum(1)
 
     def move(self, push: Tensor) -> None:
-        size = self._settings.step_size * (1 - self._steps / self._settings.steps) ** 0.5
+        settings = self._settings
+        left = (1 - self._steps / settings.steps) ** 0.5
         delta = self.point - self._clean
-        delta = delta - size * (2 * delta - push)
-        shrunk = delta.sign() * (delta.abs() - self._settings.beta).clamp_min(0)
+        delta = delta - left * settings.step_size * (2 * settings.squared * delta - push)
+        # A threshold that did not shrink with the step would weigh l1 more and more against the margin.
+        shrunk = delta.sign() * (delta.abs() - left * settings.beta).clamp_min(0)
         iterate = (self._clean + shrunk).clamp(0, 1)
         momentum = self._steps / (self._steps + 3)
         # The paper does not clamp this point to the box, but here it must be a valid candidate.

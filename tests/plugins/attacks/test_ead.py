@@ -60,6 +60,24 @@ def test_as_near_as_foolbox(net, images):
     assert ours.median() <= 1.05 * theirs.median()
 
 
+def test_is_as_near_as_fab(net, images):
+    pixels, labels = images[0][:16], net(images[0][:16]).argmax(1)
+    ours, fab = (distances(f"{spec}:minimal=true", NORM, net, (pixels, labels)) for spec in ("ead", "fab-t"))
+    assert ours.median() <= 1.03 * fab.median()
+
+
+def test_the_published_objective_gives_way_on_l1_for_l2(net, images):
+    pixels, labels = images[0][:16], net(images[0][:16]).argmax(1)
+    for norm, nearer in (("l1", 0), ("l2", 1)):
+        medians = []
+        for squared in (0, 1):
+            found = run(
+                f"ead:steps=100,searches=7,minimal=true,squared={squared}", net, pixels, labels, Threat("l1", 1e-3)
+            )
+            medians.append(Threat(norm, 1).distance(found, pixels).median())
+        assert medians[nearer] < medians[1 - nearer]
+
+
 def test_confidence_sets_the_margin(net, images):
     pixels, labels = images[0][:8], net(images[0][:8]).argmax(1)
     near, sure = (
@@ -77,6 +95,7 @@ def test_confidence_sets_the_margin(net, images):
         ("initial_const=-1", "attack 'ead': initial_const must be a finite positive number, got -1"),
         ("step_size=0", "attack 'ead': step_size must be a finite positive number, got 0"),
         ("confidence=-1", "attack 'ead': confidence must be a finite number >= 0, got -1"),
+        ("squared=-1", "attack 'ead': squared must be a finite number >= 0, got -1"),
         ("beta=-1", "attack 'ead': beta must be a finite number >= 0, got -1"),
     ],
 )

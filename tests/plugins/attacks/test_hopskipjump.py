@@ -16,7 +16,7 @@ from query_helpers import LabelsOnly, standing, target_of
 THREATS = [Threat("linf", 0.1), Threat("l2", 1.5)]
 
 
-@pytest.mark.parametrize(("norm", "median", "most"), [("l2", 1.05, 1.1), ("linf", 1.12, 1.25)])
+@pytest.mark.parametrize(("norm", "median", "most"), [("l2", 1.02, 1.1), ("linf", 1.12, 1.25)])
 def test_comes_close_to_the_smallest_change_on_a_linear_classifier(norm, median, most):
     linear, pixels, labels, margin = (part[:40] if isinstance(part, torch.Tensor) else part for part in two_classes())
     distance = margin / dual_norm(linear.weight, norm)
@@ -102,7 +102,7 @@ def test_under_a_random_purifier_the_images_fool_fresh_draws(net, images):
         ("hopskipjump:queries=0", "attack 'hopskipjump': queries and starts must be at least 1, got 0 and 100"),
         ("hopskipjump:starts=0", "attack 'hopskipjump': queries and starts must be at least 1, got 5000 and 0"),
         ("hopskipjump:init_samples=1", "attack 'hopskipjump': init_samples must be at least 2, got 1"),
-        ("hopskipjump:gamma=0", "attack 'hopskipjump': gamma must be a positive number, got 0"),
+        ("hopskipjump:radius=0", "attack 'hopskipjump': radius must be a positive number, got 0"),
     ],
 )
 def test_impossible_options_are_errors(spec, said):
