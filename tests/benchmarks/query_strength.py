@@ -31,6 +31,7 @@ from purifier.contracts.purifier import purifiers
 from purifier.data.loading import load_data
 from purifier.data.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
+from purifier.vocabulary import Route
 
 NEVER = 1e-6
 """A budget within which nothing is found, so that attacks go on to the smallest distance."""
@@ -172,7 +173,7 @@ def l1_table(classifier: nn.Module, pixels: Tensor, labels: Tensor) -> str:
 def ours(spec: str, classifier: nn.Module, pixels: Tensor, labels: Tensor, threat: Threat) -> Tensor:
     attack, indices = read_attack(spec).attack, range(len(pixels))
     identity = purifiers.get("identity")
-    route = "none" if attack.needs == "labels" else "exact"
+    route: Route = "none" if attack.needs == "labels" else "exact"
     pixel_classifier = TorchPixelClassifier(classifier, Preprocessing())
     target = Target(pixel_classifier, identity(identity.Config()), route, SampleGenerator(1, indices))
     return attack.perturb(target, pixels, labels, threat, SampleGenerator(0, indices))
