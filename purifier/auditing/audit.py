@@ -28,7 +28,7 @@ from .counting import PendingRow, finished_rows, worst_cases
 from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
 from .measured import flags_of_results, stronger_self_checks
 from .parts import audited_parts
-from .plan import plan, plan_preset
+from .plan import Job, plan, plan_preset
 from .preflight import FIRST_IMAGES, check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .probing import probe
@@ -144,13 +144,11 @@ def audit(
             setup = replace(setup, eot=eot, judgements=judgements)
         left_out: list[str] = []
         if chosen is not None:
-            preset_jobs, left_out = plan_preset(
-                classifier, planned, chosen, threats, routes, random=random, rejecting=parts.rejection.active
+            rejecting = parts.rejection.active
+            of_preset, left_out = plan_preset(
+                classifier, planned, chosen, threats, routes, random=random, rejecting=rejecting
             )
-            duplicates = {job.named.spec for job in preset_jobs} & {job.named.spec for job in jobs}
-            if duplicates:
-                raise ConfigError(f"attack {min(duplicates)!r} is already in the preset {preset!r}; leave it out")
-            jobs = [*preset_jobs, *jobs]
+            jobs = _joined(of_preset, jobs)
         flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
         sample = loaded.batch(range(min(FIRST_IMAGES, len(loaded))))[0].to(run_device)
         stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
@@ -159,9 +157,8 @@ def audit(
         rows = run_jobs(setup, loaded, jobs, about, progress)
         if jobs:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags += _flags_of_run(setup, loaded, threats, rows, probes)
-            flags += compare(rows, strongest, decisive=decisive)
-            flags += weights.flags()
+            flags += [*_flags_of_run(setup, loaded, threats, rows, probes)]
+            flags += [*compare(rows, strongest, decisive=decisive), *weights.flags()]
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(jobs),
@@ -198,6 +195,13 @@ def _flags_of_run(
         *flags_of_results(rows, data, setup.model, marks=setup.rejection.marks),
         *stronger_self_checks(rows, checks.attacked, setup.model, setup.eot),
     ]
+
+
+def _joined(of_preset: Sequence[Job], given: Sequence[Job]) -> list[Job]:
+    duplicates = {job.named.spec for job in of_preset} & {job.named.spec for job in given}
+    if duplicates:
+        raise ConfigError(f"attack {min(duplicates)!r} is already in the preset; leave it out")
+    return [*of_preset, *given]
 
 
 def _check_arguments(data: object, counts: Mapping[str, object], out: str | Path | None) -> None:
