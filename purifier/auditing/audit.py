@@ -148,7 +148,7 @@ def audit(
             of_preset, left_out = plan_preset(
                 classifier, planned, chosen, threats, routes, random=random, rejecting=rejecting
             )
-            jobs = _joined(of_preset, jobs)
+            jobs = _joined(of_preset, jobs, preset)
         flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
         sample = loaded.batch(range(min(FIRST_IMAGES, len(loaded))))[0].to(run_device)
         stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
@@ -197,10 +197,10 @@ def _flags_of_run(
     ]
 
 
-def _joined(of_preset: Sequence[Job], given: Sequence[Job]) -> list[Job]:
+def _joined(of_preset: Sequence[Job], given: Sequence[Job], preset: str | None) -> list[Job]:
     duplicates = {job.named.spec for job in of_preset} & {job.named.spec for job in given}
     if duplicates:
-        raise ConfigError(f"attack {min(duplicates)!r} is already in the preset; leave it out")
+        raise ConfigError(f"attack {min(duplicates)!r} is already in the preset {preset!r}; leave it out")
     return [*of_preset, *given]
 
 
