@@ -159,7 +159,7 @@ def l1_table(classifier: nn.Module, pixels: Tensor, labels: Tensor) -> str:
         for spec in ("ead:minimal=true", "ead:minimal=true,squared=1", "fab-t:minimal=true")
     }
     try:
-        found["adv-lib's FAB"] = importlib.import_module("adv_lib.attacks").fab(
+        found["FAB of adv-lib"] = importlib.import_module("adv_lib.attacks").fab(
             classifier, pixels, labels, norm=1, n_iter=100
         )
     except ImportError as error:
