@@ -15,117 +15,127 @@ from ..foreign_code import is_foreign
 
 DEPTH = 4
 """How deep containers and objects are followed."""
+MANY = 10_000
+"""The entries of a longer container are not followed."""
 LARGEST_TENSOR = 2**26
 """In bytes: a larger one is a data set rather than a memory, and copying it would take long."""
-
-Undo = Callable[[], None]
 
 
 @contextmanager
 def forgetting(*modules: nn.Module) -> Iterator[None]:
     """Put back class attributes and globals of the code of these modules after the block.
 
-    Containers, functions' defaults and closures, and objects of the same authors are followed. What a file or an
+    Containers, functions' defaults and closures, and objects of the same packages are followed. What a file or an
     extension keeps is not seen.
     """
     parts = {type(part) for module in modules for part in module.modules()}
     classes = {cls for part in parts for cls in part.__mro__ if is_foreign(cls.__module__)}
-    files = {name: sys.modules[name] for name in sorted(cls.__module__ for cls in classes) if name in sys.modules}
-    undo = [_names(space) for space in (*classes, *files.values())]
+    files = {cls.__module__: sys.modules[cls.__module__] for cls in classes if cls.__module__ in sys.modules}
+    before = _Snapshot({name.partition(".")[0] for name in files})
+    for space in (*classes, *files.values()):
+        before.add_names(space)
     try:
         yield
     finally:
-        for restore in undo:
-            restore()
+        before.restore()
 
 
-def _names(space: Any) -> Undo:
-    """Restores the attributes of a class or module, and what its containers hold."""
-    held = {name: value for name, value in vars(space).items() if not name.startswith("__")}
-    inner = [_inside(value, DEPTH) for value in held.values()]
+class _Snapshot:
+    """What variables of some packages hold."""
 
-    def restore() -> None:
-        now = {name: value for name, value in vars(space).items() if not name.startswith("__")}
-        for name in now.keys() - held.keys():
-            delattr(space, name)
-        for name, value in held.items():
-            if now.get(name) is not value:
-                setattr(space, name, value)
-        for undo in inner:
+    def __init__(self, packages: set[str]) -> None:
+        self._packages = packages
+        self._seen: set[int] = set()
+        self._undo: list[Callable[[], None]] = []
+
+    def restore(self) -> None:
+        for undo in self._undo:
             undo()
 
-    return restore
+    def add_names(self, space: Any) -> None:
+        """Add the attributes of a class or module."""
 
+        def names() -> dict[str, Any]:
+            return {name: value for name, value in vars(space).items() if not name.startswith("__")}
 
-def _inside(value: Any, depth: int) -> Undo:
-    """Restores what a container, a tensor or an object of foreign code holds."""
-    if isinstance(value, Tensor) and not value.requires_grad:
-        return _tensor(value)
-    if depth == 0 or isinstance(value, type | nn.Module):
-        return _nothing
-    if type(value) in (list, deque):
-        return _sequence(value, depth)
-    if type(value) is set:
-        return _set(value)
-    if isinstance(value, FunctionType) and is_foreign(value.__module__):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-        return _sequence([*cells, *(value.__defaults__ or ())], depth)
-    mapping = value if type(value) is dict else None
-    if mapping is None and is_foreign(type(value).__module__):
-        mapping = getattr(value, "__dict__", None)
-    return _dict(mapping, depth) if type(mapping) is dict else _nothing
+        held = names()
 
+        def undo() -> None:
+            now = names()
+            for name in now.keys() - held.keys():
+                delattr(space, name)
+            for name, value in held.items():
+                if now.get(name) is not value:
+                    setattr(space, name, value)
 
-def _dict(value: dict[Any, Any], depth: int) -> Undo:
-    held = dict(value)
-    inner = [_inside(one, depth - 1) for one in held.values()]
+        self._undo.append(undo)
+        for value in held.values():
+            self._add(value, DEPTH)
 
-    def restore() -> None:
-        if list(value) != list(held) or any(value[name] is not one for name, one in held.items()):
-            value.clear()
-            value.update(held)
-        for undo in inner:
-            undo()
+    def _add(self, value: Any, depth: int) -> None:
+        """Add what a container, a tensor, a function or an object of these packages holds."""
+        if depth == 0 or id(value) in self._seen or isinstance(value, type | nn.Module):
+            return
+        self._seen.add(id(value))
+        inner: list[Any] = []
+        if isinstance(value, Tensor):
+            self._add_tensor(value)
+        elif type(value) in (list, deque):
+            inner = self._add_sequence(value)
+        elif type(value) is set:
+            self._add_set(value)
+        elif type(value) is dict:
+            inner = self._add_dict(value)
+        elif isinstance(value, FunctionType) and self._owns(value.__module__):
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+            inner = [*cells, *(value.__defaults__ or ())]
+        elif self._owns(type(value).__module__) and type(getattr(value, "__dict__", None)) is dict:
+            inner = self._add_dict(vars(value))
+        for one in inner if len(inner) <= MANY else ():
+            self._add(one, depth - 1)
 
-    return restore
+    def _owns(self, module: object) -> bool:
+        return str(module).partition(".")[0] in self._packages
 
+    def _add_tensor(self, value: Tensor) -> None:
+        if value.requires_grad or value.nbytes > LARGEST_TENSOR:
+            return
+        held, version = value.clone(), value._version
 
-def _sequence(value: list[Any] | deque[Any], depth: int) -> Undo:
-    held = list(value)
-    inner = [_inside(one, depth - 1) for one in held]
+        def undo() -> None:
+            if value._version != version:
+                value.resize_(held.shape).copy_(held)
 
-    def restore() -> None:
-        if list(map(id, value)) != list(map(id, held)):
-            value.clear()
-            value.extend(held)
-        for undo in inner:
-            undo()
+        self._undo.append(undo)
 
-    return restore
+    def _add_dict(self, value: dict[Any, Any]) -> list[Any]:
+        held = dict(value)
 
+        def undo() -> None:
+            if list(value) != list(held) or any(value[name] is not one for name, one in held.items()):
+                value.clear()
+                value.update(held)
 
-def _set(value: set[Any]) -> Undo:
-    held = set(value)
+        self._undo.append(undo)
+        return list(held.values())
 
-    def restore() -> None:
-        if value != held:
-            value.clear()
-            value.update(held)
+    def _add_sequence(self, value: list[Any] | deque[Any]) -> list[Any]:
+        held = list(value)
 
-    return restore
+        def undo() -> None:
+            if list(map(id, value)) != list(map(id, held)):
+                value.clear()
+                value.extend(held)
 
+        self._undo.append(undo)
+        return held
 
-def _tensor(value: Tensor) -> Undo:
-    if value.nbytes > LARGEST_TENSOR:
-        return _nothing
-    held, version = value.detach().clone(), value._version
+    def _add_set(self, value: set[Any]) -> None:
+        held = set(value)
 
-    def restore() -> None:
-        if value._version != version:
-            value.resize_(held.shape).copy_(held)
+        def undo() -> None:
+            if value != held:
+                value.clear()
+                value.update(held)
 
-    return restore
-
-
-def _nothing() -> None:
-    return None
+        self._undo.append(undo)

@@ -52,6 +52,8 @@ def _check_purifier(purifier: Purifier, pixels: Tensor, data: str, differentiabl
     name = type(purifier).__name__
     with explained(f"{name}.draw fails on images {tuple(pixels.shape)} of {data}", AuditError):
         noise = draw(purifier, pixels, SampleGenerator(0, range(len(pixels))))
+    if noise is not None and not isinstance(noise, Tensor):
+        raise AuditError(f"{name}.draw must return noise as a tensor, or None, got {type(noise).__name__}")
     purified = pixels
     for method, run in _ways(purifier):
         held = None if noise is None else noise.clone()
@@ -63,9 +65,13 @@ def _check_purifier(purifier: Purifier, pixels: Tensor, data: str, differentiabl
         found = _run(f"{name}.{method}", ask, pixels, data, track=track)
         if held is not None and noise is not None and not torch.equal(held, noise):
             raise AuditError(f"{name}.{method} changed its noise in place; make it work on a copy (clone)")
+        if method == "purify_and_score" and not (isinstance(found, tuple | list) and len(found) == 2):
+            raise AuditError(f"{name}.{method} must return images and scores, got {type(found).__name__}")
         if method != "score":
             _check_image(f"{name}.{method}", found[0], pixels, data, method != "surrogate")
         if method in ("score", "purify_and_score"):
+            if not isinstance(found[-1], Tensor):
+                raise AuditError(f"{name}.{method} must return scores ({len(pixels)},), got {type(found[-1]).__name__}")
             check_scores(purifier, found[-1], pixels)
         if method == "purify":
             purified = found[0].detach()

@@ -45,11 +45,11 @@ def moved(setup: AuditSetup, batch: Batch, threat: Threat, what: str) -> Tensor:
     return (255 * places).round() / 255 if setup.classifier.preprocessing.dtype == "uint8" else places
 
 
-def logits_differ(one: Tensor, other: Tensor) -> Tensor:
-    """Which images' logits, both (N, K), differ by more than rounding, bool (N,)."""
+def logits_differ(one: Tensor, other: Tensor, rounding: float = ROUNDING) -> Tensor:
+    """Which images' logits, both (N, K), differ by more than ``rounding``, relative to their range, bool (N,)."""
     first, second = one.float(), other.float()
     scale = torch.maximum(first.amax(1) - first.amin(1), ROUNDING * first.abs().amax(1))
-    return _differ(first, second, ROUNDING * scale)
+    return _differ(first, second, rounding * scale)
 
 
 def images_differ(one: Tensor, other: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def flags_of_memory(
     The images are those of the data, shifted by a third of their size: so nobody has shown it anything near them, not
     even an earlier audit. What it keeps of them outside its modules is put back.
     """
-    batch = setup.batch(data, range(min(REMEMBERED_IMAGES, count, len(data))))
+    batch = setup.batch(data, range(min(REMEMBERED_IMAGES, count, setup.batch_size, len(data))))
     height, width = batch.pixels.shape[2:]
     batch = dataclasses.replace(batch, pixels=batch.pixels.roll((height // 3, width // 3), (2, 3)))
     near, indices = _near(setup, batch, threats)

@@ -92,6 +92,31 @@ def test_a_purifier_that_breaks_its_contract_is_named(act, said, classifier, dat
         audit(guard(classifier, Broken(act)), data, attacks=("fgsm",))
 
 
+@pytest.mark.parametrize(
+    ("method", "act", "said"),
+    [
+        ("score", lambda *_: None, r"Odd.score must return scores \(1,\), got NoneType"),
+        ("purify_and_score", lambda pixels, noise: pixels, "Odd.purify_and_score must return images and scores, got T"),
+        (
+            "purify_and_score",
+            lambda pixels, noise: (pixels[:, :, 1:], pixels[:, 0, 0, 0]),
+            "purify_and_score must return",
+        ),
+        ("surrogate", lambda pixels, noise: pixels.half(), "Odd.surrogate must keep dtype and device"),
+        (
+            "draw",
+            lambda pixels, generator: [0] * len(pixels),
+            "Odd.draw must return noise as a tensor, or None, got list",
+        ),
+        ("draw", lambda pixels, generator: 1 // 0, r"Odd.draw fails on images .*ZeroDivisionError.*_errors.py:\d+"),
+    ],
+)
+def test_every_method_of_a_purifier_is_tried(method, act, said, classifier, data):
+    odd = type("Odd", (Broken,), {method: lambda self, *given: act(*given), "Config": NoConfig, "gradient": "exact"})
+    with pytest.raises((AuditError, PluginError), match=said):
+        audit(guard(classifier, odd(lambda pixels: pixels)), data, attacks=())
+
+
 class Careless(nn.Module):
     """A linear classifier behind something that it does to its images."""
 

@@ -34,6 +34,7 @@ from purifier.auditing.self_checks import self_check
 from purifier.classifiers.loading import load_classifier
 from purifier.data.images import ImageData
 from purifier.data.loading import load_data
+from purifier.data.pixels import Preprocessing
 from purifier.guards.guard import guard
 from purifier.torch_tools.freezing import freeze
 
@@ -215,6 +216,31 @@ def test_a_classifier_without_gradients_is_probed_as_far_as_possible(onnx_classi
     blur = purifier.load("blur")
     assert raised(onnx_classifier, blur, data) == []
     assert names(raised(with_softmax(onnx_classifier), blur, data)) == {"probabilities"}
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_labels_that_start_elsewhere_are_found_without_gradients_too(shift, onnx_classifier, data):
+    middle = (data.labels > 0) & (data.labels < 9)
+    pixels, labels = data.batch(middle.nonzero().squeeze(1).tolist())
+    (flag,) = probed(guard(onnx_classifier, Broken()), ImageData("shifted", pixels, labels + shift))
+    assert flag.name == "set-up" and f"one {'higher' if shift == 1 else 'lower'} than its classes" in flag.evidence
+
+
+class BackToFront(nn.Module):
+    """Images in the other order of colours, from 0 to 255."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[1] == 3
+        return images.flip(1)[:, :1]
+
+
+def test_a_wrong_order_of_colours_is_found(classifier, data):
+    pixels, labels = data.batch(range(len(data)))
+    colour = ImageData("colour", torch.cat([pixels, 0 * pixels, 0 * pixels], 1), labels)
+    model = Behind(classifier, before=BackToFront())
+    (flag,) = probed(guard(model, Broken()), colour)
+    assert flag.name == "set-up" and flag.evidence.startswith("the classifier wants BGR images, not RGB: ")
+    assert probed(guard(model, Broken(), preprocessing=Preprocessing(channels="BGR")), colour) == []
 
 
 def test_no_attack_is_judged_where_no_image_is_right(classifier, data):

@@ -139,7 +139,7 @@ def robust_table(columns: Mapping[str, Audited]) -> str:
 def rates(title: str, audited: Audited) -> dict[tuple[str, str], Rate]:
     """Images right by attack and route, over reports that each cover a part of the images."""
     reports, model = audited.reports, audited.model
-    if len({(each.classifier, each.purifier["sha256"], str(each.threats), each.seed) for each in reports}) > 1:
+    if len({(str(each.classifier), each.purifier["sha256"], str(each.threats), each.seed) for each in reports}) > 1:
         raise ValueError(f"{title}: expected reports of one model, threat and seed; give another --out")
     counts: dict[tuple[str, str], list[Rate]] = {}
     for report in reports:

@@ -92,7 +92,7 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
 @pytest.mark.parametrize(
     ("module", "options", "error", "says"),
     [
-        (Exits, {}, ClassifierError, r"torch Exits failed \(it exited the program with code 0\)"),
+        (Exits, {}, ClassifierError, r"torch Exits failed \(it exited the program with code 0, at .*\)"),
         (Rows, {}, ClassifierError, "one row of logits per image, got 160 rows for 40 images"),
         (Rows, {"recipe": QUERIES}, ClassifierError, "one row of logits per image, got 160 rows for 40 images"),
         (OneRow, {}, ClassifierError, "one row of logits per image, got 1 rows for 40 images"),
@@ -110,9 +110,14 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
             Later,
             {"recipe": "denoise:attacks=fgsm+pgd"},
             TrainingError,
-            r"'late'\); fix the classifier, or choose another",
+            r"'late', at .*\); fix the classifier, or choose another",
         ),
-        (Later, {}, TrainingError, r"failed in epoch 1 \(KeyError: 'late'\); fix it; nothing has been saved yet"),
+        (
+            Later,
+            {},
+            TrainingError,
+            r"failed in epoch 1 \(KeyError: 'late', at .*\); fix it; nothing has been saved yet",
+        ),
         (Around, {"recipe": "robust:kl=1e40"}, TrainingError, r"step 1 \(.*kl inf\), before anything was learned"),
         (Around, {"input": 1}, ConfigError, "input: the classifier takes images, got position 1"),
         (Around, {"input": "x"}, ConfigError, "input: the classifier takes images, got 'x'"),
