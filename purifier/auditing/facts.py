@@ -71,7 +71,7 @@ def describe_purifier(purifier: Purifier) -> dict[str, Any]:
 def describe_classifier(classifier: PixelClassifier) -> dict[str, Any]:
     """The classifier in a few words, and what identifies it: a hash of its weights or graph, its output."""
     return {
-        "description": classifier.describe(),
+        "description": classifier.describe().removesuffix(classifier.output.describe()),
         "spec": None,
         "weights_file": None,
         "sha256": classifier.sha256(),

@@ -16,6 +16,7 @@ from ..classifiers.pixel_classifier import TorchPixelClassifier
 from ..contracts.purifier import Purifier
 from ..data.pixels import Preprocessing
 from ..foreign_code import explained
+from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
 from ..vocabulary import Needs, Norm, Route
 from .rules import check, close, images
@@ -85,7 +86,9 @@ class _Trial:
         """The attack's images for some of the images, projected."""
         indices = range(COUNT)[rows]
         route = ROUTES[self.attack.needs][0] if route is None else route
-        target = Target(self.classifier, _Unchanged(_NoConfig()), route, SampleGenerator(1, indices))
+        streams = SampleGenerator(1, indices)
+        # No score reaches this threshold, but an attack may want to evade one.
+        target = Target(self.classifier, _Unchanged(_NoConfig()), route, streams, rejection=Rejection(threshold=1e9))
         pixels, generator = self.pixels[rows], SampleGenerator(0, indices)
         with explained(
             f"perturb must accept {what}, here at {threat} on the route {route}",

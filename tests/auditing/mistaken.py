@@ -120,9 +120,9 @@ MISTAKES = [
         lambda model, data: (Behind(model, before=Scaled()), Broken(), data),
     ),
     _mistake(
-        "one logit, one class",
-        "at-chance",
-        lambda model, data: (Behind(model, after=Columns([0])), Broken(), _of_one_class(data)),
+        "always one answer, one class",
+        "at-chance unbounded zero-gradient",
+        lambda model, data: (Behind(model, after=Columns([0, 0])), Broken(), _of_one_class(data)),
     ),
     _mistake("one class", "at-chance", lambda model, data: (model, Broken(), _of_one_class(data))),
     _mistake(

@@ -13,8 +13,12 @@ from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
 from purifier.classifiers.pixel_classifier import TorchPixelClassifier
 from purifier.data.pixels import Preprocessing
+from purifier.rejection.policy import Rejection
 from purifier.seeding import SampleGenerator
 from purifier.vocabulary import Norm, Route
+
+NEVER = Rejection(threshold=1e9)
+"""A threshold that no score reaches, for attacks that evade one."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def run(
     found = []
     for start in range(0, len(pixels), batch):
         indices = range(start, min(start + batch, len(pixels)))
-        target = Target(classifier, filter_(NoConfig()), route, SampleGenerator(seed + 1, indices))
+        streams = SampleGenerator(seed + 1, indices)
+        target = Target(classifier, filter_(NoConfig()), route, streams, rejection=NEVER)
         rows = slice(indices.start, indices.stop)
         found.append(
             read_attack(spec).attack.perturb(target, pixels[rows], labels[rows], threat, SampleGenerator(seed, indices))

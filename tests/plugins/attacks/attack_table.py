@@ -63,6 +63,8 @@ ROWS = [
     Row("fmn:steps=8", linear="fmn", near=0.8, classes=(2, 4), within_budget=False),
     Row("square:queries=40,restarts=2", ("linf",), 5, 2, linear="square:queries=600", near=0.85, random=True),
     Row("square:queries=40,restarts=2", ("l2",), 5, 2, linear="square:queries=600", near=0.6, random=True),
+    Row("joint-square:queries=40", ("linf",), 4, 2, linear="joint-square:queries=600", near=0.8, random=True),
+    Row("joint-square:queries=40", ("l2",), 4, 2, linear="joint-square:queries=600", near=0.5, random=True),
     Row("spsa:steps=8,samples=16,lr=0.3", TWO, 4, 2, linear="spsa:steps=30,samples=40,lr=0.2", near=0.85, random=True),
     Row("hopskipjump:queries=300,init_samples=20", TWO, 4, 2, near=None, random=True, within_budget=False),
     Row("transfer:attacks=fgsm+pgd:steps=5", TWO, linear="transfer", random=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attack_helpers import NoConfig, Noisy, Same
+from attack_helpers import NEVER, NoConfig, Noisy, Same
 from purifier import Threat
 from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
@@ -19,7 +19,7 @@ from purifier.vocabulary import Route
 def target_of(net: nn.Module, count: int, *, filter_: type[Purifier] = Same, route: Route = "none") -> Target:
     """A target for ``count`` images with the streams that ``run`` gives them."""
     classifier = TorchPixelClassifier(net, Preprocessing())
-    return Target(classifier, filter_(NoConfig()), route, SampleGenerator(1, range(count)))
+    return Target(classifier, filter_(NoConfig()), route, SampleGenerator(1, range(count)), rejection=NEVER)
 
 
 class LabelsOnly(nn.Module):

@@ -125,4 +125,4 @@ def test_the_option_takes_two_values(net, images):
 
 def test_attacks_without_the_option_ask_for_labels_or_do_not_depend_on_it():
     without = {name for name in purifier.attacks.names() if not hasattr(purifier.attacks.get(name), "scale")}
-    assert without == {"fab-t", "deepfool", "hopskipjump", "noise"}
+    assert without == {"fab-t", "deepfool", "hopskipjump", "joint-square", "noise"}
