@@ -1,9 +1,9 @@
 """How many images each attack fools if all logits of the classifier are multiplied by a factor, or shifted.
 
 ``python tests/benchmarks/scale_table.py [--count 200] [--scale raw] [--only ATTACK,...]`` runs every built-in
-attack, most with a small budget, on the classifier ``demo`` alone (``joint`` and ``latent-match``, which need a
-purifier, behind ``demo-plain``). The images are classified correctly to begin with. ``--scale raw`` shows the attacks
-the classifier's own logits; those without the option ``scale`` are left out. It prints JSON rows for
+attack, most with a small budget, on the classifier ``demo`` alone (``joint``, ``joint-square`` and ``latent-match``,
+which need a purifier, behind ``demo-plain``). The images are classified correctly to begin with. ``--scale raw`` shows
+the attacks the classifier's own logits; those without the option ``scale`` are left out. It prints JSON rows for
 ``results/measured/scale.json``.
 """
 
@@ -26,6 +26,7 @@ from purifier.classifiers.pixel_classifier import TorchPixelClassifier
 from purifier.data.loading import load_data
 from purifier.data.pixels import Preprocessing
 from purifier.guards.module import GuardedModule
+from purifier.rejection.policy import Rejection
 from purifier.seeding import SampleGenerator
 from purifier.vocabulary import Route
 
@@ -59,6 +60,7 @@ ATTACKS = (
     ("noise:draws=4", Threat("linf", 0.3)),
     ("transfer:attacks=fgsm+mim:steps=5", LINF),
     ("joint:steps=6", LINF),
+    ("joint-square:queries=60", Threat("linf", 0.1)),
     ("latent-match:steps=8,guide_steps=15", Threat("linf", 0.1)),
     ("foolbox:LinfPGD,steps=5", LINF),
     ("torchattacks:PGD,steps=5", LINF),
@@ -106,11 +108,13 @@ def main() -> None:
             attack = dataclasses.replace(attack, scale="raw")  # type: ignore[type-var]
         guarded = guards["demo-plain" if spec.startswith(BEHIND_A_PURIFIER) else "identity"]
         assert isinstance(guarded, GuardedModule)
+        with torch.no_grad():  # the threshold that joint-square evades, above the scores of all clean images
+            rejection = Rejection(threshold=guarded.purifier.score(pixels).max().item() + 1e-6)
         start, row = time.perf_counter(), {"attack": spec, "threat": str(threat)}
         for name, (factor, offset) in CHANGES.items():
             classifier = TorchPixelClassifier(Changed(guarded.pixel_classifier(), factor, offset), Preprocessing())
             streams = [SampleGenerator(seed, range(len(pixels))) for seed in (1, 0)]
-            target = Target(classifier, guarded.purifier, ROUTES[attack.needs], streams[0])
+            target = Target(classifier, guarded.purifier, ROUTES[attack.needs], streams[0], rejection=rejection)
             found = threat.project(attack.perturb(target, pixels, labels, threat, streams[1]).detach(), pixels)
             with torch.no_grad():
                 row[name] = int((guarded(found).argmax(1) != labels).sum())
