@@ -27,12 +27,12 @@ from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import PendingRow, finished_rows, worst_cases
 from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
 from .measured import flags_of_results, stronger_self_checks
+from .memory_check import Weights, flags_of_memory
 from .parts import audited_parts
 from .plan import Job, plan, plan_preset
 from .preflight import FIRST_IMAGES, check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .probing import probe
-from .remembering import Weights, flags_of_memory
 from .report import AuditReport, Flag, check_writable
 from .running import run_jobs
 from .self_checks import self_check

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from broken import CONTROLS, Reversed
+from broken import Reversed
+from controls import CONTROLS
 from mistaken import MISTAKES, Mistake
 from purifier import Threat
 from purifier.attacking.specs import read_attack

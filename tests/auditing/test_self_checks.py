@@ -7,28 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-import broken
 import purifier
-from broken import (
-    CONTROLS,
-    Behind,
-    Broken,
-    Control,
-    HiddenRandom,
-    Random,
-    RemembersInClass,
-    RemembersInGlobal,
-    Reversed,
-    StraightThrough,
-    StubbornNorm,
-    Surrogate,
-    normalised,
-)
+from broken import Behind, Broken, HiddenRandom, Random, Reversed, StraightThrough, StubbornNorm, Surrogate, normalised
+from controls import CONTROLS, Control
 from purifier import Threat
 from purifier.attacking.target import is_random
-from purifier.auditing.forgetting import forgetting
 from purifier.auditing.parts import audited_parts
-from purifier.auditing.remembering import flags_of_memory
+from purifier.auditing.memory_check import flags_of_memory
 from purifier.auditing.report import Flag
 from purifier.auditing.self_checks import self_check
 from purifier.classifiers.loading import load_classifier
@@ -135,16 +120,6 @@ def test_a_module_without_doubles_is_checked_in_float32(classifier, data):
     assert raised(before, Broken(), data) == []
     flags = raised(before, StraightThrough(), data)
     assert names(flags) == {"gradient-wrong"} and "float32" in flags[0].evidence
-
-
-def test_what_a_guard_remembers_outside_itself_is_put_back(classifier, data):
-    assert "stateful" in names(raised(classifier, RemembersInGlobal(), data))
-    with forgetting(RemembersInGlobal(), RemembersInClass()):
-        broken.SEEN.append(torch.zeros(1))
-        RemembersInClass.seen["images"].append(torch.zeros(1))
-        RemembersInClass.more = 1
-    assert all(len(image) == 1 and image.any() for image in broken.SEEN)
-    assert not hasattr(RemembersInClass, "more")
 
 
 def test_the_evidence_names_the_authors_layers(classifier, data):

@@ -1,7 +1,7 @@
 """Which flags audits of broken guards raise, and audits of healthy ones.
 
 ``python tests/benchmarks/flags_table.py [--count 200] [--eps 0.1]`` runs the preset ``quick``, with one draw of noise
-per gradient, on the broken guards of ``tests/auditing/broken.py``, on the nearest-mean classifier of the tests behind
+per gradient, on the broken guards of ``tests/auditing/controls.py``, on the nearest-mean classifier of the tests behind
 each cheap purifier, and on the shipped classifier behind ``identity``, ``demo-plain`` and ``demo``. The audits of
 ``tests/auditing/mistaken.py`` run with their own attacks.
 """
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "auditing"))
 
 import purifier
 from audit_helpers import NearestMean
-from broken import CONTROLS
+from controls import CONTROLS
 from mistaken import MISTAKES
 from purifier.data.loading import load_data
 from purifier.guards.module import GuardedModule

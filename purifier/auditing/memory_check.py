@@ -1,0 +1,141 @@
+"""Whether a guard remembers: what it answers must depend on the image alone, not on what it has seen before."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..answering import draw, purify
+from ..attacking.threat import Threat
+from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.purifier import Classifying, Purifier
+from ..data.images import ImageData
+from ..seeding import SampleGenerator, mix_seed
+from .comparing import exceeds_one_percent
+from .presets import PROBED
+from .probing import fresh, images_differ, logits_differ, moved, scores_differ
+from .process_copy import can_copy_process, in_process_copy
+from .report import Flag
+from .setup import AuditSetup, Batch
+
+REMEMBERED_IMAGES = 16
+"""How many images the guard is shown."""
+NEARER = 0.25
+"""Every second image is asked about at this fraction of the way."""
+
+
+def flags_of_memory(
+    setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED
+) -> Iterator[Flag]:
+    """Ask about places near images that the guard has not seen, before and after it has seen the images.
+
+    The images are those of the data, shifted by a third of their size, so nobody has shown it anything near them. Each
+    question goes to a copy of the process, where a guard can remember nothing of the others wherever it keeps it. Where
+    the process cannot be copied, it goes to a copy of the modules, and only what those hold is seen.
+    """
+    batch = setup.batch(data, range(min(REMEMBERED_IMAGES, count, setup.batch_size, len(data))))
+    height, width = batch.pixels.shape[2:]
+    batch = dataclasses.replace(batch, pixels=batch.pixels.roll((height // 3, width // 3), (2, 3)))
+    near, indices = _near(setup, batch, threats)
+    copies = can_copy_process(setup.device)
+
+    def ask(*, seed: int = 0, before: bool = False, shown: bool = False) -> dict[str, Tensor]:
+        """What the guard says about the places, after it was asked about them ``before``, and ``shown`` the images."""
+
+        def run() -> dict[str, Tensor]:
+            parts = _Parts(setup, *((setup.classifier, setup.purifier) if copies else fresh(setup)))
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                if before:
+                    parts.answers(near, indices)
+                if shown:
+                    parts.see(batch)
+                return parts.answers(near, indices)
+
+        return in_process_copy(run) if copies else run()
+
+    first = ask()
+    if _changed(first, ask(seed=1)):
+        return  # its answers are random, which is another flag
+    again = _changed(first, ask(before=True))
+    changed = max(_changed(first, ask(before=True, shown=True)), _changed(first, ask(shown=True)))
+    if changed or again:
+        when = "nearby images have been shown" if changed > again else "it has answered before"
+        yield Flag("stateful", f"the answers to {max(changed, again)} of {len(near)} images change once {when}")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A guard's parts, asked for all that they say."""
+
+    setup: AuditSetup
+    classifier: PixelClassifier
+    purifier: Purifier
+
+    def answers(self, pixels: Tensor, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Purified pixels, scores, the purifier's own classes, and logits unless ONNX Runtime gives them."""
+        noise = draw(self.purifier, pixels, SampleGenerator(mix_seed(self.setup.seed, "probe", "memory"), indices))
+        purified, score = purify(self.purifier, pixels, noise, scored=True)
+        plain, _ = purify(self.purifier, pixels, noise)
+        assert score is not None
+        found = {"image": purified, "plain": plain, "score": score, "alone": self.purifier.score(pixels)}
+        if self.setup.rejection.on_reject == "reclassify" and isinstance(self.purifier, Classifying):
+            found["classes"] = self.purifier.classify(pixels)
+        if self.classifier.differentiable:
+            found["logits"] = self.classifier(plain)
+        return found
+
+    def see(self, batch: Batch) -> None:
+        """See the images in every way that an audit shows them."""
+        self.answers(batch.pixels, batch.indices)
+        if self.classifier.differentiable:
+            with torch.enable_grad():
+                leaf = batch.pixels.clone().requires_grad_()
+                total = self.answers(leaf, batch.indices)["logits"].sum()
+            if total.requires_grad:
+                torch.autograd.grad(total, leaf, allow_unused=True)
+
+
+def _changed(one: dict[str, Tensor], other: dict[str, Tensor]) -> int:
+    """For how many images two answers differ by more than rounding; 0 if they are too few to count."""
+    differ = {"image": images_differ, "plain": images_differ, "score": scores_differ, "alone": scores_differ}
+    marks = [differ.get(name, logits_differ)(one[name], other[name]) for name in one]
+    count = int(torch.stack(marks).any(0).sum())
+    return count if exceeds_one_percent(count, len(marks[0])) else 0
+
+
+def _near(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]) -> tuple[Tensor, list[int]]:
+    """Places near each image within each threat, some of them nearer, and the images' positions."""
+    places = [moved(setup, batch, threat, "memory") for threat in threats]
+    for place in places:
+        place[::2] = batch.pixels[::2] + NEARER * (place[::2] - batch.pixels[::2])
+    return torch.cat(places), [index for _ in places for index in batch.indices]
+
+
+class Weights:
+    """Fingerprints of the weights and buffers of some modules, to see whether an audit changes them."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        self._modules = modules
+        self._before = {name: _digest(module) for name, module in modules.items()}
+
+    def flags(self) -> Iterator[Flag]:
+        """A flag for each module whose weights or buffers are no longer what they were."""
+        for name, module in self._modules.items():
+            if _digest(module) != self._before[name]:
+                yield Flag("stateful", f"the weights or buffers of the {name} changed during the audit")
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        bits = repr(value).encode()
+        if isinstance(value, Tensor):
+            bits = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        digest.update(name.encode() + bits)
+    return digest.hexdigest()
