@@ -22,10 +22,11 @@ LIBRARIES |= {"google", "numpy", "PIL", "rich", "typer", "click"}
 class Attempt:
     """A ``with`` block that keeps the exception raised inside it, without its traceback, for callers that go on.
 
-    ``KeyboardInterrupt`` and anything else that is not an ``Exception`` propagates, unless ``catching`` includes it.
+    So is the end of the program that foreign code asked for. ``KeyboardInterrupt`` propagates, unless ``catching``
+    includes it.
     """
 
-    def __init__(self, catching: tuple[type[BaseException], ...] = (Exception,)) -> None:
+    def __init__(self, catching: tuple[type[BaseException], ...] = (Exception, SystemExit)) -> None:
         self.error: BaseException | None = None
         self.cause = ""
         """``cause_of`` the exception, with its place."""
@@ -67,7 +68,7 @@ def explained(
     advice: str = "",
     *,
     passing: Callable[[BaseException], bool] = is_purifier_error,
-    catching: tuple[type[BaseException], ...] = (Exception,),
+    catching: tuple[type[BaseException], ...] = (Exception, SystemExit),
     describe: Callable[[BaseException], str] | None = None,
 ) -> Iterator[None]:
     """Turn any exception raised inside into one error: ``FAILURE (TYPE: message); ADVICE``.

@@ -84,6 +84,7 @@ class TargetModel(nn.Module):
 
             def count(_: Tensor) -> None:
                 target.spent.gradients += len(pixels)
+                target.spent.passes += len(pixels)
 
             logits.register_hook(count)  # type: ignore[no-untyped-call]  # torch's own has no types
         return logits

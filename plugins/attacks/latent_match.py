@@ -109,6 +109,7 @@ class LatentMatch(ScaleOption, Attack):
                 (gradient,) = torch.autograd.grad(value.sum(), leaf)
             target.spent.queries += len(rows)
             target.spent.gradients += len(rows)
+            target.spent.passes += len(rows)
             moves = value.detach() < self.confidence
             latent[rows[moves]] += length * unit(gradient, "l2")[moves]
             active[rows[~moves]] = False
@@ -135,6 +136,7 @@ class LatentMatch(ScaleOption, Attack):
                 distance = (space.latent_of(leaf) - guides).square().flatten(1).sum(1)
                 (gradient,) = torch.autograd.grad(distance.sum(), leaf)
             target.spent.gradients += len(at)
+            target.spent.passes += len(at)
             here = threat.project(here - length * steepest(gradient, threat.norm), clean)
             stays = best.note(at, here, answers(target, at, here, random=best.random), last=step == self.steps)
             at, here, clean, guides = at[stays], here[stays], clean[stays], guides[stays]

@@ -30,6 +30,8 @@ class Spent:
 
     queries: int = 0
     gradients: int = 0
+    passes: int = 0
+    """As ``gradients``, but gradients of several losses at one point count once."""
     scores: int = 0
     on_query: Callable[[int], None] | None = None
     """Called with the number of images of each query."""
@@ -171,6 +173,7 @@ class Target(nn.Module):
                     f"{type(self.purifier).__name__}.score() has no gradient (detach, no_grad); make it "
                     "differentiable, or attack the classifier alone"
                 )
+            self.spent.passes += len(pixels)
             for index, total in enumerate(totals):
                 gradient = None
                 if total.requires_grad:

@@ -49,9 +49,9 @@ class PendingRow:
         return self._spent.scores > 0
 
     def takes_steps(self, eot: int) -> bool:
-        """Whether the attack spent more than one gradient an image and draw, or left no image right."""
+        """Whether the attack differentiated at more than one point an image and draw, or left no image right."""
         draws = self.job.draws(eot) if self.job else eot
-        return self._spent.gradients > self.attacked * draws or not self.shares.any()
+        return self._spent.passes > self.attacked * draws or not self.shares.any()
 
     @property
     def route(self) -> Route | None:
@@ -98,6 +98,7 @@ class PendingRow:
         self.attacked += attacked
         self._spent.queries += spent.queries
         self._spent.gradients += spent.gradients
+        self._spent.passes += spent.passes
         self._spent.scores += spent.scores
         self.seconds += seconds
 

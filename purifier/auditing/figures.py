@@ -6,7 +6,7 @@ from ..attacking.threat import Threat
 from .report import WHITE_BOX, AuditReport, Model, Row
 from .statistics import Area, Rate
 
-CLEAN = "clean"
+CLEAN_NAME = "clean"
 """The name of rows without an attack."""
 
 
@@ -45,7 +45,7 @@ def cost_text(row: Row) -> str:
 def attack_text(row: Row) -> str:
     """The attack's spec, marked with > in a sequence."""
     if row.threat is None:
-        return CLEAN
+        return CLEAN_NAME
     return f"> {row.attack}" if row.sequence else row.attack
 
 

@@ -21,14 +21,14 @@ from .setup import AuditSetup
 
 SAMPLE = 256
 """How many images are tried, spread over the data."""
+# Means and standard deviations in common use, for pixels in [0, 1].
 HALF = ((0.5,), (0.5,))
 COLOURS = {
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CIFAR-10's": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "CIFAR-10's other": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "CIFAR-10's (deviations 0.2023, 0.1994, 0.2010)": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
 }
 GREYS = {"MNIST's": ((0.1307,), (0.3081,)), "Fashion-MNIST's": ((0.2860,), (0.3530,))}
-"""Means and standard deviations in common use, for pixels in [0, 1]."""
 
 
 def flags_of_set_up(setup: AuditSetup, data: ImageData) -> Iterator[Flag]:

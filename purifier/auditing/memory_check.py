@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Classifying, Purifier
 from ..data.images import ImageData
 from ..seeding import SampleGenerator, mix_seed
+from ..torch_tools.fingerprint import sha256_of
 from .comparing import exceeds_one_percent
 from .presets import PROBED
 from .probing import fresh, images_differ, logits_differ, moved, scores_differ
@@ -122,20 +122,10 @@ class Weights:
 
     def __init__(self, **modules: nn.Module) -> None:
         self._modules = modules
-        self._before = {name: _digest(module) for name, module in modules.items()}
+        self._before = {name: sha256_of(module) for name, module in modules.items()}
 
     def flags(self) -> Iterator[Flag]:
         """A flag for each module whose weights or buffers are no longer what they were."""
         for name, module in self._modules.items():
-            if _digest(module) != self._before[name]:
+            if sha256_of(module) != self._before[name]:
                 yield Flag("stateful", f"the weights or buffers of the {name} changed during the audit")
-
-
-def _digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        bits = repr(value).encode()
-        if isinstance(value, Tensor):
-            bits = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        digest.update(name.encode() + bits)
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..answering import answer, draw, purify
 from ..attacking.threat import Threat
-from ..contracts.purifier import Purifier
+from ..contracts.purifier import Classifying, Purifier
 from ..seeding import SampleGenerator, mix_seed
 from .comparing import exceeds_one_percent
 from .probing import fresh, images_differ, logits_differ, moved, scores_differ
@@ -61,6 +61,12 @@ def _of_purifier(setup: AuditSetup, pixels: Tensor, noise: Tensor | None) -> Ite
         scored = fresh(setup)[1].score(pixels.clone().requires_grad_()).detach()
     yield "purify with and without gradients", apart(tracked)
     yield "score with and without gradients", _total(scores_differ(alone, scored))
+    if setup.rejection.on_reject == "reclassify" and isinstance(setup.purifier, Classifying):
+        own, same = (copy for _, copy in (fresh(setup), fresh(setup)))
+        assert isinstance(own, Classifying) and isinstance(same, Classifying)
+        with torch.enable_grad():
+            classes = same.classify(pixels.clone().requires_grad_()).detach()
+        yield "classify with and without gradients", _total(logits_differ(own.classify(pixels), classes))
     if setup.purifier.surrogate_purifies and type(setup.purifier).surrogate is not Purifier.surrogate:
         yield "purify and surrogate", apart(fresh(setup)[1].surrogate(pixels, noise))
 
@@ -81,7 +87,10 @@ def _of_answers(
     attacked = answer(purifier, classifier, pixels, noise, scored=setup.rejection.active)
     given = setup.subjects[setup.model].ask(pixels, seed, indices)
     accepted = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
-    if attacked.score is not None:
+    logits = attacked.output
+    if setup.rejection.answers and attacked.score is not None:
+        logits = setup.rejection.replace(logits, setup.rejection.of(attacked.score), purifier, pixels)
+    elif attacked.score is not None:
         rejected = setup.rejection.of(attacked.score)
         accepted = ~rejected
         if given.rejected is not None:
@@ -91,7 +100,7 @@ def _of_answers(
     if setup.model == "undefended":
         name = "the classifier's answers and the logits that attacks see"
     if accepted.any():
-        yield name, _total(logits_differ(given.logits[accepted], attacked.output[accepted], RUNTIMES))
+        yield name, _total(logits_differ(given.logits[accepted], logits[accepted], RUNTIMES))
 
 
 def _total(marks: Tensor) -> int:

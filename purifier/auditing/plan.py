@@ -36,8 +36,11 @@ class Job:
     """Number of draws a gradient is averaged over; None: the audit's ``eot``."""
 
     def draws(self, eot: int) -> int:
-        """How many draws an answer is averaged over in an audit with ``eot``; queries are never averaged."""
-        if self.route == "oblivious" or self.named.attack.needs in QUERY_NEEDS:
+        """How many draws an answer is averaged over in an audit with ``eot``.
+
+        Queries are never averaged, and without a purifier there is nothing to draw.
+        """
+        if self.model == "undefended" or self.route == "oblivious" or self.named.attack.needs in QUERY_NEEDS:
             return 1
         return eot if self.eot is None else self.eot
 

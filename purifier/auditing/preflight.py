@@ -81,16 +81,18 @@ def _check_purifier(purifier: Purifier, pixels: Tensor, data: str, differentiabl
 def _check_classifier(classifier: PixelClassifier, pixels: Tensor, data: str) -> int:
     """Run a classifier; return how many classes it has."""
     name = classifier.describe()
-    (logits,) = _run(name, lambda images: [classifier(images)], pixels, data, track=classifier.differentiable)
+    advice = "check that it takes this size and preprocessing, in float32, in batches of any size"
+    (logits,) = _run(
+        name, lambda images: [classifier(images)], pixels, data, track=classifier.differentiable, advice=advice
+    )
     abstains = isinstance(classifier, OnnxPixelClassifier) and classifier.marks
     if logits.isnan().any() and not abstains:
         raise AuditError(f"{name} returns NaN for an image of {data}; check its weights")
     return logits.shape[1]
 
 
-def _run(name: str, ask: Ask, pixels: Tensor, data: str, *, track: bool) -> Sequence[Tensor]:
+def _run(name: str, ask: Ask, pixels: Tensor, data: str, *, track: bool, advice: str = "fix it") -> Sequence[Tensor]:
     """The answers of ``ask``, without gradients; if ``track``, it has to run with gradients as well."""
-    advice = "check that it takes this size and preprocessing, in float32, in batches of any size"
     found: Sequence[Tensor] = ()
     for tracking in (True, False) if track else (False,):
         shown = pixels.clone()

@@ -13,7 +13,8 @@ from ..attacking.target import Spent
 from ..attacking.threat import Threat
 from ..data.images import ImageData
 from ..data.pixels import check_pixels
-from ..foreign_code import Attempt
+from ..errors import AuditError
+from ..foreign_code import Attempt, explained
 from ..vocabulary import Route
 from .counting import PendingRow
 from .crafting import craft
@@ -54,7 +55,8 @@ def _run(setup: AuditSetup, data: ImageData, jobs: Sequence[Job], about: DataDig
         about.add(batch.pixels, batch.labels)
         on_clean: dict[Model, Judged] = {}
         for model, row in clean.items():
-            with row.timed():
+            failure = f"the {model} classifier fails on clean images of {data.name}"
+            with row.timed(), explained(failure, AuditError, "fix it; nothing was attacked"):
                 on_clean[model] = judge(setup, model, batch, CLEAN)
             row.add(on_clean[model], on_clean[model])
         watch.clean(on_clean[setup.model].shares)
@@ -98,7 +100,7 @@ def _attack(
     attacked, spent, began = batch.select(at), Spent(on_query=watch.on_query), time.perf_counter()
     found = attacked.pixels
     if len(at):
-        with Attempt((Exception, SystemExit)) as attempt:
+        with Attempt() as attempt:
             found = craft(setup, job, attacked, spent)
         if attempt.error is not None:  # the other attacks still run
             for row in rows:
@@ -109,9 +111,10 @@ def _attack(
         row.cost(len(at), spent, crafting)
         with Attempt() as attempt, row.timed():
             judged = judge(setup, row.model, dataclasses.replace(attacked, pixels=found), str(job))
-        if attempt.error is not None:
-            row.error = f"judging failed: {attempt.cause}"
-            continue
+        if attempt.error is not None:  # a row that lacks a batch cannot be compared with the others
+            for one in rows:
+                one.error = one.error or f"judging failed: {attempt.cause}"
+            return
         if row.model == setup.model:
             watch.judged(job.threat, at, judged.shares)
         if worst is None:

@@ -66,9 +66,11 @@ class ModuleSubject:
         kept = (~rejected).nonzero().squeeze(1)
         if not len(kept):
             return Given(pixels.new_full((len(pixels), 1), torch.nan), rejected)
-        others = self._answer(pixels[kept], seed, [indices[at] for at in kept.tolist()])
+        # In a smaller batch, a score within rounding of the threshold may be above it.
+        others = self.ask(pixels[kept], seed, [indices[at] for at in kept.tolist()])
+        assert others.rejected is not None
         logits = others.logits.new_full((len(pixels), others.logits.shape[1]), torch.nan)
-        return Given(logits.index_copy(0, kept, others.logits), rejected)
+        return Given(logits.index_copy(0, kept, others.logits), rejected.index_copy(0, kept, others.rejected))
 
     def accepting(self) -> ModuleSubject:
         guard = unused_copy(self._unused)
@@ -119,13 +121,17 @@ class SessionSubject:
             values = self._guard.run(None, {self._guard.input: padded})
         except RejectedError as error:
             rejected = torch.from_numpy(error.rejected[:count])
+            if not rejected.any():
+                rejected[-1] = True  # only its copies, which fill the batch, are rejected
             return self._without(images, rejected, size)
         found = {name: torch.from_numpy(value[:count]) for name, value in zip(names, values, strict=True)}
-        own = {name: value for name, value in found.items() if name not in (SCORE, REJECTED)}
-        logits = self._guard.output.logits(own).float()
+        answers = self._guard.output.find({name: found[name] for name in found if name not in (SCORE, REJECTED)})
+        logits = self._guard.output.to_logits(answers).float()
         if not self.marks:
             return Given(logits, None)
-        return Given(logits, found[REJECTED] if REJECTED in found else logits.isnan().all(1))
+        if self._guard.rejection.on_reject == "abstain":
+            return Given(logits, answers.reshape(count, -1).isnan().all(1))
+        return Given(logits, found.get(REJECTED, torch.zeros(count, dtype=torch.bool)))  # raise: it would have
 
     def _without(self, images: np.ndarray[Any, Any], rejected: Tensor, size: int) -> Given:
         """The answers when the user passes only the images that were not rejected."""
@@ -133,8 +139,9 @@ class SessionSubject:
         if not len(kept):
             return Given(torch.full((len(images), 1), torch.nan), rejected)
         others = self._run(images[kept.numpy()], size if self._guard.image.shape[0] else len(kept))
+        assert others.rejected is not None
         logits = torch.full((len(images), others.logits.shape[1]), torch.nan)
-        return Given(logits.index_copy(0, kept, others.logits.float()), rejected)
+        return Given(logits.index_copy(0, kept, others.logits), rejected.index_copy(0, kept, others.rejected))
 
 
 class ClassifierSubject:

@@ -19,6 +19,7 @@ from ..onnx.image_input import image_input
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.runtime import open_session
 from ..output import LOGITS, Output
+from ..torch_tools.fingerprint import sha256_of
 from .logits import one_row_per_image
 
 
@@ -37,15 +38,7 @@ class PixelClassifier(nn.Module):
 
     def sha256(self) -> str:
         """A hash of its weights and buffers, or of its graph, in hexadecimal."""
-        digest = hashlib.sha256()
-        for name, value in self.state_dict().items():
-            bits = (
-                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                if isinstance(value, Tensor)
-                else repr(value).encode()
-            )
-            digest.update(name.encode() + bits)
-        return digest.hexdigest()
+        return sha256_of(self)
 
     def count_parameters(self) -> int:
         """The number of its weights."""
@@ -137,7 +130,7 @@ class OnnxPixelClassifier(PixelClassifier):
             for name in (SCORE, REJECTED)
         )
         if rejected is None and self._abstains:
-            rejected = logits.isnan().all(1)
+            rejected = answers.reshape(len(answers), -1).isnan().all(1).to(pixels.device)
         return Verdict(logits, score, rejected)
 
     def sha256(self) -> str:

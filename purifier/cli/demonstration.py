@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attacking.specs import read_attack
 from ..attacking.threat import Threat
 from ..auditing.audit import audit
-from ..auditing.figures import CLEAN, rate_text
+from ..auditing.figures import CLEAN_NAME, rate_text
 from ..auditing.layout import Column, Sheet
 from ..auditing.report import AuditReport, check_writable
 from ..auditing.statistics import Rate
@@ -110,7 +110,7 @@ def _print(reports: Mapping[str, AuditReport], threat: Threat, console: Console)
 
 def _figures(report: AuditReport, model: str) -> dict[str, Rate | None]:
     rows = (row for row in report.rows if row.model == model)
-    return {f"{row.attack}, {row.route}" if row.threat else CLEAN: row.result for row in rows}
+    return {f"{row.attack}, {row.route}" if row.threat else CLEAN_NAME: row.result for row in rows}
 
 
 def _text(rate: Rate | None) -> str:

@@ -6,6 +6,8 @@ import io
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+import onnx
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -100,6 +102,22 @@ class NearestMean(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.drop(images.flatten(1)))
+
+
+def as_linear_onnx(weight: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
+    """A linear classifier of images (n, 1, 28, 28), with weights (K, 784) and biases (K,)."""
+    nodes = [
+        onnx.helper.make_node("Flatten", ["images"], ["flat"], axis=1),
+        onnx.helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"], transB=1),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "linear",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["n", 1, 28, 28])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["n", len(bias)])],
+        [onnx.numpy_helper.from_array(weight, "weight"), onnx.numpy_helper.from_array(bias, "bias")],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
 
 
 def audit_quickly(**options) -> AuditReport:

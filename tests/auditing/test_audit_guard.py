@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import purifier
-from audit_helpers import Give, correct, rows, worst
+from audit_helpers import PGD, Give, as_linear_onnx, correct, rows, worst
 from purifier.auditing.audit import audit
+from purifier.data.images import ImageData
 from purifier.errors import ConfigError, RejectedError
 from purifier.guards.guard import guard
 from scoring_purifiers import Classes, calibrated
@@ -39,9 +42,9 @@ def asked(guarded, pixels: Tensor, labels: Tensor) -> tuple[int, int]:
         except RejectedError:
             rejections += 1
             continue
-        refused = bool(rejected[0]) or bool(np.isnan(logits).any())
-        rejections += refused
-        right += int(logits[0].argmax() == label and not refused)
+        gone = bool(rejected[0]) or bool(np.isnan(logits).any())
+        rejections += gone
+        right += int(logits[0].argmax() == label and not gone)
     return right, rejections
 
 
@@ -54,14 +57,14 @@ def test_clean_accuracy_is_the_guards_own(on_reject, abstain, kind, filter_, cla
     pixels, labels = data.batch(range(len(data)))
     with torch.no_grad():
         right, rejections = asked(guarded, pixels, labels)
-        after, refused = asked(guarded, 1 - pixels, labels)
+        after, rejections_after = asked(guarded, 1 - pixels, labels)
     (clean,) = rows(found, model="guarded", attack="none")
     assert clean.result.correct == right
     marks = on_reject in ("flag", "raise") or (on_reject == "abstain" and abstain is None)
     assert (clean.rejected and clean.rejected.correct) == (rejections if marks else None)
     if kind == "torch":
         (row,) = (row for row in rows(found, model="guarded") if row.threat is not None)
-        assert row.rejected is None or row.rejected.correct == refused
+        assert row.rejected is None or row.rejected.correct == rejections_after
         assert row.right is None or row.right.correct <= after
         assert worst(found, "guarded", "all") == row.result.correct
 
@@ -83,11 +86,11 @@ def test_under_attack_a_rejected_image_counts_only_if_it_was_right_and_accepted(
     found = audit(guarded, data, attacks=(INVERT,), routes=("exact",), eps=1)
     pixels, labels = data.batch(range(len(data)))
     with torch.no_grad():
-        (clean, before), (after, refused) = guarded(pixels), guarded(1 - pixels)
-    held = (clean.argmax(1) == labels) & ~before & (refused | (after.argmax(1) == labels))
+        (clean, before), (after, rejected) = guarded(pixels), guarded(1 - pixels)
+    held = (clean.argmax(1) == labels) & ~before & (rejected | (after.argmax(1) == labels))
     (row,) = (row for row in rows(found, model="guarded") if row.threat is not None)
     assert row.result.correct == held.sum() > row.right.correct
-    assert row.rejected.correct == refused.sum() and row.rejected.count == len(data)
+    assert row.rejected.correct == rejected.sum() and row.rejected.count == len(data)
 
 
 def test_a_guards_file_is_judged_by_its_own_rejections(filter_, classifier, data, tmp_path):
@@ -124,7 +127,7 @@ def test_fooled_images_leave_the_batch_of_a_classifier_alone(classifier, data):
     assert correct(found, attack="square:queries=500") == 0 and queries.queries_per_image < 50
 
 
-def test_options_for_a_classifier_alone_are_refused_for_a_guard(classifier, data):
+def test_options_for_a_classifier_alone_are_errors_for_a_guard(classifier, data):
     with pytest.raises(ConfigError, match=r"input: the guard has its own, got 0; set it in purifier.guard"):
         audit(guard(classifier, "blur"), data, input=0)
 
@@ -139,3 +142,60 @@ def test_the_report_says_what_was_audited(classifier, onnx_classifier, data):
     assert audit(other, data, attacks=()).classifier["sha256"] != found.classifier["sha256"]
     assert audit(onnx_classifier, data, attacks=()).classifier["parameters"] == 7850
     assert sum(found.data["classes"].values()) == len(data) and len(found.data["sha256"]) == 64
+
+
+class Exits(torch.nn.Module):
+    """Ends the program for images that are not of 8 bits, as adversarial ones are."""
+
+    def __init__(self, classifier: torch.nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not torch.equal((255 * images).round() / 255, images):
+            sys.exit(0)
+        return self.classifier(images)
+
+
+def test_a_classifier_that_ends_the_program_does_not_end_the_audit(classifier, data):
+    found = audit(guard(Exits(classifier), "identity"), data, attacks=(PGD, INVERT), routes=("exact",), probes=8)
+    attacked, inverted = (row for row in found.rows if row.model == "guarded" and row.threat is not None)
+    assert "torch Exits failed (it exited the program with code 0, at " in attacked.error
+    assert inverted.error.startswith("judging failed: it exited the program with code 0") and not found.conclusive
+
+
+def test_a_row_that_lacks_a_batch_is_no_result(classifier, data):
+    class Stops(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = classifier
+
+        def forward(self, images: Tensor) -> Tensor:
+            if images.mean() > 0.6:
+                raise ValueError("too bright")
+            return self.classifier(images)
+
+    found = audit(guard(Stops(), "identity"), data, eps=1, attacks=(INVERT, "fgsm"), batch_size=20, probes=8)
+    inverted = [row for row in found.rows if row.attack.startswith("Give")]
+    assert inverted and all("too bright" in row.error for row in inverted if row.route != "bpda")
+    assert not found.complete and all(row.error is None for row in rows(found, attack="none"))
+
+
+@pytest.mark.parametrize(
+    ("on_reject", "marked"), [("abstain", True), ("raise", True), ("flag", True), ("ignore", False)]
+)
+def test_a_session_of_a_two_class_classifier_is_judged_by_its_own_rejections(on_reject, marked, filter_, data):
+    weight, bias = torch.randn(1, 784, generator=torch.Generator().manual_seed(0)) / 28, torch.zeros(1)
+    model = as_linear_onnx(weight.numpy(), bias.numpy())
+    pixels, _ = data.batch(range(len(data)))
+    dark = filter_.score(pixels) <= filter_.provenance["calibration"]["threshold"]
+    labels = ((filter_.purify(pixels).flatten(1) @ weight.T)[:, 0] > 0).long()
+    two = ImageData("two classes", pixels, labels)
+    guarded = guard(model, filter_, on_reject=on_reject, output_kind="binary-logit")
+    found = audit(guarded, two, attacks=("noise",), eps=0.05, routes=("none",), batch_size=25)
+    (clean,) = rows(found, model="guarded", attack="none")
+    assert clean.result.correct == (dark.sum() if marked else len(data))
+    assert (clean.rejected and clean.rejected.correct) == ((~dark).sum() if marked else None)
+    (noisy,) = rows(found, model="guarded", attack="noise")
+    assert noisy.error is None and (noisy.rejected is not None) == marked
+    assert "paths-disagree" not in {flag.name for flag in found.flags}

@@ -12,8 +12,8 @@ from broken import Behind, Broken, HiddenRandom, Random, Reversed, StraightThrou
 from controls import CONTROLS, Control
 from purifier import Threat
 from purifier.attacking.target import is_random
-from purifier.auditing.parts import audited_parts
 from purifier.auditing.memory_check import flags_of_memory
+from purifier.auditing.parts import audited_parts
 from purifier.auditing.report import Flag
 from purifier.auditing.self_checks import self_check
 from purifier.classifiers.loading import load_classifier
