@@ -185,7 +185,8 @@ class Target(nn.Module):
                 if gradient is None:
                     raise GradientError(
                         f"no gradient reaches the pixels along the route {self.route!r}: the purifier or classifier "
-                        "cuts it off (detach, no_grad); declare gradient = 'surrogate' and use the route bpda"
+                        "cuts it off (detach, no_grad, rounding); for the purifier, declare gradient = 'surrogate' and "
+                        "use the route bpda; for the classifier, give one without that"
                     )
                 gradients[index] += gradient / self.eot
             answers.append((logits.detach(), score.detach()))

@@ -26,7 +26,7 @@ from ..vocabulary import Norm, OutputKind, Route
 from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import PendingRow, finished_rows, worst_cases
 from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
-from .measured import flags_of_results, stronger_self_checks
+from .measured import clean_flags, flags_of_results, stronger_self_checks
 from .memory_check import Weights, flags_of_memory
 from .parts import audited_parts
 from .plan import Job, plan, plan_preset
@@ -159,6 +159,8 @@ def audit(
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
             flags += [*_flags_of_run(setup, loaded, threats, rows, probes)]
             flags += [*compare(rows, strongest, decisive=decisive), *weights.flags()]
+        else:
+            flags = clean_flags(setup, loaded, rows)
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(jobs),

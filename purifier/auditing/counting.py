@@ -83,7 +83,7 @@ class PendingRow:
     def seen(self) -> Seen | None:
         """What this attack alone did, with scores; None for a model that has no score."""
         scores = [part.scores for part in self._own if part.scores is not None]
-        return Seen(torch.cat([part.right for part in self._own]), torch.cat(scores)) if scores else None
+        return Seen(torch.cat([part.plain for part in self._own]), torch.cat(scores)) if scores else None
 
     def add(self, judged: Judged, own: Judged) -> None:
         """Add the judge's results for the next batch: the worst so far, and those of this attack alone.

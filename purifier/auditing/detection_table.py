@@ -24,11 +24,8 @@ def print_detection(report: AuditReport, console: Console) -> None:
     for threat in report.threats if attacked else []:
         _table(report, threat, [(row, found) for row, found in attacked if row.threat == threat]).print(console)
     if attacked:
-        fooled = (
-            "right and accepted when clean, wrong or rejected under the attack"
-            if any(row.rejected for row in report.rows)
-            else "right when clean, wrong under the attack"
-        )
+        fooled = "classified correctly when clean and wrongly under the attack"
+        fooled += ", rejected or not" if report.on_reject not in (None, "ignore") else ""
         say(
             console,
             f"detection: how well the purifier's score separates fooled images ({fooled}) from clean ones; an AUC of "
@@ -58,8 +55,8 @@ def _table(report: AuditReport, threat: Threat, rows: list[tuple[Row, Detection]
     ]
     if report.calibration:
         columns.append(Column(f"rejected at\n{100 * report.calibration['fpr']:.4g}% FPR"))
-    # The result of a guard that rejects images is already the share right or rejected.
-    held = bool(report.calibration) and not any(row.rejected for row in report.rows)
+    # What becomes of the images that a guard rejects is in its rows.
+    held = bool(report.calibration) and report.on_reject in (None, "ignore")
     if held:
         columns.append(Column("right or\nrejected"))
     sheet = Sheet(f"detection, {threat_text(threat)}", columns)
@@ -84,7 +81,7 @@ def _joint(report: AuditReport, rows: list[Row]) -> str:
     elif joint:
         here = f"here with queries only, which prove less than gradients: {_names(joint)}"
     else:
-        here = "none here (add joint), so these attacks did not try to evade it"
+        here = "none here (add joint, or joint-square without gradients), so these attacks did not try to evade it"
     return f"A detector must be tested by a joint attack on it and the classifier {ALONG[strongest]}; {here}"
 
 

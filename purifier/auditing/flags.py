@@ -202,7 +202,7 @@ FLAGS: dict[str, FlagKind] = {
             "the guard marks images as rejected, and no attack that finished asked for the purifier's scores",
             "A detector has to be attacked together with the classifier (Tramer et al. 2020, on detectors; Carlini et "
             "al. 2019, on adaptive attacks).",
-            "add the attack joint, or use a preset",
+            "add the attack joint, or joint-square if there are no gradients (both for linf and l2), or use a preset",
         ),
     )
 }

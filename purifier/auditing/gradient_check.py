@@ -16,7 +16,7 @@ from ..foreign_code import Attempt
 from ..seeding import SampleGenerator, mix_seed
 from ..torch_tools.norms import norm_of, scale_like
 from .comparing import exceeds_one_percent
-from .probing import fresh, moved
+from .probing import fresh, led, moved
 from .report import Flag
 from .setup import AuditSetup, Batch
 
@@ -27,6 +27,8 @@ In float64 nearly all images of healthy guards stay below 0.01, and wrong gradie
 for models that do not run in double, ReLUs and rounding put up to half of the images of a healthy guard above 0.3. A
 step of 0.001 is a quarter of a level of 8 bits, so a function of rounded pixels is seen as a staircase, not a slope.
 """
+LEAST_COSINE = 0.5
+"""The smallest cosine between an image's gradients in the two precisions; those of healthy guards are above 0.99."""
 ROUNDINGS = 64
 """How many rounding errors of the logits' size a difference of two of them is allowed."""
 
@@ -79,7 +81,7 @@ def _next_to(setup: AuditSetup, batch: Batch) -> Tensor:
 
 def _wrong(setup: AuditSetup, batch: Batch, pixels: Tensor, steps: Sequence[float], tolerance: float) -> Tensor:
     """Which images' gradients disagree with all finite differences along some direction, bool (N,)."""
-    function, magnitude = _function(setup, batch, pixels)
+    function, magnitude, precision = _function(setup, batch, pixels)
     generator = SampleGenerator(mix_seed(setup.seed, "probe", "directions"), batch.indices)
     leaf = pixels.clone().requires_grad_()
     with torch.enable_grad():
@@ -100,11 +102,23 @@ def _wrong(setup: AuditSetup, batch: Batch, pixels: Tensor, steps: Sequence[floa
                 break
             with torch.no_grad():
                 difference = (function(pixels + step * direction) - values) / step
-            rounding = ROUNDINGS * torch.finfo(pixels.dtype).eps * magnitude(values) / step
+            rounding = ROUNDINGS * precision * magnitude(values) / step
             error = (difference - slope).abs() - rounding
             agrees = agrees | (error <= tolerance * torch.maximum(length, difference.abs()))
         wrong = wrong | ~agrees
+    if pixels.dtype == torch.float64:
+        wrong = wrong | (usable & ~_same_direction(gradient, setup, batch, pixels))
     return wrong.cpu()
+
+
+def _same_direction(gradient: Tensor, setup: AuditSetup, batch: Batch, pixels: Tensor) -> Tensor:
+    """Whether the gradient in float32, which attacks follow, leads where that in float64 does, bool (N,)."""
+    leaf = pixels.float().requires_grad_()
+    with torch.enable_grad():
+        values = _function(setup, batch, pixels.float())[0](leaf)
+    (single,) = torch.autograd.grad(values.sum(), leaf)
+    cosine = torch.nn.functional.cosine_similarity(single.flatten(1).double(), gradient.flatten(1), dim=1)
+    return cosine > LEAST_COSINE
 
 
 def _directions(pixels: Tensor, gradient: Tensor, generator: SampleGenerator, *, margin: float) -> Iterator[Tensor]:
@@ -117,23 +131,38 @@ def _directions(pixels: Tensor, gradient: Tensor, generator: SampleGenerator, *,
     yield along.masked_fill(along * inwards < 0, 0)
 
 
-def _function(setup: AuditSetup, batch: Batch, pixels: Tensor) -> tuple[Function, Callable[[Tensor], Tensor]]:
-    """The guard in the dtype of ``pixels``, with fixed noise; and how large its logits are, (N,)."""
+def _function(setup: AuditSetup, batch: Batch, pixels: Tensor) -> tuple[Function, Callable[[Tensor], Tensor], float]:
+    """The guard in the dtype of ``pixels``, with fixed noise; how large its logits are, (N,); and their rounding.
+
+    Only the leading logits count, and the score if the guard rejects images. The noise is drawn again for each image
+    that is asked about: what ``draw`` makes of the image is a part of the function.
+    """
     dtype = pixels.dtype
     classifier, purifier = fresh(setup)
-    noise = draw(purifier, batch.pixels, SampleGenerator(mix_seed(setup.seed, "probe", "noise"), batch.indices))
+
+    def drawn(images: Tensor) -> Tensor | None:
+        streams = SampleGenerator(mix_seed(setup.seed, "probe", "noise"), batch.indices)
+        noise = draw(purifier, images, streams)
+        return noise.to(dtype) if noise is not None and noise.is_floating_point() else noise
+
+    scored = setup.rejection.active
     with torch.no_grad():
-        logits = answer(purifier, classifier, batch.pixels, noise).output
+        logits, _, score, _ = answer(purifier, classifier, batch.pixels, drawn(batch.pixels), scored=scored)
+    precision = max(torch.finfo(dtype).eps, torch.finfo(logits.dtype).eps if logits.dtype.itemsize < 4 else 0)
+    logits, leading = led(logits.float())
+    logits = torch.where(logits.isfinite(), logits, 0)
     weights = SampleGenerator(mix_seed(setup.seed, "probe", "weights"), batch.indices).normal(logits.shape[1:], logits)
+    size = (logits.abs() * weights.abs()).sum(1)
+    share = 0.0 if score is None else size / score.abs().float().clamp_min(torch.finfo(torch.float32).tiny)
     if dtype == torch.float64:
         # Deep copies, because double() replaces weights in place.
         classifier, purifier = copy.deepcopy(classifier).double(), copy.deepcopy(purifier).double()
         classifier.preprocessing = dataclasses.replace(classifier.preprocessing, dtype="float64")
-        noise = noise.double() if noise is not None and noise.is_floating_point() else noise
 
     def function(images: Tensor) -> Tensor:
-        found: Tensor = answer(purifier, classifier, images, noise).output
-        return (found * weights.to(found)).sum(1)
+        found, _, scores, _ = answer(purifier, classifier, images, drawn(images), scored=scored)
+        found = found.gather(1, leading)
+        total = (torch.where(found.isfinite(), found, 0) * weights.to(found)).sum(1).to(dtype)
+        return total if scores is None else total + share * scores.to(dtype)
 
-    size = (logits.abs() * weights.abs()).sum(1)
-    return function, lambda values: torch.maximum(values.detach().abs(), size.to(values))
+    return function, lambda values: torch.maximum(values.detach().abs(), size.to(values)), precision

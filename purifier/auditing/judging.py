@@ -7,9 +7,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..seeding import mix_seed
+from ..answering import answer, draw, purifier_input
+from ..seeding import SampleGenerator, mix_seed
 from .report import Model
 from .setup import AuditSetup, Batch
+from .subject import Given
 
 CLEAN = "none"
 """What is judged when no attack changed the images; also the name of such rows."""
@@ -24,6 +26,8 @@ class Judged:
     attack also those in which it is marked as rejected."""
     right: Tensor
     """The share of judgements in which each image is right and not rejected, (n,) float64."""
+    plain: Tensor
+    """The share in which it would be right if nothing were rejected, (n,) float64: what a detector has to see."""
     rejected: Tensor | None
     """The share in which it is rejected, (n,) float64; None if the model marks no images as rejected."""
     scores: Tensor | None
@@ -59,12 +63,14 @@ def judge(setup: AuditSetup, model: Model, batch: Batch, what: str) -> Judged:
     subject = setup.subjects[model]
     if not len(batch.labels):
         none = torch.zeros(0, dtype=torch.float64)
-        return Judged(none, none, none if subject.marks else None, torch.zeros(0) if model == "guarded" else None)
-    rights, rejections = [], []
+        return Judged(none, none, none, none if subject.marks else None, torch.zeros(0) if model == "guarded" else None)
+    rights, rejections, plains = [], [], []
+    rejecting = model == "guarded" and setup.rejection.active
     for judgement in range(setup.judgements if model == "guarded" else 1):
         seed = mix_seed(setup.seed, "judge", what, judgement)
         given = subject.ask(batch.pixels, seed, batch.indices)
         rights.append(given.right(batch.labels))
+        plains.append(_plainly(setup, batch, seed) if rejecting else rights[-1])
         if given.rejected is not None:
             rejections.append(given.rejected)
     right, rejected = torch.stack(rights), torch.stack(rejections) if rejections else None
@@ -72,9 +78,17 @@ def judge(setup: AuditSetup, model: Model, batch: Batch, what: str) -> Judged:
     return Judged(
         shares=_share(right if rejected is None or what == CLEAN else right | rejected),
         right=_share(right),
+        plain=_share(torch.stack(plains)),
         rejected=None if rejected is None else _share(rejected),
         scores=None if score is None else score.cpu(),
     )
+
+
+def _plainly(setup: AuditSetup, batch: Batch, seed: int) -> Tensor:
+    """Which images the classifier behind the purifier has right, whatever is rejected, bool (n,)."""
+    pixels = purifier_input(batch.pixels, setup.purifier)
+    noise = draw(setup.purifier, pixels, SampleGenerator(seed, batch.indices))
+    return Given(answer(setup.purifier, setup.classifier, pixels, noise).output, None).right(batch.labels)
 
 
 def _share(judgements: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 from ..data.images import ImageData
 from .comparing import by_chance, significant_drop
 from .counting import PendingRow, white_box_rows
+from .likely_causes import flags_of_set_up
+from .probing import probe
 from .report import Flag, Model
 from .self_checks import Attacked
+from .setup import AuditSetup
 
 
 def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, *, marks: bool) -> Iterator[Flag]:
@@ -38,6 +42,12 @@ def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, 
     if marks and attacked and not any(row.evades and row.route != "oblivious" for row in finished):
         specs = ", ".join(dict.fromkeys(row.job.named.spec for row in attacked if row.job is not None))
         yield Flag("detector-ignored", f"{model}: no attack that finished asked for scores ({specs})")
+
+
+def clean_flags(setup: AuditSetup, data: ImageData, rows: Sequence[PendingRow]) -> list[Flag]:
+    """The flags of an audit of clean images only: whether the set-up is right."""
+    results = functools.partial(flags_of_results, rows, data, setup.model, marks=setup.rejection.marks)
+    return probe(lambda: flags_of_set_up(setup, data), results)
 
 
 def _at_chance(clean: PendingRow, labels: Tensor) -> Iterator[Flag]:

@@ -41,8 +41,8 @@ def check_fit(classifier: PixelClassifier, purifier: Purifier, data: ImageData, 
     highest = int(data.labels.max())
     if highest >= classes:
         raise AuditError(
-            f"{data.name} has labels up to {highest}, but {classifier.describe()} has {classes} logits; "
-            "use the data it was trained on"
+            f"{data.name}: expected labels from 0 to {classes - 1}, because {classifier.describe()} has {classes} "
+            f"classes, got {int(data.labels.min())} to {highest}; number them from 0, or use the data it was trained on"
         )
     return is_random(purifier, pixels)
 
@@ -100,12 +100,13 @@ def _run(name: str, ask: Ask, pixels: Tensor, data: str, *, track: bool, advice:
             if tracking:
                 leaf = pixels.clone().requires_grad_()
                 shown = leaf.clone()  # an operation in place on a leaf is an error of torch's
+            version = shown._version
             failure = f"{name} fails on images {tuple(pixels.shape)} of {data}" + " with gradients" * tracking
             with explained(failure, AuditError, advice):
                 found = ask(shown)
                 if tracking and isinstance(found[0], Tensor) and found[0].requires_grad:
                     torch.autograd.grad(found[0].sum(), leaf, allow_unused=True)
-        if not torch.equal(shown, pixels):
+        if shown._version != version or not torch.equal(shown, pixels):
             raise AuditError(
                 f"{name} changed its input in place; make it work on a copy (clone, inplace=False), because "
                 "attacks need their images unchanged"

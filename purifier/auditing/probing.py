@@ -17,6 +17,8 @@ from ..torch_tools.copying import unused_copy
 from .report import Flag
 from .setup import AuditSetup, Batch
 
+LEADING = 5
+"""How many of the largest logits are compared."""
 ROUNDING = 1e-2
 """Tolerance, relative to the range of an image's logits: summing in another order, even in TF32, changes far less."""
 
@@ -46,10 +48,23 @@ def moved(setup: AuditSetup, batch: Batch, threat: Threat, what: str) -> Tensor:
 
 
 def logits_differ(one: Tensor, other: Tensor, rounding: float = ROUNDING) -> Tensor:
-    """Which images' logits, both (N, K), differ by more than ``rounding``, relative to their range, bool (N,)."""
-    first, second = one.float(), other.float()
-    scale = torch.maximum(first.amax(1) - first.amin(1), ROUNDING * first.abs().amax(1))
+    """Which images' logits, both (N, K), differ by more than ``rounding``, relative to their range, bool (N,).
+
+    Only the ``LEADING`` largest are compared, because a class that is never chosen, with a logit of -inf or -1e9, would
+    make any difference of the others small.
+    """
+    first, leading = led(one.float())
+    second = other.float().gather(1, leading)
+    low = torch.where(first.isfinite(), first, torch.inf).amin(1)
+    top = torch.where(first.isfinite(), first, -torch.inf).amax(1)
+    scale = torch.maximum(top - low, ROUNDING * torch.maximum(top.abs(), low.abs())).nan_to_num(0, 0, 0)
     return _differ(first, second, rounding * scale)
+
+
+def led(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The ``LEADING`` largest logits of each image and their classes, both (N, at most LEADING)."""
+    found = logits.topk(min(LEADING, logits.shape[1]), dim=1)
+    return found.values, found.indices
 
 
 def images_differ(one: Tensor, other: Tensor) -> Tensor:

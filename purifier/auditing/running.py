@@ -111,6 +111,10 @@ def _attack(
         row.cost(len(at), spent, crafting)
         with Attempt() as attempt, row.timed():
             judged = judge(setup, row.model, dataclasses.replace(attacked, pixels=found), str(job))
+            if setup.subjects[row.model].marks:  # a detector may see no more than that an image is not of 8 bits
+                rounded = attacked.pixels + (255 * (found - attacked.pixels)).trunc() / 255
+                stored = judge(setup, row.model, dataclasses.replace(attacked, pixels=rounded), str(job))
+                judged = judged.worse_of(torch.arange(len(at)), stored)
         if attempt.error is not None:  # a row that lacks a batch cannot be compared with the others
             for one in rows:
                 one.error = one.error or f"judging failed: {attempt.cause}"

@@ -17,6 +17,7 @@ from ..attacking.threat import Threat
 from ..classifiers.logits import are_probabilities
 from ..data.images import ImageData
 from ..errors import GradientError
+from ..foreign_code import Attempt
 from ..seeding import SampleGenerator, mix_seed
 from ..vocabulary import Norm, Route
 from .comparing import count_flipped, exceeds_one_percent, significant_drop
@@ -29,7 +30,7 @@ from .plan import Job
 from .presets import PROBED
 from .probing import logits_differ, probe
 from .report import Flag
-from .setup import AuditSetup, Batch
+from .setup import AsExact, AuditSetup, Batch
 from .statistics import wilson
 
 # The margin loss, because cross-entropy vanishes in float32 on a classifier that is merely very confident.
@@ -112,6 +113,7 @@ def _flags_of_right_images(
         plain = setup.accepting  # a rejection would hide what the gradients find
         for threat in threats:
             own = _shares(plain, right, _own_attack(setup, threat.norm), threat, route)
+            own = torch.minimum(own, _through_purify(plain, right, threat, own))
             left = own if plain is setup else _shares(setup, right, _own_attack(setup, threat.norm), threat, route)
             attacked.append(Attacked(_own_attack(setup, threat.norm), threat, route, right.indices, left))
             yield from _flags_of_attacks(plain, right, route, threat, own)
@@ -119,6 +121,19 @@ def _flags_of_right_images(
             yield from _flags_of_huge_budget(plain, right, route, norm)
     except GradientError as error:  # a detach cuts the gradient off
         yield Flag("zero-gradient", str(error))
+
+
+def _through_purify(setup: AuditSetup, batch: Batch, threat: Threat, left: Tensor) -> Tensor:
+    """What PGD leaves right, (N,), that differentiates a purifier which declares a surrogate all the same.
+
+    Its gradient may be useful, and then the surrogate hides it. ``left`` if there is none.
+    """
+    if setup.purifier.gradient == "exact":
+        return left
+    with Attempt() as attempt:
+        direct = dataclasses.replace(setup, purifier=AsExact(setup.purifier))
+        found = _shares(direct, batch, PGD, threat, "exact")
+    return left if attempt.error is not None else found
 
 
 def _own_attack(setup: AuditSetup, norm: Norm) -> str:
@@ -183,7 +198,7 @@ def _flags_of_gradients(setup: AuditSetup, batch: Batch, route: Route, threats: 
 
     Gradients may be correct at clean images only.
     """
-    total, zero, not_finite = len(batch.labels), 0, 0
+    total, zero, not_finite, flat = len(batch.labels), 0, 0, 0
     for part in batch.split(setup.batch_size):
         pixels, labels = part.pixels, part.labels
         generator = SampleGenerator(mix_seed(setup.seed, "probe", "places"), part.indices)
@@ -192,12 +207,19 @@ def _flags_of_gradients(setup: AuditSetup, batch: Batch, route: Route, threats: 
         target = Target(setup.classifier, setup.purifier, route, generator, eot=setup.eot)
         loss = functools.partial(_margin, labels=labels)
         gradients = torch.stack([target.gradient(images, loss)[0] for images in (pixels, *moved)]).flatten(2)
+        if setup.rejection.active:
+            (of_score,), _, _ = target.gradients_with_score(moved[0], lambda _, score: score)
+            flat += int((of_score.flatten(1) == 0).all(1).sum())
         zero += int((gradients == 0).all(2).any(0).sum())
         not_finite += int((~gradients.isfinite()).any(2).any(0).sum())
     if not_finite:
         yield Flag("nan-gradient", f"the gradient of {not_finite} of {total} images has NaN or infinity ({route})")
     if exceeds_one_percent(zero, total):
         yield Flag("zero-gradient", f"the gradient of {zero} of {total} images is zero everywhere ({route})")
+    if exceeds_one_percent(flat, total):
+        yield Flag(
+            "zero-gradient", f"the gradient of the score of {flat} of {total} images is zero everywhere ({route})"
+        )
 
 
 def _flags_of_attacks(setup: AuditSetup, batch: Batch, route: Route, threat: Threat, left: Tensor) -> Iterator[Flag]:

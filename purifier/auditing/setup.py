@@ -14,6 +14,7 @@ from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
 from ..data.images import ImageData
 from ..rejection.policy import Rejection
+from ..seeding import SampleGenerator
 from .report import Model
 from .subject import Subject
 
@@ -29,6 +30,26 @@ class Unpurified(Purifier):
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         return pixels
+
+
+class AsExact(Purifier):
+    """A purifier whose ``purify`` is differentiated although it declares a surrogate."""
+
+    Config = object
+    gradient = "exact"
+
+    def __init__(self, inner: Purifier) -> None:
+        super().__init__(inner.config)
+        self.inner = inner
+
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
+        return self.inner.draw(pixels, generator)
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.inner.purify(pixels, noise)
+
+    def score(self, pixels: Tensor) -> Tensor:
+        return self.inner.score(pixels)
 
 
 @dataclass(frozen=True)

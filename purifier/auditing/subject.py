@@ -87,8 +87,17 @@ class ModuleSubject:
         kwargs = {} if args else {guard.input: images}
         own = guard.pixels(args, kwargs)
         noise = draw(guard.purifier, own, SampleGenerator(seed, indices))
-        answered = guard.answer(args, kwargs, own, noise)
-        return Given(guard.output.logits(answered.output), answered.rejected if self.marks else None)
+        if noise is not None:
+            answered = guard.answer(args, kwargs, own, noise)
+            return Given(guard.output.logits(answered.output), answered.rejected if self.marks else None)
+        # Without noise nothing has to be fixed, and the guard is called as its user calls it.
+        flags = guard.rejection.on_reject == "flag"
+        given = guard(*args, **kwargs)
+        output = guard.output.find(given[0] if guard.score or flags else given)
+        rejected = given[-1] if flags else torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
+        if guard.rejection.on_reject == "abstain":
+            rejected = output.reshape(len(output), -1).isnan().all(1)
+        return Given(guard.output.to_logits(output), rejected if self.marks else None)
 
 
 class SessionSubject:

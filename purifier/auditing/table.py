@@ -161,8 +161,8 @@ def _notes(report: AuditReport) -> list[str]:
         )
     if _rejects(report):
         notes.append(
-            "The guard rejects images. Under attack an image counts if it is right or rejected; on clean images "
-            '"right or rejected" counts those that are right and accepted.'
+            'The guard rejects images. On clean images "right or rejected" counts those that are right and accepted. '
+            "Under attack it counts those of them that are still right, or rejected."
         )
     if any(row.worst_of_n for row in report.rows):
         times = report.judgements

@@ -157,7 +157,8 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
     untested = [] if least is None else [threat for threat in report.threats if not white_box.get(threat)]
     for threat in untested:
         ran = "only one-step attacks ran" if threat in white_box else "no white-box attack ran"
-        _say(console, f"gate undecided, {threat}: {ran}, so the result proves nothing")
+        advice = "add one that takes steps, such as --attack pgd, or use a preset"
+        _say(console, f"gate undecided, {threat}: {ran}, so the result proves nothing; {advice}")
     if least is not None and not untested and not report.conclusive:
         _say(console, "gate undecided: the audit is inconclusive, see above")
     if untested or not report.conclusive:

@@ -52,7 +52,10 @@ def test_impossible_options_are_errors_before_any_work(options, error, said):
 def test_data_that_does_not_fit_is_an_error(classifier, data):
     images, _ = data.batch(range(COUNT))
     many = ImageData("many", images, torch.arange(COUNT))
-    with pytest.raises(AuditError, match=r"many has labels up to 59, but torch NearestMean has 10 logits"):
+    with pytest.raises(
+        AuditError,
+        match=r"many: expected labels from 0 to 9, because torch NearestMean has 10 classes, got 0 to 59; number them from 0",
+    ):
         audit(guard(classifier, "identity"), many, attacks=())
     small = ImageData("small", images[:, :, :20, :20], torch.zeros(COUNT, dtype=torch.int64))
     with pytest.raises(

@@ -94,7 +94,11 @@ def test_a_healthy_guard_raises_no_flag(make, eot, classifier, data):
 
 @pytest.mark.parametrize(
     ("after", "flags"),
-    [(nn.Identity(), set()), (nn.Softmax(1), {"probabilities"}), (Rounding(), {"zero-gradient", "unbounded"})],
+    [
+        (nn.Identity(), set()),
+        (nn.Softmax(1), {"probabilities", "gradient-wrong"}),
+        (Rounding(), {"zero-gradient", "unbounded"}),
+    ],
 )
 def test_a_classifier_alone_is_checked_too(after, flags, classifier, data):
     assert names(probed(Behind(classifier, after=after), data)) == flags
