@@ -113,8 +113,8 @@ def _flags_of_right_images(
         plain = setup.accepting  # a rejection would hide what the gradients find
         for threat in threats:
             own = _shares(plain, right, _own_attack(setup, threat.norm), threat, route)
-            own = torch.minimum(own, _through_purify(plain, right, threat, own))
             left = own if plain is setup else _shares(setup, right, _own_attack(setup, threat.norm), threat, route)
+            left = torch.minimum(left, _through_purify(setup, right, threat, left))
             attacked.append(Attacked(_own_attack(setup, threat.norm), threat, route, right.indices, left))
             yield from _flags_of_attacks(plain, right, route, threat, own)
         for norm in dict.fromkeys(threat.norm for threat in threats):

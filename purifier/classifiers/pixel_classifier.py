@@ -57,6 +57,8 @@ class TorchPixelClassifier(PixelClassifier):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = self.preprocessing.to_classifier(pixels)
+        if images is pixels and pixels.is_leaf and pixels.requires_grad:
+            images = pixels.clone()  # an in-place layer at the start may work on anything but a leaf
         with explained(
             f"{self.describe()} failed",
             partial(ClassifierError, path=""),

@@ -231,7 +231,7 @@ def test_the_table_shows_detection_and_its_limits(classifier, data, report):
         assert part in detection
     assert "white-box" not in detection
     plain = " ".join(printed(report).split("detection, ")[1].split())
-    assert "none here (add joint), so these attacks did not try to evade it" in plain
+    assert "none here (add joint, or joint-square without gradients), so these attacks did not try to evade it" in plain
     assert "not calibrated, so nothing is rejected" in plain and "rejected at" not in plain
     bpda = audit(guard(classifier, "bit-depth"), data, attacks=("joint:steps=2",))
     assert "strongest that this purifier has; here: joint:steps=2" in " ".join(printed(bpda).split())

@@ -199,7 +199,7 @@ def test_a_rejecting_guard_shows_right_and_rejected_and_their_sum(rejecting):
     cells = (bare.result, row.right, row.rejected, row.result)
     assert f"fgsm exact {COUNT} {' '.join(map(rate_text, cells))}" in lines
     plain = " ".join(shown.split())
-    assert 'on clean images "right or rejected" counts those that are right and accepted' in plain
+    assert 'On clean images "right or rejected" counts those that are right and accepted' in plain
     assert "on_reject flag" in plain
     detection = shown.split("detection, linf")[1]
     assert "right or" not in detection.splitlines()[1] and "rejected at" in detection

@@ -112,7 +112,7 @@ def test_the_input_is_chosen_and_kept_in_the_stored_command(command, folder):
         code, _, complaint = command(
             *arguments(classifier="cli_audit_two:make", attack="none", data="fashion-mnist:test:500", **given)
         )
-        assert code == 0, complaint
+        assert code in (0, 3), complaint  # the classifier may be no better than chance
         report = json.loads((folder / "found" / "report.json").read_text())
         counted[value] = report["rows"][0]["correct"]
         stored = report["command"]

@@ -41,14 +41,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_audit_reads_the_named_output_as_its_kind(options, command, folder):
     given = ("audit", "--purifier", "blur", "--data", "npz:data.npz", "--out", "found", "--attack", "none")
     code, _, complaint = command(*given, *options)
-    assert code == 0, complaint
+    assert code in (0, 3), complaint  # the classifier may be no better than chance
     report = purifier.AuditReport.load("found")
     pixels, labels = pullovers_and_coats(40).batch(range(40))
     right = (Binary("logits")(pixels).argmax(1) == labels).double().mean().item()
     shares = {row.model: row.result.accuracy for row in report.rows}
     assert shares["undefended"] == pytest.approx(right)
     assert options[3] == report.classifier["output_kind"]
-    assert report.command is not None and command(*report.command[1:])[0] == 0  # it has both options
+    assert report.command is not None and command(*report.command[1:])[0] == code  # it has both options
     assert purifier.AuditReport.load("found").classifier == report.classifier
 
 

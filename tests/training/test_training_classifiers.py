@@ -136,7 +136,7 @@ def test_a_classifier_that_exits_is_neither_exported_nor_audited(tmp_path: Path)
     guarded = purifier.guard(Exits(), "demo")
     with pytest.raises(ExportError, match=r"exited the program with code 0"):
         purifier.export(guarded, tmp_path / "x.onnx")
-    with pytest.raises(ClassifierError, match=r"exited the program with code 0"):
+    with pytest.raises(PurifierError, match=r"exited the program with code 0"):
         purifier.audit(guarded, "demo:20", attacks=["fgsm"])
     assert list(tmp_path.iterdir()) == []
 
