@@ -14,6 +14,7 @@ from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Classifying, Purifier
 from ..data.images import ImageData
+from ..foreign_code import Attempt
 from ..seeding import SampleGenerator, mix_seed
 from ..torch_tools.fingerprint import sha256_of
 from .comparing import exceeds_one_percent
@@ -42,7 +43,16 @@ def flags_of_memory(
     height, width = batch.pixels.shape[2:]
     batch = dataclasses.replace(batch, pixels=batch.pixels.roll((height // 3, width // 3), (2, 3)))
     near, indices = _near(setup, batch, threats)
-    copies = can_copy_process(setup.device)
+    flags: list[Flag] = []
+    with Attempt() as attempt:
+        flags += _compared(setup, batch, near, indices, copies=can_copy_process(setup.device))
+    if attempt.error is not None:  # torch cannot always differentiate in a copy of the process
+        flags += _compared(setup, batch, near, indices, copies=False)
+    yield from flags
+
+
+def _compared(setup: AuditSetup, batch: Batch, near: Tensor, indices: Sequence[int], *, copies: bool) -> list[Flag]:
+    """Compare the answers after different histories, each in a copy of the process or of the modules."""
 
     def ask(*, seed: int = 0, before: bool = False, shown: bool = False) -> dict[str, Tensor]:
         """What the guard says about the places, after it was asked about them ``before``, and ``shown`` the images."""
@@ -61,12 +71,13 @@ def flags_of_memory(
 
     first = ask()
     if _changed(first, ask(seed=1)):
-        return  # its answers are random, which is another flag
+        return []  # its answers are random, which is another flag
     again = _changed(first, ask(before=True))
     changed = max(_changed(first, ask(before=True, shown=True)), _changed(first, ask(shown=True)))
-    if changed or again:
-        when = "nearby images have been shown" if changed > again else "it has answered before"
-        yield Flag("stateful", f"the answers to {max(changed, again)} of {len(near)} images change once {when}")
+    if not changed and not again:
+        return []
+    when = "nearby images have been shown" if changed > again else "it has answered before"
+    return [Flag("stateful", f"the answers to {max(changed, again)} of {len(near)} images change once {when}")]
 
 
 @dataclass(frozen=True)
@@ -95,10 +106,7 @@ class _Parts:
         self.answers(batch.pixels, batch.indices)
         if self.classifier.differentiable:
             with torch.enable_grad():
-                leaf = batch.pixels.clone().requires_grad_()
-                total = self.answers(leaf, batch.indices)["logits"].sum()
-            if total.requires_grad:
-                torch.autograd.grad(total, leaf, allow_unused=True)
+                self.answers(batch.pixels.clone().requires_grad_(), batch.indices)
 
 
 def _changed(one: dict[str, Tensor], other: dict[str, Tensor]) -> int:

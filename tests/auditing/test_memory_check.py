@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
+import time
 import types
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from torch import Tensor
 import broken
 from broken import Broken, Counts, HiddenRandom, Random, Recalls, Remembers, RemembersInClass, RemembersInGlobal
 from purifier import Threat
+from purifier.auditing import process_copy
 from purifier.auditing.memory_check import flags_of_memory
 from purifier.auditing.parts import audited_parts
 from purifier.auditing.process_copy import in_process_copy
@@ -184,3 +187,18 @@ def test_a_copy_of_the_process_gives_its_tensors_or_an_error():
         in_process_copy(lambda: 1 / 0)
     with pytest.raises(AuditError, match="it exited the program with code 3"):
         in_process_copy(lambda: sys.exit(3))
+
+
+def test_a_copy_that_comes_to_a_standstill_is_given_up(monkeypatch, classifier, data):
+    monkeypatch.setattr(process_copy, "SECONDS", 0.2)
+    with pytest.raises(AuditError, match="ended without an answer"):
+        in_process_copy(lambda: time.sleep(60))
+    parent = os.getpid()
+
+    class Waits(Remembers):
+        def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+            if os.getpid() != parent:
+                time.sleep(60)
+            return super().purify(pixels, noise)
+
+    assert found(classifier, Waits(), data) == ["stateful"]  # in a copy of the modules
