@@ -36,7 +36,7 @@ class Given(NamedTuple):
 
 
 class Subject(Protocol):
-    """A model under audit. Every question goes to a copy that has seen nothing before."""
+    """A model under audit. Every question goes to a copy, which keeps no attribute or buffer of another question."""
 
     marks: bool
     """Whether it marks images as rejected, so that a rejected image is neither right nor wrong."""
