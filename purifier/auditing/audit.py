@@ -69,9 +69,9 @@ def audit(
     rejection included, with fresh noise if the purifier is random, and by a copy that keeps nothing of other questions.
     An image is right under an attack only if it is also right when clean. If the guard marks images as rejected, clean
     images must be right and accepted, and under attack a rejected image counts like a right one. Classifier and
-    purifier are not changed: they run in evaluation mode, and their own modes are restored. Every image judged on the guard is
-    also scored. Each row's ``detection`` says how well the score separates fooled images from clean ones and, if the
-    purifier is calibrated, how many images the threshold rejects.
+    purifier are not changed: they run in evaluation mode, and their own modes are restored. Every image judged on the
+    guard is also scored. Each row's ``detection`` says how well the score separates fooled images from clean ones and,
+    if the purifier is calibrated, how many images the threshold rejects.
 
     Parameters
     ----------
