@@ -109,6 +109,15 @@ def test_probabilities_are_flagged_unless_they_are_declared(data: ImageData) -> 
     assert flagged == [True, False]
 
 
+def test_a_probability_declared_as_a_logit_is_flagged(data: ImageData) -> None:
+    guarded = purifier.guard(Binary(), "blur", output_kind="binary-logit")
+    report = purifier.audit(guarded, data, eps=EPS, attacks=["fgsm"], probes=8)
+    assert "probabilities" in {flag.name for flag in report.flags}
+    logit = purifier.guard(Binary("binary-logit"), "blur", output_kind="binary-logit")
+    report = purifier.audit(logit, data, eps=EPS, attacks=["fgsm"], probes=8)
+    assert "probabilities" not in {flag.name for flag in report.flags}
+
+
 @pytest.mark.parametrize("onnx", [False, True], ids=["torch", "onnx"])
 def test_a_purifier_is_trained_for_a_sigmoid_output(onnx: bool, data: ImageData, tmp_path: Path) -> None:
     if onnx:

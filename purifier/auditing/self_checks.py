@@ -177,6 +177,8 @@ def _flags_of_logits(setup: AuditSetup, batch: Batch) -> Iterator[Flag]:
         yield Flag(
             "probabilities", f"all outputs of {total} images are in [0, 1], their sums in [{low:.4f}, {high:.4f}]"
         )
+    elif setup.classifier.output.kind == "binary-logit" and bool((first[:, 1] >= 0).all() & (first[:, 1] <= 1).all()):
+        yield Flag("probabilities", f"the logits of all {total} images are in [0, 1], like probabilities of class 1")
     again = count_changed(everyone, logits(everyone))
     if exceeds_one_percent(again, total):
         # Logits that change on every call also change with the batch: batch-dependent would say nothing more.
