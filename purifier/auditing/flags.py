@@ -45,8 +45,8 @@ FLAGS: dict[str, FlagKind] = {
             "the classifier's outputs are nonnegative and sum to 1 for every image: they are a softmax, not logits",
             "A softmax is flat in float32 where it is confident, and losses made for logits vanish on it (Carlini et "
             "al. 2019, on numerically stable losses; Croce & Hein 2020, section 4).",
-            "declare them with --output-kind probabilities or binary-probability (output_kind= in Python), or remove the "
-            "softmax or sigmoid from the classifier",
+            "declare them with --output-kind probabilities or binary-probability (output_kind= in Python), or remove "
+            "the softmax or sigmoid from the classifier",
         ),
         FlagKind(
             "nondeterministic",

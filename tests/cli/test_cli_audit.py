@@ -148,7 +148,7 @@ def test_a_raised_flag_makes_it_inconclusive_and_says_why(command, folder):
         "flag probabilities: all outputs of",
         "why: A softmax is flat",
         "declare them with --output-kind probabilities",
-        "remove the softmax from the classifier",
+        "remove the softmax or sigmoid from the classifier",
     ):
         assert part in " ".join(shown.split())
     assert "inconclusive: robustness is at most as shown here" in shown
