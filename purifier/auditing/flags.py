@@ -162,7 +162,7 @@ FLAGS: dict[str, FlagKind] = {
         FlagKind(
             "gradient-wrong",
             "the gradient of a random sum of logits, declared exact, differs from finite differences along random "
-            "directions for more than 1% of images, clean or moved at random within the threat",
+            "directions for more than 25% of images, clean or moved at random within the threat",
             "Attacks follow a gradient that is not that of the model (Athalye et al. 2018, section 3: shattered and "
             "wrong gradients; Carlini et al. 2019, on checking gradients).",
             "remove detach, no_grad, straight-through estimators and clamp (use purifier.into_range) from purify, or "

@@ -67,9 +67,7 @@ CONTROLS = [
     _control("reversed surrogate", "noise-wins unbounded", lambda model, _: (model, Reversed())),
     _control("right on the grid only", "one-step-wins noise-wins unbounded", lambda model, _: (model, OnTheGrid())),
     _control("remembers its images", "no-rise unbounded", lambda model, images: (model, Memory(images, 0.1))),
-    _control(
-        "softmax", "probabilities gradient-wrong", lambda model, _: (Behind(model, after=nn.Softmax(1)), Broken())
-    ),
+    _control("softmax", "probabilities", lambda model, _: (Behind(model, after=nn.Softmax(1)), Broken())),
     _control(
         "BatchNorm in training mode",
         "batch-norm batch-dependent",
