@@ -85,11 +85,11 @@ class _Evading(Target):
     ``labels`` (N,) are those of the images, ``units`` (N, 2) what the two gaps are measured in.
     """
 
-    def __init__(self, inner: Target, labels: Tensor, units: Tensor, threshold: float) -> None:
+    def __init__(self, inner: Target, labels: Tensor, units: Tensor) -> None:
         super().__init__(
             inner.classifier, inner.purifier, inner.route, inner.generator, eot=inner.eot, rejection=inner.rejection
         )
-        self.inner, self.labels, self.units, self.threshold = inner, labels, units, threshold
+        self.inner, self.labels, self.units = inner, labels, units
 
     @classmethod
     def at(cls, target: Target, pixels: Tensor, labels: Tensor) -> _Evading:
@@ -103,14 +103,15 @@ class _Evading(Target):
         logits, score = target.logits_with_score(pixels)
         gaps = torch.stack([margin(logits, labels), threshold - score.float()], 1).abs()
         usable = gaps.isfinite() & (gaps > SMALLEST_GAP)
-        return cls(target, labels, torch.where(usable, gaps, 1), threshold)
+        return cls(target, labels, torch.where(usable, gaps, 1))
 
     def with_streams(self, generator: SampleGenerator, at: Tensor | slice) -> _Evading:
-        return _Evading(self.inner.with_streams(generator, at), self.labels[at], self.units[at], self.threshold)
+        return _Evading(self.inner.with_streams(generator, at), self.labels[at], self.units[at])
 
     def logits(self, pixels: Tensor) -> Tensor:
         logits, score = self.inner.logits_with_score(pixels)
-        wrong, accepted = margin(logits, self.labels), self.threshold - score.float()
+        assert self.rejection.threshold is not None
+        wrong, accepted = margin(logits, self.labels), self.rejection.threshold - score.float()
         wrong, accepted = wrong / self.units[:, 0], accepted / self.units[:, 1]
         goal = torch.minimum(wrong, accepted)
         if self.rejection.answers:

@@ -144,10 +144,8 @@ def audit(
             setup = replace(setup, eot=eot, judgements=judgements)
         left_out: list[str] = []
         if chosen is not None:
-            rejecting = parts.rejection.active
-            of_preset, left_out = plan_preset(
-                classifier, planned, chosen, threats, routes, random=random, rejecting=rejecting
-            )
+            kind = {"random": random, "rejecting": parts.rejection.active}
+            of_preset, left_out = plan_preset(classifier, planned, chosen, threats, routes, **kind)
             jobs = _joined(of_preset, jobs, preset)
         flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
         sample = loaded.batch(range(min(FIRST_IMAGES, len(loaded))))[0].to(run_device)
@@ -157,7 +155,7 @@ def audit(
         rows = run_jobs(setup, loaded, jobs, about, progress)
         if jobs:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags += [*_flags_of_run(setup, loaded, threats, rows, probes)]
+            flags += _flags_of_run(setup, loaded, threats, rows, probes)
             flags += [*compare(rows, strongest, decisive=decisive), *weights.flags()]
         else:
             flags = clean_flags(setup, loaded, rows)

@@ -27,7 +27,7 @@ for models that do not run in double, ReLUs and rounding put up to half of the i
 step of 0.001 is a quarter of a level of 8 bits, so a function of rounded pixels is seen as a staircase, not a slope.
 """
 LEAST_COSINE = 0.5
-"""The smallest cosine between an image's gradients in the two precisions; those of healthy guards are above 0.99."""
+"""The smallest cosine between an image's gradients in the two precisions: 60 degrees apart is more than rounding."""
 TOO_MANY, TOO_MANY_SINGLE = 0.25, 0.5
 """The largest share of images whose gradient may be wrong, in float64 and in float32.
 

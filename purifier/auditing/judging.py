@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -45,7 +46,7 @@ class Judged:
             mine, theirs = getattr(self, name), getattr(other, name)
             return None if mine is None or theirs is None else mine.index_copy(0, at, theirs)
 
-        return Judged(**{field.name: joined(field.name) for field in fields(self)})  # type: ignore[arg-type]
+        return Judged._of(joined)
 
     def select(self, keep: Tensor) -> Judged:
         """The results of some of the images: ``keep`` is a mask (n,)."""
@@ -54,7 +55,12 @@ class Judged:
             values = getattr(self, name)
             return None if values is None else values[keep]
 
-        return Judged(**{field.name: kept(field.name) for field in fields(self)})  # type: ignore[arg-type]
+        return Judged._of(kept)
+
+    @classmethod
+    def _of(cls, value_of: Callable[[str], Tensor | None]) -> Judged:
+        values = {field.name: value_of(field.name) for field in fields(cls)}
+        return cls(**values)  # type: ignore[arg-type]  # a field that may be None is None in all results or in none
 
 
 @torch.no_grad()

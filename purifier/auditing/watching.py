@@ -75,7 +75,7 @@ class Watch:
 
     @property
     def on_query(self) -> Callable[[int], None] | None:
-        """To be called with the number of images of each query; None if nobody is to be told."""
+        """Takes the number of images of a query; None if there is no ``progress`` to call."""
         return None if self._progress is None else self._query
 
     def batch(self, size: int) -> None:
@@ -146,7 +146,7 @@ class Watch:
         if self._progress is None:
             return
         asked = f", {min(self._now, self._got)} of {self._size} images" if self._so_far else ""
-        with Attempt((Exception, SystemExit)) as attempt:
+        with Attempt() as attempt:
             self._progress(self._done, self.total, self._what + asked + self._so_far)
         if attempt.error is not None:
             raise ProgressFailed(attempt.error)

@@ -13,8 +13,10 @@ def sha256_of(module: nn.Module) -> str:
     digest = hashlib.sha256()
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, value in {**module.state_dict(), **named}.items():
-        bits = repr(value).encode()
-        if isinstance(value, Tensor):
-            bits = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        digest.update(name.encode() + bits)
+        digest.update(name.encode() + (bits_of(value) if isinstance(value, Tensor) else repr(value).encode()))
     return digest.hexdigest()
+
+
+def bits_of(tensor: Tensor) -> bytes:
+    """Every bit of a tensor's values, whatever its dtype and device."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -26,6 +26,7 @@ from ..guards.module import GuardedModule
 from ..guards.signature import find_input
 from ..onnx.image_input import image_input, infer_preprocessing
 from ..output import LOGITS, Output
+from ..torch_tools.fingerprint import bits_of
 from .recipe import Recipe
 
 CHECKED_IMAGES = 64
@@ -126,7 +127,7 @@ def fingerprint(classifier: PixelClassifier) -> dict[str, Any]:
     if isinstance(classifier, OnnxPixelClassifier):
         digest.update(classifier.digest)
     for tensor in chain(classifier.parameters(), classifier.buffers()):
-        digest.update(_bytes(tensor))
+        digest.update(bits_of(tensor))
     for value in classifier.state_dict().values():
         if not isinstance(value, Tensor):  # for example of quantised layers
             digest.update(repr(value).encode())
@@ -147,7 +148,3 @@ def _gradient(classifier: PixelClassifier, pixels: Tensor) -> Tensor | None:
         return None
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
     return torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)[0]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -102,7 +102,7 @@ class SoftConfig(Good):
 
 
 class InFloats(Good):
-    """Computes in float32 whatever it is given, as some operators must."""
+    """Always computes in float32, because some operators have no other form."""
 
     def purify(self, pixels, noise=None):
         return (pixels.float() * 3).sin().square().to(pixels.dtype)

@@ -120,7 +120,7 @@ def lowest_score(norm: str, eps: float) -> Tensor:
             solved = linprog(slope, A_ub=-away[None], b_ub=[-needed], bounds=(-eps, eps))
             answers.append(clean.item() + 1000 * solved.fun if solved.status == 0 else np.nan)
             continue
-        # Along the score's slope, and if that does not cross, along the boundary: the rest of the budget lies in it.
+        # Follow the score's slope; if that does not cross the boundary, spend the rest of the budget along it.
         length = np.linalg.norm(away)
         across, free = needed / length, -eps * slope / np.linalg.norm(slope)
         if away @ free < needed:
