@@ -12,15 +12,13 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from ..classifiers.loading import load_classifier
-from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier, pixel_classifier
+from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..contracts.purifier import Classifying, Purifier
-from ..data.pixels import read_preprocessing
 from ..errors import ConfigError
 from ..guards.guard import Guard
 from ..guards.module import GuardedModule
 from ..guards.session import GuardedSession
-from ..guards.signature import find_input
-from ..onnx.image_input import image_input, infer_preprocessing
+from ..guards.signature import classifier_alone
 from ..output import Output
 from ..rejection.policy import Rejection
 from ..vocabulary import OutputKind
@@ -86,14 +84,7 @@ def audited_parts(
             f"{type(model).__name__}; make a guard with purifier.guard(model, purifier)"
         )
     answer = Output(output, output_kind)
-    if isinstance(model, ModelProto):
-        image = image_input(model, input)
-        wanted = infer_preprocessing(image) if preprocessing is None else read_preprocessing(preprocessing)
-        classifier = pixel_classifier(model, wanted, image.name, answer)
-    else:
-        position, name = find_input(model, 0 if input is None else input)
-        place = 0 if position == 0 else name
-        classifier = pixel_classifier(model, read_preprocessing(preprocessing), place, answer)
+    classifier = classifier_alone(model, preprocessing=preprocessing, input=input, output=answer)
     if isinstance(classifier, OnnxPixelClassifier) and classifier.marks:
         own = OwnRejection(classifier)
         return AuditedParts(None, classifier, own, Rejection("flag", threshold=own.threshold))

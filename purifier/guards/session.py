@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from onnx import ModelProto
 
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier, image_shape_of
-from ..data.pixels import DTYPES, Preprocessing, check_range
+from ..data.pixels import Preprocessing, check_range
 from ..errors import ConfigError, PixelError
 from ..foreign_code import explained
 from ..onnx.guarded import guarded_graph
-from ..onnx.image_input import ImageInput, image_input, infer_preprocessing
+from ..onnx.image_input import image_input, preprocessing_for
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.reader import load_onnx
 from ..onnx.rejection import answer_name
@@ -93,7 +92,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         if output.which is not None:
             answer_name(self.classifier, output)  # fail now if there is no such output
         self.purifier, self.score = copy.deepcopy(purifier), score
-        self.preprocessing = _with_input_dtype(preprocessing, self.image)
+        self.preprocessing = preprocessing_for(self.image, preprocessing)
         self.rejection = rejection_of(purifier, on_reject, abstain)
         self.model = guarded_graph(
             self.classifier,
@@ -190,16 +189,3 @@ def _check_providers(providers: Any) -> None:
         name = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
         if not isinstance(name, str):
             raise ConfigError(f"providers: expected a list of names or (name, options) pairs, got {providers!r}")
-
-
-def _with_input_dtype(preprocessing: Preprocessing | None, image: ImageInput) -> Preprocessing:
-    """The preprocessing with the dtype of the graph's input, which overrides the default float32."""
-    if preprocessing is None:
-        return infer_preprocessing(image)
-    if preprocessing.dtype not in ("float32", image.dtype):
-        raise ConfigError(
-            f"preprocessing: expected dtype={image.dtype}, which the classifier's input {image.name!r} takes, got "
-            f"{preprocessing.dtype}"
-        )
-    assert image.dtype in DTYPES
-    return dataclasses.replace(preprocessing, dtype=image.dtype)

@@ -1,12 +1,18 @@
-"""Finds the image among the arguments of a torch classifier."""
+"""Finds the image among a classifier's arguments, and reads a classifier that has no guard."""
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
+from onnx import ModelProto
 from torch import nn
 
+from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
+from ..data.pixels import read_preprocessing
 from ..errors import ConfigError
+from ..onnx.image_input import image_input, preprocessing_for
+from ..output import Output
 
 
 def find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str]:
@@ -33,3 +39,21 @@ def find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str
     if not open_ended and input not in [p.name for p in parameters]:
         raise ConfigError(f"input: {takes}, got {input!r}")
     return None, input
+
+
+def classifier_alone(
+    model: nn.Module | ModelProto, *, preprocessing: Any, input: int | str | None, output: Output
+) -> PixelClassifier:
+    """A classifier in pixel space without a guard, from the same options as ``purifier.guard``.
+
+    Raises
+    ------
+    ClassifierError, ConfigError
+        The classifier takes no such input, or the preprocessing does not fit it.
+    """
+    if isinstance(model, ModelProto):
+        image = image_input(model, input)
+        wanted = None if preprocessing is None else read_preprocessing(preprocessing)
+        return pixel_classifier(model, preprocessing_for(image, wanted), image.name, output)
+    position, name = find_input(model, 0 if input is None else input)
+    return pixel_classifier(model, read_preprocessing(preprocessing), 0 if position == 0 else name, output)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from ..data.pixels import Preprocessing
+from ..data.pixels import DTYPES, Preprocessing
 from ..errors import ClassifierError, ConfigError
 
 IMAGE_TYPES: dict[int, str] = {
@@ -101,6 +102,19 @@ def infer_preprocessing(image: ImageInput) -> Preprocessing:
     last = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
     layout: Literal["NCHW", "NHWC"] = "NHWC" if last else "NCHW"
     return Preprocessing(scale=255.0 if image.dtype == "uint8" else 1.0, layout=layout, dtype=image.dtype)
+
+
+def preprocessing_for(image: ImageInput, preprocessing: Preprocessing | None) -> Preprocessing:
+    """The preprocessing with the dtype of the graph's input, which overrides the default float32."""
+    if preprocessing is None:
+        return infer_preprocessing(image)
+    if preprocessing.dtype not in ("float32", image.dtype):
+        raise ConfigError(
+            f"preprocessing: expected dtype={image.dtype}, which the classifier's input {image.name!r} takes, got "
+            f"{preprocessing.dtype}"
+        )
+    assert image.dtype in DTYPES
+    return dataclasses.replace(preprocessing, dtype=image.dtype)
 
 
 def describe_input(value: ValueInfoProto) -> str:

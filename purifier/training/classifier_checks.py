@@ -17,14 +17,14 @@ from torch.nn.parameter import is_lazy
 from ..classifiers.loading import load_classifier
 from ..classifiers.logits import are_probabilities
 from ..classifiers.onnx_gradient import OnnxGradientClassifier
-from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier, pixel_classifier
+from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..data.images import ImageData
 from ..data.pixels import read_preprocessing
 from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..guards.module import GuardedModule
-from ..guards.signature import find_input
-from ..onnx.image_input import image_input, infer_preprocessing
+from ..guards.signature import classifier_alone
+from ..onnx.image_input import image_input, preprocessing_for
 from ..output import LOGITS, Output
 from ..torch_tools.fingerprint import bits_of
 from .recipe import Recipe
@@ -52,25 +52,22 @@ def classifier_for(
     if weights is not None and not isinstance(given, str | Path):
         raise ConfigError("weights are only for a MODEL spec package.module:factory; a module or model has its own")
     model = load_classifier(given, weights=weights) if isinstance(given, str | Path) else given
-    if isinstance(model, ModelProto) and preprocessing is None:
-        preprocessing = infer_preprocessing(image_input(model, input))
-    wanted = read_preprocessing(preprocessing)
     if isinstance(model, ModelProto) and recipe.needs_gradients:
-        return OnnxGradientClassifier(model, wanted, input, output)
+        wanted = None if preprocessing is None else read_preprocessing(preprocessing)
+        return OnnxGradientClassifier(model, preprocessing_for(image_input(model, input), wanted), input, output)
     if isinstance(model, GuardedModule):
         raise ConfigError("classifier: this model is already guarded; give its .classifier")
     if not isinstance(model, nn.Module | ModelProto):
         raise ConfigError(
             f"classifier: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got {type(model).__name__}"
         )
-    if isinstance(model, ModelProto):
-        return pixel_classifier(model, wanted, input, output)
-    position, found = find_input(model, 0 if input is None else input)
-    if any(is_lazy(tensor) or tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+    if isinstance(model, nn.Module) and any(
+        is_lazy(tensor) or tensor.is_meta for tensor in chain(model.parameters(), model.buffers())
+    ):
         raise ConfigError(
             f"classifier: {type(model).__name__} has no weights yet; load them, or run it on an image once"
         )
-    return pixel_classifier(model, wanted, 0 if position == 0 else found, output)
+    return classifier_alone(model, preprocessing=preprocessing, input=input, output=output)
 
 
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:

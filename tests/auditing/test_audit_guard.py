@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 import purifier
 from audit_helpers import PGD, Give, as_linear_onnx, correct, rows, worst
 from purifier.auditing.audit import audit
+from purifier.auditing.parts import audited_parts
 from purifier.data.images import ImageData
 from purifier.errors import ConfigError, RejectedError
 from purifier.guards.guard import guard
@@ -199,3 +201,16 @@ def test_a_session_of_a_two_class_classifier_is_judged_by_its_own_rejections(on_
     (noisy,) = rows(found, model="guarded", attack="noise")
     assert noisy.error is None and (noisy.rejected is not None) == marked
     assert "paths-disagree" not in {flag.name for flag in found.flags}
+
+
+def test_a_classifier_alone_is_read_as_a_guard_reads_it(classifier):
+    """The dtype of a graph's input stands in the graph, whatever preprocessing is given."""
+    cast = onnx.helper.make_node("Cast", ["bytes"], ["images"], to=onnx.TensorProto.FLOAT)
+    model = as_linear_onnx(classifier.head.weight.detach().numpy() / 255, classifier.head.bias.detach().numpy())
+    model.graph.node.insert(0, cast)
+    del model.graph.input[:]
+    model.graph.input.append(onnx.helper.make_tensor_value_info("bytes", onnx.TensorProto.UINT8, ["n", 1, 28, 28]))
+    for wanted in (None, purifier.Preprocessing(scale=255)):
+        guarded = guard(model, "identity", preprocessing=wanted)
+        alone = audited_parts(model, preprocessing=wanted).classifier
+        assert alone.preprocessing == guarded.preprocessing and alone.preprocessing.dtype == "uint8"
