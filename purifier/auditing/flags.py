@@ -169,6 +169,15 @@ FLAGS: dict[str, FlagKind] = {
             "declare gradient = 'surrogate'",
         ),
         FlagKind(
+            "discontinuous",
+            "on more than half of the ways from one image to another with another answer, the margin jumps over 0 by "
+            "more than 10% of its clean value",
+            "A gradient that is right on either side of a jump does not lead across it (Athalye et al. 2018, section "
+            "3: shattered gradients).",
+            "give the logits of all classes, not only of the answer; declare gradient = 'surrogate' where a purifier "
+            "chooses between finished images",
+        ),
+        FlagKind(
             "stronger-self-check",
             "the self-checks' own PGD fools more images than all white-box attacks of the audit, one of which takes "
             "several steps, beyond chance (McNemar's test at 1%)",

@@ -24,6 +24,7 @@ from .comparing import count_flipped, exceeds_one_percent, significant_drop
 from .crafting import craft
 from .gradient_check import flags_of_gradient
 from .judging import CLEAN, judge
+from .jump_check import flags_of_jumps
 from .likely_causes import flags_of_set_up
 from .paths import flags_of_paths
 from .plan import Job
@@ -94,7 +95,7 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
         compared = first.select(torch.arange(min(count, COMPARED_IMAGES, len(first.indices))))
         flags += probe(lambda: flags_of_paths(setup, compared, threats))
         if setup.classifier.differentiable:
-            flags += probe(lambda: flags_of_gradient(setup, compared, threats))
+            flags += probe(lambda: flags_of_gradient(setup, compared, threats), lambda: flags_of_jumps(setup, compared))
     if setup.classifier.differentiable:
         flags += probe(lambda: _flags_of_right_images(setup, data, threats, count, attacked))
     return SelfChecks(flags, attacked)

@@ -163,7 +163,7 @@ SEEN: list[Tensor] = []
 REACH = 0.11
 
 
-def _recalled(pixels: Tensor, seen: list[Tensor]) -> Tensor:
+def recalled(pixels: Tensor, seen: list[Tensor]) -> Tensor:
     """The first image seen within ``REACH`` in linf; each new one is remembered."""
     found = []
     for image in pixels:
@@ -182,7 +182,7 @@ class Remembers(Broken):
         self.seen: list[Tensor] = []
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        return _recalled(pixels, self.seen)
+        return recalled(pixels, self.seen)
 
 
 class RemembersInClass(Broken):
@@ -191,14 +191,14 @@ class RemembersInClass(Broken):
     seen: ClassVar[dict[str, list[Tensor]]] = {"images": []}
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        return _recalled(pixels, self.seen["images"])
+        return recalled(pixels, self.seen["images"])
 
 
 class RemembersInGlobal(Broken):
     """The same, in a global variable."""
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        return _recalled(pixels, SEEN)
+        return recalled(pixels, SEEN)
 
 
 class Counts(Broken):
@@ -263,7 +263,7 @@ class Recalls(nn.Module):
         self.seen: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        return _recalled(images, self.seen)
+        return recalled(images, self.seen)
 
 
 class StubbornNorm(nn.BatchNorm2d):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sly import DrawsTheImage, OnlyTheAnswer, OnlyTheTop, ReversedInSingle
 from torch import Tensor, nn
 
 import purifier
@@ -66,7 +67,15 @@ CONTROLS = [
     _control("neighbours mixed", "batch-dependent", lambda model, _: (model, Neighbour())),
     _control("reversed surrogate", "noise-wins unbounded", lambda model, _: (model, Reversed())),
     _control("right on the grid only", "one-step-wins noise-wins unbounded", lambda model, _: (model, OnTheGrid())),
-    _control("remembers its images", "no-rise unbounded", lambda model, images: (model, Memory(images, 0.1))),
+    _control(
+        "remembers its images", "no-rise unbounded discontinuous", lambda model, images: (model, Memory(images, 0.1))
+    ),
+    _control(
+        "all classes masked but one", "discontinuous", lambda model, _: (Behind(model, after=OnlyTheTop()), Broken())
+    ),
+    _control(
+        "all other logits zero", "discontinuous", lambda model, _: (Behind(model, after=OnlyTheAnswer()), Broken())
+    ),
     _control("softmax", "probabilities", lambda model, _: (Behind(model, after=nn.Softmax(1)), Broken())),
     _control(
         "BatchNorm in training mode",
@@ -91,19 +100,35 @@ CONTROLS = [
         lambda model, _: (model, OtherSurrogate()),
     ),
     _control(
-        "remembers in an attribute", "stateful paths-disagree zero-gradient", lambda model, _: (model, Remembers())
+        "remembers in an attribute",
+        "stateful paths-disagree zero-gradient discontinuous",
+        lambda model, _: (model, Remembers()),
     ),
-    _control("remembers in its class", "stateful zero-gradient", lambda model, _: (model, RemembersInClass())),
-    _control("remembers in a global", "stateful zero-gradient", lambda model, _: (model, RemembersInGlobal())),
+    _control(
+        "remembers in its class", "stateful zero-gradient discontinuous", lambda model, _: (model, RemembersInClass())
+    ),
+    _control(
+        "remembers in a global", "stateful zero-gradient discontinuous", lambda model, _: (model, RemembersInGlobal())
+    ),
     _control(
         "classifier that remembers",
-        "stateful paths-disagree zero-gradient",
+        "stateful paths-disagree zero-gradient discontinuous",
         lambda model, _: (Behind(model, Recalls()), Broken()),
     ),
     _control("counts its calls", "stateful nondeterministic unbounded", lambda model, _: (model, Counts())),
     _control("last step only", "gradient-wrong", lambda model, _: (model, LastStep())),
     _control("straight through, exact", "gradient-wrong", lambda model, _: (model, StraightThrough())),
     _control("no slope at the bounds", "gradient-wrong", lambda model, _: (model, NoSlopeAtBounds())),
+    _control(
+        "image declared as noise",
+        "random-without-eot gradient-wrong",
+        lambda model, _: (model, DrawsTheImage()),
+    ),
+    _control(
+        "reversed in float32 only",
+        "gradient-wrong unbounded",
+        lambda model, _: (model, ReversedInSingle()),
+    ),
     _control("detached factor", "gradient-wrong", lambda model, _: (model, DetachedFactor())),
 ]
 """All controls that are the same each time; ``HiddenRandom`` is not."""

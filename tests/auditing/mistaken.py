@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sly import CountsPixels, Detector, SeesTheGrid, SeesTheSecond, Smoothed
 from torch import Tensor, nn
 
 from audit_helpers import Give
@@ -14,9 +15,8 @@ from broken import Behind, Broken
 from purifier import Purifier
 from purifier.data.images import ImageData
 from purifier.guards.guard import guard
-from purifier.rejection.calibration import calibrate
 
-ATTACK = "pgd:steps=20"
+ATTACK, JOINT = "pgd:steps=20", "joint:steps=10"
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,6 @@ class Scaled(nn.Module):
         return images / 255
 
 
-class Bright(Broken):
-    """Filters nothing; an image is unusual by its mean. Calibrated, it rejects the brightest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        calibrate(self, "fashion-mnist:train:100", fpr=0.05)
-
-    def score(self, pixels: Tensor) -> Tensor:
-        return pixels.mean((1, 2, 3))
-
-
 def _relabelled(data: ImageData, change: Callable[[Tensor], Tensor]) -> ImageData:
     return ImageData("relabelled", data.batch(range(len(data)))[0], change(data.labels))
 
@@ -96,7 +85,7 @@ def _mistake(
 ) -> Mistake:
     def given(model: nn.Module, data: ImageData) -> dict[str, Any]:
         classifier, filter_, images = make(model, data)
-        rejecting = {"on_reject": "flag"} if isinstance(filter_, Bright) else {}
+        rejecting = {"on_reject": "flag"} if isinstance(filter_, Detector) else {}
         return {"guard": guard(classifier, filter_, **rejecting), "data": images, "attacks": attacks or (ATTACK,)}
 
     return Mistake(name, given, frozenset(flags.split()))
@@ -137,7 +126,27 @@ MISTAKES = [
         lambda model, data: (model, Broken(), data),
         "pgd:steps=3,step_size=0.01,random_start=false",
     ),
-    _mistake("detector never attacked", "detector-ignored", lambda model, data: (model, Bright(), data)),
+    _mistake("detector never attacked", "detector-ignored", lambda model, data: (model, Detector(), data)),
+    _mistake(
+        "surrogate where a gradient is to be had",
+        "transfer-wins",
+        lambda model, data: (model, Smoothed(), data),
+        ATTACK,
+        "square:queries=200",
+    ),
+    _mistake(
+        "score that counts",
+        "zero-gradient detector-ignored",
+        lambda model, data: (model, CountsPixels(), data),
+        ATTACK,
+        JOINT,
+    ),
+    _mistake(
+        "score off the grid", "gradient-wrong transfer-wins", lambda model, data: (model, SeesTheGrid(), data), JOINT
+    ),
+    _mistake(
+        "score that remembers", "stateful paths-disagree", lambda model, data: (model, SeesTheSecond(), data), JOINT
+    ),
     _mistake("buffer that changes", "stateful", lambda model, data: (model, Learning(), data)),
 ]
 """Mistakes that only a whole audit can show."""

@@ -110,7 +110,7 @@ class ScoreRemembers(Remembers):
         return pixels
 
     def score(self, pixels: Tensor) -> Tensor:
-        return broken._recalled(pixels, self.seen).mean((1, 2, 3))
+        return broken.recalled(pixels, self.seen).mean((1, 2, 3))
 
 
 class ClassesRemember(Classes):
@@ -119,7 +119,7 @@ class ClassesRemember(Classes):
         self.seen: list[Tensor] = []
 
     def classify(self, pixels: Tensor) -> Tensor:
-        return super().classify(broken._recalled(pixels, self.seen))
+        return super().classify(broken.recalled(pixels, self.seen))
 
 
 class BuildsOnce(Broken):

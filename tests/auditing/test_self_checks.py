@@ -97,7 +97,7 @@ def test_a_healthy_guard_raises_no_flag(make, eot, classifier, data):
     [
         (nn.Identity(), set()),
         (nn.Softmax(1), {"probabilities"}),
-        (Rounding(), {"zero-gradient", "unbounded"}),
+        (Rounding(), {"zero-gradient", "unbounded", "discontinuous"}),
     ],
 )
 def test_a_classifier_alone_is_checked_too(after, flags, classifier, data):
