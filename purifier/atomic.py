@@ -1,9 +1,14 @@
-"""Atomic file writes: a reader sees the old file or the new one, even if the process is killed."""
+"""Atomic file writes: a reader sees the old file or the new one, even if the process is killed.
+
+What a killed process leaves is a hidden ``.NAME.HOST.PROCESS.RANDOM.tmp``, which the next write of that file removes.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +20,8 @@ from .errors import OutputError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it over ``path`` on success, remove it on failure.
 
-    Missing folders are created, and removed again if the write fails.
+    Missing folders are created, and removed again if the write fails. What processes of this machine that have ended
+    left of their writes is removed.
 
     Raises
     ------
@@ -23,13 +29,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         The folder cannot be created, is not a folder, or is not writable.
     """
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    temporary = path.parent / f"{_prefix(path)}{os.getpid()}.{secrets.token_hex(4)}.tmp"
     missing: list[Path] = []
     try:
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder; give a file name", path)
         missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         # tempfile would make the file private, and the umask can only be read by changing it for all threads.
         temporary.open("xb").close()
         yield temporary
@@ -52,6 +59,34 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files for ``path`` whose writers, processes of this machine, have ended."""
+    prefix = _prefix(path)
+    for file in path.parent.iterdir():
+        writer = file.name.removeprefix(prefix).partition(".")[0]
+        if file.name.startswith(prefix) and file.suffix == ".tmp" and writer.isdecimal() and not _runs(int(writer)):
+            with suppress(OSError):
+                file.unlink()
+
+
+def _prefix(path: Path) -> str:
+    """What the names of temporary files for ``path`` begin with on this machine."""
+    return f".{path.name}.{zlib.crc32(socket.gethostname().encode()):08x}."
+
+
+def _runs(process: int) -> bool:
+    """Whether a process exists; where that cannot be asked without harm, it is taken to."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def unwritable(path: str | Path, error: OSError) -> OutputError:

@@ -33,6 +33,13 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert target.read_bytes() == b"old"
+    (left,) = tmp_path.glob(".file.bin.*.tmp")
+    others = [tmp_path / ".file.bin.0badcafe.1.ab.tmp", tmp_path / left.name.replace("file.bin", "file.bin2")]
+    running = tmp_path / left.name.replace(left.name.split(".")[-3], str(os.getpid()))
+    for file in (*others, running):
+        file.write_text("somebody else's")
+    atomic_write(target, b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {"file.bin", running.name, *(file.name for file in others)}
 
 
 @pytest.mark.parametrize("place", ["file.txt/inside.txt", "."])

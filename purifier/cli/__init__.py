@@ -62,17 +62,24 @@ for _name, _command in (
 
 
 class _Terminated(BaseException):
-    """SIGTERM; not an Exception, so that no handler mistakes it for a failing attack."""
+    """SIGTERM or SIGHUP; not an Exception, so that no handler mistakes it for a failing attack."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
+def _terminate(number: int, _: object) -> NoReturn:
+    raise _Terminated(number)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit: 0 pass, 1 a gate failed, 2 usage or bad input, 3 inconclusive, 141 closed pipe."""
     if arguments is None:
-        signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed
+        for name in ("SIGTERM", "SIGHUP"):  # so that temporary files are removed
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, _terminate)
         keep_freed_memory()
     try:
         app(arguments)
@@ -87,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
     except KeyboardInterrupt:
         sys.exit(130)
-    except _Terminated:
-        sys.exit(143)
+    except _Terminated as end:
+        sys.exit(end.code)
 
 
 def _exit_with_error(message: str) -> NoReturn:

@@ -57,6 +57,7 @@ def train(
     augment: Annotated[str | None, typer.Option(help="none, shift, or flip (shifts and mirror images).")] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of another run.")] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Option of the plugin; may be repeated."),
@@ -119,6 +120,7 @@ def train(
             augment=augment,
             seed=seed,
             resume=resume,
+            overwrite=overwrite,
             device=device,
             save_every=save_every,
             progress=show,

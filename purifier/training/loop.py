@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..contracts.purifier import Purifier, purifiers
 from ..data.images import ImageData
 from ..data.loading import load_data
 from ..errors import ConfigError, TrainingError
+from ..exclusive import exclusive
 from ..output import Output
 from ..seeding import mix_seed
 from ..specs import build
@@ -58,6 +60,7 @@ def train(
     augment: str | None = None,
     seed: int = 0,
     resume: bool = False,
+    overwrite: bool = False,
     device: str | torch.device = "cpu",
     save_every: int = 1,
     root: str | Path | None = None,
@@ -79,8 +82,7 @@ def train(
     data
         The training data: labelled images or a DATA spec.
     out
-        The checkpoint to write, a ``.safetensors`` file. An existing checkpoint and its log are kept until this run
-        can replace them.
+        The checkpoint to write, a ``.safetensors`` file. No other run can write it meanwhile.
     config
         Options of the plugin's Config; ``image_shape`` is taken from the data unless given.
     recipe
@@ -97,6 +99,8 @@ def train(
     resume
         Continue from the state file; all settings except ``epochs``, ``device`` and ``save_every`` must be the same.
         With a schedule the same weights also need the same ``epochs``.
+    overwrite
+        Replace another run's checkpoint, log and state. Checkpoint and log are kept until this run can replace them.
     device
         Where to train, such as ``cpu`` or ``cuda``.
     save_every
@@ -120,7 +124,8 @@ def train(
     CheckpointError
         The state to resume from is damaged.
     OutputError
-        ``out`` cannot be written, or the path of the state holds a file that is not a training state.
+        ``out`` cannot be written or is there already, another run is writing it, or the path of the state holds a file
+        that is not a training state.
     """
     check_kinds(plugin, out, config, recipe, progress, weights, root)
     out = Path(out)
@@ -128,7 +133,7 @@ def train(
     chosen = build_recipe(recipe)
     check_out(out, (weights, *chosen.input_files))
     if not resume:
-        check_replaceable(state_path(out))
+        check_replaceable(out, overwrite)
     run_device = device_of(own_device(device))
     given = {
         "optimizer": optimizer,
@@ -158,6 +163,7 @@ def train(
     }
     header = {**settings, "epochs": epochs, "device": str(device)}
     with ExitStack() as stack:
+        stack.enter_context(exclusive(out) if os.environ.get("RANK", "0") == "0" else nullcontext())
         pixels, labels = (part.to(run_device) for part in images.batch(images.spread(2)))
         if model is not None:
             stack.enter_context(freeze(model, device=run_device))

@@ -29,10 +29,27 @@ def log_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.log.jsonl")
 
 
-def check_replaceable(path: Path) -> None:
-    """Raise ``OutputError`` if the path of the state holds a file that is not a training state."""
-    if not os.path.lexists(path):
-        return
+def check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raise ``OutputError`` if a new run would replace another's files, or a file that is not a training state."""
+    state = state_path(out)
+    if os.path.lexists(state):
+        _check_is_state(state)
+        if not overwrite:
+            raise OutputError(
+                f"{state} holds the last epoch of a stopped run; go on with it by --resume (resume=True), replace it "
+                "by --overwrite (overwrite=True), or choose another name",
+                state,
+            )
+    for path in (out, log_path(out)):
+        if os.path.lexists(path) and not overwrite:
+            raise OutputError(
+                f"{path} is there already, from another run; replace it by --overwrite (overwrite=True), or choose "
+                "another name",
+                path,
+            )
+
+
+def _check_is_state(path: Path) -> None:
     try:
         _, metadata = read_tensors(path)
     except CheckpointError:

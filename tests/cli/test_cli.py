@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -108,17 +109,18 @@ def test_errors_of_the_operating_system_are_one_line_too(command, tmp_path: Path
 
 
 @pytest.mark.integration
-def test_a_terminated_command_removes_its_temporary_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_terminated_command_removes_its_temporary_file(tmp_path: Path, name: str) -> None:
     code = (
         "import os, signal, sys, time; from purifier.atomic import atomic_path; from purifier.cli import app, main\n"
         "@app.command('stuck')\n"
         "def stuck():\n"
         "    with atomic_path('x.onnx') as temporary:\n"
-        "        print(temporary.exists(), flush=True); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+        f"        print(temporary.exists(), flush=True); os.kill(os.getpid(), signal.{name}); time.sleep(60)\n"
         "sys.argv[1:] = ['stuck']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 143, done.stderr
+    assert done.returncode == 128 + getattr(signal, name), done.stderr
     assert done.stdout.strip() == "True"
     assert list(tmp_path.iterdir()) == []
 

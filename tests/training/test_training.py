@@ -153,7 +153,7 @@ def test_the_seed_decides_everything(images: ImageData, tmp_path: Path, plugin: 
     config = SMALL if plugin == "vae" else {}
 
     def run(seed: int) -> Purifier:
-        return train(plugin, images, tmp_path / "p.safetensors", config=config, epochs=1, seed=seed)
+        return train(plugin, images, tmp_path / "p.safetensors", config=config, epochs=1, seed=seed, overwrite=True)
 
     torch.manual_seed(1)
     one = run(3)
@@ -251,7 +251,7 @@ def test_a_new_run_does_not_resume_an_old_one(images: ImageData, tmp_path: Path)
     out = tmp_path / "p.safetensors"
     with pytest.raises(Stopped):
         train("noisy", images, out, epochs=3, seed=1, progress=stop_in(3))
-    again = train("noisy", images, out, epochs=1, seed=2)
+    again = train("noisy", images, out, epochs=1, seed=2, overwrite=True)
     assert same(again, train("noisy", images, tmp_path / "q.safetensors", epochs=1, seed=2))
     assert [entry.get("epoch") for entry in read_log(out)] == [None, 1]
 
@@ -261,7 +261,7 @@ def test_a_run_that_fails_at_once_leaves_a_good_checkpoint_and_its_log(images: I
     train("noisy", images, out, epochs=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(TrainingError, match="nothing has been saved yet"):
-        train("poisoned", images, out, epochs=1)
+        train("poisoned", images, out, epochs=1, overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

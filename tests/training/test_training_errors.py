@@ -15,6 +15,7 @@ from purifier.contracts import checkpoint
 from purifier.contracts.checkpoint import read_tensors
 from purifier.data.images import ImageData
 from purifier.errors import ConfigError, OutputError, PluginError, SpecError, TrainingError
+from purifier.exclusive import exclusive
 from purifier.training.epoch import Progress
 from purifier.training.loop import train
 
@@ -124,9 +125,14 @@ def test_the_users_own_file_is_not_overwritten(tmp_path: Path, content: bytes | 
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_state_is_replaced(tmp_path: Path, stopped: Path) -> None:
-    shutil.copy(stopped / STATE, tmp_path)
-    train("vae", IMAGES, tmp_path / "p.safetensors", epochs=1, **OPTIONS)
+@pytest.mark.parametrize("name", [STATE, "p.safetensors", "p.log.jsonl"])
+def test_another_runs_files_are_replaced_on_request_only(tmp_path: Path, stopped: Path, name: str) -> None:
+    content = (stopped / STATE).read_bytes()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OutputError, match="--overwrite"):
+        train("vae", IMAGES, tmp_path / "p.safetensors", epochs=1, **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == content
+    train("vae", IMAGES, tmp_path / "p.safetensors", epochs=1, overwrite=True, **OPTIONS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.log.jsonl", "p.safetensors"]
 
 
@@ -200,3 +206,11 @@ def test_an_overflowing_optimizer_is_an_error_before_it_is_saved(tmp_path: Path)
         train("vae", "demo:64", tmp_path / "p.safetensors", config={"channels": 4, "latent": 4}, lr=1500.0, epochs=5)
     for state in tmp_path.glob("*.train.safetensors"):
         assert all(tensor.isfinite().all() for tensor in read_tensors(state)[0].values())
+
+
+def test_two_runs_do_not_write_the_same_files(tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    with exclusive(out):
+        with pytest.raises(OutputError, match="another run is writing it"):
+            train("vae", IMAGES, out, epochs=1, **OPTIONS)
+        assert [path.name for path in tmp_path.iterdir()] == [".p.safetensors.lock"]
