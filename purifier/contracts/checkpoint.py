@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
+from contextvars import ContextVar
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ SHIPPED = {"demo": "fashion-robust.safetensors", "demo-plain": "fashion-vae.safe
 KEPT_METADATA = ("recipe", "classifier", "seed", "data", "training", "metrics", "calibration")
 """What the metadata says about how a purifier was made; kept when it is saved again."""
 
+_reading: ContextVar[Path | None] = ContextVar("reading", default=None)
+"""The checkpoint that is being read: what it names comes from a stranger."""
+
 
 def load(spec: str | Path) -> Purifier:
     """Load a purifier, in evaluation mode, on the CPU.
@@ -52,6 +56,12 @@ def load(spec: str | Path) -> Purifier:
         return load(Path(str(files("purifier.assets") / SHIPPED[text])))
     path = checkpoint_path(spec)
     if path is not None:
+        if (reader := _reading.get()) is not None:
+            raise CheckpointError(
+                f"{reader} names another file, {path}, but a checkpoint holds all its weights and names plugins only; "
+                "recreate it",
+                reader,
+            )
         return _load_file(path)
     name, options = split_spec(text)
     cls, what = purifiers.get(name), f"purifier {name!r}"
@@ -122,6 +132,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _content(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise CheckpointError(f"cannot read {path}: it is not a regular file; give the path of a file", path)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"no file {path}; give the path of an existing file", path) from error
@@ -180,6 +192,7 @@ def _load_file(path: Path) -> Purifier:
             path,
         )
     cls = purifiers.get(description["plugin"])
+    token = _reading.set(path)
     try:
         what = f"purifier {description['plugin']!r}"
         config: object = build(cls.Config, description["config"], what=what)
@@ -193,6 +206,8 @@ def _load_file(path: Path) -> Purifier:
             f"{path} does not fit plugin {description['plugin']!r} (made by {description.get('version')}): {error}",
             path,
         ) from error
+    finally:
+        _reading.reset(token)
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path}: weights {broken[0]!r} hold NaN or infinity; train it again", path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -69,11 +70,19 @@ def test_damaged_and_foreign_files_are_errors(checkpoint: Path, tmp_path: Path) 
     with pytest.raises(CheckpointError, match="no file absent.pt; give the path of an existing file"):
         load_classifier("torch.nn:Identity", weights="absent.pt")
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match=r"cannot read .*folder.safetensors: Is a directory; give a file"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*folder.safetensors: it is not a regular file"):
         purifier.load(tmp_path / "folder.safetensors")
     save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="not a purifier checkpoint: its metadata names no plugin"):
         purifier.load(tmp_path / "foreign.safetensors")
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        purifier.load(tmp_path / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        purifier.load(tmp_path)
 
 
 def test_metadata_that_does_not_fit_is_an_error(checkpoint: Path) -> None:

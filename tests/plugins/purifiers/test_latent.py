@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -281,12 +282,16 @@ def test_training_is_an_error(latent: Callable[[str], Purifier], pixels: Tensor)
         latent("steps=1").loss(pixels, pixels, None)
 
 
-def test_a_file_that_names_itself_as_its_base_is_an_error(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "missing", "good"])
+def test_a_file_may_not_name_another(folder: Path, tmp_path: Path, kind: str) -> None:
     path = purifier.save(purifier.load(f"latent:base={folder}/vae.safetensors"), tmp_path / "own.safetensors")
+    other = folder / "vae.safetensors" if kind == "good" else tmp_path / "other.safetensors"
+    if kind == "pipe":
+        os.mkfifo(other)
     tensors, metadata = read_tensors(path)
-    metadata["purifier"]["config"] |= {"base": str(path), "image_shape": None}
+    metadata["purifier"]["config"]["base"] = str(other)
     write_tensors(tensors, path, metadata)
-    with pytest.raises(CheckpointError, match="base must be a vae or gmvae, not another latent"):
+    with pytest.raises(CheckpointError, match="names another file"):
         purifier.load(path)
 
 
