@@ -44,8 +44,8 @@ def data() -> ImageData:
 
 @pytest.fixture
 def few_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Judge each epoch on 60 images instead of 250, which would take longer than the epoch itself."""
-    monkeypatch.setattr("purifier.training.epoch.WATCHED", 60)
+    """Judge each epoch on 30 images instead of 250, which would take longer than the epoch itself."""
+    monkeypatch.setattr("purifier.training.epoch.WATCHED", 30)
 
 
 def robust_accuracy(classifier: nn.Module, filter_: Purifier) -> float:
@@ -100,7 +100,7 @@ def test_every_kind_learns(
         "classifier": trained("net"),
         **options,
     }
-    train(plugin, "fashion-mnist:train:200", tmp_path / "p.safetensors", epochs=3, **given)
+    train(plugin, "fashion-mnist:train:200", tmp_path / "p.safetensors", epochs=2, **given)
     lines = (tmp_path / "p.log.jsonl").read_text().splitlines()
     shares = [json.loads(line)["figures"]["right_clean"] for line in lines[1:]]
     assert shares[-1] > max(0.3, shares[0] + 0.1)
