@@ -82,7 +82,9 @@ def test_an_audit_of_a_sigmoid_output(onnx: bool, data: ImageData, margin: Tenso
     right = ((margin > 0).long() == data.labels).double().mean().item()
     model = as_onnx(Binary(), tmp_path / "net.onnx") if onnx else Binary()
     guarded = purifier.guard(model, "blur", output_kind="binary-probability")
-    report = purifier.audit(guarded, data, eps=EPS, attacks=["square:queries=200" if onnx else "pgd:steps=10"], probes=16)
+    report = purifier.audit(
+        guarded, data, eps=EPS, attacks=["square:queries=200" if onnx else "pgd:steps=10"], probes=16
+    )
     assert {flag.name for flag in report.flags} == set()
     assert report.classifier["output_kind"] == "binary-probability"
     shares = {(row.model, row.attack == "none"): row.result.accuracy for row in report.rows if row.result}
