@@ -269,6 +269,7 @@ def test_bad_scores_are_an_error_before_any_attack(classifier, data):
         audit(guard(classifier, bad), data)
 
 
+@pytest.mark.integration
 def test_a_calibrated_checkpoint_end_to_end(tmp_path):
     vae = purifier.load("demo-plain")
     calibrate(vae, load_data("fashion-mnist:test:300"), fpr=0.1)

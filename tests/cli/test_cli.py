@@ -201,11 +201,11 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def other_purifiers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Show the demo with purifiers that are quick to attack."""
-    monkeypatch.setattr(demo, "PURIFIERS", {"plain": "identity", "robust": "blur"})
+    """Show the demo with purifiers that are quicker to attack than the shipped one that descends."""
+    monkeypatch.setattr(demo, "PURIFIERS", {"plain": "blur", "robust": "demo-plain"})
 
 
-@pytest.mark.usefixtures("small_demo")
+@pytest.mark.usefixtures("small_demo", "other_purifiers")
 def test_a_small_demo_writes_reports_a_picture_and_the_guard(command, tmp_path: Path) -> None:
     code, out, _ = command("demo", "--out", tmp_path)
     assert code == 0

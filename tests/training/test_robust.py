@@ -88,7 +88,13 @@ def test_a_robust_vae_holds_where_a_plain_one_fails(data: ImageData, tmp_path: P
             "robust:norm=l2,eps=1,clean=0.5",
             {"optimizer": "adam", "lr": 1e-2, "batch_size": 20},
         ),
-        ("gmvae", {"components": 3}, "robust:loss=trades", {"optimizer": "muon", "lr": 2e-2, "batch_size": 10}),
+        pytest.param(
+            "gmvae",
+            {"components": 3},
+            "robust:loss=trades",
+            {"optimizer": "muon", "lr": 2e-2, "batch_size": 10},
+            marks=pytest.mark.integration,
+        ),
     ],
 )
 def test_every_kind_learns(

@@ -60,6 +60,7 @@ def test_as_near_as_foolbox(net, images):
     assert ours.median() <= 1.05 * theirs.median()
 
 
+@pytest.mark.integration
 def test_is_as_near_as_fab(net, images):
     pixels, labels = images[0][:16], net(images[0][:16]).argmax(1)
     ours, fab = (distances(f"{spec}:minimal=true", NORM, net, (pixels, labels)) for spec in ("ead", "fab-t"))
