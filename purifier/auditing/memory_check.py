@@ -38,8 +38,8 @@ def flags_of_memory(
     """Ask about places near images that the guard has not seen, before and after it has seen the images.
 
     The images are those of the data, shifted by a third of their size, so nobody has shown it anything near them. Each
-    question goes to a copy of the process, where a guard can remember nothing of the others wherever it keeps it. Where
-    the process cannot be copied, it goes to a copy of the modules, and only what those hold is seen.
+    history is that of a copy of the process, where a guard can remember nothing of the others wherever it keeps it.
+    Where the process cannot be copied, it is that of a copy of the modules, and only what those hold is seen.
     """
     batch = setup.batch(data, range(min(REMEMBERED_IMAGES, count, setup.batch_size, len(data))))
     height, width = batch.pixels.shape[2:]
