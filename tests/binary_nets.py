@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,23 @@ def pullovers_and_coats(count: int) -> ImageData:
     return ImageData("pullovers-and-coats", pixels, (labels == COAT).long(), ("pullover", "coat"))
 
 
-def as_onnx(module: nn.Module, path: Path, outputs: tuple[str, ...] = ("out",)) -> ModelProto:
-    """The module as ONNX with a free batch size, input ``images``."""
-    torch.onnx.export(
-        module.eval(),
+def as_onnx(net: Binary, path: Path, outputs: tuple[str, ...] = ("out",)) -> ModelProto:
+    """The net as ONNX with a free batch size, input ``images``; each form is exported once."""
+    path.write_bytes(_exported(net.kind, net.shape, net.features, outputs))
+    return onnx.load(path)
+
+
+@functools.cache
+def _exported(kind: str, shape: tuple[int, ...], features: bool, outputs: tuple[str, ...]) -> bytes:
+    program = torch.onnx.export(
+        Binary(kind, shape, features).eval(),
         (torch.rand(2, 1, 28, 28),),
-        path,
         dynamo=True,
         opset_version=18,
         input_names=["images"],
         output_names=outputs,
         dynamic_shapes=[{0: torch.export.Dim("batch")}],
-        external_data=False,
         verbose=False,
     )
-    return onnx.load(path)
+    assert program is not None
+    return program.model_proto.SerializeToString()

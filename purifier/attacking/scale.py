@@ -29,6 +29,8 @@ class Scale:
         self._at = torch.arange(count)
         self._first = [torch.zeros(count)]
         """Shared by all selections; 0 until the first answer."""
+        self._known: Tensor | None = None
+        """The units of these images once each has one; they never change again."""
 
     def select(self, keep: Tensor | slice) -> Scale:
         """The units of some of the images: ``keep`` is a mask (N,), positions, which may repeat, or a slice."""
@@ -36,6 +38,7 @@ class Scale:
         if isinstance(keep, Tensor):
             self._at = self._at.to(keep.device)
         chosen._at, chosen._first = self._at[keep], self._first
+        chosen._known = None if self._known is None else self._known[keep]
         return chosen
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -57,17 +60,21 @@ class Scale:
         """The units (M,) for answers with these spreads (M,)."""
         usable = spread.isfinite() & (spread >= TINY)
         spread = torch.where(usable, spread, 0)
-        if len(spread) == len(self._at):
-            self._at, self._first[0] = self._at.to(spread.device), self._first[0].to(spread)
-            known = self._first[0][self._at]
-            new = known == 0
-            # Of several first answers about one image the largest spread counts, so their order does not.
-            self._first[0].scatter_reduce_(0, self._at[new], spread[new], "amax")
-            first = self._first[0][self._at]
-        else:
-            # Nobody said which images these are.
-            first = spread
-        first = torch.where(first > 0, first, 1)
+        # With another number of images, nobody said which they are.
+        first = self._firsts(spread) if len(spread) == len(self._at) else torch.where(spread > 0, spread, 1)
         ratio = spread / first / LINEAR
         compressed = spread / LINEAR / (1 + ratio.clamp_min(1).log())
         return torch.where(ratio > 1, compressed, first)
+
+    def _firsts(self, spread: Tensor) -> Tensor:
+        """The images' first spreads, (M,), which are ``spread`` (M,) where there was none yet; 1 if that is 0."""
+        if self._known is not None:
+            return self._known.to(spread)
+        self._at, self._first[0] = self._at.to(spread.device), self._first[0].to(spread)
+        new = self._first[0][self._at] == 0
+        # Of several first answers about one image the largest spread counts, so their order does not.
+        self._first[0].scatter_reduce_(0, self._at[new], spread[new], "amax")
+        first = self._first[0][self._at]
+        if (first > 0).all():
+            self._known = first
+        return torch.where(first > 0, first, 1)

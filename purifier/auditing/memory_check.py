@@ -28,6 +28,8 @@ REMEMBERED_IMAGES = 16
 """How many images the guard is shown."""
 NEARER = 0.25
 """Every second image is asked about at this fraction of the way."""
+ASKED, SHOWN = True, False
+"""What happens to a guard: it is asked about the places, or shown the images."""
 
 
 def flags_of_memory(
@@ -36,8 +38,8 @@ def flags_of_memory(
     """Ask about places near images that the guard has not seen, before and after it has seen the images.
 
     The images are those of the data, shifted by a third of their size, so nobody has shown it anything near them. Each
-    question goes to a copy of the process, where a guard can remember nothing of the others wherever it keeps it. Where
-    the process cannot be copied, it goes to a copy of the modules, and only what those hold is seen.
+    history is that of a copy of the process, where a guard can remember nothing of the others wherever it keeps it.
+    Where the process cannot be copied, it is that of a copy of the modules, and only what those hold is seen.
     """
     batch = setup.batch(data, range(min(REMEMBERED_IMAGES, count, setup.batch_size, len(data))))
     height, width = batch.pixels.shape[2:]
@@ -54,28 +56,33 @@ def flags_of_memory(
 def _compared(setup: AuditSetup, batch: Batch, near: Tensor, indices: Sequence[int], *, copies: bool) -> list[Flag]:
     """Compare the answers after different histories, each in a copy of the process or of the modules."""
 
-    def ask(*, seed: int = 0, before: bool = False, shown: bool = False) -> dict[str, Tensor]:
-        """What the guard says about the places, after it was asked about them ``before``, and ``shown`` the images."""
+    def answers(*history: bool, seed: int = 0) -> list[dict[str, Tensor]]:
+        """What a guard that has seen nothing else says about the places, each time that it is ``ASKED``."""
 
         def run() -> dict[str, Tensor]:
             parts = _Parts(setup, *((setup.classifier, setup.purifier) if copies else fresh(setup)))
+            said: list[dict[str, Tensor]] = []
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                if before:
-                    parts.answers(near, indices)
-                if shown:
-                    parts.see(batch)
-                return parts.answers(near, indices)
+                for step in history:
+                    if step == ASKED:
+                        said.append(parts.answers(near, indices))
+                    else:
+                        parts.see(batch)
+            return {name: torch.stack([one[name] for one in said]) for name in said[0]}
 
-        return in_process_copy(run) if copies else run()
+        found = in_process_copy(run) if copies else run()
+        return [{name: values[at] for name, values in found.items()} for at in range(history.count(ASKED))]
 
-    first = ask()
-    if _changed(first, ask(seed=1)):
-        return []  # its answers are random, which is another flag
-    again = _changed(first, ask(before=True))
-    changed = max(_changed(first, ask(before=True, shown=True)), _changed(first, ask(shown=True)))
+    # A copy costs more than many questions, so few of them answer all.
+    first, second, third = answers(ASKED, ASKED, SHOWN, ASKED)
+    (unasked,) = answers(SHOWN, ASKED)
+    again, changed = _changed(first, second), max(_changed(first, third), _changed(first, unasked))
     if not changed and not again:
         return []
+    (redrawn,) = answers(ASKED, seed=1)
+    if _changed(first, redrawn):
+        return []  # its answers are random, which is another flag
     when = "nearby images have been shown" if changed > again else "it has answered before"
     return [Flag("stateful", f"the answers to {max(changed, again)} of {len(near)} images change once {when}")]
 

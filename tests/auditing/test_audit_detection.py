@@ -135,9 +135,10 @@ def test_a_random_purifier_is_fooled_by_majority_and_scored_once(classifier, dat
     assert row.detection.held.correct >= row.result.correct and (5 * row.detection.held.correct) % 1 < 1e-9
     bright = Bright()
     bright.draw = lambda pixels, generator: generator.normal(pixels.shape[1:], pixels)
-    audit(guard(classifier, bright), data, attacks=("fgsm",), routes=("exact",), judgements=5, batch_size=30)
+    settings = {"attacks": ("fgsm",), "routes": ("exact",), "batch_size": 30, "probes": 8}
+    audit(guard(classifier, bright), data, judgements=5, **settings)
     once = bright.scored
-    audit(guard(classifier, bright), data, attacks=("fgsm",), routes=("exact",), judgements=9, batch_size=30)
+    audit(guard(classifier, bright), data, judgements=9, **settings)
     assert bright.scored == 2 * once  # however many judgements
 
 
@@ -177,6 +178,12 @@ def test_a_calibrated_report_is_saved_and_loaded_as_it_was(classifier, data, tmp
     assert set(raw["rows"][2]["detection"]["auc"]) == {"value", "interval"}
 
 
+@pytest.fixture(scope="module")
+def calibrated_report(classifier, data) -> AuditReport:
+    guarded = guard(classifier, calibrated(Bright))
+    return audit(guarded, data, eps=0.1, attacks=("fgsm",), routes=("exact",), probes=8)
+
+
 def damaged(raw: dict, place: str, value: object) -> dict:
     *path, last = place.split("/")
     inner = raw
@@ -207,10 +214,10 @@ def damaged(raw: dict, place: str, value: object) -> dict:
         ("calibration/threshold", "high"),
     ],
 )
-def test_a_damaged_detection_is_an_error(place, value, classifier, data, tmp_path):
-    audit(guard(classifier, calibrated(Bright)), data, eps=0.1, attacks=("fgsm",), routes=("exact",), out=tmp_path)
-    raw = json.loads((tmp_path / "report.json").read_text())
-    (tmp_path / "report.json").write_text(json.dumps(damaged(raw, place, value)))
+def test_a_damaged_detection_is_an_error(place, value, calibrated_report, tmp_path):
+    path = calibrated_report.save(tmp_path)
+    assert AuditReport.load(tmp_path) == calibrated_report
+    path.write_text(json.dumps(damaged(json.loads(path.read_text()), place, value)))
     with pytest.raises(FileError, match="is not a complete report"):
         AuditReport.load(tmp_path)
 
@@ -262,13 +269,14 @@ def test_bad_scores_are_an_error_before_any_attack(classifier, data):
         audit(guard(classifier, bad), data)
 
 
+@pytest.mark.integration
 def test_a_calibrated_checkpoint_end_to_end(tmp_path):
     vae = purifier.load("demo-plain")
     calibrate(vae, load_data("fashion-mnist:test:300"), fpr=0.1)
     purifier.save(vae, tmp_path / "vae.safetensors")
     guarded = guard("demo", tmp_path / "vae.safetensors")
     attacks = ("pgd:steps=10", "joint:steps=40")
-    found = audit(guarded, "demo:24", eps=0.3, attacks=attacks, routes=("exact", "oblivious"))
+    found = audit(guarded, "demo:24", eps=0.3, attacks=attacks, routes=("exact", "oblivious"), probes=4)
     oblivious = rows(found, model="guarded", attack=attacks[0], route="oblivious")[0].detection
     joint = rows(found, model="guarded", attack=attacks[1], route="exact")[0].detection
     assert found.calibration["fpr"] == 0.1 and found.rows[1].detection.rejected.accuracy < 0.3

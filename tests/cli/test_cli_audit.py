@@ -160,10 +160,11 @@ def test_the_gate_fails_on_the_lower_bound_of_the_worst_case(command, folder):
     given = {
         "classifier": "demo",
         "purifier": "identity",
-        "data": "demo:60",
+        "data": "demo:20",
         "eps": "0.01",
         "attack": "pgd:steps=5",
-        "probes": 4,
+        "route": "exact",
+        "probes": 1,
     }
     command(*arguments(**given))
     report = json.loads((folder / "found" / "report.json").read_text())
@@ -188,7 +189,7 @@ def test_a_gate_needs_a_white_box_attack(command, folder):
 
 
 def test_a_gate_needs_an_attack_of_more_than_one_step(command, folder):
-    given = {"classifier": "demo", "purifier": "identity", "data": "demo:60", "eps": "0.01", "probes": 4}
+    given = {"classifier": "demo", "purifier": "identity", "data": "demo:20", "eps": "0.01", "probes": 1}
     code, shown, _ = command(*arguments(**given, attack="fgsm", fail_under=0))
     assert code == 3
     assert "gate undecided, linf 0.01: only one-step attacks ran" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,19 @@ def features(): return Binary("probabilities", features=True)
 """
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "net.onnx"
+    as_onnx(Binary(features=True), path, ("feat", "out"))
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with a classifier as a factory and as ONNX, and two-class data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cli_outputs_model.py").write_text(MODEL)
-    as_onnx(Binary(features=True), tmp_path / "net.onnx", ("feat", "out"))
+    shutil.copy(model, tmp_path)
     data = pullovers_and_coats(40)
     pixels, labels = data.batch(range(40))
     np.savez(tmp_path / "data.npz", images=pixels.numpy(), labels=labels.numpy())

@@ -53,7 +53,8 @@ def few() -> ImageData:
 
 def test_an_audit_runs_them_along_every_route(library, net, few):
     climbs, asks = CLIMBS[library], ASKS[library]
-    report = purifier.audit(purifier.guard(net, "blur:sigma=2"), few, eps=0.08, attacks=[climbs, asks], batch_size=16)
+    guarded = purifier.guard(net, "blur:sigma=2")
+    report = purifier.audit(guarded, few, eps=0.08, attacks=[climbs, asks], batch_size=16, probes=4)
     rows = {(row.attack, row.model, row.route): row for row in report.rows}
     assert not [row.error for row in report.rows if row.error]
     clean = rows["none", "guarded", None].result.accuracy

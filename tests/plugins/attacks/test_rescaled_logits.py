@@ -20,7 +20,7 @@ from purifier.data.pixels import Preprocessing
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
 
-FACTORS = (1e-4, 1e-2, 1e2, 1e4)
+FACTORS = (1e-4, 1e4)
 OTHER_LOSSES = [
     Row("apgd-t:steps=8,targets=3,loss=ce"),
     Row("fmn:steps=8,loss=ce"),
