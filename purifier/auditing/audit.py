@@ -22,6 +22,7 @@ from ..guards.guard import Guard
 from ..rejection.calibration import calibration_of
 from ..torch_tools.channels_last import channels_last
 from ..torch_tools.freezing import freeze
+from ..torch_tools.process_settings import kept_settings
 from ..vocabulary import Norm, OutputKind, Route
 from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import PendingRow, finished_rows, worst_cases
@@ -136,6 +137,7 @@ def audit(
     jobs = plan(classifier, planned, given, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with ExitStack() as stack:
+        stack.enter_context(kept_settings())
         run_device = stack.enter_context(freeze(classifier, purifier, device=device))
         setup = parts.setup(run_device, seed=seed, batch_size=batch_size)
         weights = Weights(classifier=classifier, purifier=purifier)
