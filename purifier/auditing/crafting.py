@@ -47,7 +47,7 @@ def craft(setup: AuditSetup, job: Job, batch: Batch, spent: Spent) -> Tensor:
 def _unchanged(setup: AuditSetup, job: Job, pixels: Tensor) -> Iterator[None]:
     """Put back what the attack changes of classifier and purifier, and raise ``AuditError`` that says what it was."""
     if setup.state.own is None:
-        setup.state.own = _changed_by_asking(setup, pixels)
+        setup.state.own = changed_by_asking(setup, pixels)
     try:
         yield
     finally:
@@ -61,7 +61,7 @@ def _unchanged(setup: AuditSetup, job: Job, pixels: Tensor) -> Iterator[None]:
         )
 
 
-def _changed_by_asking(setup: AuditSetup, pixels: Tensor) -> frozenset[str]:
+def changed_by_asking(setup: AuditSetup, pixels: Tensor) -> frozenset[str]:
     """What classifier and purifier change themselves when they are asked, which is not an attack's fault."""
     classifier, purifier = setup.classifier, setup.purifier
     for images in (pixels[:1], pixels[:FIRST_IMAGES]):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from deceiving import Tires
 from torch import Tensor, nn
 
 from audit_helpers import Give
@@ -102,6 +103,10 @@ def _mistake(
     return Mistake(name, given, frozenset(flags.split()))
 
 
+def _nothing(pixels: Tensor, labels: Tensor) -> Tensor:
+    return pixels
+
+
 REVERSED = list(range(9, -1, -1))
 MISTAKES = [
     _mistake(
@@ -137,7 +142,11 @@ MISTAKES = [
         lambda model, data: (model, Broken(), data),
         "pgd:steps=3,step_size=0.01,random_start=false",
     ),
+    _mistake("one step only", "weak-attacks", lambda model, data: (model, Broken(), data), "fgsm"),
+    _mistake("noise only", "weak-attacks", lambda model, data: (model, Broken(), data), "noise"),
+    _mistake("attack that does nothing", "weak-attacks", lambda model, data: (model, Broken(), data), Give(_nothing)),
     _mistake("detector never attacked", "detector-ignored", lambda model, data: (model, Bright(), data)),
+    _mistake("tires of being asked", "stateful", lambda model, data: (model, Tires(60), data)),
     _mistake("buffer that changes", "stateful", lambda model, data: (model, Learning(), data)),
 ]
 """Mistakes that only a whole audit can show."""
