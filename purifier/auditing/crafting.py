@@ -52,7 +52,8 @@ def _unchanged(setup: AuditSetup, job: Job, pixels: Tensor) -> Iterator[None]:
         yield
     finally:
         changes = setup.state.changes()
-        setup.state.restore()
+        if changes:
+            setup.state.restore()
     if changes:
         more = f" and {len(changes) - NAMED_CHANGES} more" if len(changes) > NAMED_CHANGES else ""
         raise AuditError(

@@ -65,9 +65,6 @@ class ModuleState:
         """Put back what ``changes`` says."""
         for _, put_back in list(self._differences()):
             put_back()
-        for held in self._tensors:
-            if held.now.grad is not held.gradient:
-                held.now.grad = held.gradient
 
     def _differences(self) -> Iterator[tuple[str, Callable[[], object]]]:
         for change, put_back in self._all_differences():
@@ -90,6 +87,8 @@ class ModuleState:
                 yield held.label, partial(_put_values_back, held)
             if held.now.requires_grad != held.requires_grad:
                 yield f"requires_grad of {held.label}", partial(held.now.requires_grad_, held.requires_grad)
+            if held.now.grad is not held.gradient:
+                yield f"the gradient of {held.label}", partial(setattr, held.now, "grad", held.gradient)
 
 
 def _place(what: str, name: str) -> str:
