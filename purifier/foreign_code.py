@@ -19,14 +19,18 @@ LIBRARIES |= {"google", "numpy", "PIL", "rich", "typer", "click"}
 """Top-level packages whose lines are not what the author of a plugin or classifier has to fix."""
 
 
+class Interrupted(BaseException):
+    """Base class of what this project raises to end in the middle of foreign code, which is not to blame for it."""
+
+
 class Attempt:
     """A ``with`` block that keeps the exception raised inside it, without its traceback, for callers that go on.
 
-    So is the end of the program that foreign code asked for. ``KeyboardInterrupt`` propagates, unless ``catching``
-    includes it.
+    Foreign code can raise anything: the end of the program, or a class of its own below ``BaseException``. Without
+    ``catching`` everything is kept but ``KeyboardInterrupt`` and ``Interrupted``, which propagate.
     """
 
-    def __init__(self, catching: tuple[type[BaseException], ...] = (Exception, SystemExit)) -> None:
+    def __init__(self, catching: tuple[type[BaseException], ...] | None = None) -> None:
         self.error: BaseException | None = None
         self.cause = ""
         """``cause_of`` the exception, with its place."""
@@ -36,7 +40,7 @@ class Attempt:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if error is None or not isinstance(error, self._catching):
+        if error is None or not _is_caught(error, self._catching):
             return False
         self.error, self.cause = error, cause_of(error)
         # A traceback would keep the failed call's tensors alive as long as this object and its frame.
@@ -56,6 +60,17 @@ def causes_of(error: BaseException, *, declared: bool = False) -> list[BaseExcep
     return chain
 
 
+def _is_caught(error: BaseException, catching: tuple[type[BaseException], ...] | None) -> bool:
+    if catching is None:
+        return not isinstance(error, KeyboardInterrupt | Interrupted)
+    return isinstance(error, catching)
+
+
+def is_exception(error: BaseException) -> bool:
+    """Whether this is an ordinary error, and not the end of the program or a class below ``BaseException`` alone."""
+    return isinstance(error, Exception)
+
+
 def is_purifier_error(error: BaseException) -> bool:
     """Whether an exception is one of this project's own."""
     return isinstance(error, PurifierError)
@@ -68,7 +83,7 @@ def explained(
     advice: str = "",
     *,
     passing: Callable[[BaseException], bool] = is_purifier_error,
-    catching: tuple[type[BaseException], ...] = (Exception, SystemExit),
+    catching: tuple[type[BaseException], ...] | None = None,
     describe: Callable[[BaseException], str] | None = None,
 ) -> Iterator[None]:
     """Turn any exception raised inside into one error: ``FAILURE (TYPE: message); ADVICE``.
@@ -84,14 +99,15 @@ def explained(
     passing
         Which exceptions propagate unchanged; by default this project's own, which need no explanation.
     catching
-        Which exceptions to explain; all others propagate too.
+        Which exceptions to explain; all others propagate too. By default all but ``KeyboardInterrupt`` and
+        ``Interrupted``.
     describe
         Makes the text in the brackets; by default ``cause_of``.
     """
     try:
         yield
-    except catching as error:
-        if passing(error):
+    except BaseException as error:
+        if passing(error) or not _is_caught(error, catching):
             raise
         cause = (describe or cause_of)(error)
         raise make(f"{failure} ({cause})" + (f"; {advice}" if advice else "")) from error

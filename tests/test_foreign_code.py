@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import re
 import weakref
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from purifier.errors import ConfigError, PluginError
-from purifier.foreign_code import Attempt, cause_of, explained, first_line, is_foreign, place_of
+from purifier.foreign_code import Attempt, Interrupted, cause_of, explained, first_line, is_foreign, place_of
 
 
 class Fails:
@@ -37,6 +38,28 @@ def test_ctrl_c_passes_unless_it_is_asked_for() -> None:
     with Attempt((KeyboardInterrupt,)) as attempt:
         Fails(error)()
     assert attempt.error is error
+
+
+class Own(BaseException):
+    """An author's class that no ``except Exception`` catches."""
+
+
+@pytest.mark.parametrize("error", [Own("no"), GeneratorExit("no"), asyncio.CancelledError("no")], ids=type)
+def test_whatever_foreign_code_raises_is_an_error_of_its_own(error: BaseException) -> None:
+    with Attempt() as attempt:
+        Fails(error)()
+    assert attempt.error is error and attempt.cause.startswith(f"{type(error).__name__}: no, at ")
+    said = f"X fails .{type(error).__name__}: no, at "
+    with pytest.raises(ConfigError, match=said), explained("X fails", ConfigError):
+        Fails(error)()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), type("Terminated", (Interrupted,), {})()], ids=type)
+def test_the_end_of_this_projects_own_work_is_nobodys_error(error: BaseException) -> None:
+    with pytest.raises(type(error)), Attempt():
+        Fails(error)()
+    with pytest.raises(type(error)), explained("X fails", ConfigError, passing=lambda _: False):
+        Fails(error)()
 
 
 def test_the_end_of_the_program_is_kept_like_an_exception() -> None:

@@ -22,12 +22,14 @@ from ..guards.guard import Guard
 from ..rejection.calibration import calibration_of
 from ..torch_tools.channels_last import channels_last
 from ..torch_tools.freezing import freeze
+from ..torch_tools.process_settings import kept_settings
 from ..vocabulary import Norm, OutputKind, Route
 from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import PendingRow, finished_rows, worst_cases
+from .crafting import changed_by_asking
 from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
-from .measured import clean_flags, flags_of_results, stronger_self_checks
-from .memory_check import Weights, flags_of_memory
+from .measured import clean_flags, flags_of_results, stronger_self_checks, weak_attacks
+from .memory_check import Answers, Weights, flags_of_memory
 from .parts import audited_parts
 from .plan import Job, plan, plan_preset
 from .preflight import FIRST_IMAGES, check_fit, everything_asked
@@ -136,6 +138,7 @@ def audit(
     jobs = plan(classifier, planned, given, threats, routes)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with ExitStack() as stack:
+        stack.enter_context(kept_settings())
         run_device = stack.enter_context(freeze(classifier, purifier, device=device))
         setup = parts.setup(run_device, seed=seed, batch_size=batch_size)
         weights = Weights(classifier=classifier, purifier=purifier)
@@ -149,14 +152,18 @@ def audit(
             jobs = _joined(of_preset, jobs, preset)
         flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
         sample = loaded.batch(range(min(FIRST_IMAGES, len(loaded))))[0].to(run_device)
+        setup.state.own = changed_by_asking(setup, sample)
         stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
         stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
         about = DataDigest(loaded.name)
+        answers = Answers(setup, loaded) if jobs else None
         rows = run_jobs(setup, loaded, jobs, about, progress)
-        if jobs:
+        cases = worst_cases(rows, strongest, setup.judgements, setup.eot)
+        if answers is not None:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
             flags += _flags_of_run(setup, loaded, threats, rows, probes)
-            flags += [*compare(rows, strongest, decisive=decisive), *weights.flags()]
+            flags += [*weak_attacks(rows, cases, setup), *compare(rows, strongest, decisive=decisive)]
+            flags += dict.fromkeys([*answers.flags(), *weights.flags()])
         else:
             flags = clean_flags(setup, loaded, rows)
     report = AuditReport(
@@ -175,7 +182,7 @@ def audit(
         preset=preset,
         left_out=left_out,
         flags=flags,
-        worst_case=worst_cases(rows, strongest, setup.judgements, setup.eot),
+        worst_case=cases,
         calibration=describe_calibration(calibration),
         probes=probes,
         rows=finished_rows(rows, calibration, setup.judgements, setup.eot),

@@ -53,6 +53,10 @@ class PendingRow:
         draws = self.job.draws(eot) if self.job else eot
         return self._spent.passes > self.attacked * draws or not self.shares.any()
 
+    def searches(self, least: int) -> bool:
+        """Whether the attack asked at least ``least`` times about each image that it left right."""
+        return self._spent.queries >= least * self.shares.sum().item()
+
     @property
     def route(self) -> Route | None:
         """None for clean images. On the undefended classifier every attack with gradients is ``exact``."""

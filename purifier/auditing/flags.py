@@ -71,7 +71,8 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "batch-dependent",
-            "an image's logits change, beyond rounding, when it is alone or the batch is reordered",
+            "an image's logits, clean or moved at random within the threat, change, beyond rounding, when it is alone "
+            "or the batch is reordered",
             "A result that depends on which images share a batch is not a property of the guard (Tramer et al. 2020: "
             "attack the model as it will be run).",
             "treat each image independently: no means, sorting or mixing over the batch dimension",
@@ -153,8 +154,8 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "stateful",
-            "answers for more than 1% of images near others change once the others have been shown, or weights or "
-            "buffers change during the audit",
+            "answers for more than 1% of images near others change once the others have been shown, or once the "
+            "attacks have run, or weights or buffers change during the audit",
             "A model that remembers what it has seen is a different one when attacked and when used, and can return "
             "the clean images of the audit itself (Tramer et al. 2020: attack the model as it will be run).",
             "make purify and the classifier pure functions of their arguments: keep no images, counters or statistics",
@@ -162,7 +163,8 @@ FLAGS: dict[str, FlagKind] = {
         FlagKind(
             "gradient-wrong",
             "the gradient of a random sum of logits, declared exact, differs from finite differences along random "
-            "directions for more than 25% of images, clean or moved at random within the threat",
+            "directions for more than 25% of images, clean or moved at random within the threat, or in float32 the "
+            "guard has other answers or another gradient than in float64",
             "Attacks follow a gradient that is not that of the model (Athalye et al. 2018, section 3: shattered and "
             "wrong gradients; Carlini et al. 2019, on checking gradients).",
             "remove detach, no_grad, straight-through estimators and clamp (use purifier.into_range) from purify, or "
@@ -184,6 +186,15 @@ FLAGS: dict[str, FlagKind] = {
             "A plain attack of 20 steps should never beat those that the result rests on (Carlini et al. 2019, on "
             "attacks that have converged).",
             "attack with more steps and restarts, or with the preset standard",
+        ),
+        FlagKind(
+            "weak-attacks",
+            "attacks ran, none of them took more than one step along a white-box route, and some images are still "
+            "right; where there are no gradients: no query attack asked at least 100 times about each of those",
+            "What one step, noise or queries alone leave right is hardly evidence (Carlini et al. 2019, on iterative "
+            "attacks and on attacks that have converged).",
+            "add an attack that takes steps along exact or bpda, such as pgd, or square if there are no gradients; or "
+            "use a preset",
         ),
         FlagKind(
             "at-chance",

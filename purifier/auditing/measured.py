@@ -13,9 +13,12 @@ from .comparing import by_chance, significant_drop
 from .counting import PendingRow, white_box_rows
 from .likely_causes import flags_of_set_up
 from .probing import probe
-from .report import Flag, Model
+from .report import Flag, Model, WorstCase
 from .self_checks import Attacked
 from .setup import AuditSetup
+
+LEAST_QUERIES = 100
+"""Fewer questions about an image are a search for nothing: the baseline ``noise`` asks 20."""
 
 
 def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, *, marks: bool) -> Iterator[Flag]:
@@ -60,6 +63,27 @@ def _at_chance(clean: PendingRow, labels: Tensor) -> Iterator[Flag]:
             f"{clean.model}: {accuracy:.1%} of {total} clean images are right; always answering "
             f"{int(labels.mode().values)} gets {chance:.1%}",
         )
+
+
+def weak_attacks(rows: Sequence[PendingRow], cases: Sequence[WorstCase], setup: AuditSetup) -> Iterator[Flag]:
+    """Threats within which no attack aims at the audited model with more than a step, and images are left right.
+
+    A gate is undecided for the same reason; ``cases`` are the worst cases of the rows.
+    """
+    model = setup.model
+    multi_step = {case.threat: case.multi_step for case in cases if (case.model, case.scope) == (model, "white-box")}
+    for case in cases:
+        if (case.model, case.scope) != (model, "all") or case.result.correct == 0:
+            continue
+        finished = [row for row in rows if (row.model, row.threat) == (model, case.threat) and not row.error]
+        if setup.classifier.differentiable:
+            enough, lacks = multi_step.get(case.threat, False), "takes more than one step along a white-box route"
+        else:
+            enough = any(row.route == "none" and row.searches(LEAST_QUERIES) for row in finished)
+            lacks = f"asks at least {LEAST_QUERIES} times about each image that it leaves right"
+        if finished and not enough:
+            specs = ", ".join(dict.fromkeys(row.job.named.spec for row in finished if row.job is not None))
+            yield Flag("weak-attacks", f"{case.threat}, {model}: no attack that finished {lacks} ({specs})")
 
 
 def stronger_self_checks(

@@ -41,9 +41,7 @@ def flags_of_memory(
     history is that of a copy of the process, where a guard can remember nothing of the others wherever it keeps it.
     Where the process cannot be copied, it is that of a copy of the modules, and only what those hold is seen.
     """
-    batch = setup.batch(data, range(min(REMEMBERED_IMAGES, count, setup.batch_size, len(data))))
-    height, width = batch.pixels.shape[2:]
-    batch = dataclasses.replace(batch, pixels=batch.pixels.roll((height // 3, width // 3), (2, 3)))
+    batch = _unseen(setup, data, min(REMEMBERED_IMAGES, count))
     near, indices = _near(setup, batch, threats)
     flags: list[Flag] = []
     with Attempt() as attempt:
@@ -130,6 +128,43 @@ def _near(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]) -> tuple[T
     for place in places:
         place[::2] = batch.pixels[::2] + NEARER * (place[::2] - batch.pixels[::2])
     return torch.cat(places), [index for _ in places for index in batch.indices]
+
+
+class Answers:
+    """What a guard says about some images before it is attacked, to see whether it says the same afterwards.
+
+    The very modules that attacks ask are asked, so a guard that counts is found however long it waits.
+    """
+
+    def __init__(self, setup: AuditSetup, data: ImageData) -> None:
+        self._setup, self._batch = setup, _unseen(setup, data, REMEMBERED_IMAGES)
+        self._before: dict[str, Tensor] = {}
+        with Attempt():  # a guard that fails here is another flag
+            self._before = self._ask()
+
+    def flags(self) -> Iterator[Flag]:
+        """A flag if it now answers otherwise; none if its answers are random, which is another flag."""
+        if not self._before:
+            return
+        now = self._ask()
+        changed = _changed(self._before, now)
+        if changed and not _changed(now, self._ask()):
+            total = len(self._batch.indices)
+            yield Flag("stateful", f"the answers to {changed} of {total} images change once the attacks have run")
+
+    def _ask(self) -> dict[str, Tensor]:
+        with torch.no_grad():
+            parts = _Parts(self._setup, self._setup.classifier, self._setup.purifier)
+            return {
+                name: value.clone() for name, value in parts.answers(self._batch.pixels, self._batch.indices).items()
+            }
+
+
+def _unseen(setup: AuditSetup, data: ImageData, count: int) -> Batch:
+    """The first images of the data, shifted by a third of their size, so nobody has shown anything near them."""
+    batch = setup.batch(data, range(min(count, setup.batch_size, len(data))))
+    height, width = batch.pixels.shape[2:]
+    return dataclasses.replace(batch, pixels=batch.pixels.roll((height // 3, width // 3), (2, 3)))
 
 
 class Weights:

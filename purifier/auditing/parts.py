@@ -21,6 +21,7 @@ from ..guards.session import GuardedSession
 from ..guards.signature import classifier_alone
 from ..output import Output
 from ..rejection.policy import Rejection
+from ..torch_tools.module_state import ModuleState
 from ..vocabulary import OutputKind
 from .report import Model
 from .setup import AuditSetup, Unpurified
@@ -40,8 +41,18 @@ class AuditedParts:
         self, device: torch.device, *, seed: int = 0, eot: int = 1, judgements: int = 1, batch_size: int = 250
     ) -> AuditSetup:
         """The setup of an audit that judges the models as they are now."""
+        state = ModuleState(classifier=self.classifier, purifier=self.purifier)
         return AuditSetup(
-            self.classifier, self.purifier, self.rejection, self._subjects(), device, seed, eot, judgements, batch_size
+            self.classifier,
+            self.purifier,
+            self.rejection,
+            self._subjects(),
+            device,
+            seed,
+            eot,
+            judgements,
+            batch_size,
+            state,
         )
 
     def _subjects(self) -> Mapping[Model, Subject]:

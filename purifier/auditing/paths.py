@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -101,6 +102,28 @@ def _of_answers(
         name = "the classifier's answers and the logits that attacks see"
     if accepted.any():
         yield name, _total(logits_differ(given.logits[accepted], logits[accepted], RUNTIMES))
+    if setup.classifier.differentiable:
+        with _as_used(setup):
+            used = setup.subjects[setup.model].ask(pixels, seed, indices).logits.detach()
+        yield (
+            f"{name.split(' and ')[0]} as audited and with gradient mode on",
+            _total(logits_differ(given.logits, used)),
+        )
+
+
+@contextmanager
+def _as_used(setup: AuditSetup) -> Iterator[None]:
+    """As users usually ask: gradient mode is on and the weights require gradients, but the images do not."""
+    weights = [weight for part in (setup.classifier, setup.purifier) for weight in part.parameters()]
+    frozen = [weight for weight in weights if weight.is_floating_point() and not weight.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def _total(marks: Tensor) -> int:

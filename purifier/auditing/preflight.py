@@ -17,6 +17,7 @@ from ..errors import AuditError
 from ..foreign_code import explained
 from ..seeding import SampleGenerator
 from ..torch_tools.channels_last import Ask
+from ..torch_tools.process_settings import DECISIVE
 
 FIRST_IMAGES = 2
 """How many images are tried, together and one alone."""
@@ -101,8 +102,14 @@ def _run(name: str, ask: Ask, pixels: Tensor, data: str, *, track: bool, advice:
                 leaf = pixels.clone().requires_grad_()
                 shown = leaf.clone()  # an operation in place on a leaf is an error of torch's
             failure = f"{name} fails on images {tuple(pixels.shape)} of {data}" + " with gradients" * tracking
+            settings = {what: read() for what, read in DECISIVE.items()}
             with explained(failure, AuditError, advice):
                 found = ask(shown)
+                changed = [what for what, read in DECISIVE.items() if read() != settings[what]]
+                if changed:
+                    raise AuditError(
+                        f"{name} changed {changed[0]} for the whole process; make it set that for its own tensors only"
+                    )
                 if tracking and isinstance(found[0], Tensor) and found[0].requires_grad:
                     torch.autograd.grad(found[0].sum(), leaf, allow_unused=True)
         if not torch.equal(shown, pixels):

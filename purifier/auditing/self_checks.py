@@ -29,7 +29,7 @@ from .likely_causes import flags_of_set_up
 from .paths import flags_of_paths
 from .plan import Job
 from .presets import PROBED
-from .probing import logits_differ, probe
+from .probing import logits_differ, moved, probe
 from .report import Flag
 from .setup import AsExact, AuditSetup, Batch
 from .statistics import wilson
@@ -88,7 +88,7 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
     attacked: list[Attacked] = []
     flags = probe(
         lambda: _flags_of_layers(setup),
-        lambda: _flags_of_logits(setup, first),
+        lambda: _flags_of_logits(setup, first, threats),
         lambda: flags_of_set_up(setup, data),
     )
     if NOT_A_FUNCTION.isdisjoint(flag.name for flag in flags):
@@ -156,14 +156,14 @@ def _flags_of_layers(setup: AuditSetup) -> Iterator[Flag]:
 
 
 @torch.no_grad()
-def _flags_of_logits(setup: AuditSetup, batch: Batch) -> Iterator[Flag]:
+def _flags_of_logits(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]) -> Iterator[Flag]:
     pixels, total = batch.pixels, len(batch.labels)
     noise = draw(setup.purifier, pixels, SampleGenerator(mix_seed(setup.seed, "probe"), batch.indices))
     if noise is not None and setup.eot == 1:
         yield Flag("random-without-eot", "the purifier draws noise, and gradients use 1 draw")
 
-    def logits(at: Tensor) -> Tensor:
-        answered = answer(setup.purifier, setup.classifier, pixels[at], None if noise is None else noise[at])
+    def logits(at: Tensor, images: Tensor = pixels) -> Tensor:
+        answered = answer(setup.purifier, setup.classifier, images[at], None if noise is None else noise[at])
         found: Tensor = answered.output.float()
         return found
 
@@ -186,14 +186,15 @@ def _flags_of_logits(setup: AuditSetup, batch: Batch) -> Iterator[Flag]:
         yield Flag("nondeterministic", f"the logits of {again} of {total} images differ between two calls")
         return
     backwards, singles = everyone.flip(0), torch.split(everyone[:SINGLE_IMAGES], 1)
-    reordered = count_changed(backwards, logits(backwards))
-    alone = sum(count_changed(at, logits(at)) for at in singles)
-    if exceeds_one_percent(reordered, total) or exceeds_one_percent(alone, len(singles)):
-        yield Flag(
-            "batch-dependent",
-            f"the logits of {reordered} of {total} images change when the batch is reversed, those of {alone} of "
-            f"{len(singles)} when the image is alone",
-        )
+    widest = max(threats, key=lambda threat: threat.eps)
+    for images, what in ((pixels, ""), (moved(setup, batch, widest, "batch"), " moved at random")):
+        first = logits(everyone, images)  # a guard can tell clean images from those that attacks make
+        reordered = count_changed(backwards, logits(backwards, images))
+        alone = sum(count_changed(at, logits(at, images)) for at in singles)
+        if exceeds_one_percent(reordered, total) or exceeds_one_percent(alone, len(singles)):
+            said = f"the logits of {reordered} of {total} images{what} change when the batch is reversed, those of "
+            yield Flag("batch-dependent", said + f"{alone} of {len(singles)} when the image is alone")
+            return
 
 
 def _flags_of_gradients(setup: AuditSetup, batch: Batch, route: Route, threats: Sequence[Threat]) -> Iterator[Flag]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..contracts.purifier import Purifier
 from ..data.images import ImageData
 from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
+from ..torch_tools.module_state import ModuleState
 from .report import Model
 from .subject import Subject
 
@@ -66,6 +67,8 @@ class AuditSetup:
     eot: int
     judgements: int
     batch_size: int = 250
+    state: ModuleState = field(default_factory=ModuleState)
+    """What classifier and purifier were before the audit: no attack may change them."""
 
     @property
     def model(self) -> Model:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attacking.threat import Threat
-from ..foreign_code import Attempt
+from ..foreign_code import Attempt, Interrupted
 from .plan import QUERY_NEEDS, Job
 
 Progress = Callable[[float, int, str], None]
@@ -25,7 +25,7 @@ USUAL_STEPS = 50
 """How many steps a library's attack is taken to have if its options do not say; any other then has one."""
 
 
-class ProgressFailed(BaseException):
+class ProgressFailed(Interrupted):
     """``progress`` raised ``error``, perhaps in the middle of an attack, which must not be blamed for it."""
 
     def __init__(self, error: BaseException) -> None:

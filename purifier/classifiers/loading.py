@@ -71,7 +71,6 @@ def _call_factory(spec: str) -> nn.Module:
         f"MODEL {spec!r} failed",
         partial(ClassifierError, path=spec),
         passing=lambda error: isinstance(error, FileError),
-        catching=(Exception, SystemExit),
     ):
         made = getattr(importlib.import_module(module_name), attribute)
         made = made if isinstance(made, nn.Module) else made()

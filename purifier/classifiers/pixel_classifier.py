@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.pixels import Preprocessing
 from ..errors import ClassifierError
-from ..foreign_code import explained
+from ..foreign_code import explained, is_exception
 from ..onnx.image_input import image_input
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.runtime import open_session
@@ -63,7 +63,7 @@ class TorchPixelClassifier(PixelClassifier):
             f"{self.describe()} failed",
             partial(ClassifierError, path=""),
             "make it raise an error instead",
-            catching=(SystemExit,),
+            passing=is_exception,
         ):
             output = self.module(**{self.input: images}) if isinstance(self.input, str) else self.module(images)
         return one_row_per_image(self.output.logits(output), pixels)

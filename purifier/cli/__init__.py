@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..errors import PurifierError
+from ..foreign_code import Interrupted
 from ..torch_tools.memory import keep_freed_memory
 from .audit import audit
 from .calibrate import calibrate
@@ -61,8 +62,8 @@ for _name, _command in (
     app.command(_name)(_command)
 
 
-class _Terminated(BaseException):
-    """SIGTERM or SIGHUP; not an Exception, so that no handler mistakes it for a failing attack."""
+class _Terminated(Interrupted):
+    """SIGTERM or SIGHUP; no handler mistakes it for a failing attack."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

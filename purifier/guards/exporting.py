@@ -9,7 +9,7 @@ from typing import Any
 
 from ..contracts.purifier import Purifier
 from ..errors import ConfigError, ExportError
-from ..foreign_code import explained
+from ..foreign_code import explained, is_exception
 from .exporter import ExportReport, exporters
 from .guard import Guard
 
@@ -59,5 +59,5 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
                 f"exporter {format!r} has no option {name!r}; its options are: {', '.join(known) or 'none'}"
             )
     advice = "make it raise an exception instead"
-    with explained("the classifier failed", partial(ExportError, path=path), advice, catching=(SystemExit,)):
+    with explained("the classifier failed", partial(ExportError, path=path), advice, passing=is_exception):
         return exporter.export(guard, path, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deceiving import HalfAGradient, OtherInUse, OtherOffTheGrid, OtherWhileFrozen, StaircaseInFloat32
 from sly import DrawsTheImage, OnlyTheAnswer, OnlyTheTop, ReversedInSingle
 from torch import Tensor, nn
 
@@ -94,6 +95,11 @@ CONTROLS = [
         "paths-disagree gradient-wrong unbounded",
         lambda model, _: (model, OtherWithGradients()),
     ),
+    _control("filters while audited only", "paths-disagree", lambda model, _: (model, OtherInUse())),
+    _control("filters while frozen only", "paths-disagree", lambda model, _: (model, OtherWhileFrozen())),
+    _control("other images alone", "batch-dependent", lambda model, _: (model, OtherOffTheGrid())),
+    _control("staircase in float32 only", "gradient-wrong", lambda model, _: (model, StaircaseInFloat32())),
+    _control("half a gradient in float32", "gradient-wrong", lambda model, _: (model, HalfAGradient())),
     _control(
         "surrogate that does not purify",
         "paths-disagree noise-wins unbounded",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from deceiving import Tires
 from sly import CountsPixels, Detector, SeesTheGrid, SeesTheSecond, Smoothed
 from torch import Tensor, nn
 
@@ -91,6 +92,10 @@ def _mistake(
     return Mistake(name, given, frozenset(flags.split()))
 
 
+def _nothing(pixels: Tensor, labels: Tensor) -> Tensor:
+    return pixels
+
+
 REVERSED = list(range(9, -1, -1))
 MISTAKES = [
     _mistake(
@@ -147,6 +152,10 @@ MISTAKES = [
     _mistake(
         "score that remembers", "stateful paths-disagree", lambda model, data: (model, SeesTheSecond(), data), JOINT
     ),
+    _mistake("one step only", "weak-attacks", lambda model, data: (model, Broken(), data), "fgsm"),
+    _mistake("noise only", "weak-attacks", lambda model, data: (model, Broken(), data), "noise"),
+    _mistake("attack that does nothing", "weak-attacks", lambda model, data: (model, Broken(), data), Give(_nothing)),
+    _mistake("tires of being asked", "stateful", lambda model, data: (model, Tires(60), data)),
     _mistake("buffer that changes", "stateful", lambda model, data: (model, Learning(), data)),
 ]
 """Mistakes that only a whole audit can show."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import purifier
-from audit_helpers import COUNT, Give, NoConfig, OnlySome, audit_quickly, correct, printed, worst
+from audit_helpers import COUNT, PGD, Give, NoConfig, OnlySome, audit_quickly, correct, printed, worst
 from purifier.auditing.audit import audit
 from purifier.auditing.parts import audited_parts
 from purifier.auditing.report import AuditReport
@@ -221,6 +222,32 @@ def test_an_attack_that_breaks_its_contract_is_named(make, said, classifier, dat
     failed = [row for row in found.rows if row.attack.startswith("Give")]
     assert failed and all(re.search(said, row.error) and row.result is None for row in failed)
     assert not found.complete and all(row.error is None for row in found.rows if row.attack == "fgsm")
+
+
+class Ends(BaseException):
+    """An author's class that no ``except Exception`` catches."""
+
+
+@pytest.mark.parametrize("error", [Ends("no"), GeneratorExit("no"), asyncio.CancelledError("no")], ids=type)
+def test_an_attack_that_ends_by_whatever_means_is_named_and_the_others_go_on(error, classifier, data):
+    def fail(pixels: Tensor, labels: Tensor) -> Tensor:
+        raise error
+
+    found = audit(guard(classifier, "identity"), data, attacks=(Give(fail), PGD), routes=("exact",), probes=2)
+    failed = {row.error for row in found.rows if row.attack.startswith("Give")}
+    assert len(failed) == 1 and failed.pop().startswith(f"{type(error).__name__}: no, at ") and not found.conclusive
+    assert all(row.error is None for row in found.rows if row.attack == PGD)
+
+
+@pytest.mark.parametrize("error", [Ends("no"), GeneratorExit("no"), SystemExit("no")], ids=type)
+def test_a_classifier_or_purifier_that_ends_by_whatever_means_is_named(error, data):
+    def fail(images: Tensor) -> Tensor:
+        raise error
+
+    with pytest.raises(purifier.PurifierError, match="torch Careless fail"):
+        audit(Careless(fail), data, attacks=("fgsm",))
+    with pytest.raises(purifier.PurifierError, match="Broken.purify fails"):
+        audit(guard(Careless(nn.Identity()), Broken(fail)), data, attacks=("fgsm",))
 
 
 def test_an_attack_that_fails_is_recorded_and_the_others_go_on(classifier, data, tmp_path):

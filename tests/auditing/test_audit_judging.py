@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,7 @@ def test_judging_draws_other_noise_than_the_attack(classifier, data, monkeypatch
 
     options = {"eps": 0.1, "attacks": ("pgd:steps=2",), "judgements": 3, "routes": ("exact",), "eot": 1}
     monkeypatch.setattr(runner, "self_check", lambda *_, **__: SelfChecks([], []))
+    monkeypatch.setattr(runner, "Answers", lambda *_: SimpleNamespace(flags=list))
     audit(guard(classifier, Spy(NoConfig())), data, **options)
     # Try-outs, all with the same noise; three clean judgements; two gradients and a last look; three judgements.
     judged = 3 + 3 + 3

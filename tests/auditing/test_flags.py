@@ -190,6 +190,25 @@ def test_a_mistaken_audit_raises_its_flags_and_is_inconclusive(mistake: Mistake,
     assert not found.conclusive
 
 
+@pytest.mark.parametrize(
+    ("alone", "attacks", "eps", "weak"),
+    [
+        (False, ("noise",), 0.05, True),
+        (False, ("square:queries=150",), 0.05, False),
+        (True, ("fgsm",), 0.05, True),
+        (True, ("fgsm",), 1.0, False),  # leaves no image right
+        (True, (), 0.05, False),
+    ],
+)
+def test_how_much_attack_an_audit_needs(alone, attacks, eps, weak, classifier, onnx_classifier, data):
+    given = classifier if alone else guard(onnx_classifier, "identity")
+    found = audit(given, data, eps=eps, attacks=attacks, probes=8)
+    assert [flag.name for flag in found.flags] == ["weak-attacks"] * weak
+    assert all(
+        "takes more than one step" in flag.evidence or "at least 100 times" in flag.evidence for flag in found.flags
+    )
+
+
 def test_every_flag_is_explained_and_has_a_control():
     controls = [control.flags for control in (*CONTROLS, *MISTAKES)]
     assert set(FLAGS) == COMPARED | {"nondeterministic", "probe-failed"}.union(*controls)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+import nets
 import purifier
-from broken import Behind, Broken, HiddenRandom, Random, Reversed, StraightThrough, StubbornNorm, Surrogate, normalised
+from broken import (
+    Behind,
+    Broken,
+    DetachedFactor,
+    HiddenRandom,
+    Random,
+    Reversed,
+    StraightThrough,
+    StubbornNorm,
+    Surrogate,
+    normalised,
+)
 from controls import CONTROLS, Control
 from purifier import Threat
 from purifier.attacking.target import is_random
+from purifier.auditing import gradient_check
 from purifier.auditing.memory_check import flags_of_memory
 from purifier.auditing.parts import audited_parts
 from purifier.auditing.report import Flag
@@ -124,6 +140,32 @@ def test_a_module_without_doubles_is_checked_in_float32(classifier, data):
     assert raised(before, Broken(), data) == []
     flags = raised(before, StraightThrough(), data)
     assert names(flags) == {"gradient-wrong"} and "float32" in flags[0].evidence
+    (flag,) = raised(before, DetachedFactor(), data)
+    factor = float(re.search(r"directions are ([\d.]+) times what the gradient says", flag.evidence)[1])
+    assert flag.name == "gradient-wrong" and factor == pytest.approx(2, abs=0.1)  # of pixels * pixels.detach()
+
+
+class MaxPool(Broken):
+    def purify(self, pixels, noise=None):
+        return F.max_pool2d(pixels, 3, 1, 1)
+
+
+class Median(Broken):
+    def purify(self, pixels, noise=None):
+        patches = F.unfold(F.pad(pixels, (1, 1, 1, 1), mode="reflect"), 3)
+        return patches.view(len(pixels), 9, 28, 28).median(1, keepdim=True).values
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32,)], ids=["both", "float32"])
+@pytest.mark.parametrize("filter_", [MaxPool, Median, "demo", "vae:image_shape=1x28x28,channels=4,latent=8"])
+@pytest.mark.parametrize("name", ["net", "hardened"])
+def test_kinks_and_ties_are_no_wrong_gradients(name, filter_, dtypes, data, monkeypatch):
+    kept = {dtype: gradient_check.PRECISIONS[dtype] for dtype in dtypes}
+    monkeypatch.setattr(gradient_check, "PRECISIONS", kept)
+    guarded = guard(nets.trained(name), filter_ if isinstance(filter_, str) else filter_())
+    with freeze(guarded.classifier, guarded.purifier) as device:
+        setup = audited_parts(guarded).setup(device)
+        assert list(gradient_check.flags_of_gradient(setup, setup.batch(data, range(32)), [LINF])) == []
 
 
 def test_the_evidence_names_the_authors_layers(classifier, data):
