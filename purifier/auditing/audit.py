@@ -13,6 +13,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from ..atomic import check_writable
 from ..attacking.attack import Attack
 from ..attacking.threat import Threat
 from ..data.images import ImageData
@@ -33,9 +34,9 @@ from .plan import Job, plan, plan_preset
 from .preflight import FIRST_IMAGES, check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .probing import probe
-from .report import AuditReport, Flag, check_writable
+from .report import AuditReport, Flag
 from .running import run_jobs
-from .self_checks import self_check
+from .self_checks import SelfChecks, self_check
 from .setup import AuditSetup
 from .watching import Progress
 
@@ -155,17 +156,18 @@ def audit(
         rows = run_jobs(setup, loaded, jobs, about, progress)
         if jobs:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags += _flags_of_run(setup, loaded, threats, rows, probes)
+            checks = self_check(setup, loaded, threats, count=probes)
+            flags += _flags_of_run(setup, loaded, rows, checks)
             flags += [*compare(rows, strongest, decisive=decisive), *weights.flags()]
         else:
-            flags = clean_flags(setup, loaded, rows)
+            flags, checks = clean_flags(setup, loaded, rows), None
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(jobs),
         data=about.facts(),
         classifier=describe_classifier(classifier),
         preprocessing=as_json(classifier.preprocessing),
-        **describe_guard(parts),
+        **describe_guard(parts, random=random),
         threats=threats,
         seed=seed,
         batch_size=batch_size,
@@ -178,6 +180,7 @@ def audit(
         worst_case=worst_cases(rows, strongest, setup.judgements, setup.eot),
         calibration=describe_calibration(calibration),
         probes=probes,
+        gradient_check=None if checks is None else checks.gradient_check,
         rows=finished_rows(rows, calibration, setup.judgements, setup.eot),
     )
     if out is not None:
@@ -186,10 +189,9 @@ def audit(
 
 
 def _flags_of_run(
-    setup: AuditSetup, data: ImageData, threats: Sequence[Threat], rows: Sequence[PendingRow], probes: int
+    setup: AuditSetup, data: ImageData, rows: Sequence[PendingRow], checks: SelfChecks
 ) -> list[Flag]:
     """The flags of the self-checks, and those of the rows as a whole."""
-    checks = self_check(setup, data, threats, count=probes)
     return [
         *checks.flags,
         *flags_of_results(rows, data, setup.model, marks=setup.rejection.marks),

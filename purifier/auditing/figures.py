@@ -12,10 +12,7 @@ CLEAN_NAME = "clean"
 
 def rate_text(rate: Rate | None) -> str:
     """``93.3% [84.1, 97.4]``: a share with its 95% interval; ``-`` if there is none."""
-    if rate is None:
-        return "-"
-    low, high = rate.interval
-    return f"{rate.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    return "-" if rate is None else str(rate)
 
 
 def area_text(area: Area | None) -> str:
@@ -35,11 +32,14 @@ def result_text(row: Row | None) -> str:
 
 
 def cost_text(row: Row) -> str:
-    """The number of images attacked, and on the next line the cost per image."""
+    """The number of images attacked, and on the next line the cost per image if there are any."""
     if row.threat is None:
         return "-"
-    cost = f"{row.gradients_per_image:.0f} g" if row.gradients_per_image else f"{row.queries_per_image:.0f} q"
-    return f"{row.attacked}\n{cost}"
+    if not row.attacked:
+        return "0"
+    differentiates = row.gradients_per_image > 0 or row.needs in ("gradient", "latent")
+    cost, unit = (row.gradients_per_image, "g") if differentiates else (row.queries_per_image, "q")
+    return f"{row.attacked}\n{cost:.{0 if cost >= 10 or cost == int(cost) else 1}f} {unit}"
 
 
 def attack_text(row: Row) -> str:

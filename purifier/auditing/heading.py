@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..contracts.purifier import purifiers
@@ -19,7 +20,8 @@ def heading(report: AuditReport) -> list[tuple[str, str]]:
     """Name and value of each line."""
     lines = [("classifier", _classifier(report.classifier))]
     if report.purifier is None:
-        lines.append(("purifier", "none: the classifier was audited alone"))
+        alone = "an exported guard, audited as it is" if report.rejects else "the classifier was audited alone"
+        lines.append(("purifier", f"none: {alone}"))
     else:
         lines.append(("purifier", _purifier(report.purifier)))
         if report.on_reject not in (None, "ignore"):
@@ -42,9 +44,14 @@ def _classifier(facts: Mapping[str, Any]) -> str:
 
 
 def _purifier(facts: Mapping[str, Any]) -> str:
-    changed = _changed(str(facts["plugin"]), facts.get("config") or {})
+    plugin, spec, file = str(facts["plugin"]), facts.get("spec"), facts.get("file")
+    changed = _changed(plugin, facts.get("config") or {})
     options = ", ".join(f"{name}={_value(value)}" for name, value in changed.items())
-    return _listed(str(facts["plugin"]), options or None, _named("", facts.get("file")), _sha256(facts))
+    if file is None and spec is not None:
+        spec = None  # NAME:key=value, which plugin and options already say
+    if spec is not None and Path(spec).name == file:
+        file = None
+    return _listed(plugin, _named("PURIFIER ", spec), options or None, _named("", file), _sha256(facts))
 
 
 def _on_reject(report: AuditReport) -> str:

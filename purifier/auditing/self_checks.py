@@ -22,7 +22,7 @@ from ..seeding import SampleGenerator, mix_seed
 from ..vocabulary import Norm, Route
 from .comparing import count_flipped, exceeds_one_percent, significant_drop
 from .crafting import craft
-from .gradient_check import flags_of_gradient
+from .gradient_check import Precision, flags_of_gradient
 from .judging import CLEAN, judge
 from .likely_causes import flags_of_set_up
 from .paths import flags_of_paths
@@ -66,6 +66,8 @@ class SelfChecks:
     flags: Sequence[Flag]
     attacked: Sequence[Attacked]
     """One for each threat; none if there are no gradients, or no image is right."""
+    gradient_check: Precision | None = None
+    """The precision in which gradients were compared with finite differences; None if they were not."""
 
 
 def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED) -> SelfChecks:
@@ -85,6 +87,7 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
     """
     first = setup.batch(data, range(min(max(SINGLE_IMAGES, min(count, setup.batch_size)), len(data))))
     attacked: list[Attacked] = []
+    precisions: list[Precision] = []
     flags = probe(
         lambda: _flags_of_layers(setup),
         lambda: _flags_of_logits(setup, first),
@@ -94,10 +97,10 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
         compared = first.select(torch.arange(min(count, COMPARED_IMAGES, len(first.indices))))
         flags += probe(lambda: flags_of_paths(setup, compared, threats))
         if setup.classifier.differentiable:
-            flags += probe(lambda: flags_of_gradient(setup, compared, threats))
+            flags += probe(lambda: flags_of_gradient(setup, compared, threats, precisions))
     if setup.classifier.differentiable:
         flags += probe(lambda: _flags_of_right_images(setup, data, threats, count, attacked))
-    return SelfChecks(flags, attacked)
+    return SelfChecks(flags, attacked, precisions[0] if precisions else None)
 
 
 def _flags_of_right_images(

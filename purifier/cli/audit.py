@@ -88,8 +88,9 @@ def audit(
     ] = None,
 ) -> None:
     """Attack a guarded classifier, or one alone, print the accuracy that remains, and write report.json."""
+    from ..atomic import check_writable
     from ..auditing.audit import audit as run
-    from ..auditing.report import check_gate, check_writable
+    from ..auditing.report import check_gate
     from ..auditing.table import print_report
     from ..classifiers.loading import load_classifier
     from ..guards.guard import guard
@@ -98,7 +99,7 @@ def audit(
         raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
     check_writable(out)
     if fail_under is not None:
-        check_gate(fail_under)
+        check_gate(fail_under, "--fail-under")
         if attack == [CLEAN_ONLY]:
             raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
     threats = [read_eps(text) for text in eps]
@@ -171,7 +172,7 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
 
 
 def _lower(report: AuditReport, case: WorstCase) -> str:
-    counted = "right or rejected" if any(row.rejected for row in report.rows) else "right"
+    counted = "right or rejected" if report.rejects else "right"
     return f"the 95% interval of images that are {counted} in the worst case begins at {case.result.interval[0]:.1%}"
 
 
