@@ -134,7 +134,7 @@ def audit(
     planned = None if parts.guard is None else purifier
     strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
     calibration = calibration_of(purifier)
-    jobs = plan(classifier, planned, given, threats, routes)
+    jobs = plan(classifier, planned, given, threats, routes, calibrated=parts.rejection.threshold is not None)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with ExitStack() as stack:
         run_device = stack.enter_context(freeze(classifier, purifier, device=device))
