@@ -188,9 +188,7 @@ def audit(
     return report
 
 
-def _flags_of_run(
-    setup: AuditSetup, data: ImageData, rows: Sequence[PendingRow], checks: SelfChecks
-) -> list[Flag]:
+def _flags_of_run(setup: AuditSetup, data: ImageData, rows: Sequence[PendingRow], checks: SelfChecks) -> list[Flag]:
     """The flags of the self-checks, and those of the rows as a whole."""
     return [
         *checks.flags,

@@ -10,6 +10,11 @@ CLEAN_NAME = "clean"
 """The name of rows without an attack."""
 
 
+def count_text(images: int) -> str:
+    """``20 images``."""
+    return "1 image" if images == 1 else f"{images} images"
+
+
 def rate_text(rate: Rate | None) -> str:
     """``93.3% [84.1, 97.4]``: a share with its 95% interval; ``-`` if there is none."""
     return "-" if rate is None else str(rate)
@@ -39,7 +44,8 @@ def cost_text(row: Row) -> str:
         return "0"
     differentiates = row.gradients_per_image > 0 or row.needs in ("gradient", "latent")
     cost, unit = (row.gradients_per_image, "g") if differentiates else (row.queries_per_image, "q")
-    return f"{row.attacked}\n{cost:.{0 if cost >= 10 or cost == int(cost) else 1}f} {unit}"
+    text = f"{cost:.0f}" if cost >= 10 else f"{cost:.1f}".removesuffix(".0")
+    return f"{row.attacked}\n{text} {unit}"
 
 
 def attack_text(row: Row) -> str:

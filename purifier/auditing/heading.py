@@ -10,6 +10,7 @@ from typing import Any
 
 from ..contracts.purifier import purifiers
 from ..errors import PluginError
+from .figures import count_text
 from .report import AuditReport
 
 HASH_SHOWN = 12
@@ -30,11 +31,11 @@ def heading(report: AuditReport) -> list[tuple[str, str]]:
 
 
 def _classifier(facts: Mapping[str, Any]) -> str:
-    parameters = facts.get("parameters")
-    kind = facts.get("output_kind")
+    parameters, spec = facts.get("parameters"), facts.get("spec")
+    kind, description = facts.get("output_kind"), str(facts["description"])
     return _listed(
-        str(facts["description"]),
-        _named("MODEL ", facts.get("spec")),
+        description,
+        None if str(spec) in description.split() else _named("MODEL ", spec),
         _named("weights ", facts.get("weights_file")),
         _sha256(facts),
         None if parameters is None else f"{parameters:,} parameters",
@@ -61,7 +62,7 @@ def _on_reject(report: AuditReport) -> str:
 
 
 def _data(facts: Mapping[str, Any]) -> str:
-    return _listed(str(facts["name"]), f"{facts['count']} images", _sha256(facts))
+    return _listed(str(facts["name"]), count_text(facts["count"]), _sha256(facts))
 
 
 def _changed(plugin: str, config: Mapping[str, Any]) -> dict[str, Any]:

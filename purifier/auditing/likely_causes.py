@@ -104,7 +104,7 @@ def _renumbering(label_of: Tensor, labels: Tensor) -> str:
     if len(order) <= MOST_CLASSES and -1 not in order:
         code = f"in Python data.labels = torch.tensor({order})[data.labels]"
         return f"{code}; folder:DIR numbers its folders by name, so rename them"
-    pairs = [f"{label}: {class_of[label]}" for label in labels.unique().tolist() if label in class_of]
+    pairs = [f"{label}: {class_of[label]}" for label in sorted(set(labels.tolist())) if label in class_of]
     listed = ", ".join(pairs[:MOST_CLASSES]) + (", ..." if len(pairs) > MOST_CLASSES else "")
     return f"renumber the labels of the data, label: class as in {listed}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -196,10 +197,10 @@ def _no_threshold(one: NamedAttack, purifier: Purifier | None) -> ConfigError:
     needed = f"attack {one.spec!r} evades the threshold of a calibrated purifier, but"
     if purifier is None:
         return ConfigError(
-            f"{needed} there is no purifier, and no exported guard that rejects images; use an attack on the classifier "
-            "alone, such as square"
+            f"{needed} there is no purifier, and no exported guard that rejects images; use an attack on the "
+            "classifier alone, such as square"
         )
-    given = purifier.provenance.get("spec", "PURIFIER")
+    given = shlex.quote(str(purifier.provenance.get("spec", "PURIFIER")))
     return ConfigError(
         f"{needed} {type(purifier).__name__} is not calibrated; run `purifier calibrate {given} --data DATA --out "
         "calibrated.safetensors` (in Python purifier.calibrate) and audit that, or use square, or joint, which needs "

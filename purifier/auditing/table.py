@@ -6,7 +6,7 @@ from rich.console import Console
 
 from ..attacking.threat import Threat
 from .detection_table import print_detection
-from .figures import attack_text, cost_text, rate_text, result_text, route_text, sweeps, threat_text
+from .figures import attack_text, cost_text, count_text, rate_text, result_text, route_text, sweeps, threat_text
 from .flags import FLAGS
 from .heading import heading
 from .layout import SPEC_PARTS, WORDS, Column, Sheet, print_pairs, say
@@ -55,7 +55,7 @@ def print_doubts(report: AuditReport, console: Console) -> None:
     if report.probes == 0:
         say(console, "flags were not looked for: the report is older than they are")
     elif report.probes < PROBED and report.worst_case:
-        say(console, f"flags were looked for on at most {report.probes} images; more images can show more")
+        say(console, f"flags were looked for on at most {count_text(report.probes)}; more images can show more")
     if report.flags:
         text = ": robustness is at most as shown here, and may be far less"
         say(console, text, lead="inconclusive", lead_style="bold red")
@@ -88,8 +88,8 @@ def _worst_table(report: AuditReport) -> Sheet:
         *([Column("undefended")] if both else []),
         Column(_result_name(report)),
     ]
-    figure = "share of images" if report.rejects else "accuracy"
-    sheet = Sheet(f"worst case per image, {figure} with 95% interval", columns, style="bold")
+    counted = "share of images" if report.rejects else "accuracy"
+    sheet = Sheet(f"worst case per image, {counted} with 95% interval", columns, style="bold")
     cases = {(case.threat, case.scope, case.model): case for case in report.worst_case}
     for threat, scope in dict.fromkeys((key[0], key[1]) for key in cases):
         own, alone = (cases.get((threat, scope, model)) for model in (report.model, "undefended"))
@@ -161,8 +161,8 @@ def _notes(report: AuditReport) -> list[str]:
     notes = []
     if any(row.threat for row in report.rows):
         notes.append(
-            "attacked: number of images that the attack was given, and how many gradients (g), or queries (q) if it uses "
-            "none, it asked for per image. Images that are wrong from the start, or soon, cost few."
+            "attacked: number of images that the attack was given, and how many gradients (g), or queries (q) if it "
+            "uses none, it asked for per image. Images leave an attack once they are wrong."
         )
     if any(row.threat and row.model == "guarded" for row in report.rows):
         notes.append(
@@ -170,8 +170,8 @@ def _notes(report: AuditReport) -> list[str]:
         )
         if report.purifier and report.purifier.get("random") is False:
             notes.append(
-                "The purifier draws no noise: a gradient needs one draw and an image one judgement, whatever --eot and "
-                "--judgements (in Python eot= and judgements=) say."
+                "The purifier draws no noise, so --eot and --judgements (eot= and judgements= in Python) change "
+                "nothing: both are 1."
             )
     if any(row.sequence for row in report.rows):
         notes.append(

@@ -103,7 +103,7 @@ def audit(
         if attack == [CLEAN_ONLY]:
             raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
     threats = [read_eps(text) for text in eps]
-    model = load_classifier(classifier, weights=weights)
+    model = classifier if weights is None else load_classifier(classifier, weights=weights)
     reading = Reading(
         preprocessing=read_preprocessing_option(preprocessing),
         input=read_input_option(input),
@@ -159,6 +159,8 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
     for threat in untested:
         ran = "only one-step attacks ran" if threat in white_box else "no white-box attack ran"
         advice = "add one that takes steps, such as --attack pgd, or use a preset"
+        if threat not in white_box:
+            advice += "; an ONNX classifier has no gradients for one, so audit its torch module instead"
         _say(console, f"gate undecided, {threat}: {ran}, so the result proves nothing; {advice}")
     if least is not None and not untested and not report.conclusive:
         _say(console, "gate undecided: the audit is inconclusive, see above")

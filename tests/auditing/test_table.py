@@ -306,7 +306,7 @@ def test_costs_are_those_of_the_attacks_kind(report):
 
 
 def test_the_table_says_whether_draws_matter_and_in_which_precision_gradients_were_checked(report, noisy):
-    said = "The purifier draws no noise: a gradient needs one draw"
+    said = "The purifier draws no noise, so --eot and --judgements (eot= and judgements= in Python) change nothing"
     assert said in " ".join(printed(report).split()) and said not in " ".join(printed(noisy).split())
     assert "compared with finite differences in float64\n" in printed(report)
     single = " ".join(printed(replace(report, gradient_check="float32")).split())
