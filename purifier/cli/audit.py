@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..atomic import check_writable
 from ..auditing.presets import PROBED
 from ..errors import ConfigError, OutputError
+from ..exclusive import exclusive
 from ..foreign_code import Attempt
 from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
@@ -86,22 +88,16 @@ def audit(
         float | None,
         typer.Option(help="Fail if the worst case's 95% interval reaches below this share of images, such as 0.5."),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of another audit.")] = False,
 ) -> None:
     """Attack a guarded classifier, or one alone, print the accuracy that remains, and write report.json."""
-    from ..atomic import check_writable
     from ..auditing.audit import audit as run
-    from ..auditing.report import check_gate
+    from ..auditing.report import FILE_NAME
     from ..auditing.table import print_report
     from ..classifiers.loading import load_classifier
     from ..guards.guard import guard
 
-    if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
-        raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
-    check_writable(out)
-    if fail_under is not None:
-        check_gate(fail_under, "--fail-under")
-        if attack == [CLEAN_ONLY]:
-            raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
+    _check_request(attack, preset, out / FILE_NAME, overwrite, fail_under)
     threats = [read_eps(text) for text in eps]
     model = classifier if weights is None else load_classifier(classifier, weights=weights)
     reading = Reading(
@@ -116,34 +112,54 @@ def audit(
     if not alone:
         model = guard(model, purifier, on_reject=on_reject, abstain=abstain, **reading)
     console = plain_console()
-    with audit_progress() as show:
-        report = run(
-            model,
-            data,
-            norm=norm,
-            eps=threats,
-            attacks=[] if attack == [CLEAN_ONLY] else attack or None,
-            preset=preset,
-            routes=route or None,
-            batch_size=batch_size,
-            seed=seed,
-            eot=eot,
-            judgements=judgements,
-            probes=probes,
-            device=device,
-            root=root,
-            progress=show,
-            **(reading if alone else AS_THE_GUARD),
-        )
-    named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
-    report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
-    with Attempt((OutputError,)) as saving:
-        path = report.save(out)
+    with exclusive(out / FILE_NAME):
+        with audit_progress() as show:
+            report = run(
+                model,
+                data,
+                norm=norm,
+                eps=threats,
+                attacks=[] if attack == [CLEAN_ONLY] else attack or None,
+                preset=preset,
+                routes=route or None,
+                batch_size=batch_size,
+                seed=seed,
+                eot=eot,
+                judgements=judgements,
+                probes=probes,
+                device=device,
+                root=root,
+                progress=show,
+                **(reading if alone else AS_THE_GUARD),
+            )
+        named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
+        report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
+        with Attempt((OutputError,)) as saving:
+            report.save(out)
     print_report(report, console)  # even if the report cannot be written: it may have taken hours
     if saving.error is not None:
         raise saving.error
-    console.print(f"report {path}", markup=False, soft_wrap=True)
+    console.print(f"report {out / FILE_NAME}", markup=False, soft_wrap=True)
     _end(report, fail_under, console)
+
+
+def _check_request(
+    attack: list[str] | None, preset: str | None, path: Path, overwrite: bool, fail_under: float | None
+) -> None:
+    """Raise for options that contradict each other, and for a report that could not or should not be written."""
+    from ..auditing.report import check_gate
+
+    if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
+        raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
+    check_writable(path.parent)
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{path} is the report of another audit; replace it by --overwrite, or choose another --out", path
+        )
+    if fail_under is not None:
+        check_gate(fail_under, "--fail-under")
+        if attack == [CLEAN_ONLY]:
+            raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
 
 
 def _end(report: AuditReport, least: float | None, console: Console) -> None:

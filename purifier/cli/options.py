@@ -98,6 +98,8 @@ def command_line(context: typer.Context) -> list[str]:
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         for one in value if isinstance(value, list | tuple) else [value]:
-            if one is not None:
+            if one is True:
+                words.append(max(parameter.opts, key=len))
+            elif one is not None and one is not False:
                 words += [max(parameter.opts, key=len), str(one)]
     return words
