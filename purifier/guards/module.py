@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,25 @@ from ..output import LOGITS, Output
 from ..rejection.policy import check_exportable, rejection_of
 from ..seeding import SampleGenerator
 from ..vocabulary import OnReject
-from .signature import find_input
+from .attributes import attribute_of
+from .signature import class_like, find_input
 
 
 class GuardedModule(nn.Module):
     """A torch classifier behind a purifier; made by ``guard``.
 
     ``forward`` has the classifier's own signature and return value. The image is purified, whether it is passed by
-    position or by keyword; all other arguments are passed on unchanged. The purifier stays in evaluation mode.
-    With ``score=True`` the result is ``(output, score)``, the score (N,); with ``on_reject="flag"`` it is
+    position or by keyword; all other arguments are passed on unchanged. With ``score=True`` the result is ``(output, score)``, the score (N,); with ``on_reject="flag"`` it is
     ``(output, rejected)``, rejected bool (N,); with both, ``(output, score, rejected)``.
+
+    The purifier stays in evaluation mode, and its weights do not require gradients unless it was in training mode when
+    it was guarded. Attributes that the guard does not have are the classifier's. The classifier's methods call the
+    guard where they call themselves; its layers can be read but not called, because that would skip the purifier, see
+    ``UnguardedError``. ``classifier`` is the unguarded classifier itself.
     """
+
+    plain: ClassVar[type[GuardedModule] | None] = None
+    """The class that this one was made from by ``class_like``."""
 
     def __init__(
         self,
@@ -47,11 +55,14 @@ class GuardedModule(nn.Module):
     ) -> None:
         super().__init__()
         self.rejection = rejection_of(purifier, on_reject, abstain)
+        if not purifier.training:
+            purifier.requires_grad_(False)
         self.classifier, self.purifier = classifier, purifier.eval()
         self.preprocessing, self.score, self.seed, self.check = preprocessing, score, seed, check
         self.position, self.input = find_input(classifier, input)
         self.output = output
-        self.training = classifier.training
+        self.training = getattr(classifier, "training", False)  # a frozen script has no mode
+        self.__class__ = class_like(type(self), classifier)
 
     def train(self, mode: bool = True) -> GuardedModule:
         """Switch the classifier; the purifier filters the same way in both modes."""
@@ -153,8 +164,23 @@ class GuardedModule(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name == "__signature__":
-            return inspect.signature(self.classifier.forward)
-        return super().__getattr__(name)
+            return inspect.signature(self.forward)
+        parts = self.__dict__.get("_modules", {})
+        own = any(name in self.__dict__.get(kind, {}) for kind in ("_parameters", "_buffers", "_modules"))
+        if own or name.startswith("__") or "classifier" not in parts:
+            return super().__getattr__(name)
+        return attribute_of(self, parts["classifier"], name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (self.plain or type(self),), self.__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self.__class__ = class_like(type(self), self.classifier)
+
+
+def _blank(kind: type[GuardedModule]) -> GuardedModule:
+    return kind.__new__(kind)
 
 
 def _as_nchw(image: Tensor, preprocessing: Preprocessing) -> Tensor:
