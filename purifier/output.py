@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -31,8 +32,8 @@ class Entry:
     floating: bool
     shape: tuple[int | None, ...] | None
     """None if unknown, as a size can be."""
-    text: str
-    """Type and shape, for messages."""
+    text: object
+    """Type and shape, for messages: ``str`` of it."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,27 @@ class Output:
         found: Tensor = parts[self.choose([_entry(name, value) for name, value in parts])][1]
         return found
 
+    def replace(self, output: Any, answer: Tensor) -> Any:
+        """A classifier's output of the same type with another answer in place of the result of ``find``.
+
+        Raises
+        ------
+        ClassifierError
+            Other entries say the class of each image too, and would contradict the new answer; or the output's type
+            cannot be changed.
+        """
+        parts = _parts(output)
+        entries = [_entry(name, value) for name, value in parts]
+        place = self.choose(entries)
+        for other, entry in enumerate(entries):
+            if other != place and _are_labels(parts[other][1], answer):
+                raise ClassifierError(
+                    f"the classifier's output {_shown(entries)[other]} holds a label for each image, which "
+                    "would remain",
+                    "",
+                )
+        return _with_part(output, place, answer)
+
     def logits(self, output: Any) -> Tensor:
         """Logits (N, K) from a classifier's output; see ``find`` and ``to_logits`` for errors."""
         return self.to_logits(self.find(output))
@@ -130,33 +152,34 @@ class Output:
         ClassifierError
             As for ``find``.
         """
-        shown = [_shown(place, entry, len(entries)) for place, entry in enumerate(entries)]
-        place = self._chosen(entries, shown)
+        place = self._chosen(entries)
         entry = entries[place]
         if not self._fits(entry):
             other = "choose another output with output= (--output), or " if len(entries) > 1 else ""
             raise ClassifierError(
-                f"the classifier must return {SHAPES[self.kind]}, got {shown[place]}; {other}if the answer is of "
+                f"the classifier must return {SHAPES[self.kind]}, got {_shown(entries)[place]}; {other}if the answer is of "
                 "another kind, give output_kind= (--output-kind on the command line)",
                 "",
             )
         if not self.binary and entry.shape is not None and (len(entry.shape) == 1 or entry.shape[1] == 1):
             raise ClassifierError(
                 f"the classifier must return {SHAPES[self.kind]}, for 2 or more classes, got one number per image, "
-                f"{shown[place]}; if it is the answer of a two-class classifier, give its kind: "
+                f"{_shown(entries)[place]}; if it is the answer of a two-class classifier, give its kind: "
                 "output_kind='binary-logit' or 'binary-probability' (--output-kind on the command line)",
                 "",
             )
         return place
 
-    def _chosen(self, entries: Sequence[Entry], shown: Sequence[str]) -> int:
-        names, listed = [entry.name for entry in entries], ", ".join(shown) or "nothing"
+    def _chosen(self, entries: Sequence[Entry]) -> int:
+        names = [entry.name for entry in entries]
         if isinstance(self.which, int) and self.which >= len(entries):
-            raise ClassifierError(f"the classifier has no output at position {self.which}; it returns {listed}", "")
+            raise ClassifierError(
+                f"the classifier has no output at position {self.which}; it returns {_listed(entries)}", ""
+            )
         if isinstance(self.which, int):
             return self.which
         if self.which is not None and self.which not in names:
-            raise ClassifierError(f"the classifier has no output {self.which!r}; it returns {listed}", "")
+            raise ClassifierError(f"the classifier has no output {self.which!r}; it returns {_listed(entries)}", "")
         usual = "logits" if self.log_scale else "probabilities"
         name = self.which or usual
         if name in names:
@@ -165,11 +188,11 @@ class Output:
         if len(able) > 1:
             raise ClassifierError(
                 f"{len(able)} outputs of the classifier can be its {self.kind}: "
-                f"{', '.join(shown[place] for place in able)}; choose one with output= (--output on the command line)",
+                f"{', '.join(_shown(entries)[place] for place in able)}; choose one with output= (--output on the command line)",
                 "",
             )
         if not able and len(entries) != 1:
-            raise ClassifierError(f"the classifier must return {SHAPES[self.kind]}, got {listed}", "")
+            raise ClassifierError(f"the classifier must return {SHAPES[self.kind]}, got {_listed(entries)}", "")
         return able[0] if able else 0
 
     def _fits(self, entry: Entry) -> bool:
@@ -215,14 +238,57 @@ def _parts(output: Any) -> list[tuple[str | None, Any]]:
     return [(None, output)]
 
 
+def _with_part(output: Any, place: int, part: Tensor) -> Any:
+    """A shallow copy of a classifier's output, of the same type, with another part at a position of ``_parts``."""
+    if isinstance(output, Tensor):
+        return part
+    if isinstance(output, tuple):
+        values = [*output[:place], part, *output[place + 1 :]]
+        return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+    if not isinstance(output, MutableMapping | list) and not dataclasses.is_dataclass(output):
+        raise ClassifierError(f"the classifier returns a {type(output).__name__}, whose entries cannot be replaced", "")
+    changed: Any = copy.copy(output)
+    if isinstance(output, MutableMapping):
+        changed[list(output)[place]] = part
+    elif isinstance(output, list):
+        changed[place] = part
+    else:
+        object.__setattr__(changed, dataclasses.fields(output)[place].name, part)  # also into a frozen one
+    return changed
+
+
+def _are_labels(value: Any, answer: Tensor) -> bool:
+    """Whether a part of an output is one integer for each of the answer's images."""
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.ndim == 0:
+        return False
+    return value.shape[0] == answer.shape[0] and all(size == 1 for size in value.shape[1:])
+
+
 def _entry(name: str | None, value: Any) -> Entry:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None:
         return Entry(name, False, (), type(value).__name__)
-    text = f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"
-    return Entry(name, isinstance(value, Tensor) and value.is_floating_point(), tuple(shape), text)
+    known = tuple(size if type(size) is int else None for size in shape)  # not what torch traces or leaves free
+    return Entry(name, isinstance(value, Tensor) and value.is_floating_point(), known, _Text(dtype, shape))
 
 
-def _shown(place: int, entry: Entry, count: int) -> str:
-    position = f"{place}: " if count > 1 else ""
-    return position + ("" if entry.name is None else f"{entry.name!r} ") + entry.text
+@dataclass(frozen=True)
+class _Text:
+    """Dtype and shape, made into text only for messages: torch.export cannot format the sizes that it leaves free."""
+
+    dtype: Any
+    shape: Any
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {tuple(self.shape)}"
+
+
+def _shown(entries: Sequence[Entry]) -> list[str]:
+    return [
+        (f"{place}: " if len(entries) > 1 else "") + ("" if entry.name is None else f"{entry.name!r} ") + str(entry.text)
+        for place, entry in enumerate(entries)
+    ]
+
+
+def _listed(entries: Sequence[Entry]) -> str:
+    return ", ".join(_shown(entries)) or "nothing"

@@ -20,7 +20,9 @@ from ..rejection.policy import check_exportable, rejection_of
 from ..seeding import SampleGenerator
 from ..vocabulary import OnReject
 from .attributes import attribute_of
+from .compiled_check import check_in_graph
 from .signature import class_like, find_input
+from .trial import try_replacing
 
 
 class GuardedModule(nn.Module):
@@ -62,6 +64,8 @@ class GuardedModule(nn.Module):
         self.position, self.input = find_input(classifier, input)
         self.output = output
         self.training = getattr(classifier, "training", False)  # a frozen script has no mode
+        place = 0 if self.position == 0 else self.input
+        try_replacing(classifier, self.purifier, preprocessing, place, self.rejection, output)
         self.__class__ = class_like(type(self), classifier)
 
     def train(self, mode: bool = True) -> GuardedModule:
@@ -82,7 +86,7 @@ class GuardedModule(nn.Module):
         return pixel_classifier(self.classifier, self.preprocessing, place, self.output)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting():
+        if _traced():
             check_exportable(self.rejection)
         pixels = self.pixels(args, kwargs)
         answer = self.answer(args, kwargs, pixels, self._draw(pixels))
@@ -105,7 +109,8 @@ class GuardedModule(nn.Module):
         """
 
         def classify(purified: Tensor) -> Any:
-            images = self.preprocessing.to_classifier(purified).to(self._image(args, kwargs).dtype)
+            given = self._image(args, kwargs)
+            images = _in_format_of(given, self.preprocessing.to_classifier(purified, given.dtype))
             if self.input in kwargs:
                 return self.classifier(*args, **{**kwargs, self.input: images})
             assert self.position is not None
@@ -149,14 +154,17 @@ class GuardedModule(nn.Module):
             )
         shape = image_shape_of(self.purifier)
         check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
-        pixels = self.preprocessing.to_pixels(image)
-        if self.check and not torch.compiler.is_exporting():
+        precise = torch.float64 if image.dtype == torch.float64 else torch.float32
+        pixels = self.preprocessing.to_pixels(image, precise)
+        if self.check and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+            pixels = check_in_graph(image, pixels, self.preprocessing, self.input)
+        elif self.check and not torch.compiler.is_exporting():
             check_scale(image, self.preprocessing, name=self.input)
             check_range(pixels, name=self.input)
         return answering.purifier_input(pixels, self.purifier)
 
     def _draw(self, pixels: Tensor) -> Tensor | None:
-        if torch.compiler.is_exporting():
+        if _traced():
             return None
         # With a seed every image gets the same stream, so that its result does not depend on its position.
         positions = range(len(pixels)) if self.seed is None else [0] * len(pixels)
@@ -181,6 +189,19 @@ class GuardedModule(nn.Module):
 
 def _blank(kind: type[GuardedModule]) -> GuardedModule:
     return kind.__new__(kind)
+
+
+def _traced() -> bool:
+    """Whether a graph is being made that other programs run: it draws no noise and raises no errors."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def _in_format_of(given: Tensor, images: Tensor) -> Tensor:
+    """Images in the memory format of the given ones, which a model that was moved to channels-last expects."""
+    last = torch.channels_last
+    if given.ndim != 4 or given.is_contiguous() or not given.is_contiguous(memory_format=last):
+        return images
+    return images.contiguous(memory_format=last)
 
 
 def _as_nchw(image: Tensor, preprocessing: Preprocessing) -> Tensor:
