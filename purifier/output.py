@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from .containers import parts_of, with_part
+from .data.pixels import fits
+from .data.reading import sizes_of
 from .errors import ClassifierError, ConfigError
 from .vocabulary import OutputKind
 
@@ -91,7 +92,7 @@ class Output:
         ClassifierError
             There is none, there are several and ``which`` is None, or it does not have the shape of its kind.
         """
-        parts = _parts(output)
+        parts = parts_of(output)
         found: Tensor = parts[self.choose([_entry(name, value) for name, value in parts])][1]
         return found
 
@@ -104,17 +105,17 @@ class Output:
             Other entries say the class of each image too, and would contradict the new answer; or the output's type
             cannot be changed.
         """
-        parts = _parts(output)
+        parts = parts_of(output)
         entries = [_entry(name, value) for name, value in parts]
         place = self.choose(entries)
-        for other, entry in enumerate(entries):
+        for other in range(len(entries)):
             if other != place and _are_labels(parts[other][1], answer):
                 raise ClassifierError(
                     f"the classifier's output {_shown(entries)[other]} holds a label for each image, which "
                     "would remain",
                     "",
                 )
-        return _with_part(output, place, answer)
+        return with_part(output, place, answer)
 
     def logits(self, output: Any) -> Tensor:
         """Logits (N, K) from a classifier's output; see ``find`` and ``to_logits`` for errors."""
@@ -157,8 +158,8 @@ class Output:
         if not self._fits(entry):
             other = "choose another output with output= (--output), or " if len(entries) > 1 else ""
             raise ClassifierError(
-                f"the classifier must return {SHAPES[self.kind]}, got {_shown(entries)[place]}; {other}if the answer is of "
-                "another kind, give output_kind= (--output-kind on the command line)",
+                f"the classifier must return {SHAPES[self.kind]}, got {_shown(entries)[place]}; {other}if the answer "
+                "is of another kind, give output_kind= (--output-kind on the command line)",
                 "",
             )
         if not self.binary and entry.shape is not None and (len(entry.shape) == 1 or entry.shape[1] == 1):
@@ -188,7 +189,8 @@ class Output:
         if len(able) > 1:
             raise ClassifierError(
                 f"{len(able)} outputs of the classifier can be its {self.kind}: "
-                f"{', '.join(_shown(entries)[place] for place in able)}; choose one with output= (--output on the command line)",
+                f"{', '.join(_shown(entries)[place] for place in able)}; choose one with output= (--output on the "
+                "command line)",
                 "",
             )
         if not able and len(entries) != 1:
@@ -226,50 +228,20 @@ LOGITS = Output()
 """By default: logits (N, K), called so or the only ones."""
 
 
-def _parts(output: Any) -> list[tuple[str | None, Any]]:
-    """The parts of a classifier's output with their names, if they have any."""
-    if isinstance(output, Mapping):
-        return [(str(name), value) for name, value in output.items()]
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
-    if isinstance(output, tuple | list):
-        names = getattr(output, "_fields", [None] * len(output))  # a named tuple has _fields
-        return list(zip(names, output, strict=True))
-    return [(None, output)]
-
-
-def _with_part(output: Any, place: int, part: Tensor) -> Any:
-    """A shallow copy of a classifier's output, of the same type, with another part at a position of ``_parts``."""
-    if isinstance(output, Tensor):
-        return part
-    if isinstance(output, tuple):
-        values = [*output[:place], part, *output[place + 1 :]]
-        return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
-    if not isinstance(output, MutableMapping | list) and not dataclasses.is_dataclass(output):
-        raise ClassifierError(f"the classifier returns a {type(output).__name__}, whose entries cannot be replaced", "")
-    changed: Any = copy.copy(output)
-    if isinstance(output, MutableMapping):
-        changed[list(output)[place]] = part
-    elif isinstance(output, list):
-        changed[place] = part
-    else:
-        object.__setattr__(changed, dataclasses.fields(output)[place].name, part)  # also into a frozen one
-    return changed
-
-
 def _are_labels(value: Any, answer: Tensor) -> bool:
     """Whether a part of an output is one integer for each of the answer's images."""
     if not isinstance(value, Tensor) or value.is_floating_point() or value.ndim == 0:
         return False
-    return value.shape[0] == answer.shape[0] and all(size == 1 for size in value.shape[1:])
+    return fits(value.shape[:1], answer.shape[:1]) and all(size in (1, None) for size in sizes_of(value)[1:])
 
 
 def _entry(name: str | None, value: Any) -> Entry:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None:
         return Entry(name, False, (), type(value).__name__)
-    known = tuple(size if type(size) is int else None for size in shape)  # not what torch traces or leaves free
-    return Entry(name, isinstance(value, Tensor) and value.is_floating_point(), known, _Text(dtype, shape))
+    if not isinstance(value, Tensor):
+        return Entry(name, False, tuple(shape), _Text(dtype, shape))
+    return Entry(name, value.is_floating_point(), sizes_of(value), _Text(dtype, shape))
 
 
 @dataclass(frozen=True)
@@ -285,7 +257,9 @@ class _Text:
 
 def _shown(entries: Sequence[Entry]) -> list[str]:
     return [
-        (f"{place}: " if len(entries) > 1 else "") + ("" if entry.name is None else f"{entry.name!r} ") + str(entry.text)
+        (f"{place}: " if len(entries) > 1 else "")
+        + ("" if entry.name is None else f"{entry.name!r} ")
+        + str(entry.text)
         for place, entry in enumerate(entries)
     ]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, PixelError
-from .bounds import bounds_of
+from .reading import bounds_of, tracing
 
 DTYPES = {
     "float32": torch.float32,
@@ -71,7 +71,7 @@ class Preprocessing:
             raise ConfigError("preprocessing: a uint8 classifier takes scale=255 and no mean or std")
 
     def to_classifier(self, pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Pixels (N, C, H, W) -> the classifier's images, or those in another ``dtype``. Differentiable unless uint8."""
+        """Pixels (N, C, H, W) -> the classifier's images, or in another ``dtype``. Differentiable unless uint8."""
         images = pixels
         if self.channels == "BGR":
             images = images.flip(1)
@@ -222,6 +222,6 @@ def _per_channel(values: tuple[float, ...], pixels: Tensor) -> Tensor:
 
 def constant_like(tensor: Tensor, values: Sequence[float]) -> Tensor:
     """A vector of constants with the dtype and device of a tensor; also while ``torch.jit.trace`` runs."""
-    if torch.jit.is_tracing():  # it warns of torch.tensor
+    if tracing():  # it warns of torch.tensor
         return torch.stack([tensor.new_full((), value) for value in values])
     return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)

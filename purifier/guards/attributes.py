@@ -1,10 +1,10 @@
 """A classifier's own attributes, as its guard hands them out: readable, but never a way past the purifier.
 
-Everything that is a module is handed out as a stand-in. A stand-in shares the module's class and its ``__dict__``, so it
-has the same weights and settings, hooks that are registered on it run, and what is set on it is set on the module. Only
-its call differs: the classifier's stand-in, to which the classifier's methods are bound, calls the guard, and a layer's
-refuses. So a method that calls ``self(x)`` is guarded, one that only reads or sets works as before, and one that passes
-images to a layer raises an error.
+Everything that is a module is handed out as a stand-in. A stand-in shares the module's class and its ``__dict__``, so
+it has the same weights and settings, hooks that are registered on it run, and what is set on it is set on the module.
+Only its call differs: the classifier's stand-in, to which the classifier's methods are bound, calls the guard, and a
+layer's refuses. So a method that calls ``self(x)`` is guarded, one that only reads or sets works as before, and one
+that passes images to a layer raises an error.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class StandIn:
         return self.__answer(*args, **kwargs)
 
     @property
-    def forward(self) -> Callable[..., Any]:
+    def forward(self) -> Any:
         return self.__answer
 
     @property
@@ -64,8 +64,11 @@ class StandIn:
     def __getattr__(self, name: str) -> Any:
         return _handed_out(super().__getattr__(name), self.__inside(name))  # type: ignore[misc]  # the module's class has it
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.__module if isinstance(value, StandIn) else value)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.__module.__reduce_ex__(protocol)  # a copy belongs to nobody, so it is the module's
+        return _itself, (self.__module,)  # a copy is of the module, because it belongs to no guard
 
     def __eq__(self, other: object) -> bool:
         return self.__module is (other.__module if isinstance(other, StandIn) else other)
@@ -79,11 +82,15 @@ class StandIn:
     @staticmethod
     def of(module: nn.Module, path: str, answer: Callable[..., Any]) -> Any:
         """The stand-in for a module; ``path`` is its name in the classifier."""
-        made: Any = object.__new__(_class_of(type(module)))
+        made: Any = object.__new__(_class_of(type(module)))  # type: ignore[arg-type]  # a class is hashable
         object.__setattr__(made, "__dict__", module.__dict__)
         for name, value in (("answer", answer), ("module", module), ("path", path)):
             object.__setattr__(made, f"_StandIn__{name}", value)
         return made
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
 
 
 def _handed_out(value: Any, path: str) -> Any:

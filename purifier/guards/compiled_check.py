@@ -11,7 +11,7 @@ from ..data.pixels import Preprocessing, check_range, check_scale
 def check_in_graph(images: Tensor, pixels: Tensor, preprocessing: Preprocessing, name: str) -> Tensor:
     """``pixels``, checked as ``check_scale`` and ``check_range`` do when the compiled graph runs."""
     exempt = preprocessing.mean or preprocessing.std
-    zero = torch.ops.purifier.check_images(
+    zero: Tensor = torch.ops.purifier.check_images(
         images.detach(), pixels.detach(), 1.0 if exempt else preprocessing.scale, name
     )
     return pixels + zero  # so that the operator is not removed as unused

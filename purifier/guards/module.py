@@ -14,6 +14,7 @@ from ..answering import Answer
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier, image_shape_of
 from ..data.pixels import Preprocessing, check_range, check_scale, check_shape
+from ..data.reading import tracing
 from ..errors import PixelError
 from ..output import LOGITS, Output
 from ..rejection.policy import check_exportable, rejection_of
@@ -29,8 +30,9 @@ class GuardedModule(nn.Module):
     """A torch classifier behind a purifier; made by ``guard``.
 
     ``forward`` has the classifier's own signature and return value. The image is purified, whether it is passed by
-    position or by keyword; all other arguments are passed on unchanged. With ``score=True`` the result is ``(output, score)``, the score (N,); with ``on_reject="flag"`` it is
-    ``(output, rejected)``, rejected bool (N,); with both, ``(output, score, rejected)``.
+    position or by keyword; all other arguments are passed on unchanged. With ``score=True`` the result is
+    ``(output, score)``, the score (N,); with ``on_reject="flag"`` it is ``(output, rejected)``, rejected bool (N,);
+    with both, ``(output, score, rejected)``.
 
     The purifier stays in evaluation mode, and its weights do not require gradients unless it was in training mode when
     it was guarded. Attributes that the guard does not have are the classifier's. The classifier's methods call the
@@ -179,8 +181,11 @@ class GuardedModule(nn.Module):
             return super().__getattr__(name)
         return attribute_of(self, parts["classifier"], name)
 
+    def _get_name(self) -> str:
+        return "GuardedModule"
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _blank, (self.plain or type(self),), self.__getstate__()
+        return _blank, (self.plain or type(self),), self.__getstate__()  # type: ignore[no-untyped-call]  # object's
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
@@ -193,7 +198,7 @@ def _blank(kind: type[GuardedModule]) -> GuardedModule:
 
 def _traced() -> bool:
     """Whether a graph is being made that other programs run: it draws no noise and raises no errors."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or tracing()
 
 
 def _in_format_of(given: Tensor, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from typing import Any
+from typing import Any, TypeVar
 
 from onnx import ModelProto
 from torch import nn
@@ -14,6 +14,8 @@ from ..data.pixels import read_preprocessing
 from ..errors import ConfigError
 from ..onnx.image_input import image_input, preprocessing_for
 from ..output import Output
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str]:
@@ -42,7 +44,7 @@ def find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str
     return None, input
 
 
-def class_like(base: type[nn.Module], classifier: nn.Module) -> type[nn.Module]:
+def class_like(base: type[M], classifier: nn.Module) -> type[M]:
     """A subclass of a guard's class whose ``forward`` has the classifier's signature, for frameworks that read it.
 
     They look up a model by the ``__name__`` of its class too, so that is the classifier's. Lightning's Trainer takes

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..contracts.purifier import Classifying, Purifier, image_shape_of
 from ..data.pixels import constant_like
+from ..data.reading import sizes_of
 from ..errors import ClassifierError, ConfigError, PluginError, RejectedError
 from ..output import LOGITS, Output
 from ..vocabulary import OnReject
@@ -152,9 +153,8 @@ class Rejection:
 
 
 def _columns(answer: Tensor) -> int:
-    """The size of dimension 1, a number even where ``torch.jit.trace`` has a symbol."""
-    size = answer.shape[1]
-    return size if type(size) is int else len(answer[:1].unbind(1))
+    known = sizes_of(answer)[1]
+    return answer.shape[1] if known is None else known
 
 
 def replaceable_ranks(output: Output) -> tuple[int, ...]:

@@ -1,9 +1,14 @@
-"""The lowest and highest value of an image tensor, where values can be read."""
+"""What can be read of a tensor while torch traces, transforms or captures a function: its bounds and its sizes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def tracing() -> bool:
+    """Whether ``torch.jit.trace`` runs."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # torch's
 
 
 def bounds_of(images: Tensor) -> tuple[float, float] | None:
@@ -12,7 +17,7 @@ def bounds_of(images: Tensor) -> tuple[float, float] | None:
     They cannot be read from meta and fake tensors, under ``vmap``, while torch traces a function, and while it captures
     a CUDA graph.
     """
-    if torch.jit.is_tracing() or images.is_meta or images.numel() == 0:
+    if tracing() or images.is_meta or images.numel() == 0:
         return None
     if images.is_cuda and torch.cuda.is_current_stream_capturing():
         return None  # reading would break the capture
@@ -21,3 +26,10 @@ def bounds_of(images: Tensor) -> tuple[float, float] | None:
         return low.item(), high.item()
     except RuntimeError:  # vmap, fake tensors and tracers say so in several ways; a failed device says so again
         return None
+
+
+def sizes_of(values: Tensor) -> tuple[int | None, ...]:
+    """A tensor's sizes; None for those that torch leaves free, which while ``torch.jit.trace`` runs is the first."""
+    if not tracing():
+        return tuple(size if type(size) is int else None for size in values.shape)
+    return (None, *(len(values.unbind(place)) for place in range(1, values.ndim)))  # shape holds tensors then
