@@ -182,6 +182,20 @@ def test_inductor(name: str) -> None:
             compiled(images * float("nan"))
 
 
+@pytest.mark.gpu
+def test_a_cuda_graph_can_be_captured() -> None:
+    guarded, images, expected = made("blur")
+    guarded, images = guarded.cuda(), images.cuda()
+    with torch.no_grad():
+        guarded(images)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = guarded(images)
+    graph.replay()
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-2, rtol=1e-2)
+
+
 @every_guard
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_by_the_classifiers_own_argument_names(name: str, strict: bool) -> None:
