@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, PixelError
-from .reading import bounds_of, tracing
+from .reading import bounds_of, capturing, tracing
 
 DTYPES = {
     "float32": torch.float32,
@@ -221,7 +221,7 @@ def _per_channel(values: tuple[float, ...], pixels: Tensor) -> Tensor:
 
 
 def constant_like(tensor: Tensor, values: Sequence[float]) -> Tensor:
-    """A vector of constants with the dtype and device of a tensor; also while ``torch.jit.trace`` runs."""
-    if tracing():  # it warns of torch.tensor
+    """A vector of constants with the dtype and device of a tensor; also while torch traces or captures a CUDA graph."""
+    if tracing() or capturing(tensor):  # torch.tensor gives a warning, or breaks the capture
         return torch.stack([tensor.new_full((), value) for value in values])
     return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)

@@ -11,16 +11,19 @@ def tracing() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # torch's
 
 
+def capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is captured, where values can neither be read nor copied from the host."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def bounds_of(images: Tensor) -> tuple[float, float] | None:
     """The lowest and highest value, both NaN if any is; None if there are none or they cannot be read.
 
     They cannot be read from meta and fake tensors, under ``vmap``, while torch traces a function, and while it captures
     a CUDA graph.
     """
-    if tracing() or images.is_meta or images.numel() == 0:
+    if tracing() or capturing(images) or images.is_meta or images.numel() == 0:
         return None
-    if images.is_cuda and torch.cuda.is_current_stream_capturing():
-        return None  # reading would break the capture
     low, high = torch.aminmax(images.detach())
     try:
         return low.item(), high.item()

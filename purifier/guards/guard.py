@@ -98,8 +98,8 @@ def guard(
         ``package.module:factory``, ``demo``.
     purifier
         A ``Purifier``, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``,
-        ``demo-plain``. A torch guard puts it into evaluation mode; unless it was in training mode, its weights no longer
-        require gradients.
+        ``demo-plain``. A torch guard puts it into evaluation mode, and unless it was in training mode, its weights no
+        longer require gradients.
     preprocessing
         How the classifier wants its images: a ``Preprocessing`` or torchvision's ``weights.transforms()``.
         By default a torch classifier takes pixels (float, NCHW, [0, 1]), and for an ONNX classifier it is inferred

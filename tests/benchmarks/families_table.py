@@ -46,7 +46,7 @@ TORCHVISION = {
     **dict.fromkeys(("mobilenet_v3_small", "regnet_x_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1"), 64),
     "inception_v3": 96,
     "vgg11": 64,
-    "maxvit_t": 64,
+    "maxvit_t": 224,
     "swin_t": 64,
     "vit_b_32": 64,
 }
@@ -91,7 +91,6 @@ def families() -> Iterator[Family]:
         models = importlib.import_module("torchvision.models")
         for name, side in TORCHVISION.items():
             more = {"image_size": side} if name.startswith("vit") else {}
-            more |= {"input_size": (side, side), "partition_size": 2} if name.startswith("maxvit") else {}
             more |= {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
             yield Family("torchvision", name, partial(models.get_model, name, num_classes=CLASSES, **more), side)
     if installed("timm"):
@@ -212,7 +211,7 @@ def main() -> None:
     if given.json is not None:
         libraries = ["torch", *dict.fromkeys(one["library"] for one in rows)]
         source = {
-            "command": ["python tests/benchmarks/families_table.py"],
+            "command": [f"python tests/benchmarks/families_table.py --library {name}" for name in libraries[1:]],
             "date": date.today().isoformat(),
             "versions": ", ".join(f"{name} {version(name)}" for name in libraries),
         }

@@ -72,6 +72,10 @@ GUARDS: dict[str, Callable[[], GuardedModule]] = {
     "reclassify": lambda: make(Net("tuple"), "reclassify"),
 }
 every_guard = pytest.mark.parametrize("name", GUARDS)
+one_guard_by_default = pytest.mark.parametrize(
+    "name", [name if name == "abstain=3" else pytest.param(name, marks=pytest.mark.integration) for name in GUARDS]
+)
+"""For what takes seconds per guard."""
 deprecated = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # and still in production
 
 
@@ -93,7 +97,7 @@ def test_vmap(name: str) -> None:
     assert_same(torch.func.vmap(guarded)(images[:, None]), tree_map(lambda value: value[:, None], expected))
 
 
-@every_guard
+@one_guard_by_default
 def test_meta_and_fake_tensors(name: str) -> None:
     guarded, images, expected = made(name)
     found = copy.deepcopy(guarded).to("meta")(images.to("meta"))
@@ -138,7 +142,7 @@ def test_a_trace_holds_the_mean_of_a_random_purifier_and_cannot_raise() -> None:
         torch.jit.trace(make(Net(), "raise"), PIXELS)
 
 
-@every_guard
+@one_guard_by_default
 def test_one_compiled_graph_that_checks_its_images(name: str) -> None:
     guarded, images, expected = made(name)
     torch._dynamo.reset()
@@ -196,7 +200,7 @@ def test_a_cuda_graph_can_be_captured() -> None:
     torch.testing.assert_close(found.cpu(), expected, atol=1e-2, rtol=1e-2)
 
 
-@every_guard
+@one_guard_by_default
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_by_the_classifiers_own_argument_names(name: str, strict: bool) -> None:
     guarded, images, expected = made(name)
