@@ -26,9 +26,10 @@ def bounds_of(images: Tensor) -> tuple[float, float] | None:
         return None
     low, high = torch.aminmax(images.detach())
     try:
-        return low.item(), high.item()
+        bounds = low.item(), high.item()
     except RuntimeError:  # vmap, fake tensors and tracers say so in several ways; a failed device says so again
         return None
+    return bounds if all(isinstance(bound, int | float) for bound in bounds) else None  # not if they are symbols
 
 
 def sizes_of(values: Tensor) -> tuple[int | None, ...]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 import purifier
@@ -105,6 +106,14 @@ def test_meta_and_fake_tensors(name: str) -> None:
     assert all(one.is_meta for one in tree_leaves(found))
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert all(isinstance(one, FakeTensor) for one in tree_leaves(guarded(images)))
+
+
+@pytest.mark.parametrize("name", ["vae", "abstain=3"])
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(name: str, mode: str) -> None:
+    guarded, images, expected = made(name)
+    with torch.no_grad():
+        assert_same(make_fx(guarded, tracing_mode=mode, _allow_non_fake_inputs=True)(images)(images), expected)
 
 
 @every_guard
