@@ -98,7 +98,8 @@ def guard(
         ``package.module:factory``, ``demo``.
     purifier
         A ``Purifier``, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``,
-        ``demo-plain``.
+        ``demo-plain``. A torch guard puts it into evaluation mode, and unless it was in training mode, its weights no
+        longer require gradients.
     preprocessing
         How the classifier wants its images: a ``Preprocessing`` or torchvision's ``weights.transforms()``.
         By default a torch classifier takes pixels (float, NCHW, [0, 1]), and for an ONNX classifier it is inferred
@@ -122,14 +123,16 @@ def guard(
         returns ``(output, rejected)`` or ``(output, score, rejected)``, a session has the last output
         ``purifier_rejected``. ``abstain``: replace their answers by NaN, or by certainty of one class. ``raise``: raise
         ``RejectedError`` for the batch. ``reclassify``: replace their answers by those of the purifier's own
-        classifier, as ``output_kind``. If an ONNX classifier has several outputs, only the answer is replaced.
+        classifier, as ``output_kind``. If the classifier has several outputs, only the answer is replaced; for a torch
+        classifier this is tried on two images at once.
     abstain
         With ``on_reject="abstain"``: the class whose logit becomes 0, while all others become -inf. Probabilities
         become 1 and 0, a binary logit becomes infinite.
     seed
         For a torch classifier: fixes the noise of a random purifier; by default it follows torch's global generator.
     check
-        For a torch classifier: False skips the range check, which waits for a GPU.
+        For a torch classifier: False skips the range check, which waits for a GPU. It is skipped anyway where values
+        cannot be read, such as in an export or under ``torch.func.vmap``.
     providers, sess_options
         For an ONNX classifier: as for ``onnxruntime.InferenceSession``. By default CUDA if it loads, else the CPU.
 

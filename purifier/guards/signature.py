@@ -1,9 +1,10 @@
-"""Finds the image among a classifier's arguments, and reads a classifier that has no guard."""
+"""Finds the image among a classifier's arguments, gives a guard the same ones, and reads a classifier without guard."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import types
+from typing import Any, TypeVar
 
 from onnx import ModelProto
 from torch import nn
@@ -13,6 +14,8 @@ from ..data.pixels import read_preprocessing
 from ..errors import ConfigError, about
 from ..onnx.image_input import image_input, preprocessing_for
 from ..output import Output
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str]:
@@ -39,6 +42,34 @@ def find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str
     if not open_ended and input not in [p.name for p in parameters]:
         raise ConfigError(f"input: {takes}, got {input!r}")
     return None, input
+
+
+def class_like(base: type[M], classifier: nn.Module) -> type[M]:
+    """A subclass of a guard's class whose ``forward`` has the classifier's signature, for frameworks that read it.
+
+    They look up a model by the ``__name__`` of its class too, so that is the classifier's. Lightning's Trainer takes
+    nothing but a ``LightningModule``: a guard of one inherits from its class, and so has its hooks.
+    """
+    try:
+        own = inspect.signature(classifier.forward)
+    except ValueError:  # a scripted or traced module has none
+        return base
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return base.forward(self, *args, **kwargs)
+
+    myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = own.replace(parameters=[myself, *own.parameters.values()])  # type: ignore[attr-defined]
+    bases = (base, type(classifier)) if _is_lightning(classifier) else (base,)
+    body = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__, "plain": base}
+    return types.new_class(type(classifier).__name__, bases, {}, lambda space: space.update(body))
+
+
+def _is_lightning(module: nn.Module) -> bool:
+    return any(
+        kind.__name__ == "LightningModule" and kind.__module__.split(".")[0] in ("lightning", "pytorch_lightning")
+        for kind in type(module).__mro__
+    )
 
 
 def classifier_alone(
