@@ -21,9 +21,9 @@ from purifier.guards.session import GuardedSession
 from purifier.onnx.front import PurifierFront, example_images, noise_for
 from purifier.onnx.graft import purified_name
 from purifier.onnx.guarded import guarded_graph, shown_outputs
+from purifier.onnx.limits import MAX_BYTES
 from purifier.onnx.names import NOISE, REJECTED, SCORE
 from purifier.onnx.opset import raise_opset
-from purifier.onnx.reader import MAX_BYTES
 from purifier.onnx.rejection import answer_name
 from purifier.onnx.torch_export import export_module, innermost_cause
 from purifier.output import Output

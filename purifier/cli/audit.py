@@ -15,6 +15,7 @@ from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
 from .options import (
     INPUT,
+    LIMIT,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
@@ -68,6 +69,7 @@ def audit(
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     on_reject: Annotated[
         OnReject, typer.Option(help="What the guard does with images that score above its calibrated threshold.")
     ] = "ignore",

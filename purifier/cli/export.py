@@ -13,6 +13,7 @@ from .console import plain_console
 from .options import (
     IMAGE_SHAPE,
     INPUT,
+    LIMIT,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
@@ -36,6 +37,7 @@ def export(
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
@@ -58,14 +60,18 @@ def export(
     format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
 ) -> None:
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
+    from onnx import ModelProto
+
     from ..classifiers.loading import load_classifier
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard
 
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
+    model = load_classifier(classifier, weights=weights)
     guarded = guard(
-        load_classifier(classifier, weights=weights),
+        model,
         purifier,
+        image_shape=shape if isinstance(model, ModelProto) else None,
         preprocessing=wanted,
         input=read_input_option(input),
         output=read_output_option(output),

@@ -46,6 +46,34 @@ OUTPUT_KIND = typer.Option(
 )
 
 
+def _raise_limits(context: typer.Context, given: list[str] | None) -> list[str] | None:
+    from ..onnx.limits import onnx_limits
+
+    raised = {}
+    for text in given or ():
+        name, equals, number = text.partition("=")
+        if not equals or name not in ONNX_LIMITS or not re.fullmatch(r"inf|\d+(\.\d*)?(e\d+)?", number):
+            raise SpecError(
+                f"--limit: expected NAME=NUMBER such as loop_steps=1e6, with a NAME of {', '.join(ONNX_LIMITS)}, got "
+                f"{text!r}",
+                text,
+            )
+        raised[name] = float(number)
+    if raised:
+        context.with_resource(onnx_limits(**raised))
+    return given
+
+
+ONNX_LIMITS = ("nodes", "elements", "loop_steps")
+LIMIT = typer.Option(
+    "--limit",
+    metavar="NAME=NUMBER",
+    callback=_raise_limits,
+    help="Another limit for ONNX files that you trust: nodes, elements or loop_steps; may be repeated. See the "
+    "limitations page.",
+)
+
+
 class Reading(TypedDict):
     """How a classifier is read: the arguments that ``guard`` and ``audit`` share."""
 

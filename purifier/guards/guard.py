@@ -51,12 +51,13 @@ def guard(
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> GuardedSession: ...
 @overload
 def guard(
-    model: str | Path,
+    model: nn.Module | ModelProto | str | Path,
     purifier: str | Path | Purifier,
     *,
     preprocessing: Any = None,
@@ -68,6 +69,7 @@ def guard(
     abstain: int | None = None,
     seed: int | None = None,
     check: bool = True,
+    image_shape: tuple[int, int, int] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> Guard: ...
@@ -86,6 +88,7 @@ def guard(
     abstain: int | None = None,
     seed: int | None = None,
     check: bool = True,
+    image_shape: tuple[int, int, int] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> Guard:
@@ -130,6 +133,9 @@ def guard(
         For a torch classifier: fixes the noise of a random purifier; by default it follows torch's global generator.
     check
         For a torch classifier: False skips the range check, which waits for a GPU.
+    image_shape
+        For an ONNX classifier: (C, H, W) of the images, where it leaves their sizes free. The guard then takes no
+        others.
     providers, sess_options
         For an ONNX classifier: as for ``onnxruntime.InferenceSession``. By default CUDA if it loads, else the CPU.
 
@@ -152,7 +158,7 @@ def guard(
         )
     if not isinstance(purifier, Purifier | str | Path):
         raise ConfigError(f"purifier: expected a Purifier or a PURIFIER spec, got {type(purifier).__name__}")
-    of_sessions = {"providers": providers, "sess_options": sess_options}
+    of_sessions = {"image_shape": image_shape, "providers": providers, "sess_options": sess_options}
     of_modules = {"seed": seed, "check": None if check is True else check}
     for name, value in (of_sessions if isinstance(chosen, nn.Module) else of_modules).items():
         if value is not None:
@@ -173,6 +179,7 @@ def guard(
             score=score,
             on_reject=on_reject,
             abstain=abstain,
+            image_shape=image_shape,
             providers=providers,
             sess_options=sess_options,
         )

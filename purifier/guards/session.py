@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from onnx import ModelProto
 
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
-from ..contracts.purifier import Purifier, image_shape_of
+from ..contracts.purifier import Purifier
 from ..data.pixels import Preprocessing, check_range
 from ..errors import ConfigError, PixelError
 from ..foreign_code import explained
 from ..onnx.guarded import guarded_graph
 from ..onnx.image_input import image_input, preprocessing_for
+from ..onnx.image_shape import agreed_shape
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.reader import load_onnx
 from ..onnx.rejection import answer_name
@@ -52,6 +54,9 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     on_reject, abstain
         What to do with rejected images, as for ``purifier.guard``. ``flag`` adds ``purifier_rejected`` as the last
         output; only ``run`` supports ``raise``.
+    image_shape
+        (C, H, W) of the images, where the classifier leaves their sizes free. The graph then takes these sizes only,
+        as it takes those of the purifier only if that fixes them.
     providers, sess_options
         As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
         CUDA if it loads, else the CPU.
@@ -81,18 +86,21 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         score: bool = False,
         on_reject: OnReject = "ignore",
         abstain: int | None = None,
+        image_shape: tuple[int, int, int] | None = None,
         providers: Sequence[Provider] | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
     ) -> None:
         _check_providers(providers)
         self.classifier = load_onnx(classifier)
-        self.image = image_input(self.classifier, input)
-        self.input = self.image.name
+        image = image_input(self.classifier, input)
+        self.input = image.name
         self.output = output
         if output.which is not None:
             answer_name(self.classifier, output)  # fail now if there is no such output
         self.purifier, self.score = copy.deepcopy(purifier), score
-        self.preprocessing = preprocessing_for(self.image, preprocessing)
+        self.preprocessing = preprocessing_for(image, preprocessing)
+        shape = agreed_shape(purifier, self.preprocessing, image.shape, _sizes(image_shape))
+        self.image = dataclasses.replace(image, shape=shape)
         self.rejection = rejection_of(purifier, on_reject, abstain)
         self.model = guarded_graph(
             self.classifier,
@@ -158,11 +166,6 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
     def _check(self, images: np.ndarray[Any, Any]) -> None:
         layout, wanted = self.preprocessing.layout, self.image.shape
-        sizes = image_shape_of(self.purifier)
-        if sizes is not None:
-            channels, height, width = sizes
-            inner = (height, width, channels) if layout == "NHWC" else (channels, height, width)
-            wanted = (self.image.shape[0], *inner)
         fits = images.ndim == 4 and all(
             size is None or size == got for size, got in zip(wanted, images.shape, strict=True)
         )
@@ -180,6 +183,19 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             # torch does not support negative strides, which reversed channels have.
             values = torch.tensor(np.ascontiguousarray(images))
             check_range(self.preprocessing.to_pixels(values), name=self.input)
+
+
+def _sizes(image_shape: Any) -> tuple[int, int, int] | None:
+    if image_shape is None:
+        return None
+    if (
+        not isinstance(image_shape, tuple | list)
+        or len(image_shape) != 3
+        or not all(type(size) is int and size > 0 for size in image_shape)
+    ):
+        raise ConfigError(f"image_shape: expected (C, H, W), three positive integers, got {image_shape!r}")
+    channels, height, width = image_shape
+    return channels, height, width
 
 
 def _check_providers(providers: Any) -> None:
