@@ -10,7 +10,7 @@ from onnx import ModelProto
 from ..errors import ClassifierError
 from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
-from .graphs import all_graphs
+from .graphs import all_graphs, put_back, set_aside_maps
 from .names import CLASSES, NOISE, PURIFIED, REJECTED
 from .opset import copied, explained_reading, opset_of, raise_opset
 from .rejection import replace_answer
@@ -64,6 +64,7 @@ def _grafted(
                 classifier.graph.name,
             )
     # A copy of the front, because onnx_ir renames stored tensors in the model they came from.
+    aside = set_aside_maps(classifier)
     guarded, piece = ir.from_proto(classifier), ir.from_proto(copied(front))
     graph = guarded.graph
     image = next(value for value in graph.inputs if value.name == input_name)
@@ -111,7 +112,9 @@ def _grafted(
         value.shape = ir.Shape([batch])
         graph.outputs.append(value)
     graph.sort()  # ONNX requires sorted nodes, but some tools write classifiers that ONNX Runtime accepts unsorted
-    return to_proto(guarded)
+    made_model = to_proto(guarded)
+    put_back(made_model, aside)
+    return made_model
 
 
 def _fixed(declared: ir.Shape | None, purifiers: ir.Shape | None) -> ir.Shape:

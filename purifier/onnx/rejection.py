@@ -9,6 +9,7 @@ from onnx import ModelProto
 from ..errors import ClassifierError
 from ..output import LOGITS, SHAPES, Entry, Output
 from ..rejection.policy import Rejection, replaceable_ranks
+from .graphs import set_aside_maps
 
 FLOATS = {
     ir.DataType.FLOAT: np.float32,
@@ -115,7 +116,11 @@ def replaceable_answer(graph: ir.Graph, output: Output) -> int:
 
 def answer_name(model: ModelProto, output: Output) -> str:
     """The name of the output that is a classifier's answer; ``Output.choose`` says which errors it raises."""
-    graph = ir.from_proto(model).graph
+    outputs = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    outputs.graph.name = model.graph.name
+    outputs.graph.output.extend(model.graph.output)
+    set_aside_maps(outputs)
+    graph = ir.from_proto(outputs).graph
     return graph.outputs[_answer_among(graph, output)].name or ""
 
 
