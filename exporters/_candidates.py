@@ -136,7 +136,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
 
         def classify(purified: Tensor) -> Tensor | None:
             made = guard.preprocessing.to_classifier(purified).numpy()
-            feed = {**other_inputs(original, (guard.input,), len(batch), path)}
+            feed = {**other_inputs(original, (guard.input,), len(batch), guard.feed)}
             feed[guard.input] = made if given is None else given
             names = [output.name for output in original.get_outputs()]
             found.update(zip(names, original.run(None, feed), strict=True))
@@ -179,6 +179,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
         noise=_noise(front) if noise else None,
         threshold=guard.rejection.threshold if scored else None,
         replaced=replaced,
+        feed=guard.feed,
     )
 
 

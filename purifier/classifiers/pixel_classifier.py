@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..data.pixels import Preprocessing
 from ..errors import ClassifierError
 from ..foreign_code import explained
+from ..onnx.feeding import NOTHING, Feed, check_fed
 from ..onnx.image_input import image_input
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.runtime import open_session
@@ -94,6 +95,7 @@ class OnnxPixelClassifier(PixelClassifier):
         preprocessing: Preprocessing,
         input: int | str | None = None,
         output: Output = LOGITS,
+        feed: Feed = NOTHING,
     ) -> None:
         super().__init__(preprocessing, output)
         found = image_input(model, input)
@@ -102,6 +104,8 @@ class OnnxPixelClassifier(PixelClassifier):
         self.digest = hashlib.sha256(content).digest()
         self._weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
         self.session = open_session(content)
+        self.feed = feed
+        check_fed(self.session.get_inputs(), self.name, feed)
         self._names = [output.name for output in self.session.get_outputs()]
         facts = self.session.get_modelmeta().custom_metadata_map
         self._abstains = facts.get("purifier.on_reject") == "abstain" and "purifier.abstain" not in facts
@@ -148,7 +152,7 @@ class OnnxPixelClassifier(PixelClassifier):
         """All outputs by name, in order; floats as tensors, with one row per image."""
         padding = self.fixed_batch - len(images) if isinstance(self.fixed_batch, int) else 0
         padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)]) if padding else images
-        outputs = self.session.run(None, {self.name: padded})
+        outputs = self.session.run(None, {**self.feed.of(len(padded)), self.name: padded})
         return {
             name: _as_tensor(value, len(images) if padding else None)
             for name, value in zip(self._names, outputs, strict=True)
@@ -171,8 +175,9 @@ def pixel_classifier(
     preprocessing: Preprocessing,
     input: int | str | None = None,
     output: Output = LOGITS,
+    feed: Feed = NOTHING,
 ) -> PixelClassifier:
     """Any classifier in pixel space; ``input`` is the image's position or parameter name."""
     if isinstance(model, ModelProto):
-        return OnnxPixelClassifier(model, preprocessing, input, output)
+        return OnnxPixelClassifier(model, preprocessing, input, output, feed)
     return TorchPixelClassifier(model, preprocessing, 0 if input is None else input, output)

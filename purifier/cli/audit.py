@@ -14,6 +14,7 @@ from ..foreign_code import Attempt
 from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
 from .options import (
+    FEED,
     INPUT,
     LIMIT,
     OUTPUT,
@@ -21,6 +22,7 @@ from .options import (
     PREPROCESSING,
     Reading,
     command_line,
+    read_feed_option,
     read_input_option,
     read_output_option,
     read_preprocessing_option,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from ..auditing.report import AuditReport, WorstCase
 
 CLEAN_ONLY, NO_PURIFIER = "none", "none"
-AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits")
+AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits", feed=None)
 DEFAULT_EPS = ["0.1"]
 FAILED, INCONCLUSIVE = 1, 3
 
@@ -78,6 +80,7 @@ def audit(
     ] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
+    feed: Annotated[list[str] | None, FEED] = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws per gradient, if the purifier is random.")] = 10,
@@ -110,6 +113,7 @@ def audit(
         input=read_input_option(input),
         output=read_output_option(output),
         output_kind=output_kind,
+        feed=read_feed_option(feed),
     )
     alone = purifier == NO_PURIFIER
     if alone and (on_reject != "ignore" or abstain is not None):

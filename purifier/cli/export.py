@@ -11,12 +11,14 @@ from rich.table import Table
 from ..vocabulary import OnReject, OutputKind
 from .console import plain_console
 from .options import (
+    FEED,
     IMAGE_SHAPE,
     INPUT,
     LIMIT,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    read_feed_option,
     read_image_shape_option,
     read_input_option,
     read_output_option,
@@ -40,6 +42,7 @@ def export(
     limit: Annotated[list[str] | None, LIMIT] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
+    feed: Annotated[list[str] | None, FEED] = None,
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_rejected.")
@@ -56,6 +59,10 @@ def export(
         typer.Option(
             help="For a random purifier: use its mean, or make its noise a second input.", metavar="mean|input"
         ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Largest difference from the guard, relative to the output's scale (default: 0.0001)."),
     ] = None,
     format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
 ) -> None:
@@ -79,8 +86,9 @@ def export(
         score=score,
         on_reject=cast(OnReject, on_reject),
         abstain=abstain,
+        feed=read_feed_option(feed),
     )
-    given = {"image_shape": shape, "noise": noise}
+    given = {"image_shape": shape, "noise": noise, "tolerance": tolerance}
     options = {name: value for name, value in given.items() if value is not None}
     report = export_guard(guarded, out, format=format, **options)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -52,6 +52,7 @@ def guard(
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> GuardedSession: ...
@@ -70,6 +71,7 @@ def guard(
     seed: int | None = None,
     check: bool = True,
     image_shape: tuple[int, int, int] | None = None,
+    feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> Guard: ...
@@ -89,6 +91,7 @@ def guard(
     seed: int | None = None,
     check: bool = True,
     image_shape: tuple[int, int, int] | None = None,
+    feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> Guard:
@@ -136,6 +139,9 @@ def guard(
     image_shape
         For an ONNX classifier: (C, H, W) of the images, where it leaves their sizes free. The guard then takes no
         others.
+    feed
+        For an ONNX classifier: values for its other inputs, by name, where ``run`` is not given them. A value with a
+        row per image may have a single row, for all.
     providers, sess_options
         For an ONNX classifier: as for ``onnxruntime.InferenceSession``. By default CUDA if it loads, else the CPU.
 
@@ -158,7 +164,12 @@ def guard(
         )
     if not isinstance(purifier, Purifier | str | Path):
         raise ConfigError(f"purifier: expected a Purifier or a PURIFIER spec, got {type(purifier).__name__}")
-    of_sessions = {"image_shape": image_shape, "providers": providers, "sess_options": sess_options}
+    of_sessions = {
+        "image_shape": image_shape,
+        "feed": feed,
+        "providers": providers,
+        "sess_options": sess_options,
+    }
     of_modules = {"seed": seed, "check": None if check is True else check}
     for name, value in (of_sessions if isinstance(chosen, nn.Module) else of_modules).items():
         if value is not None:
@@ -180,6 +191,7 @@ def guard(
             on_reject=on_reject,
             abstain=abstain,
             image_shape=image_shape,
+            feed=feed,
             providers=providers,
             sess_options=sess_options,
         )

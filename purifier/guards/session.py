@@ -18,6 +18,7 @@ from ..contracts.purifier import Purifier
 from ..data.pixels import Preprocessing, check_range
 from ..errors import ConfigError, PixelError
 from ..foreign_code import explained
+from ..onnx.feeding import read_feed
 from ..onnx.guarded import guarded_graph
 from ..onnx.image_input import image_input, preprocessing_for
 from ..onnx.image_shape import agreed_shape
@@ -57,6 +58,9 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     image_shape
         (C, H, W) of the images, where the classifier leaves their sizes free. The graph then takes these sizes only,
         as it takes those of the purifier only if that fixes them.
+    feed
+        Values for the classifier's other inputs, by name, where ``run`` is not given them; for audits and exports too.
+        A value with a row per image may have a single row, for all.
     providers, sess_options
         As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
         CUDA if it loads, else the CPU.
@@ -71,8 +75,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     ClassifierError
         The classifier cannot be read or cannot be guarded.
     ConfigError
-        The purifier, the preprocessing and the classifier do not fit together; ``input`` or ``providers`` is wrong; or
-        a requested provider is unavailable.
+        The purifier, the preprocessing and the classifier do not fit together; an option is wrong; or a requested
+        provider is unavailable.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         on_reject: OnReject = "ignore",
         abstain: int | None = None,
         image_shape: tuple[int, int, int] | None = None,
+        feed: Mapping[str, Any] | None = None,
         providers: Sequence[Provider] | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
     ) -> None:
@@ -94,7 +99,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.classifier = load_onnx(classifier)
         image = image_input(self.classifier, input)
         self.input = image.name
-        self.output = output
+        self.output, self.feed = output, read_feed(self.classifier, self.input, feed)
         if output.which is not None:
             answer_name(self.classifier, output)  # fail now if there is no such output
         self.purifier, self.score = copy.deepcopy(purifier), score
@@ -119,7 +124,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
-        return pixel_classifier(self.classifier, self.preprocessing, self.input, self.output)
+        return pixel_classifier(self.classifier, self.preprocessing, self.input, self.output, self.feed)
 
     def run(
         self,
@@ -139,7 +144,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         if isinstance(input_feed, Mapping) and self.input in input_feed:
             images = input_feed[self.input]
             if not isinstance(images, onnxruntime.OrtValue):
-                input_feed = {**input_feed, self.input: self._checked(images)}
+                checked = self._checked(images)
+                input_feed = {**self.feed.of(len(checked)), **input_feed, self.input: checked}
         if self.rejection.on_reject != "raise":
             return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
         names = list(output_names) if output_names else [output.name for output in self.get_outputs()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from onnx import ModelProto
@@ -11,6 +12,7 @@ from torch import nn
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..data.pixels import read_preprocessing
 from ..errors import ConfigError
+from ..onnx.feeding import read_feed
 from ..onnx.image_input import image_input, preprocessing_for
 from ..output import Output
 
@@ -42,7 +44,12 @@ def find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str
 
 
 def classifier_alone(
-    model: nn.Module | ModelProto, *, preprocessing: Any, input: int | str | None, output: Output
+    model: nn.Module | ModelProto,
+    *,
+    preprocessing: Any,
+    input: int | str | None,
+    output: Output,
+    feed: Mapping[str, Any] | None = None,
 ) -> PixelClassifier:
     """A classifier in pixel space without a guard, from the same options as ``purifier.guard``.
 
@@ -54,6 +61,9 @@ def classifier_alone(
     if isinstance(model, ModelProto):
         image = image_input(model, input)
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
-        return pixel_classifier(model, preprocessing_for(image, wanted), image.name, output)
+        given = read_feed(model, image.name, feed)
+        return pixel_classifier(model, preprocessing_for(image, wanted), image.name, output, given)
+    if feed is not None:
+        raise ConfigError(f"feed: this option is for an ONNX classifier, got {type(model).__name__}; leave it out")
     position, name = find_input(model, 0 if input is None else input)
     return pixel_classifier(model, read_preprocessing(preprocessing), 0 if position == 0 else name, output)
