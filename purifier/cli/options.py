@@ -44,7 +44,7 @@ OUTPUT = typer.Option(
 OUTPUT_KIND = typer.Option(
     "--output-kind",
     help="What the answer is: (N, K) logits or probabilities, or for two classes one number per image, binary-logit or "
-    "binary-probability, of class 1.",
+    "binary-probability, of class 1; label: only the class, of an ONNX classifier.",
 )
 
 

@@ -118,7 +118,7 @@ def guard(
     output_kind
         What the answer is. ``logits``: (N, K). ``probabilities``: (N, K), with a sum of 1. ``binary-logit`` and
         ``binary-probability``: one number per image for two classes, (N,) or (N, 1); class 1 if it is above 0, or
-        above 0.5.
+        above 0.5. ``label``, for an ONNX classifier: the class alone, a number or a string, (N,) or (N, 1).
     score
         Also return how unusual each image is: a module returns ``(output, score)``, a session has the last output
         ``purifier_score`` (followed by ``purifier_rejected`` if the purifier is calibrated).
@@ -178,6 +178,11 @@ def guard(
                 f"{name}: this option is for {kind} classifier, got {type(chosen).__name__}; leave it out"
             )
     answer = Output(output, output_kind)
+    if answer.labels and isinstance(chosen, nn.Module):
+        raise ConfigError(
+            "output_kind: 'label' is for an ONNX classifier, whose file says how many classes there are; let "
+            f"{type(chosen).__name__} return logits or probabilities"
+        )
     loaded = purifier if isinstance(purifier, Purifier) else load(purifier)
     if isinstance(chosen, ModelProto):
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)

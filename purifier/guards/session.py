@@ -22,6 +22,7 @@ from ..onnx.feeding import read_feed
 from ..onnx.guarded import guarded_graph
 from ..onnx.image_input import image_input, preprocessing_for
 from ..onnx.image_shape import agreed_shape
+from ..onnx.labels import Labels
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.reader import load_onnx
 from ..onnx.rejection import answer_name
@@ -100,6 +101,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         image = image_input(self.classifier, input)
         self.input = image.name
         self.output, self.feed = output, read_feed(self.classifier, self.input, feed)
+        self.labels = Labels(self.classifier, output) if output.labels else None
         if output.which is not None:
             answer_name(self.classifier, output)  # fail now if there is no such output
         self.purifier, self.score = copy.deepcopy(purifier), score

@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
-from onnx.inliner import inline_local_functions
 
 from ..errors import ClassifierError
-from ..foreign_code import Attempt
 from .folding import Folded
 from .graphs import subgraphs
 from .limits import advice, limits
-from .skeleton import skeleton
+from .skeleton import inlined_skeleton
 
 MAX_DEPTH = 100
 """How deep functions may call each other."""
@@ -28,10 +26,7 @@ def check_cost(model: ModelProto, where: str) -> None:
     before ONNX Runtime sees the graph.
     """
     _check_nodes(model, where)
-    bare = skeleton(model)
-    if bare.functions:
-        with Attempt():  # a malformed function is reported by whoever inlines it to use it
-            bare = inline_local_functions(bare)
+    bare = inlined_skeleton(model)
     folded = Folded(bare)
     _check_graph(bare.graph, folded, where, 1.0)
 

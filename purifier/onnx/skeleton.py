@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx.inliner import inline_local_functions
 
+from ..foreign_code import Attempt
 from .graphs import all_graphs
 
 SMALL = 1024
@@ -28,6 +30,15 @@ def skeleton(model: ModelProto) -> ModelProto:
     bare.graph.input.extend(_sized(value) for value in model.graph.input if value.name not in stored)
     for graph in all_graphs(bare.graph):
         _strip(graph, own=graph is bare.graph)
+    return bare
+
+
+def inlined_skeleton(model: ModelProto) -> ModelProto:
+    """The same with its functions inlined; count their nodes first."""
+    bare = skeleton(model)
+    if bare.functions:
+        with Attempt():  # a malformed function is reported by whoever inlines it to use it
+            bare = inline_local_functions(bare)
     return bare
 
 
