@@ -31,7 +31,7 @@ class Limits:
         many.
     """
 
-    nodes: float = 100_000
+    nodes: float = 50_000
     elements: float = MAX_ELEMENTS
     loop_steps: float = 10_000
 
@@ -53,7 +53,7 @@ def onnx_limits(
     Parameters
     ----------
     nodes
-        Nodes of the graph after its functions are inlined; by default 100,000.
+        Nodes of the graph after its functions are inlined; by default 50,000.
     elements
         Elements of one tensor that the graph computes from one image; by default 2**28.
     loop_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -10,6 +11,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..errors import ClassifierError
+from ..foreign_code import explained, first_line
 from .cost import check_cost
 from .external_data import read_external_data
 from .graphs import all_graphs, subgraphs
@@ -79,7 +81,13 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
                 "the classifier with standard operators (domains ai.onnx, ai.onnx.ml, com.microsoft)",
                 where,
             )
-    check_cost(model, where)
+    with explained(
+        f"{where} cannot be read as a graph",
+        partial(ClassifierError, path=where),
+        "run onnx.checker.check_model on it, and copy or export it again",
+        describe=first_line,
+    ):
+        check_cost(model, where)
     return model
 
 

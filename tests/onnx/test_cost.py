@@ -67,7 +67,7 @@ def test_nested_functions_are_counted_before_they_are_inlined() -> None:
     model = nested_functions(40)  # 10**12 nodes
     assert model.ByteSize() < 10_000
     with pytest.raises(
-        ClassifierError, match=r"has 1\.1e\+12 nodes once its functions are inlined, the limit is 100,000"
+        ClassifierError, match=r"has 1\.1e\+12 nodes once its functions are inlined, the limit is 50,000"
     ):
         load_onnx(model)
     assert load_onnx(nested_functions(8))

@@ -151,6 +151,9 @@ def test_missing_and_damaged_files_are_errors(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b"classifier", b"\xff" * 10))
     with pytest.raises(ClassifierError, match="damaged .its graph's name is not text"):
         load_onnx(path)
+    path.write_bytes(content.replace(b"logits", b"\xff" * 6))
+    with pytest.raises(ClassifierError, match=r"cannot be read as a graph .*copy or export it again"):
+        load_onnx(path)
     path.write_bytes(b"")
     with pytest.raises(ClassifierError, match="not an ONNX model"):
         load_onnx(str(path))
