@@ -145,9 +145,12 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         """
         if isinstance(input_feed, Mapping) and self.input in input_feed:
             images = input_feed[self.input]
-            if not isinstance(images, onnxruntime.OrtValue):
-                checked = self._checked(images)
-                input_feed = {**self.feed.of(len(checked)), **input_feed, self.input: checked}
+            if isinstance(images, onnxruntime.OrtValue):
+                given, count = images, images.shape()[0]
+            else:
+                given = self._checked(images)
+                count = len(given)
+            input_feed = {**self.feed.of(count), **input_feed, self.input: given}
         if self.rejection.on_reject != "raise":
             return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
         names = list(output_names) if output_names else [output.name for output in self.get_outputs()]

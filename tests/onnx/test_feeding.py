@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -46,6 +47,8 @@ def logits(pixels: np.ndarray, gain: np.ndarray = GAIN, mask: np.ndarray = MASK)
 def test_a_session_takes_its_other_inputs_from_the_feed_where_run_is_not_given_them() -> None:
     guarded = purifier.guard(classifier(), "identity", feed={"gain": 2.0, "mask": MASK}, providers=[CPU])
     np.testing.assert_allclose(guarded.run(None, {"images": images()})[0], logits(images()), rtol=1e-4, atol=1e-4)
+    wrapped = {"images": onnxruntime.OrtValue.ortvalue_from_numpy(images())}
+    np.testing.assert_allclose(guarded.run(None, wrapped)[0], logits(images()), rtol=1e-4, atol=1e-4)
     other = {"images": images(), "gain": np.array(-1, np.float32)}
     np.testing.assert_allclose(guarded.run(None, other)[0], logits(images(), np.float32(-1)), rtol=1e-4, atol=1e-4)
 
