@@ -11,6 +11,7 @@ from ..errors import ClassifierError
 from .folding import Folded
 from .graphs import subgraphs
 from .limits import advice, limits
+from .loop_steps import most_steps
 from .skeleton import inlined_skeleton
 
 MAX_DEPTH = 100
@@ -69,7 +70,7 @@ def _check_graph(graph: GraphProto, folded: Folded, where: str, around: float) -
         _check_elements(node, folded, where)
         steps = around
         if node.op_type == "Loop" and node.domain in ("", "ai.onnx"):
-            steps *= _steps(node, folded)
+            steps *= most_steps(node, folded)
             if steps > limits().loop_steps:
                 raise ClassifierError(_too_many_steps(node, steps, where), where)
         for inner in subgraphs(node):
@@ -103,17 +104,12 @@ def _requested(node: NodeProto, folded: Folded) -> Sequence[int]:
     return []
 
 
-def _steps(node: NodeProto, folded: Folded) -> float:
-    """The most steps of a Loop: its trip count, or infinity if only its condition ends it."""
-    count = folded.values.get(node.input[0]) if node.input and node.input[0] else None
-    return math.inf if count is None or count.size != 1 else float(max(0, int(count.reshape(-1)[0])))
-
-
 def _too_many_steps(node: NodeProto, steps: float, where: str) -> str:
     limit, loop = limits().loop_steps, f"{where}: Loop {node.name!r}"
     if math.isinf(steps):
         return (
-            f"{loop} has no trip count that the file determines, so it may never end; export the classifier with a "
-            f"fixed number of steps, or {advice('loop_steps')}, to math.inf for such Loops"
+            f"{loop} has no trip count that the file determines, nor a condition that counts up to a known number, so "
+            "it may never end; export the classifier with a fixed number of steps, or "
+            f"{advice('loop_steps')}, to math.inf for such Loops"
         )
     return f"{loop} runs {steps:.3g} steps, with the Loops around it, the limit is {limit:,.0f}; {advice('loop_steps')}"

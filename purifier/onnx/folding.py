@@ -35,6 +35,8 @@ class Folded:
     def __init__(self, model: ModelProto) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.values: dict[str, Array] = {}
+        self.ambiguous: set[str] = set()
+        """Names that stand for different values in different graphs; ``values`` has the largest."""
         self._opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
         self.model = model
         for _ in range(ROUNDS):
@@ -92,6 +94,8 @@ class Folded:
             return
         # Graphs inside nodes may use a name twice, for different values: the larger one is the safe guess.
         known = self.values.get(name)
+        if known is not None and not np.array_equal(known, value):
+            self.ambiguous.add(name)
         if known is None or _product(value) > _product(known):
             self.values[name] = value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.inliner import inline_local_functions
 
 from ..foreign_code import Attempt
@@ -22,7 +22,9 @@ def skeleton(model: ModelProto) -> ModelProto:
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
     bare.graph.name = "skeleton"
-    bare.graph.node.extend(model.graph.node)
+    for node in model.graph.node:  # one by one, because Constant nodes can hold all weights
+        bare.graph.node.add().CopyFrom(node)
+        _strip_node(bare.graph.node[-1])
     # Declared types and shapes may be wrong, and then nothing would be inferred.
     bare.graph.output.extend(ValueInfoProto(name=value.name) for value in model.graph.output)
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -49,9 +51,13 @@ def _strip(graph: GraphProto, *, own: bool) -> None:
         del graph.initializer[:]
         graph.initializer.extend(tensors)
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR and math.prod(attribute.t.dims) > SMALL:
-                attribute.t.CopyFrom(_without_data(attribute.t))
+        _strip_node(node)
+
+
+def _strip_node(node: NodeProto) -> None:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.TENSOR and math.prod(attribute.t.dims) > SMALL:
+            attribute.t.CopyFrom(_without_data(attribute.t))
 
 
 def _without_data(tensor: TensorProto) -> TensorProto:

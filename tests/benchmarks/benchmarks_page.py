@@ -45,7 +45,7 @@ HEADER = (
     "figures in tests/benchmarks/results, not this page. -->\n\n"
 )
 ONNX_PAGE = ROOT / "docs" / "onnx.md"
-ZOO_BEGIN = "<!-- Made by `python tests/benchmarks/benchmarks_page.py` from tests/benchmarks/results/measured/onnx-zoo.json. -->"
+ZOO_BEGIN = "<!-- Made by `python tests/benchmarks/benchmarks_page.py` from results/measured/onnx-zoo.json. -->"
 ZOO_END = "<!-- The end of what is made. -->"
 ROBUST = RESULTS / "robust"
 CPU_COUNT, CPU_YARDSTICK_COUNT = 3750, 1250

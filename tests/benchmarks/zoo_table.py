@@ -193,7 +193,7 @@ def save(rows: Sequence[Mapping[str, Any]]) -> None:
         "machine": f"one CPU core, {platform.machine()}",
         "versions": versions,
         "date": date.today().isoformat(),
-        "note": summary(rows) + ".",
+        "note": f"{summary(rows)}. The folder's files are made with timm, torchvision and onnxruntime.",
     }
     text = json.dumps({"source": source, "tables": {"files": list(rows)}}, indent=1) + "\n"
     (MEASURED / "onnx-zoo.json").write_text(text, encoding="utf-8")

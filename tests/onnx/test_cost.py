@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+import purifier
 from onnx_models import FLOAT, linear
 from purifier.errors import ClassifierError, ConfigError
 from purifier.onnx.limits import onnx_limits
@@ -151,6 +153,62 @@ def test_loops_without_an_end_are_refused_and_can_be_allowed() -> None:
         load_onnx(endless)
     with onnx_limits(loop_steps=math.inf):
         assert load_onnx(endless)
+
+
+def counting(
+    end: object, *, start: object = 0, step: object = 1, kind: str = "Less", by: str = "after", extra: str = ""
+) -> ModelProto:
+    """``while i < end: i = i + step``, as torch exports it: without a trip count."""
+    dtype = TensorProto.INT64 if np.asarray(step).dtype == np.int64 else TensorProto.DOUBLE
+    pair = ["end", by] if kind.startswith("Greater") else [by, "end"]
+    nodes = [
+        helper.make_node("Add", ["step", "before"], ["after"]),
+        helper.make_node(kind, pair, ["more"]),
+        helper.make_node("And", ["go", "more"], ["both"]) if extra == "And" else node("Or", "go more", "both"),
+        node("Identity", "both" if extra else "more", "still"),
+    ]
+    inputs = [("at", TensorProto.INT64), ("go", TensorProto.BOOL), ("before", dtype)]
+    outputs = [("still", TensorProto.BOOL), ("after", dtype)]
+    values = [[helper.make_tensor_value_info(*value, []) for value in side] for side in (inputs, outputs)]
+    body = helper.make_graph(nodes, "body", *values)
+    counted = helper.make_node("Loop", ["", "yes", "start"], ["last"], name="counted", body=body)
+    return with_nodes(counted, start=start, step=step, end=end, yes=np.array(True))
+
+
+@pytest.mark.parametrize("kind", ["Less", "GreaterOrEqual"])
+@pytest.mark.parametrize("by", ["after", "before", "at"])
+@pytest.mark.parametrize("extra", ["", "And"])
+def test_a_condition_that_counts_ends_a_loop(kind: str, by: str, extra: str) -> None:
+    assert load_onnx(counting(9_000, kind=kind, by=by, extra=extra))
+    with pytest.raises(ClassifierError, match=r"runs 1e\+06 steps"):
+        load_onnx(counting(10**6, kind=kind, by=by, extra=extra))
+
+
+def test_steps_of_a_counter_follow_from_start_and_step() -> None:
+    assert load_onnx(counting(10**6, start=10**6 - 9_000))
+    assert load_onnx(counting(10**6, step=200))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        counting(9, step=0),
+        counting(9, step=-1),
+        counting(9.0, start=0.0, step=1e-30),
+        counting(9, extra="Or"),
+        counting(9, kind="Greater", by="before", start=3, step=-1),
+    ],
+)
+def test_a_counter_that_may_not_arrive_ends_nothing(model: ModelProto) -> None:
+    with pytest.raises(ClassifierError, match="may never end"):
+        load_onnx(model)
+
+
+def test_an_exported_loop_of_gradient_steps_can_be_read_again(tmp_path: Path) -> None:
+    spec = "latent:base=demo-plain,steps=3,loop=true"
+    purifier.export(purifier.guard("demo", spec), tmp_path / "guarded.onnx", batches=(2,))
+    loops = [one for one in load_onnx(tmp_path / "guarded.onnx").graph.node if one.op_type == "Loop"]
+    assert len(loops) == 1 and not loops[0].input[0]
 
 
 def test_steps_of_nested_loops_multiply() -> None:
