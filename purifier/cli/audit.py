@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -107,7 +107,7 @@ def audit(
         if attack == [CLEAN_ONLY]:
             raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
     threats = [read_eps(text) for text in eps]
-    model = load_classifier(classifier, weights=weights)
+    model: Any = load_classifier(classifier, weights=weights)  # which options fit it shows only now
     reading = Reading(
         preprocessing=read_preprocessing_option(preprocessing),
         input=read_input_option(input),

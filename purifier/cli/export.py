@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -74,7 +74,7 @@ def export(
     from ..guards.guard import guard
 
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
-    model = load_classifier(classifier, weights=weights)
+    model: Any = load_classifier(classifier, weights=weights)  # which options fit it shows only now
     guarded = guard(
         model,
         purifier,

@@ -58,7 +58,7 @@ def guard(
 ) -> GuardedSession: ...
 @overload
 def guard(
-    model: nn.Module | ModelProto | str | Path,
+    model: str | Path,
     purifier: str | Path | Purifier,
     *,
     preprocessing: Any = None,
