@@ -24,6 +24,7 @@ SHAPES = {
     "probabilities": "probabilities, floats (N, K)",
     "binary-logit": "one logit per image, floats (N,) or (N, 1)",
     "binary-probability": "one probability per image, floats (N,) or (N, 1)",
+    "label": "one class per image, whole numbers or strings (N,) or (N, 1)",
 }
 
 
@@ -37,6 +38,8 @@ class Entry:
     """None if unknown, as a size can be."""
     text: object
     """Type and shape, for messages: ``str`` of it."""
+    naming: bool = False
+    """Whether its values can be labels: whole numbers or strings."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Output:
         (``probabilities`` if that is the kind), else the only one that can be an answer of this kind.
     kind
         ``logits``: (N, K) for K of 2 or more. ``probabilities``: (N, K), rows that sum to 1. ``binary-logit``: (N,) or
-        (N, 1), class 1 if above 0. ``binary-probability``: (N,) or (N, 1), the probability of class 1. All may have
-        further dimensions of size 1.
+        (N, 1), class 1 if above 0. ``binary-probability``: (N,) or (N, 1), the probability of class 1. ``label``: (N,)
+        or (N, 1), the class alone, only of an ONNX graph. All may have further dimensions of size 1.
 
     Raises
     ------
@@ -72,8 +75,13 @@ class Output:
 
     @property
     def binary(self) -> bool:
-        """Whether the answer is one number per image."""
+        """Whether the answer is one number per image, for two classes."""
         return self.kind.startswith("binary-")
+
+    @property
+    def labels(self) -> bool:
+        """Whether the answer is a class alone."""
+        return self.kind == "label"
 
     @property
     def log_scale(self) -> bool:
@@ -94,6 +102,12 @@ class Output:
         ClassifierError
             There is none, there are several and ``which`` is None, or it does not have the shape of its kind.
         """
+        if self.labels:
+            raise ClassifierError(
+                "output_kind='label': only an ONNX file says how many classes there are; let the torch classifier "
+                "return logits or probabilities",
+                "",
+            )
         parts = parts_of(output)
         found: Tensor = parts[self.choose([_entry(name, value) for name, value in parts])][1]
         return found
@@ -164,7 +178,8 @@ class Output:
                 "is of another kind, give output_kind= (--output-kind on the command line)",
                 "",
             )
-        if not self.binary and entry.shape is not None and (len(entry.shape) == 1 or entry.shape[1] == 1):
+        one_number = self.binary or self.labels
+        if not one_number and entry.shape is not None and (len(entry.shape) == 1 or entry.shape[1] == 1):
             raise ClassifierError(
                 f"the classifier must return {SHAPES[self.kind]}, for 2 or more classes, got one number per image, "
                 f"{_shown(entries)[place]}; if it is the answer of a two-class classifier, give its kind: "
@@ -183,7 +198,7 @@ class Output:
             return self.which
         if self.which is not None and self.which not in names:
             raise ClassifierError(f"the classifier has no output {self.which!r}; it returns {_listed(entries)}", "")
-        usual = "logits" if self.log_scale else "probabilities"
+        usual = "label" if self.labels else "logits" if self.log_scale else "probabilities"
         name = self.which or usual
         if name in names:
             return names.index(name)
@@ -201,9 +216,10 @@ class Output:
 
     def _fits(self, entry: Entry) -> bool:
         """Whether an output can be an answer of this kind, or, if not binary, one with a single column."""
-        if not entry.floating or entry.shape is None:
-            return entry.floating
-        inner = entry.shape[1:] if self.binary else entry.shape[2:]
+        right = entry.naming if self.labels else entry.floating
+        if not right or entry.shape is None:
+            return right
+        inner = entry.shape[1:] if self.binary or self.labels else entry.shape[2:]
         return len(entry.shape) >= 1 and all(size in (1, None) for size in inner)
 
     def _check_probabilities(self, answer: Tensor) -> None:

@@ -45,7 +45,7 @@ def load_classifier(spec: str | Path, *, weights: str | Path | None = None) -> n
         return load_classifier("purifier.assets.classifier:demo_classifier")
     if weights is not None and (":" not in text or Path(text).suffix in (".onnx", ".pt2")):
         raise SpecError(f"--weights needs package.module:factory, got {text!r}, which has its own weights", text)
-    if text.endswith(".onnx"):
+    if text.endswith((".onnx", ".ort")):  # load_onnx says what an .ort file is
         return load_onnx(text)
     if text.endswith(".pt2"):
         return _load_exported(Path(text))

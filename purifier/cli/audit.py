@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,12 +16,15 @@ from ..foreign_code import Attempt
 from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
 from .options import (
+    FEED,
     INPUT,
+    LIMIT,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
     Reading,
     command_line,
+    read_feed_option,
     read_input_option,
     read_output_option,
     read_preprocessing_option,
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from ..auditing.report import AuditReport, WorstCase
 
 CLEAN_ONLY, NO_PURIFIER = "none", "none"
-AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits")
+AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits", feed=None)
 DEFAULT_EPS = ["0.1"]
 FAILED, INCONCLUSIVE = 1, 3
 
@@ -70,6 +73,7 @@ def audit(
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     on_reject: Annotated[
         OnReject, typer.Option(help="What the guard does with images that score above its calibrated threshold.")
     ] = "ignore",
@@ -78,6 +82,7 @@ def audit(
     ] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
+    feed: Annotated[list[str] | None, FEED] = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws per gradient, if the purifier is random.")] = 10,
@@ -99,12 +104,14 @@ def audit(
 
     _check_request(attack, preset, out / FILE_NAME, overwrite, fail_under)
     threats = [read_eps(text) for text in eps]
-    model = classifier if weights is None else load_classifier(classifier, weights=weights)
+    # Which options fit it shows only now.
+    model: Any = classifier if weights is None else load_classifier(classifier, weights=weights)
     reading = Reading(
         preprocessing=read_preprocessing_option(preprocessing),
         input=read_input_option(input),
         output=read_output_option(output),
         output_kind=output_kind,
+        feed=read_feed_option(feed),
     )
     alone = purifier == NO_PURIFIER
     if alone and (on_reject != "ignore" or abstain is not None):

@@ -11,11 +11,14 @@ from rich.table import Table
 from ..vocabulary import OnReject, OutputKind
 from .console import plain_console
 from .options import (
+    FEED,
     IMAGE_SHAPE,
     INPUT,
+    LIMIT,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    read_feed_option,
     read_image_shape_option,
     read_input_option,
     read_output_option,
@@ -36,8 +39,10 @@ def export(
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
+    feed: Annotated[list[str] | None, FEED] = None,
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_rejected.")
@@ -55,18 +60,26 @@ def export(
             help="For a random purifier: use its mean, or make its noise a second input.", metavar="mean|input"
         ),
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Largest difference from the guard, relative to the output's scale (default: 0.0001)."),
+    ] = None,
     format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
 ) -> None:
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
+    from onnx import ModelProto
+
     from ..classifiers.loading import load_classifier
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard
 
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
+    # Which options fit it shows only now.
     model: Any = classifier if weights is None else load_classifier(classifier, weights=weights)
     guarded = guard(
         model,
         purifier,
+        image_shape=shape if isinstance(model, ModelProto) else None,
         preprocessing=wanted,
         input=read_input_option(input),
         output=read_output_option(output),
@@ -74,8 +87,9 @@ def export(
         score=score,
         on_reject=cast(OnReject, on_reject),
         abstain=abstain,
+        feed=read_feed_option(feed),
     )
-    given = {"image_shape": shape, "noise": noise}
+    given = {"image_shape": shape, "noise": noise, "tolerance": tolerance}
     options = {name: value for name, value in given.items() if value is not None}
     report = export_guard(guarded, out, format=format, **options)
 

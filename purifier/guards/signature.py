@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from onnx import ModelProto
@@ -12,6 +13,7 @@ from torch import nn
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..data.pixels import read_preprocessing
 from ..errors import ConfigError, about
+from ..onnx.feeding import read_feed
 from ..onnx.image_input import image_input, preprocessing_for
 from ..output import Output
 
@@ -79,6 +81,7 @@ def classifier_alone(
     input: int | str | None,
     output: Output,
     file: str | None = None,
+    feed: Mapping[str, Any] | None = None,
 ) -> PixelClassifier:
     """A classifier in pixel space without a guard, from the same options as ``purifier.guard``.
 
@@ -93,6 +96,9 @@ def classifier_alone(
         with about(file):
             image = image_input(model, input)
             wanted = None if preprocessing is None else read_preprocessing(preprocessing)
-            return pixel_classifier(model, preprocessing_for(image, wanted), image.name, output, file)
+            given = read_feed(model, image.name, feed)
+            return pixel_classifier(model, preprocessing_for(image, wanted), image.name, output, file, given)
+    if feed is not None:
+        raise ConfigError(f"feed: this option is for an ONNX classifier, got {type(model).__name__}; leave it out")
     position, name = find_input(model, 0 if input is None else input)
     return pixel_classifier(model, read_preprocessing(preprocessing), 0 if position == 0 else name, output)
