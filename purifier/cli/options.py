@@ -17,8 +17,18 @@ if TYPE_CHECKING:
 PREPROCESSING = typer.Option(
     "--preprocessing",
     metavar="KEY=VALUE,...",
-    help="How the classifier wants its images: mean, std (one number per channel, separated by spaces), scale, "
-    'layout, dtype, channels; such as "mean=0.5 0.5 0.5,std=0.25 0.25 0.25" or "scale=255,layout=NHWC".',
+    help="How the classifier wants its images: mean, std (one number per channel), scale, layout, dtype, channels; "
+    'such as "mean=0.5,0.5,0.5,std=0.25,0.25,0.25" or "scale=255,layout=NHWC"; or imagenet, for its mean and std '
+    "(default: the model's own for timm:, torchvision: and hf:, else pixels in [0, 1] or what an ONNX input says).",
+)
+WEIGHTS = typer.Option(
+    "--weights",
+    metavar="FILE",
+    help="Weights for package.module:factory, torchvision:NAME, timm:NAME or hf:FOLDER: a state dict, .safetensors, "
+    ".pt, .pth, .bin or .ckpt.",
+)
+RANDOM_WEIGHTS = typer.Option(
+    "--random-weights", help="Leave the weights of torchvision:NAME, timm:NAME or hf:FOLDER random, for a trial."
 )
 IMAGE_SHAPE = typer.Option(
     "--image-shape",
@@ -60,8 +70,20 @@ def read_preprocessing_option(text: str | None) -> Preprocessing | None:
     if text is None:
         return None
     from ..data.pixels import Preprocessing
+    from ..data.preprocessing import IMAGENET
 
-    _, options = split_spec(f"preprocessing:{text}")
+    if text.strip().lower() == "imagenet":
+        return IMAGENET
+    # A comma before a number separates numbers (no key begins with a digit); brackets come from pasted lists.
+    numbers = re.sub(r"\s*,\s*(?=[-+.\d])", " ", re.sub(r"[\[\]()]", "", text))
+    try:
+        _, options = split_spec(f"preprocessing:{numbers}")
+    except SpecError as error:
+        raise SpecError(
+            "--preprocessing: expected KEY=VALUE,..., each key once, such as mean=0.5,0.5,0.5,std=0.25,0.25,0.25, or "
+            f"imagenet, got {text!r}",
+            text,
+        ) from error
     return build(Preprocessing, options, what="--preprocessing")
 
 
@@ -97,6 +119,9 @@ def command_line(context: typer.Context) -> list[str]:
     words = ["purifier", context.info_name or ""]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
+        if isinstance(value, bool):  # a flag: it stands for itself
+            words += [max(parameter.opts, key=len)] if value else []
+            continue
         for one in value if isinstance(value, list | tuple) else [value]:
             if one is not None:
                 words += [max(parameter.opts, key=len), str(one)]

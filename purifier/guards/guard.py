@@ -13,7 +13,7 @@ from torch import nn
 from ..classifiers.loading import load_classifier
 from ..contracts.checkpoint import load
 from ..contracts.purifier import Purifier
-from ..data.pixels import read_preprocessing
+from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError
 from ..onnx.runtime import Provider
 from ..output import Output

@@ -19,7 +19,7 @@ from ..classifiers.logits import are_probabilities
 from ..classifiers.onnx_gradient import OnnxGradientClassifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..data.images import ImageData
-from ..data.pixels import read_preprocessing
+from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..guards.module import GuardedModule
@@ -130,6 +130,8 @@ def fingerprint(classifier: PixelClassifier) -> dict[str, Any]:
             digest.update(repr(value).encode())
     input = classifier.name if isinstance(classifier, OnnxPixelClassifier) else getattr(classifier, "input", 0)
     preprocessing = dataclasses.asdict(classifier.preprocessing)
+    for name in ("resize", "crop", "interpolation"):  # what is done to files before they are the classifier's images
+        del preprocessing[name]
     found = {"sha256": digest.hexdigest(), "input": input, "preprocessing": preprocessing}
     if classifier.output != LOGITS:  # left out by default, so that runs from before there was a choice can be resumed
         found["output"] = dataclasses.asdict(classifier.output)
