@@ -15,9 +15,12 @@ from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
 from .options import (
     INPUT,
+    MODEL,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    RANDOM_WEIGHTS,
+    WEIGHTS,
     Reading,
     command_line,
     read_input_option,
@@ -39,7 +42,7 @@ FAILED, INCONCLUSIVE = 1, 3
 
 def audit(
     context: typer.Context,
-    classifier: Annotated[str, typer.Option(help="MODEL spec: file.onnx, file.pt2 or package.module:factory.")],
+    classifier: Annotated[str, typer.Option(help=MODEL)],
     purifier: Annotated[
         str,
         typer.Option(
@@ -48,7 +51,8 @@ def audit(
     ],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
     out: Annotated[Path, typer.Option(help="Folder for report.json.")],
-    weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
+    weights: Annotated[Path | None, WEIGHTS] = None,
+    random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
     norm: Annotated[Norm, typer.Option(help="Norm in which eps is measured.")] = "linf",
     eps: Annotated[
@@ -91,7 +95,7 @@ def audit(
     from ..auditing.audit import audit as run
     from ..auditing.report import check_gate, check_writable
     from ..auditing.table import print_report
-    from ..classifiers.loading import load_classifier
+    from ..classifiers.loading import read_classifier
     from ..guards.guard import guard
 
     if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
@@ -102,9 +106,10 @@ def audit(
         if attack == [CLEAN_ONLY]:
             raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
     threats = [read_eps(text) for text in eps]
-    model = load_classifier(classifier, weights=weights)
+    given = read_preprocessing_option(preprocessing)
+    model, wanted = read_classifier(classifier, weights=weights, random_weights=random_weights, preprocessing=given)
     reading = Reading(
-        preprocessing=read_preprocessing_option(preprocessing),
+        preprocessing=wanted,
         input=read_input_option(input),
         output=read_output_option(output),
         output_kind=output_kind,

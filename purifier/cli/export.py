@@ -13,9 +13,12 @@ from .console import plain_console
 from .options import (
     IMAGE_SHAPE,
     INPUT,
+    MODEL,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    RANDOM_WEIGHTS,
+    WEIGHTS,
     read_image_shape_option,
     read_input_option,
     read_output_option,
@@ -24,16 +27,13 @@ from .options import (
 
 
 def export(
-    classifier: Annotated[
-        str, typer.Option(help="MODEL: file.onnx, file.pt2, package.module:factory or demo.", metavar="MODEL")
-    ],
+    classifier: Annotated[str, typer.Option(help=MODEL, metavar="MODEL")],
     purifier: Annotated[
         str, typer.Option(help="PURIFIER: file.safetensors, NAME or NAME:key=value,...", metavar="PURIFIER")
     ],
     out: Annotated[Path, typer.Option(help="The file to write.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights for package.module:factory, .safetensors or .pt.")
-    ] = None,
+    weights: Annotated[Path | None, WEIGHTS] = None,
+    random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
     output: Annotated[str | None, OUTPUT] = None,
@@ -58,13 +58,14 @@ def export(
     format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
 ) -> None:
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
-    from ..classifiers.loading import load_classifier
+    from ..classifiers.loading import read_classifier
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard
 
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
+    model, wanted = read_classifier(classifier, weights=weights, random_weights=random_weights, preprocessing=wanted)
     guarded = guard(
-        load_classifier(classifier, weights=weights),
+        model,
         purifier,
         preprocessing=wanted,
         input=read_input_option(input),

@@ -21,6 +21,10 @@ PREPROCESSING = typer.Option(
     'such as "mean=0.5,0.5,0.5,std=0.25,0.25,0.25" or "scale=255,layout=NHWC"; or imagenet, for its mean and std '
     "(default: the model's own for timm:, torchvision: and hf:, else pixels in [0, 1] or what an ONNX input says).",
 )
+MODEL = (
+    "MODEL: file.onnx, file.pt2, package.module:factory, torchvision:NAME or torchvision:NAME@WEIGHTS, timm:NAME, "
+    "hf:FOLDER or demo."
+)
 WEIGHTS = typer.Option(
     "--weights",
     metavar="FILE",

@@ -14,7 +14,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..classifiers.loading import load_classifier
+from ..classifiers.loading import read_classifier
 from ..classifiers.logits import are_probabilities
 from ..classifiers.onnx_gradient import OnnxGradientClassifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
@@ -50,8 +50,10 @@ def classifier_for(
     if given is None:
         raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; set classifier")
     if weights is not None and not isinstance(given, str | Path):
-        raise ConfigError("weights are only for a MODEL spec package.module:factory; a module or model has its own")
-    model = load_classifier(given, weights=weights) if isinstance(given, str | Path) else given
+        raise ConfigError("weights are only for a MODEL spec such as package.module:factory; a module has its own")
+    model: Any = given
+    if isinstance(given, str | Path):
+        model, preprocessing = read_classifier(given, weights=weights, preprocessing=preprocessing)
     if isinstance(model, ModelProto) and recipe.needs_gradients:
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
         return OnnxGradientClassifier(model, preprocessing_for(image_input(model, input), wanted), input, output)
