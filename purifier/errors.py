@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,13 @@ class RejectedError(PurifierError):
     def __init__(self, message: str, rejected: Any = None, score: Any = None) -> None:
         super().__init__(message, rejected, score)
         self.rejected, self.score = rejected, score
+
+
+class UnguardedError(PurifierError, AttributeError):
+    """Something of a guarded classifier would answer without the purifier.
+
+    It is an ``AttributeError`` too, so for ``hasattr`` a guard has no such method.
+    """
 
 
 class SpecError(PurifierError):
@@ -98,3 +107,14 @@ class ExportError(FileError):
 
 class OutputError(FileError):
     """A result cannot be written to the requested path."""
+
+
+@contextmanager
+def about(file: str | None) -> Iterator[None]:
+    """Begin the messages of errors raised inside with the file that they are about, unless they name it already."""
+    try:
+        yield
+    except PurifierError as error:
+        if file is not None and file not in str(error):
+            error.args = (f"{file}: {error}", *error.args[1:])
+        raise

@@ -71,6 +71,7 @@ def audited_parts(
     input: int | str | None = None,
     output: int | str | None = None,
     output_kind: OutputKind = "logits",
+    feed: Mapping[str, Any] | None = None,
 ) -> AuditedParts:
     """The parts of a guard, or of a classifier that is audited alone.
 
@@ -80,7 +81,7 @@ def audited_parts(
         The classifier cannot be read, or an option is for a classifier alone and a guard was given.
     """
     if isinstance(given, GuardedModule | GuardedSession):
-        options = {"preprocessing": preprocessing, "input": input, "output": output}
+        options = {"preprocessing": preprocessing, "input": input, "output": output, "feed": feed}
         options["output_kind"] = None if output_kind == "logits" else output_kind
         for name, value in options.items():
             if value is not None:
@@ -97,7 +98,9 @@ def audited_parts(
             f"{type(model).__name__}; make a guard with purifier.guard(model, purifier)"
         )
     answer = Output(output, output_kind)
-    classifier = classifier_alone(model, preprocessing=preprocessing, input=input, output=answer)
+    file = str(given) if isinstance(given, str | Path) and isinstance(model, ModelProto) else None
+    alone: dict[str, Any] = {"preprocessing": preprocessing, "input": input, "output": answer}
+    classifier = classifier_alone(model, **alone, file=file, feed=feed)
     if isinstance(classifier, OnnxPixelClassifier) and classifier.marks:
         own = OwnRejection(classifier)
         return AuditedParts(None, classifier, own, Rejection("flag", threshold=own.threshold))

@@ -17,7 +17,7 @@ from ..errors import ClassifierError, SpecError
 from ..foreign_code import explained, first_line
 from .weights import load_weights, read_weights, state_for, weights_only
 
-OTHERWISE = "give a file with --weights (weights=), or --random-weights (random_weights=True) for a trial"
+OTHERWISE = "give a file with --weights, or --random-weights for a trial (in Python, give the module itself)"
 WITH_TRANSFORM_INPUT = ("googlenet", "inception_v3")
 """Models of torchvision that normalise once more inside if their weights are torchvision's."""
 

@@ -82,7 +82,7 @@ def read_classifier(
             "weights; leave them out",
             text,
         )
-    if text.endswith(".onnx"):
+    if text.endswith((".onnx", ".ort")):  # load_onnx says what an .ort file is
         return load_onnx(text), preprocessing
     if text.endswith(".pt2"):
         return _load_exported(Path(text)), preprocessing

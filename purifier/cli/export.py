@@ -11,16 +11,20 @@ from rich.table import Table
 from ..vocabulary import OnReject, OutputKind
 from .console import plain_console
 from .options import (
+    FEED,
     IMAGE_SHAPE,
     INPUT,
+    LIMIT,
     MODEL,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
     RANDOM_WEIGHTS,
     WEIGHTS,
+    read_feed_option,
     read_image_shape_option,
     read_input_option,
+    read_model_options,
     read_output_option,
     read_preprocessing_option,
 )
@@ -36,8 +40,10 @@ def export(
     random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
+    feed: Annotated[list[str] | None, FEED] = None,
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_rejected.")
@@ -55,18 +61,24 @@ def export(
             help="For a random purifier: use its mean, or make its noise a second input.", metavar="mean|input"
         ),
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Largest difference from the guard, relative to the output's scale (default: 0.0001)."),
+    ] = None,
     format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
 ) -> None:
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
-    from ..classifiers.loading import read_classifier
+    from torch import nn
+
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard
 
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
-    model, wanted = read_classifier(classifier, weights=weights, random_weights=random_weights, preprocessing=wanted)
+    model, wanted = read_model_options(classifier, weights, random_weights, wanted)
     guarded = guard(
         model,
         purifier,
+        image_shape=None if isinstance(model, nn.Module) else shape,
         preprocessing=wanted,
         input=read_input_option(input),
         output=read_output_option(output),
@@ -74,8 +86,9 @@ def export(
         score=score,
         on_reject=cast(OnReject, on_reject),
         abstain=abstain,
+        feed=read_feed_option(feed),
     )
-    given = {"image_shape": shape, "noise": noise}
+    given = {"image_shape": shape, "noise": noise, "tolerance": tolerance}
     options = {name: value for name, value in given.items() if value is not None}
     report = export_guard(guarded, out, format=format, **options)
 

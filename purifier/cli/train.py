@@ -16,6 +16,7 @@ from ..vocabulary import OutputKind
 from .console import plain_console
 from .options import (
     INPUT,
+    LIMIT,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
@@ -39,6 +40,7 @@ def train(
     weights: Annotated[Path | None, WEIGHTS] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,

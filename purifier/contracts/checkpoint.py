@@ -51,9 +51,15 @@ def load(spec: str | Path) -> Purifier:
     CheckpointError, SpecError, ConfigError, PluginError
         The file is missing, damaged or not a checkpoint, or the spec cannot be read.
     """
+    purifier = _load(spec)
+    purifier.provenance = {**purifier.provenance, "spec": str(spec)}
+    return purifier
+
+
+def _load(spec: str | Path) -> Purifier:
     text = str(spec)
     if text in SHIPPED:
-        return load(Path(str(files("purifier.assets") / SHIPPED[text])))
+        return _load_file(Path(str(files("purifier.assets") / SHIPPED[text])))
     path = checkpoint_path(spec)
     if path is not None:
         if (reader := _reading.get()) is not None:
@@ -88,7 +94,9 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
         ``metrics``, ``calibration``. Those of a loaded purifier are kept unless given here.
     """
     if not isinstance(purifier, Purifier):
-        raise ConfigError(f"save: expected a purifier, got {type(purifier).__name__}; for a guard, save its .purifier")
+        raise ConfigError(
+            f"save: expected a purifier, got {type(purifier).__qualname__}; for a guard, save its .purifier"
+        )
     kept = {key: value for key, value in purifier.provenance.items() if key in KEPT_METADATA}
     name = purifiers.name_of(type(purifier))
     description = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, PixelError
+from .reading import bounds_of, capturing, tracing
 
 DTYPES = {
     "float32": torch.float32,
@@ -22,7 +23,8 @@ DTYPES = {
     "float64": torch.float64,
     "uint8": torch.uint8,
 }
-INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "lanczos", "box", "hamming")
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Pillow's, in the order of its numbers, which Hugging Face stores."""
 RANGE_SLACK = 1e-2
 """How far outside [0, 1] float16 normalisation can push a valid pixel."""
 _plain = ContextVar("plain", default=False)
@@ -96,8 +98,8 @@ class Preprocessing:
                 f"preprocessing: interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}"
             )
 
-    def to_classifier(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, C, H, W) -> the classifier's images. Differentiable unless the dtype is uint8."""
+    def to_classifier(self, pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Pixels (N, C, H, W) -> the classifier's images, or in another ``dtype``. Differentiable unless uint8."""
         images = pixels
         if self.channels == "BGR":
             images = images.flip(1)
@@ -111,12 +113,12 @@ class Preprocessing:
             images = images.round()
         if self.layout == "NHWC":
             images = images.permute(0, 2, 3, 1)
-        return images.to(DTYPES[self.dtype])
+        return images.to(dtype or DTYPES[self.dtype])
 
-    def to_pixels(self, images: Tensor) -> Tensor:
+    def to_pixels(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The inverse of ``to_classifier``, without clamping."""
         pixels = images.permute(0, 3, 1, 2) if self.layout == "NHWC" else images
-        pixels = pixels.to(torch.float32)
+        pixels = pixels.to(dtype)
         if self.std:
             pixels = pixels * _per_channel(self.std, pixels)
         if self.mean:
@@ -165,7 +167,7 @@ def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...]
 
 def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = None) -> None:
     """Raise ``PixelError`` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given."""
-    if pixels.ndim != 4 or (shape is not None and tuple(pixels.shape[1:]) != tuple(shape)):
+    if pixels.ndim != 4 or (shape is not None and not fits(pixels.shape[1:], shape)):
         wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
         advice = "resize them, or give their layout with preprocessing="
         if pixels.ndim == 3:
@@ -175,11 +177,18 @@ def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = No
         raise PixelError(f"{name}: expected images {wanted}, got {tuple(pixels.shape)}; {advice}")
 
 
+def fits(shape: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    """Whether two shapes agree where both are known: torch has symbols for the sizes that it traces."""
+    known = [(got, want) for got, want in zip(shape, wanted, strict=False) if type(got) is int and type(want) is int]
+    return len(shape) == len(wanted) and all(got == want for got, want in known)
+
+
 def check_range(pixels: Tensor, *, name: str) -> None:
-    """Raise ``PixelError`` if any pixel is NaN or outside [0, 1]."""
-    if pixels.numel() == 0:
+    """Raise ``PixelError`` if any pixel is NaN or outside [0, 1], as far as they can be read, see ``bounds_of``."""
+    bounds = bounds_of(pixels)
+    if bounds is None:
         return
-    low, high = (value.item() for value in torch.aminmax(pixels.detach()))
+    low, high = bounds
     if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
         advice = "describe the images the classifier expects with preprocessing= (mean, std, scale=255)"
         if math.isnan(low):
@@ -198,9 +207,10 @@ def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> N
     """
     if preprocessing.scale < 255 or preprocessing.mean or preprocessing.std:
         return
-    if images.numel() == 0 or not images.dtype.is_floating_point:
+    bounds = bounds_of(images) if images.dtype.is_floating_point else None
+    if bounds is None:
         return
-    low, high = (value.item() for value in torch.aminmax(images.detach()))
+    low, high = bounds
     if low >= 0 and high <= 1 and bool((images != images.round()).any()):
         raise PixelError(
             f"{name}: expected values from 0 to {preprocessing.scale:g}, as declared in preprocessing=, got "
@@ -215,7 +225,14 @@ def _per_channel(values: tuple[float, ...], pixels: Tensor) -> Tensor:
             f"preprocessing: expected {pixels.shape[1]} means or stds for images {tuple(pixels.shape)}, one per "
             f"channel, got {len(values)}"
         )
-    return torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(1, -1, 1, 1)
+    return constant_like(pixels, values).view(1, -1, 1, 1)
+
+
+def constant_like(tensor: Tensor, values: Sequence[float]) -> Tensor:
+    """A vector of constants with the dtype and device of a tensor; also while torch traces or captures a CUDA graph."""
+    if tracing() or capturing(tensor):  # torch.tensor gives a warning, or breaks the capture
+        return torch.stack([tensor.new_full((), value) for value in values])
+    return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)
 
 
 def _as_numbers(values: Any) -> Any:

@@ -11,8 +11,6 @@ from ..errors import ConfigError
 from .pixels import DTYPES, INTERPOLATIONS, Preprocessing
 
 READ = "ToTensor, PILToTensor, ToImage, ToDtype, ConvertImageDtype, Resize, CenterCrop and Normalize"
-RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""Pillow's numbers for interpolation, which Hugging Face stores."""
 TO_FLOATS = ("ToTensor", "MaybeToTensor")
 TO_BYTES = ("PILToTensor", "ToImage", "MaybePILToTensor")
 SAME_PIXELS = ("ToPureTensor", "Identity")
@@ -112,6 +110,5 @@ def interpolation_of(given: Any) -> str:
     if given is None:
         return "bilinear"
     if isinstance(given, int):
-        return RESAMPLING[given] if 0 <= given < len(RESAMPLING) else str(given)
-    name = str(given).lower()
-    return name if name in INTERPOLATIONS else str(given)
+        return INTERPOLATIONS[given] if 0 <= given < len(INTERPOLATIONS) else str(given)
+    return str(given).lower().removesuffix("-exact")

@@ -70,7 +70,8 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
                 "choose one with input= (--input on the command line)"
                 if candidates
                 else f"none of the classifier's inputs can be images: {listed}; "
-                "expected a float or uint8 input, (N, C, H, W) or (N, H, W, C)",
+                "expected a float or uint8 input, (N, C, H, W) or (N, H, W, C); export the classifier with such an "
+                "input, or put a Cast or Reshape in front of it",
                 model.graph.name,
             )
         chosen = candidates[0]

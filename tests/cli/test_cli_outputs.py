@@ -47,7 +47,18 @@ def folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     ],
 )
 def test_audit_reads_the_named_output_as_its_kind(options, command, folder):
-    given = ("audit", "--purifier", "blur", "--data", "npz:data.npz", "--out", "found", "--attack", "none")
+    given = (
+        "audit",
+        "--purifier",
+        "blur",
+        "--data",
+        "npz:data.npz",
+        "--out",
+        "found",
+        "--attack",
+        "none",
+        "--overwrite",
+    )
     code, _, complaint = command(*given, *options)
     assert code in (0, 3), complaint  # the classifier may be no better than chance
     report = purifier.AuditReport.load("found")
@@ -99,7 +110,18 @@ def test_train_and_export_take_them_too(command, folder):
     ],
 )
 def test_outputs_that_do_not_fit_end_in_exit_code_2(options, message, command, folder):
-    given = ("audit", "--classifier", "net.onnx", "--purifier", "blur", "--data", "npz:data.npz", "--out", "found")
+    given = (
+        "audit",
+        "--classifier",
+        "net.onnx",
+        "--purifier",
+        "blur",
+        "--data",
+        "npz:data.npz",
+        "--out",
+        "found",
+        "--overwrite",
+    )
     code, _, complaint = command(*given, "--attack", "none", *options)
     assert code == 2
     assert message in " ".join(complaint.replace("│", " ").split())

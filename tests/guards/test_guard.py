@@ -170,7 +170,7 @@ def test_to_moves_both_halves(net: Net, images) -> None:
 def test_torch_export_with_a_dynamic_batch(net: Net, images, strict: bool) -> None:
     guarded, pixels = purifier.guard(net, VAE), images[0]
     exported = torch.export.export(
-        guarded, (pixels[:3],), dynamic_shapes={"args": ({0: torch.export.Dim.DYNAMIC},)}, strict=strict
+        guarded, (pixels[:3],), dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}}, strict=strict
     ).module()
     for size in (1, 2, 7):
         torch.testing.assert_close(exported(pixels[:size]), guarded(pixels[:size]))
