@@ -13,7 +13,7 @@ from .. import answering
 from ..answering import Answer
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier, image_shape_of
-from ..data.pixels import Preprocessing, check_range, check_scale, check_shape
+from ..data.pixels import DTYPES, Preprocessing, check_range, check_scale, check_shape
 from ..data.reading import tracing
 from ..errors import PixelError
 from ..output import LOGITS, Output
@@ -151,8 +151,7 @@ class GuardedModule(nn.Module):
             image.dtype == torch.uint8 or image.dtype.is_floating_point
         ):
             raise PixelError(
-                f"{self.input}: expected {wanted} images, got {image.dtype}; convert them, or if the classifier takes "
-                f"them, say so with {_dtype_option(image.dtype)}"
+                f"{self.input}: expected {wanted} images, got {image.dtype}; convert them{_dtype_option(image.dtype)}"
             )
         shape = image_shape_of(self.purifier)
         check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
@@ -162,7 +161,7 @@ class GuardedModule(nn.Module):
             pixels = check_in_graph(image, pixels, self.preprocessing, self.input)
         elif self.check and not torch.compiler.is_exporting():
             check_scale(image, self.preprocessing, name=self.input)
-            check_range(pixels, name=self.input, option=", or skip this check with check=False")
+            check_range(pixels, name=self.input)
         return answering.purifier_input(pixels, self.purifier)
 
     def _draw(self, pixels: Tensor) -> Tensor | None:
@@ -214,7 +213,9 @@ def _as_nchw(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _dtype_option(dtype: torch.dtype) -> str:
-    """The preprocessing of a classifier that takes images of this type."""
+    """What a message adds for a classifier that takes images of this type."""
     name = str(dtype).removeprefix("torch.")
-    scale = "scale=255, " if dtype == torch.uint8 else ""
-    return f"preprocessing=purifier.Preprocessing({scale}dtype={name!r})" if name in DTYPES else "another dtype"
+    if name not in DTYPES:
+        return ""
+    options = f"scale=255, dtype={name!r}" if dtype == torch.uint8 else f"dtype={name!r}"
+    return f", or if the classifier takes them, say so: preprocessing=purifier.Preprocessing({options})"
