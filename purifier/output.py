@@ -203,8 +203,10 @@ class Output:
             return names.index(name)
         able = [place for place, entry in enumerate(entries) if self._fits(entry)]
         if len(able) > 1:
-            listed = ", ".join(_shown(entries)[place] for place in able)
-            raise ClassifierError(f"{len(able)} outputs of the classifier can be its {self.kind}: {listed}; {CHOOSE}", "")
+            shown = ", ".join(_shown(entries)[place] for place in able)
+            raise ClassifierError(
+                f"{len(able)} outputs of the classifier can be its {self.kind}: {shown}; {CHOOSE}", ""
+            )
         if not able and len(entries) != 1:
             raise ClassifierError(
                 f"the classifier must return {SHAPES[self.kind]}, got {_listed(entries)}; {CHOOSE}, and its kind with "
