@@ -43,10 +43,11 @@ class Transfer(ScaleOption, Attack):
     Parameters
     ----------
     surrogate
-        A MODEL spec: a classifier with gradients and with the same images, classes and preprocessing as the attacked
-        one. By default the attacked classifier itself, without its purifier.
+        A MODEL spec: a classifier with gradients and with the same images and classes as the attacked one, and, unless
+        it is of a library (``timm:NAME``), the same preprocessing. By default the attacked classifier itself, without
+        its purifier.
     weights
-        A state dict for a ``package.module:factory``.
+        A state dict for a ``package.module:factory``, ``torchvision:NAME``, ``timm:NAME`` or ``hf:FOLDER``.
     attacks
         The crafting attacks: specs joined by ``+``. The norms are those that all of them support.
     """
