@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+from ..foreign_code import explained
 from ..specs import build
+from .image_processors import check_processor, from_processor
 from .pixels import Preprocessing
 from .transform_steps import interpolation_of, read_steps, size_of
 
@@ -20,9 +22,7 @@ EXPECTED = (
     "expected purifier.Preprocessing or a dict of its fields, 'imagenet', torchvision's weights, weights.transforms() "
     "or Compose, a timm data config, or a Hugging Face image processor"
 )
-PIXEL_FACTOR = 1 / 255
 TIMM_CROP_SHARE = 0.875
-CONVNEXT_WARPS_FROM = 384
 
 
 def read_preprocessing(value: Any) -> Preprocessing:
@@ -46,6 +46,11 @@ def read_preprocessing(value: Any) -> Preprocessing:
         return Preprocessing()
     if isinstance(value, Preprocessing):
         return value
+    with explained(f"preprocessing: this {type(value).__name__} cannot be read", ConfigError, EXPECTED):
+        return _read(value)
+
+
+def _read(value: Any) -> Preprocessing:
     if isinstance(value, str):
         if value.strip().lower() == "imagenet":
             return IMAGENET
@@ -53,9 +58,12 @@ def read_preprocessing(value: Any) -> Preprocessing:
     if isinstance(value, Mapping):
         return _from_mapping(value)
     if not isinstance(value, type) and callable(getattr(value, "to_dict", None)):
-        return _from_mapping(value.to_dict())
+        found = _from_mapping(value.to_dict())
+        if hasattr(value, "image_mean"):
+            check_processor(value, found)
+        return found
     if callable(getattr(value, "transforms", None)) and hasattr(value, "meta"):
-        return read_preprocessing(value.transforms())
+        return _read(value.transforms())
     if hasattr(value, "mean") and hasattr(value, "resize_size"):
         return _from_preset(value)
     steps = getattr(value, "transforms", None)
@@ -74,7 +82,7 @@ def _from_mapping(value: Mapping[str, Any]) -> Preprocessing:
     if isinstance(value.get("data_config"), Mapping):  # Hugging Face's processor of timm's models
         return _from_mapping(value["data_config"])
     if {"image_mean", "do_normalize", "do_rescale"} & set(value):
-        return _from_hugging_face(value)
+        return from_processor(value)
     if {"mean", "std", "input_size"} <= set(value):
         return _from_timm(value)
     raise ConfigError(f"preprocessing: {EXPECTED}, got a dict with the keys {', '.join(map(str, value)) or 'none'}")
@@ -105,53 +113,3 @@ def _from_timm(config: Mapping[str, Any]) -> Preprocessing:
         crop=size_of(size) if known else None,
         interpolation=interpolation_of(config.get("interpolation") or "bicubic"),
     )
-
-
-def _from_hugging_face(config: Mapping[str, Any]) -> Preprocessing:
-    """The pixel values that an image processor of this description makes."""
-    if config.get("do_color_quantize"):
-        raise ConfigError(
-            "preprocessing: this image processor turns colours into tokens (do_color_quantize), not images"
-        )
-    factor = float(config.get("rescale_factor") or PIXEL_FACTOR) if config.get("do_rescale", True) else 1.0
-    scale = 255 * factor
-    scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    # MobileViT's processor, which swaps channels, has a mean that it does not use.
-    if config.get("do_normalize", "image_mean" in config and "do_flip_channel_order" not in config):
-        mean, std = _per_channel(config.get("image_mean")), _per_channel(config.get("image_std"))
-    if config.get("rescale_offset") and config.get("do_rescale", True):  # EfficientNet: pixel * factor - 1
-        mean = tuple(value + 1 for value in mean) or (1.0,)
-    if config.get("include_top"):  # EfficientNet divides by the standard deviation once more
-        again = _per_channel(config.get("image_std"))
-        std = tuple(first * second for first, second in zip(std, again, strict=True)) if std else again
-    resize, crop = _hugging_face_sizes(config)
-    return Preprocessing(
-        mean=mean,
-        std=std,
-        scale=scale,
-        channels="BGR" if config.get("do_flip_channel_order") else "RGB",
-        resize=resize,
-        crop=crop,
-        interpolation=interpolation_of(config.get("resample")),
-    )
-
-
-def _hugging_face_sizes(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    size = config.get("size") if config.get("do_resize", True) else None
-    crop = size_of(config.get("crop_size")) if config.get("do_center_crop") else None
-    shortest = size.get("shortest_edge") if isinstance(size, Mapping) else None
-    if config.get("crop_pct") and shortest and "do_center_crop" not in config:  # ConvNeXt
-        if shortest >= CONVNEXT_WARPS_FROM:
-            return (shortest, shortest), None
-        return int(shortest / config["crop_pct"]), (shortest, shortest)
-    if isinstance(size, int) and crop is None:  # of a file from before sizes were dicts
-        size = (size, size)
-    return size_of(size), crop
-
-
-def _per_channel(values: Any) -> tuple[float, ...]:
-    if values is None:
-        return ()
-    return (float(values),) if isinstance(values, int | float) else Preprocessing(mean=values).mean

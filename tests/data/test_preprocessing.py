@@ -31,6 +31,22 @@ def pixels_of(photo: Image.Image) -> Tensor:
     return v1.functional.to_tensor(photo)[None]
 
 
+class Processor:
+    """As Hugging Face's are called; ``change`` is what its settings do not say."""
+
+    image_mean = MEAN
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.change = change
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"do_normalize": True, "image_mean": MEAN, "image_std": STD}
+
+    def __call__(self, images: Any, **options: object) -> dict[str, Tensor]:
+        assert options == {"return_tensors": "pt", "do_resize": False, "do_center_crop": False}
+        return {"pixel_values": self.change(IMAGENET.to_classifier(v1.functional.to_tensor(images)[None]))}
+
+
 @pytest.mark.parametrize(
     ("way", "read"),
     [
@@ -141,6 +157,27 @@ def test_anything_else_is_an_error(way: object, got: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "way",
+    [
+        {"mean": MEAN, "std": STD, "input_size": 224},
+        {"mean": 3, "std": STD, "input_size": (3, 224, 224)},
+        {"do_rescale": True, "rescale_factor": "small"},
+        {"do_normalize": True, "image_mean": "red"},
+        {"do_rescale": True, "resample": 99},
+        {"do_rescale": True, "size": {"height": "a", "width": 2}},
+        {"mean": [[0.5], [0.5]]},
+        {"mean": np.array(["a"])},
+        {1: 2},
+        Processor,
+    ],
+    ids=str,
+)
+def test_damaged_settings_are_an_error(way: Any) -> None:
+    with pytest.raises(ConfigError, match="preprocessing"):
+        read_preprocessing(way)
+
+
+@pytest.mark.parametrize(
     ("config", "read"),
     [
         ({"input_size": (3, 224, 224), "crop_pct": 0.95}, {"resize": 235, "crop": (224, 224)}),
@@ -181,7 +218,7 @@ PROCESSORS = {
     "ConvNextImageProcessor": {"size": {"shortest_edge": 384}},
     "CLIPImageProcessor": {},
     "EfficientNetImageProcessor": {"rescale_offset": True, "rescale_factor": 1 / 127.5},
-    "MobileViTImageProcessor": {},
+    "MobileViTImageProcessor": {"size": {"shortest_edge": 288}},
     "BeitImageProcessor": {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [64.0] * 3},
     "DeiTImageProcessor": {"do_normalize": False},
 }
@@ -233,6 +270,29 @@ def test_dicts_of_image_processors(config: dict[str, Any], read: Preprocessing) 
     assert read_preprocessing(config) == read
 
 
-def test_a_processor_that_makes_no_images_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="do_color_quantize"):
-        read_preprocessing({"do_color_quantize": True, "do_normalize": False})
+@pytest.mark.parametrize(("key", "made"), [("do_color_quantize", "tokens"), ("max_num_patches", "rows of patches")])
+def test_a_processor_that_makes_no_images_is_an_error(key: str, made: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\({key}\) makes {made}.*not images; give purifier.Preprocessing"):
+        read_preprocessing({key: 256, "do_normalize": False})
+
+
+def test_a_processor_that_does_more_than_it_says_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="Processor makes other values than its settings say, by up to [1-9]"):
+        read_preprocessing(Processor(lambda images: images.flip(1)))
+    assert read_preprocessing(Processor(lambda images: images)) == IMAGENET
+
+
+def test_a_processor_that_cannot_be_tried_is_taken_at_its_word() -> None:
+    def fail(_: Tensor) -> Tensor:
+        raise ValueError("no such image")
+
+    assert read_preprocessing(Processor(fail)) == IMAGENET
+    assert read_preprocessing(Processor(lambda images: images[:, :, 1:])) == IMAGENET
+
+
+@pytest.mark.parametrize(
+    "more", [{"do_pad": True}, {"do_thumbnail": True}, {"do_center_crop": True, "crop_size": 256}], ids=str
+)
+def test_sizes_that_are_not_resize_then_crop_are_left_out(more: dict[str, Any]) -> None:
+    way = read_preprocessing({"do_rescale": True, "size": {"height": 224, "width": 224}, **more})
+    assert way.resize is None and way.crop is None
