@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import pickle
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,7 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, ``torch.compile`` and Lightning put before every key."""
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+MISFITS = (RuntimeError, TypeError, AttributeError, ValueError)
 LISTED = 5
 
 
@@ -89,13 +91,26 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], path: Path) -> Non
     """
     try:
         module.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+    except MISFITS as error:
+        if _fits_this_version(module, state):
+            return
         differences = _differences(module, state) or first_line(error)
         raise ClassifierError(
             f"{path} does not fit {type(module).__name__}: {differences}; give the weights of this model, or the model "
             "of these weights",
             path,
         ) from error
+
+
+def _fits_this_version(module: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Load it as if it had been saved by today's versions of the layers, which safetensors files do not tell."""
+    versioned = OrderedDict(state)
+    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    try:
+        module.load_state_dict(versioned)
+    except MISFITS:
+        return False
+    return True
 
 
 @contextmanager

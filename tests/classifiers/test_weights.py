@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -94,6 +95,23 @@ def test_weights_of_half_precision_become_the_models(tmp_path: Path) -> None:
     load(module, tmp_path / "w.pt")
     assert {weight.dtype for weight in module.parameters()} == {torch.float32}
     torch.testing.assert_close(module[0].weight, trained[0].weight.float(), rtol=0, atol=0)
+
+
+def test_layers_that_ask_for_their_version(tmp_path: Path) -> None:
+    """MNASNet refuses a state dict that does not tell its version, as safetensors files cannot."""
+    trained, module = (torchvision.models.mnasnet0_5(num_classes=2) for _ in range(2))
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    check_loaded(tmp_path / "w.safetensors", trained, module)
+
+
+def test_batch_norm_from_before_it_counted_batches(tmp_path: Path) -> None:
+    trained = nn.BatchNorm1d(3)
+    trained.running_mean = torch.rand(3)
+    state = trained.state_dict()
+    save_file(
+        {name: value for name, value in state.items() if name != "num_batches_tracked"}, tmp_path / "w.safetensors"
+    )
+    check_loaded(tmp_path / "w.safetensors", trained, nn.BatchNorm1d(3))
 
 
 class Many(nn.Module):
