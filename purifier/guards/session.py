@@ -101,6 +101,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     ) -> None:
         _check_providers(providers)
         self.classifier = load_onnx(classifier)
+        self.rejection = rejection_of(purifier, on_reject, abstain)
         self.file = file if isinstance(classifier, ModelProto) else str(classifier)
         self.output = output
         with about(self.file):
@@ -114,7 +115,6 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             shape = agreed_shape(purifier, self.preprocessing, image.shape, _sizes(image_shape))
             self.image = dataclasses.replace(image, shape=shape)
         self.purifier, self.score = copy.deepcopy(purifier), score
-        self.rejection = rejection_of(purifier, on_reject, abstain)
         with about(self.file):
             self.model = guarded_graph(
                 self.classifier,
