@@ -190,9 +190,6 @@ def command_line(context: typer.Context) -> list[str]:
     words = ["purifier", context.info_name or ""]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
-        if isinstance(value, bool):  # a flag: it stands for itself
-            words += [max(parameter.opts, key=len)] if value else []
-            continue
         for one in value if isinstance(value, list | tuple) else [value]:
             if one is True:
                 words.append(max(parameter.opts, key=len))
