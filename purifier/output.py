@@ -19,6 +19,7 @@ RANGE_ROUNDING, SUM_ROUNDING = 1e-3, 1e-2
 """How far probabilities may lie outside [0, 1], and their sum from 1; both are rounding in half precision."""
 MOST_SHOWN = 5
 """How many outputs without a tensor are listed: a list of lists has one for each image."""
+CHOOSE = "choose one with output= (--output on the command line)"
 SHAPES = {
     "logits": "logits, floats (N, K)",
     "probabilities": "probabilities, floats (N, K)",
@@ -190,28 +191,28 @@ class Output:
 
     def _chosen(self, entries: Sequence[Entry]) -> int:
         names = [entry.name for entry in entries]
-        if isinstance(self.which, int) and self.which >= len(entries):
-            raise ClassifierError(
-                f"the classifier has no output at position {self.which}; it returns {_listed(entries)}", ""
-            )
+        known = self.which < len(entries) if isinstance(self.which, int) else self.which is None or self.which in names
+        if not known:
+            which = f"at position {self.which}" if isinstance(self.which, int) else repr(self.which)
+            raise ClassifierError(f"the classifier has no output {which}; it returns {_listed(entries)}; {CHOOSE}", "")
         if isinstance(self.which, int):
             return self.which
-        if self.which is not None and self.which not in names:
-            raise ClassifierError(f"the classifier has no output {self.which!r}; it returns {_listed(entries)}", "")
         usual = "label" if self.labels else "logits" if self.log_scale else "probabilities"
         name = self.which or usual
         if name in names:
             return names.index(name)
         able = [place for place, entry in enumerate(entries) if self._fits(entry)]
         if len(able) > 1:
+            shown = ", ".join(_shown(entries)[place] for place in able)
             raise ClassifierError(
-                f"{len(able)} outputs of the classifier can be its {self.kind}: "
-                f"{', '.join(_shown(entries)[place] for place in able)}; choose one with output= (--output on the "
-                "command line)",
-                "",
+                f"{len(able)} outputs of the classifier can be its {self.kind}: {shown}; {CHOOSE}", ""
             )
         if not able and len(entries) != 1:
-            raise ClassifierError(f"the classifier must return {SHAPES[self.kind]}, got {_listed(entries)}", "")
+            raise ClassifierError(
+                f"the classifier must return {SHAPES[self.kind]}, got {_listed(entries)}; {CHOOSE}, and its kind with "
+                "output_kind= (--output-kind)",
+                "",
+            )
         return able[0] if able else 0
 
     def _fits(self, entry: Entry) -> bool:

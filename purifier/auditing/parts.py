@@ -11,7 +11,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from ..classifiers.loading import load_classifier
+from ..classifiers.loading import read_classifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..contracts.purifier import Classifying, Purifier
 from ..errors import ConfigError
@@ -89,7 +89,9 @@ def audited_parts(
         # A session's graph has no noise, so a random purifier is replaced by its mean.
         purifier = _mean_of(given.purifier) if isinstance(given, GuardedSession) else given.purifier
         return AuditedParts(given, given.pixel_classifier(), purifier, given.rejection)
-    model = load_classifier(given) if isinstance(given, str | Path) else given
+    model: Any = given
+    if isinstance(given, str | Path):
+        model, preprocessing = read_classifier(given, preprocessing=preprocessing)
     if not isinstance(model, nn.Module | ModelProto):
         raise ConfigError(
             "audit: expected a guard, a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got "

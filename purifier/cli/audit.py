@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,13 +19,17 @@ from .options import (
     FEED,
     INPUT,
     LIMIT,
+    MODEL,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    RANDOM_WEIGHTS,
+    WEIGHTS,
     Reading,
     command_line,
     read_feed_option,
     read_input_option,
+    read_model_options,
     read_output_option,
     read_preprocessing_option,
 )
@@ -44,7 +48,7 @@ FAILED, INCONCLUSIVE = 1, 3
 
 def audit(
     context: typer.Context,
-    classifier: Annotated[str, typer.Option(help="MODEL spec: file.onnx, file.pt2 or package.module:factory.")],
+    classifier: Annotated[str, typer.Option(help=MODEL)],
     purifier: Annotated[
         str,
         typer.Option(
@@ -53,7 +57,8 @@ def audit(
     ],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
     out: Annotated[Path, typer.Option(help="Folder for report.json.")],
-    weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
+    weights: Annotated[Path | None, WEIGHTS] = None,
+    random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
     norm: Annotated[Norm, typer.Option(help="Norm in which eps is measured.")] = "linf",
     eps: Annotated[
@@ -99,15 +104,13 @@ def audit(
     from ..auditing.audit import audit as run
     from ..auditing.report import FILE_NAME
     from ..auditing.table import print_report
-    from ..classifiers.loading import load_classifier
     from ..guards.guard import guard
 
     _check_request(attack, preset, out / FILE_NAME, overwrite, fail_under)
     threats = [read_eps(text) for text in eps]
-    # Which options fit it shows only now.
-    model: Any = classifier if weights is None else load_classifier(classifier, weights=weights)
+    model, wanted = read_model_options(classifier, weights, random_weights, read_preprocessing_option(preprocessing))
     reading = Reading(
-        preprocessing=read_preprocessing_option(preprocessing),
+        preprocessing=wanted,
         input=read_input_option(input),
         output=read_output_option(output),
         output_kind=output_kind,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 from rich.table import Table
@@ -15,28 +15,29 @@ from .options import (
     IMAGE_SHAPE,
     INPUT,
     LIMIT,
+    MODEL,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    RANDOM_WEIGHTS,
+    WEIGHTS,
     read_feed_option,
     read_image_shape_option,
     read_input_option,
+    read_model_options,
     read_output_option,
     read_preprocessing_option,
 )
 
 
 def export(
-    classifier: Annotated[
-        str, typer.Option(help="MODEL: file.onnx, file.pt2, package.module:factory or demo.", metavar="MODEL")
-    ],
+    classifier: Annotated[str, typer.Option(help=MODEL, metavar="MODEL")],
     purifier: Annotated[
         str, typer.Option(help="PURIFIER: file.safetensors, NAME or NAME:key=value,...", metavar="PURIFIER")
     ],
     out: Annotated[Path, typer.Option(help="The file to write.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights for package.module:factory, .safetensors or .pt.")
-    ] = None,
+    weights: Annotated[Path | None, WEIGHTS] = None,
+    random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
     limit: Annotated[list[str] | None, LIMIT] = None,
@@ -67,19 +68,17 @@ def export(
     format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
 ) -> None:
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
-    from onnx import ModelProto
+    from torch import nn
 
-    from ..classifiers.loading import load_classifier
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard
 
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
-    # Which options fit it shows only now.
-    model: Any = classifier if weights is None else load_classifier(classifier, weights=weights)
+    model, wanted = read_model_options(classifier, weights, random_weights, wanted)
     guarded = guard(
         model,
         purifier,
-        image_shape=shape if isinstance(model, ModelProto) else None,
+        image_shape=None if isinstance(model, nn.Module) else shape,
         preprocessing=wanted,
         input=read_input_option(input),
         output=read_output_option(output),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import typer
@@ -19,8 +20,22 @@ if TYPE_CHECKING:
 PREPROCESSING = typer.Option(
     "--preprocessing",
     metavar="KEY=VALUE,...",
-    help="How the classifier wants its images: mean, std (one number per channel, separated by spaces), scale, "
-    'layout, dtype, channels; such as "mean=0.5 0.5 0.5,std=0.25 0.25 0.25" or "scale=255,layout=NHWC".',
+    help="How the classifier wants its images: mean, std (one number per channel), scale, layout, dtype, channels; "
+    'such as "mean=0.5,0.5,0.5,std=0.25,0.25,0.25" or "scale=255,layout=NHWC"; or imagenet, for its mean and std '
+    "(default: the model's own for timm:, torchvision: and hf:, else pixels in [0, 1] or what an ONNX input says).",
+)
+MODEL = (
+    "MODEL: file.onnx, file.pt2, package.module:factory, torchvision:NAME or torchvision:NAME@WEIGHTS, timm:NAME, "
+    "hf:FOLDER or demo."
+)
+WEIGHTS = typer.Option(
+    "--weights",
+    metavar="FILE",
+    help="Weights for package.module:factory, torchvision:NAME, timm:NAME or hf:FOLDER: a state dict, .safetensors, "
+    ".pt, .pth, .bin or .ckpt.",
+)
+RANDOM_WEIGHTS = typer.Option(
+    "--random-weights", help="Leave the weights of torchvision:NAME, timm:NAME or hf:FOLDER random, for a trial."
 )
 IMAGE_SHAPE = typer.Option(
     "--image-shape",
@@ -98,9 +113,35 @@ def read_preprocessing_option(text: str | None) -> Preprocessing | None:
     if text is None:
         return None
     from ..data.pixels import Preprocessing
+    from ..data.preprocessing import IMAGENET
 
-    _, options = split_spec(f"preprocessing:{text}")
+    if text.strip().lower() == "imagenet":
+        return IMAGENET
+    # A comma before a number separates numbers (no key begins with a digit); brackets come from pasted lists.
+    numbers = re.sub(r"\s*,\s*(?=[-+.\d])", " ", re.sub(r"[\[\]()]", "", text))
+    try:
+        _, options = split_spec(f"preprocessing:{numbers}")
+    except SpecError as error:
+        raise SpecError(
+            "--preprocessing: expected KEY=VALUE,..., each key once, such as mean=0.5,0.5,0.5,std=0.25,0.25,0.25, or "
+            f"imagenet, got {text!r}",
+            text,
+        ) from error
     return build(Preprocessing, options, what="--preprocessing")
+
+
+def read_model_options(
+    spec: str, weights: Path | None, random_weights: bool, preprocessing: Preprocessing | None
+) -> tuple[Any, Preprocessing | None]:
+    """The classifier of ``--classifier``, and the value of ``--preprocessing`` or else the classifier's own.
+
+    An ONNX file stays a file name, for messages.
+    """
+    from ..classifiers.loading import read_classifier
+
+    if spec.endswith((".onnx", ".ort")) and weights is None and not random_weights:
+        return spec, preprocessing
+    return read_classifier(spec, weights=weights, random_weights=random_weights, preprocessing=preprocessing)
 
 
 def read_input_option(text: str | None) -> int | str | None:

@@ -20,6 +20,7 @@ from .options import (
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    WEIGHTS,
     read_input_option,
     read_output_option,
     read_preprocessing_option,
@@ -36,7 +37,7 @@ def train(
     classifier: Annotated[
         str | None, typer.Option(help="MODEL spec of the classifier that the purifier is for (denoise, robust).")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
+    weights: Annotated[Path | None, WEIGHTS] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
     limit: Annotated[list[str] | None, LIMIT] = None,

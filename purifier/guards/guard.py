@@ -10,10 +10,10 @@ import onnxruntime
 from onnx import ModelProto
 from torch import nn
 
-from ..classifiers.loading import load_classifier
+from ..classifiers.loading import read_classifier
 from ..contracts.checkpoint import load
 from ..contracts.purifier import Purifier
-from ..data.pixels import read_preprocessing
+from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError
 from ..onnx.runtime import Provider
 from ..output import Output
@@ -101,15 +101,17 @@ def guard(
     ----------
     model
         A torch module or ONNX ``ModelProto``, or a MODEL spec: ``file.onnx``, ``file.pt2``,
-        ``package.module:factory``, ``demo``.
+        ``package.module:factory``, ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME``, ``hf:FOLDER``, ``demo``.
     purifier
         A ``Purifier``, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``,
         ``demo-plain``. A torch guard puts it into evaluation mode, and unless it was in training mode, its weights no
         longer require gradients.
     preprocessing
-        How the classifier wants its images: a ``Preprocessing`` or torchvision's ``weights.transforms()``.
-        By default a torch classifier takes pixels (float, NCHW, [0, 1]), and for an ONNX classifier it is inferred
-        from the input's type and shape (uint8 means 0-255, channels last means NHWC).
+        How the classifier wants its images: a ``Preprocessing`` or a dict of its fields, ``"imagenet"``, torchvision's
+        weights, ``weights.transforms()`` or ``Compose``, a timm data config, or a Hugging Face image processor.
+        By default a classifier of a library (``torchvision:``, ``timm:``, ``hf:``) says so itself, any other torch
+        classifier takes pixels (float, NCHW, [0, 1]), and for an ONNX classifier it is inferred from the input's type
+        and shape (uint8 means 0-255, channels last means NHWC).
     input
         The position of the image among the arguments, or its parameter name; by default the first argument of a torch
         classifier, and the only possible input of an ONNX classifier.
@@ -158,7 +160,9 @@ def guard(
     PurifierError
         The model or purifier cannot be read, or the two do not fit together.
     """
-    chosen = load_classifier(model) if isinstance(model, str | Path) else model
+    chosen: Any = model
+    if isinstance(model, str | Path):
+        chosen, preprocessing = read_classifier(model, preprocessing=preprocessing)
     if isinstance(chosen, GuardedModule):
         raise ConfigError("model: this model is already guarded; guard its .classifier instead")
     if not isinstance(chosen, nn.Module | ModelProto):

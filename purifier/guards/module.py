@@ -13,7 +13,7 @@ from .. import answering
 from ..answering import Answer
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier, image_shape_of
-from ..data.pixels import Preprocessing, check_range, check_scale, check_shape
+from ..data.pixels import DTYPES, Preprocessing, check_range, check_scale, check_shape
 from ..data.reading import tracing
 from ..errors import PixelError
 from ..output import LOGITS, Output
@@ -151,8 +151,7 @@ class GuardedModule(nn.Module):
             image.dtype == torch.uint8 or image.dtype.is_floating_point
         ):
             raise PixelError(
-                f"{self.input}: expected {wanted} images, got {image.dtype}; convert them, or set the dtype in "
-                "preprocessing="
+                f"{self.input}: expected {wanted} images, got {image.dtype}; convert them{_dtype_option(image.dtype)}"
             )
         shape = image_shape_of(self.purifier)
         check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
@@ -211,3 +210,12 @@ def _in_format_of(given: Tensor, images: Tensor) -> Tensor:
 
 def _as_nchw(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     return image.permute(0, 3, 1, 2) if preprocessing.layout == "NHWC" and image.ndim == 4 else image
+
+
+def _dtype_option(dtype: torch.dtype) -> str:
+    """What a message adds for a classifier that takes images of this type."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        return ""
+    options = f"scale=255, dtype={name!r}" if dtype == torch.uint8 else f"dtype={name!r}"
+    return f", or if the classifier takes them, say so: preprocessing=purifier.Preprocessing({options})"

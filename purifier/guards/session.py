@@ -196,7 +196,10 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 "their layout in preprocessing="
             )
         if images.dtype != np.dtype(self.image.dtype):
-            raise PixelError(f"{self.input}: expected {self.image.dtype} images, got {images.dtype}")
+            raise PixelError(
+                f"{self.input}: expected {self.image.dtype} images, got {images.dtype}; convert them with "
+                f".astype({self.image.dtype!r})"
+            )
         if self.image.dtype != "uint8":
             # torch does not support negative strides, which reversed channels have.
             values = torch.tensor(np.ascontiguousarray(images))

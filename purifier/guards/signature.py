@@ -11,7 +11,7 @@ from onnx import ModelProto
 from torch import nn
 
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
-from ..data.pixels import read_preprocessing
+from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError, about
 from ..onnx.feeding import read_feed
 from ..onnx.image_input import image_input, preprocessing_for

@@ -112,7 +112,7 @@ def preprocessing_for(image: ImageInput, preprocessing: Preprocessing | None) ->
     if preprocessing.dtype not in ("float32", image.dtype):
         raise ConfigError(
             f"preprocessing: expected dtype={image.dtype}, which the classifier's input {image.name!r} takes, got "
-            f"{preprocessing.dtype}"
+            f"{preprocessing.dtype}; leave dtype out of preprocessing="
         )
     assert image.dtype in DTYPES
     return dataclasses.replace(preprocessing, dtype=image.dtype)
