@@ -109,6 +109,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.classifier = load_onnx(classifier)
         self.file = file if isinstance(classifier, ModelProto) else str(classifier)
         self.output = output
+        self.rejection = rejection_of(purifier, on_reject, abstain, on_bad_pixels)
         with about(self.file):
             image = image_input(self.classifier, input)
             self.input = image.name
@@ -120,7 +121,6 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             shape = agreed_shape(purifier, self.preprocessing, image.shape, _sizes(image_shape))
             self.image = dataclasses.replace(image, shape=shape)
         self.purifier, self.score = copy.deepcopy(purifier), score
-        self.rejection = rejection_of(purifier, on_reject, abstain, on_bad_pixels)
         with about(self.file):
             self.model = guarded_graph(
                 self.classifier,

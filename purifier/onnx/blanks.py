@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+from onnx import numpy_helper
 
 Rows: TypeAlias = Literal["yes", "no", "unknown"]
 
@@ -20,12 +21,15 @@ PLACE = "/bad_pixels/"
 NAMELESS = ("Shape", "Size")
 """Operators whose result depends on no value of what they are given."""
 
+SPREADING = ("ZipMap", "SplitToSequence")
+"""Operators that make a tensor into something else, so that the tensor is changed instead."""
+
 
 def blank_outputs(graph: ir.Graph, bad: ir.Value, image: ir.Value, prefix: str) -> None:
     """Give bad images no answer, in place: NaN in each float output, -1 or "" in each label, in their rows.
 
     Outputs keep their names, positions, types and shapes. One that does not depend on the pixels, has no row per image,
-    or is boolean stays as it is, and so does one that is no tensor, unless a ZipMap makes it.
+    or is boolean stays as it is, and so does one that is no tensor, unless one of ``SPREADING`` makes it.
 
     Parameters
     ----------
@@ -42,10 +46,11 @@ def blank_outputs(graph: ir.Graph, bad: ir.Value, image: ir.Value, prefix: str) 
         maker = value.producer()
         if maker is None or not depends_on(value, image):
             continue
-        if maker.op_type == "ZipMap":
-            scores = maker.inputs[0]
-            assert scores is not None
-            maker.replace_input_with(0, _blanked(nodes, scores, bad, ir.DataType.FLOAT, batch))
+        if maker.op_type in SPREADING:
+            inner = maker.inputs[0]
+            kind = ir.DataType.FLOAT if maker.op_type == "ZipMap" else value.dtype
+            if inner is not None and _blank(kind) is not None:
+                maker.replace_input_with(0, _blanked(nodes, inner, bad, kind, batch))
         elif isinstance(value.type, ir.TensorType) and rows(value, batch) != "no" and _blank(value.dtype) is not None:
             made = _blanked(nodes, value, bad, value.dtype, batch)
             made.type, made.shape = value.type, value.shape
@@ -112,7 +117,7 @@ class _Nodes:
 
     def stored(self, array: np.ndarray[Any, Any]) -> ir.Value:
         name = f"{self.prefix}stored_{len(self.graph.initializers)}"
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value = ir.Value(name=name, const_value=ir.tensor(numpy_helper.from_array(array, name)))
         self.graph.initializers.add(value)
         return value
 

@@ -175,7 +175,8 @@ def with_given_answer(model: ModelProto, name: str) -> tuple[ModelProto, str]:
     made = ir.from_proto(model)
     answer = next(value for value in made.graph.outputs if value.name == name)
     given = ir.Value(name=f"given {name}", type=answer.type, shape=answer.shape)
-    answer.replace_all_uses_with(given)
+    for node, place in answer.uses():
+        node.replace_input_with(place, given)
     made.graph.inputs.append(given)
     found = ir.to_proto(made)
     put_back(found, aside)
