@@ -141,15 +141,15 @@ def _blanked(nodes: _Nodes, value: ir.Value, bad: ir.Value, kind: ir.DataType | 
 
 
 def _shown_in(nodes: _Nodes, value: ir.Value, bad: ir.Value) -> ir.Value:
-    """``bad`` in a shape that fits a value of unknown shape: if it has other than N rows, too many repeat the last."""
+    """``bad`` in a shape that fits a value of unknown shape; rows beyond the images are not bad."""
     zero, one, first, end = (nodes.stored(np.array(of)) for of in (0, 1, [0], [np.iinfo(np.int64).max]))
     single = nodes.stored(np.array([1]))
     shape = nodes("Shape", [value])
     head = nodes("Slice", [shape, first, single])
     # A value without dimensions has one row.
     places = nodes("Range", [zero, nodes("ReduceProd", [head], keepdims=0), one])
-    last = nodes("Sub", [nodes("Shape", [bad]), single])
-    found = nodes("Gather", [bad, nodes("Min", [places, last])])
+    longer = nodes("Concat", [bad, nodes.stored(np.array([False]))], axis=0)
+    found = nodes("Gather", [longer, nodes("Min", [places, nodes("Shape", [bad])])])
     ones = nodes("ConstantOfShape", [nodes("Shape", [shape])], value=ir.tensor(np.array([1])))
     return nodes("Reshape", [found, nodes("Concat", [head, nodes("Slice", [ones, single, end])], axis=0)])
 
