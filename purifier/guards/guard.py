@@ -133,9 +133,9 @@ def guard(
         returns ``(output, rejected)`` or ``(output, score, rejected)``, a session has the last output
         ``purifier_rejected``. ``abstain``: replace their answers by NaN, or by certainty of one class. ``raise``: raise
         ``RejectedError`` for the batch. ``reclassify``: replace their answers by those of the purifier's own
-        classifier, as ``output_kind``. Of a torch classifier's outputs only the
-        answer is replaced, which is tried on two images at once; in a graph all that is computed from it follows, and
-        NaN is refused if another output would still name a class.
+        classifier, as ``output_kind``. Of a torch classifier's outputs only the answer is replaced, which is tried on
+        two images at once; in a graph all that is computed from it follows, and NaN is refused if another output would
+        still name a class.
     abstain
         With ``on_reject="abstain"``: the class whose logit becomes 0, while all others become -inf. Probabilities
         become 1 and 0, a binary logit becomes infinite.
