@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from purifier.onnx.guarded import guarded_graph, shown_outputs
 from purifier.onnx.limits import MAX_BYTES
 from purifier.onnx.names import NOISE, REJECTED, SCORE
 from purifier.onnx.opset import raise_opset
-from purifier.onnx.rejection import answer_name
+from purifier.onnx.rejection import answer_name, with_given_answer
 from purifier.onnx.torch_export import export_module, innermost_cause
 from purifier.output import Output
 
@@ -43,8 +44,8 @@ class FlatGuard(nn.Module):
     def answer(self, image: Tensor, noise: Tensor | None = None) -> Answer:
         guard = self.guard
         args, kwargs = ((image,), {}) if guard.position == 0 else ((), {guard.input: image})
-        pixels = guard.pixels(args, kwargs)
-        return guard.answer(args, kwargs, pixels, None if noise is None else noise.to(pixels.dtype))
+        pixels, bad = guard.read(args, kwargs)
+        return guard.answer(args, kwargs, pixels, None if noise is None else noise.to(pixels.dtype), bad)
 
     def named(self, answer: Answer) -> dict[str, Tensor]:
         """The graph's outputs: every tensor in the classifier's output, then those that the guard adds."""
@@ -114,7 +115,7 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
         reference,
         noise=_noise(front) if noise else None,
         threshold=guard.rejection.threshold if scored else None,
-        replaced="logits" if guard.rejection.replaces else None,
+        replaced=("logits",) if guard.rejection.replaces else (),
     )
 
 
@@ -123,12 +124,12 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
     quiet = copy.deepcopy(guard.purifier).cpu()
     scored = guard.score or guard.rejection.active
     front = PurifierFront(quiet, guard.preprocessing, scored, guard.rejection, guard.output).eval()
-    original = open_quietly(guard.classifier)
     given = _in_layout(shape or (None, None, None), guard.preprocessing)
     declared = tuple(size or want for size, want in zip(guard.image.shape, given, strict=True))
     tap, shown = purified_name(guard.classifier), shown_outputs(guard.score, guard.rejection)
     kind = Output(kind=guard.output.kind)  # the reference's classify returns the answer alone
     replaced = answer_name(guard.classifier, guard.output) if guard.rejection.replaces else None
+    original = _Unguarded(guard, replaced)
 
     @torch.no_grad()
     def reference(batch: Tensor, noise: Tensor | None, given: Any) -> Expected:
@@ -136,19 +137,17 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
 
         def classify(purified: Tensor) -> Tensor | None:
             made = guard.preprocessing.to_classifier(purified).numpy()
-            feed = {**other_inputs(original, (guard.input,), len(batch), guard.feed)}
-            feed[guard.input] = made if given is None else given
-            names = [output.name for output in original.get_outputs()]
-            found.update(zip(names, original.run(None, feed), strict=True))
-            # If the image itself is an output, under its own name, the guard returns it unpurified.
-            found.update({guard.input: batch.numpy()} if guard.input in found else {})
+            found.update(original.run(made if given is None else given))
             return None if replaced is None else torch.from_numpy(found[replaced])
 
         pixels = front.pixels(batch)
         drawn = None if noise is None else noise.to(pixels.dtype)
         answered = answer(quiet, classify, pixels, drawn, rejection=guard.rejection, scored=scored, output=kind)
         if replaced is not None:
-            found[replaced] = answered.output.numpy()
+            made = guard.preprocessing.to_classifier(answered.purified).numpy()
+            found.update(original.run(made if given is None else given, answered.output.numpy()))
+        # If the image itself is an output, under its own name, the guard returns it unpurified.
+        found.update({guard.input: batch.numpy()} if guard.input in found else {})
         extras = {
             SCORE: _array(answered.score),
             REJECTED: None if answered.rejected is None else answered.rejected.numpy(),
@@ -178,9 +177,31 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
         tap,
         noise=_noise(front) if noise else None,
         threshold=guard.rejection.threshold if scored else None,
-        replaced=replaced,
+        replaced=original.names if replaced is not None else (),
         feed=guard.feed,
     )
+
+
+class _Unguarded:
+    """The classifier of a session; given another answer, all that it computes from its answer follows from that."""
+
+    def __init__(self, guard: GuardedSession, answer: str | None) -> None:
+        self.guard, self.answer = guard, answer
+        self.session = self.rest = open_quietly(guard.classifier)
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.input = ""
+        if answer is not None:
+            tail, self.input = with_given_answer(guard.classifier, answer)
+            self.rest = open_quietly(tail)
+
+    def run(self, images: np.ndarray[Any, Any], answer: np.ndarray[Any, Any] | None = None) -> dict[str, Any]:
+        """Its outputs for images in its own format, with another ``answer`` if given."""
+        session = self.session if answer is None else self.rest
+        others = other_inputs(self.session, (self.guard.input,), len(images), self.guard.feed)
+        given = {} if answer is None else {self.input: answer}
+        values = session.run(None, {**others, **given, self.guard.input: images})
+        found = dict(zip(self.names, values, strict=True))
+        return {**found, self.answer: answer} if answer is not None and self.answer is not None else found
 
 
 def _images(front: PurifierFront, shape: tuple[int | None, ...], *, mixed: bool) -> Callable[[int], Tensor]:

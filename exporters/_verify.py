@@ -49,8 +49,8 @@ class Candidate:
     """Images -> the value for the input ``purifier_noise``, if the model has it."""
     threshold: float | None = None
     """The score above which images are rejected, if outputs depend on it."""
-    replaced: str | None = None
-    """The output whose rows are replaced for rejected images."""
+    replaced: Collection[str] = ()
+    """The outputs whose rows are other ones for rejected images."""
     feed: Feed = NOTHING
     """Values for the classifier's other inputs; those that it lacks are made up."""
 
@@ -174,8 +174,8 @@ class Verifier:
     def _largest_error(self, found: Outputs, expected: Outputs, tolerance: float, comparable: Array | slice) -> float:
         errors = []
         for name, value in found.items():
-            by_rejection, wanted = name in (REJECTED, self.candidate.replaced), expected[name]
-            if by_rejection and value.shape == wanted.shape:
+            by_rejection, wanted = name in (REJECTED, *self.candidate.replaced), expected[name]
+            if by_rejection and isinstance(value, np.ndarray) and value.shape == wanted.shape:
                 value, wanted = value[comparable], wanted[comparable]
             errors.append(
                 _compare(value, wanted, self.path, name, tolerance, allow_nonfinite=by_rejection or name == SCORE)

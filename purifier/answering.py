@@ -15,6 +15,7 @@ from .contracts.purifier import Purifier, check_purified, check_scores, dtype_of
 from .data.pixels import into_range
 from .errors import AuditError, PluginError
 from .output import LOGITS, Output
+from .rejection.blanks import blanked
 from .rejection.policy import Rejection
 from .seeding import SampleGenerator
 
@@ -92,6 +93,7 @@ def answer(
     rejection: Rejection | None = None,
     scored: bool = False,
     output: Output = LOGITS,
+    bad: Tensor | None = None,
 ) -> Answer:
     """Purify, reject and classify.
 
@@ -109,6 +111,9 @@ def answer(
         Whether to score the images even if the rejection needs no scores.
     output
         What ``classify`` returns, for rejections that replace it.
+    bad
+        Which images are bad, bool (N,); ``pixels`` has other, good ones in their place. Their scores are NaN, so they
+        are rejected, and they get no answer (see ``blanked``) or that of a rejected image.
 
     Raises
     ------
@@ -119,6 +124,8 @@ def answer(
     """
     rejection = rejection or Rejection()
     purified, score = purify(purifier, pixels, noise, scored=scored or rejection.active)
+    if score is not None and bad is not None:
+        score = score.masked_fill(bad, float("nan"))
     rejected = None
     if score is not None and rejection.threshold is not None:
         rejected = rejection.of(score)
@@ -127,4 +134,6 @@ def answer(
     if rejection.replaces:
         assert rejected is not None
         given = rejection.replace(given, rejected, purifier, pixels, output)
+    if bad is not None and rejection.blanks:
+        given = blanked(given, bad)
     return Answer(given, purified, score, rejected)

@@ -7,5 +7,6 @@ from typing import Literal
 Norm = Literal["linf", "l2", "l1"]
 Route = Literal["exact", "bpda", "oblivious", "none"]
 OnReject = Literal["ignore", "flag", "abstain", "raise", "reclassify"]
+OnBadPixels = Literal["raise", "reject", "clamp"]
 Needs = Literal["gradient", "latent", "scores", "labels"]
 OutputKind = Literal["logits", "probabilities", "binary-logit", "binary-probability", "label"]

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 from rich.table import Table
 
-from ..vocabulary import OnReject, OutputKind
+from ..vocabulary import OnBadPixels, OnReject, OutputKind
 from .console import plain_console
 from .options import (
     FEED,
@@ -55,6 +55,13 @@ def export(
         int | None,
         typer.Option(help="With --on-reject abstain: the class to answer (default: NaN logits).", metavar="CLASS"),
     ] = None,
+    on_bad_pixels: Annotated[
+        OnBadPixels,
+        typer.Option(
+            help="What to do with an image that has NaN, infinity or values out of range: raise (in a file: no answer, "
+            "NaN), reject or clamp."
+        ),
+    ] = "raise",
     noise: Annotated[
         str | None,
         typer.Option(
@@ -86,6 +93,7 @@ def export(
         score=score,
         on_reject=cast(OnReject, on_reject),
         abstain=abstain,
+        on_bad_pixels=on_bad_pixels,
         feed=read_feed_option(feed),
     )
     given = {"image_shape": shape, "noise": noise, "tolerance": tolerance}

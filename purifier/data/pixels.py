@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, PixelError
+from .bad_pixels import RANGE_SLACK, check_range
 from .reading import bounds_of, capturing, tracing
 
 DTYPES = {
@@ -25,8 +25,6 @@ DTYPES = {
 }
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's, in the order of its numbers, which Hugging Face stores."""
-RANGE_SLACK = 1e-2
-"""How far outside [0, 1] float16 normalisation can push a valid pixel."""
 _plain = ContextVar("plain", default=False)
 
 
@@ -181,19 +179,6 @@ def fits(shape: Sequence[Any], wanted: Sequence[Any]) -> bool:
     """Whether two shapes agree where both are known: torch has symbols for the sizes that it traces."""
     known = [(got, want) for got, want in zip(shape, wanted, strict=False) if type(got) is int and type(want) is int]
     return len(shape) == len(wanted) and all(got == want for got, want in known)
-
-
-def check_range(pixels: Tensor, *, name: str) -> None:
-    """Raise ``PixelError`` if any pixel is NaN or outside [0, 1], as far as they can be read, see ``bounds_of``."""
-    bounds = bounds_of(pixels)
-    if bounds is None:
-        return
-    low, high = bounds
-    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
-        advice = "describe the images the classifier expects with preprocessing= (mean, std, scale=255)"
-        if math.isnan(low):
-            advice = "the images contain NaN: fix the code that makes them"
-        raise PixelError(f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; {advice}")
 
 
 def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> None:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data.pixels import Preprocessing, check_range, check_scale
+from ..data.bad_pixels import check_range
+from ..data.pixels import Preprocessing, check_scale
+from ..vocabulary import OnBadPixels
 
 
-def check_in_graph(images: Tensor, pixels: Tensor, preprocessing: Preprocessing, name: str) -> Tensor:
-    """``pixels``, checked as ``check_scale`` and ``check_range`` do when the compiled graph runs."""
+def check_in_graph(
+    images: Tensor, pixels: Tensor, preprocessing: Preprocessing, name: str, on_bad_pixels: OnBadPixels
+) -> Tensor:
+    """``pixels``, checked as ``check_scale`` and, unless bad images are rejected, ``check_range`` do, when the compiled
+    graph runs."""
     exempt = preprocessing.mean or preprocessing.std
     zero: Tensor = torch.ops.purifier.check_images(
-        images.detach(), pixels.detach(), 1.0 if exempt else preprocessing.scale, name
+        images.detach(), pixels.detach(), 1.0 if exempt else preprocessing.scale, name, on_bad_pixels
     )
     return pixels + zero  # so that the operator is not removed as unused
 
 
 @torch.library.custom_op("purifier::check_images", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _check_images(images: Tensor, pixels: Tensor, scale: float, name: str) -> Tensor:
+def _check_images(images: Tensor, pixels: Tensor, scale: float, name: str, on_bad_pixels: str) -> Tensor:
     check_scale(images, Preprocessing(scale=scale), name=name)
-    check_range(pixels, name=name)
+    if on_bad_pixels != "reject":
+        check_range(pixels, name=name, clamp=on_bad_pixels == "clamp")
     return pixels.new_zeros(())
 
 
 @_check_images.register_fake
-def _(images: Tensor, pixels: Tensor, scale: float, name: str) -> Tensor:
+def _(images: Tensor, pixels: Tensor, scale: float, name: str, on_bad_pixels: str) -> Tensor:
     return pixels.new_zeros(())

@@ -17,7 +17,7 @@ from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError
 from ..onnx.runtime import Provider
 from ..output import Output
-from ..vocabulary import OnReject, OutputKind
+from ..vocabulary import OnBadPixels, OnReject, OutputKind
 from .module import GuardedModule
 from .session import GuardedSession
 
@@ -36,6 +36,7 @@ def guard(
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
+    on_bad_pixels: OnBadPixels = "raise",
     seed: int | None = None,
     check: bool = True,
 ) -> GuardedModule: ...
@@ -51,6 +52,7 @@ def guard(
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
+    on_bad_pixels: OnBadPixels = "raise",
     image_shape: tuple[int, int, int] | None = None,
     feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
@@ -68,6 +70,7 @@ def guard(
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
+    on_bad_pixels: OnBadPixels = "raise",
     seed: int | None = None,
     check: bool = True,
     image_shape: tuple[int, int, int] | None = None,
@@ -88,6 +91,7 @@ def guard(
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
+    on_bad_pixels: OnBadPixels = "raise",
     seed: int | None = None,
     check: bool = True,
     image_shape: tuple[int, int, int] | None = None,
@@ -131,16 +135,25 @@ def guard(
         returns ``(output, rejected)`` or ``(output, score, rejected)``, a session has the last output
         ``purifier_rejected``. ``abstain``: replace their answers by NaN, or by certainty of one class. ``raise``: raise
         ``RejectedError`` for the batch. ``reclassify``: replace their answers by those of the purifier's own
-        classifier, as ``output_kind``. If the classifier has several outputs, only the answer is replaced; for a torch
-        classifier this is tried on two images at once.
+        classifier, as ``output_kind``. Of a torch classifier's outputs only the answer is replaced, which is tried on
+        two images at once; in a graph all that is computed from it follows, and NaN is refused if another output would
+        still name a class.
     abstain
         With ``on_reject="abstain"``: the class whose logit becomes 0, while all others become -inf. Probabilities
         become 1 and 0, a binary logit becomes infinite.
+    on_bad_pixels
+        What to do with a bad image: one with NaN, infinity or values outside [0, 1] (as pixels). ``raise``: raise
+        ``PixelError``, which names the bad images' positions. ``reject``: treat it as a rejected one; needs
+        ``on_reject`` ``flag`` or ``abstain``. ``clamp``: clamp finite values to [0, 1], such as those of resized images
+        that overshoot, and raise for NaN and infinity. The purifier sees a black image in place of a bad one, and other
+        images are answered as without it. Where no error can be raised (exported files, traces, ``check=False``) and
+        nothing else is chosen, a bad image gets no answer: NaN, and -1 for a label.
     seed
         For a torch classifier: fixes the noise of a random purifier; by default it follows torch's global generator.
     check
-        For a torch classifier: False skips the range check, which waits for a GPU. It is skipped anyway where values
-        cannot be read, such as in an export or under ``torch.func.vmap``.
+        For a torch classifier: False raises no error for bad images, because that waits for a GPU; they get no answer
+        (NaN) instead, as in an exported file. So do they where values cannot be read, such as in an export or under
+        ``torch.func.vmap``.
     image_shape
         For an ONNX classifier: (C, H, W) of the images, where it leaves their sizes free. The guard then takes no
         others.
@@ -202,6 +215,7 @@ def guard(
             score=score,
             on_reject=on_reject,
             abstain=abstain,
+            on_bad_pixels=on_bad_pixels,
             image_shape=image_shape,
             feed=feed,
             providers=providers,
@@ -220,6 +234,7 @@ def guard(
         score=score,
         on_reject=on_reject,
         abstain=abstain,
+        on_bad_pixels=on_bad_pixels,
         seed=seed,
         check=check,
     )

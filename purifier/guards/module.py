@@ -13,13 +13,14 @@ from .. import answering
 from ..answering import Answer
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier, image_shape_of
-from ..data.pixels import DTYPES, Preprocessing, check_range, check_scale, check_shape
+from ..data.bad_pixels import bad_images, blackened, check_range
+from ..data.pixels import DTYPES, Preprocessing, check_scale, check_shape
 from ..data.reading import tracing
 from ..errors import PixelError
 from ..output import LOGITS, Output
 from ..rejection.policy import check_exportable, rejection_of
 from ..seeding import SampleGenerator
-from ..vocabulary import OnReject
+from ..vocabulary import OnBadPixels, OnReject
 from .attributes import attribute_of
 from .compiled_check import check_in_graph
 from .signature import class_like, find_input
@@ -56,9 +57,10 @@ class GuardedModule(nn.Module):
         abstain: int | None = None,
         seed: int | None = None,
         check: bool = True,
+        on_bad_pixels: OnBadPixels = "raise",
     ) -> None:
         super().__init__()
-        self.rejection = rejection_of(purifier, on_reject, abstain)
+        self.rejection = rejection_of(purifier, on_reject, abstain, on_bad_pixels)
         if not purifier.training:
             purifier.requires_grad_(False)
         self.classifier, self.purifier = classifier, purifier.eval()
@@ -90,14 +92,21 @@ class GuardedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if _traced():
             check_exportable(self.rejection)
-        pixels = self.pixels(args, kwargs)
-        answer = self.answer(args, kwargs, pixels, self._draw(pixels))
+        pixels, bad = self.read(args, kwargs)
+        answer = self.answer(args, kwargs, pixels, self._draw(pixels), bad)
         extras = (answer.score,) if self.score else ()
         if self.rejection.on_reject == "flag":
             extras = (*extras, answer.rejected)
         return (answer.output, *extras) if extras else answer.output
 
-    def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], pixels: Tensor, noise: Tensor | None) -> Answer:
+    def answer(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        pixels: Tensor,
+        noise: Tensor | None,
+        bad: Tensor | None = None,
+    ) -> Answer:
         """The guard's answer for the given noise; score and rejection are None unless the guard needs them.
 
         Parameters
@@ -108,6 +117,8 @@ class GuardedModule(nn.Module):
             The result of ``pixels`` for these arguments.
         noise
             The result of the purifier's ``draw()``; None for its mean.
+        bad
+            Which images are bad, as ``read`` found; None if none are.
         """
 
         def classify(purified: Tensor) -> Any:
@@ -126,6 +137,7 @@ class GuardedModule(nn.Module):
             rejection=self.rejection,
             scored=self.score,
             output=self.output,
+            bad=bad,
         )
 
     def _image(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -138,12 +150,24 @@ class GuardedModule(nn.Module):
         return found
 
     def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """The image among the classifier's arguments, as the purifier takes it: (N, C, H, W) in [0, 1].
+        """The image among the classifier's arguments, as the purifier takes it; bad images are black, see ``read``."""
+        return self.read(args, kwargs)[0]
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The image among the classifier's arguments, as the purifier takes it, and which of its images are bad.
+
+        Returns
+        -------
+        Tensor
+            Pixels (N, C, H, W) in [0, 1]; bad images are black.
+        Tensor or None
+            Which images are bad, bool (N,). None if none are: their values were checked, or they are uint8.
 
         Raises
         ------
         PixelError
-            It is not an image tensor, or its shape, dtype or range is wrong.
+            It is not an image tensor, or its shape or dtype is wrong; or an image is bad, unless bad images are
+            rejected, ``check`` is False, or values cannot be read.
         """
         image = self._image(args, kwargs)
         wanted = self.preprocessing.dtype
@@ -157,12 +181,22 @@ class GuardedModule(nn.Module):
         check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
         precise = torch.float64 if image.dtype == torch.float64 else torch.float32
         pixels = self.preprocessing.to_pixels(image, precise)
-        if self.check and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
-            pixels = check_in_graph(image, pixels, self.preprocessing, self.input)
-        elif self.check and not torch.compiler.is_exporting():
-            check_scale(image, self.preprocessing, name=self.input)
-            check_range(pixels, name=self.input)
-        return answering.purifier_input(pixels, self.purifier)
+        pixels, checked = self._checked(image, pixels)
+        if checked or image.dtype == torch.uint8:
+            return answering.purifier_input(pixels, self.purifier), None
+        bad = bad_images(pixels, clamp=self.rejection.clamps)
+        return answering.purifier_input(blackened(pixels, bad), self.purifier), bad
+
+    def _checked(self, image: Tensor, pixels: Tensor) -> tuple[Tensor, bool]:
+        """The pixels, and whether they are known to hold no bad image."""
+        if not self.check or torch.compiler.is_exporting():
+            return pixels, False
+        rejects = self.rejection.on_bad_pixels == "reject"
+        if torch.compiler.is_dynamo_compiling():
+            pixels = check_in_graph(image, pixels, self.preprocessing, self.input, self.rejection.on_bad_pixels)
+            return pixels, not rejects
+        check_scale(image, self.preprocessing, name=self.input)
+        return pixels, not rejects and check_range(pixels, name=self.input, clamp=self.rejection.clamps)
 
     def _draw(self, pixels: Tensor) -> Tensor | None:
         if _traced():

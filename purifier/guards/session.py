@@ -15,7 +15,8 @@ from onnx import ModelProto
 
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier
-from ..data.pixels import Preprocessing, check_range
+from ..data.bad_pixels import check_range
+from ..data.pixels import Preprocessing
 from ..errors import ConfigError, PixelError, about
 from ..foreign_code import explained
 from ..onnx.feeding import read_feed
@@ -29,14 +30,15 @@ from ..onnx.rejection import answer_name
 from ..onnx.runtime import Provider, check_provider, explained_opening, session_arguments
 from ..output import LOGITS, Output
 from ..rejection.policy import rejection_of
-from ..vocabulary import OnReject
+from ..vocabulary import OnBadPixels, OnReject
 
 
 class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     """An ONNX classifier behind a purifier: one graph with the classifier's own inputs and outputs.
 
-    ``run`` first checks the shape and range of the images; ONNX Runtime's other ways to run (IO binding,
-    OrtValues, asynchronous runs) do not. A random purifier is replaced by its mean.
+    ``run`` first checks the shape and range of the images. ONNX Runtime's other ways to run (IO binding, OrtValues,
+    asynchronous runs) do not; a bad image then gets no answer: NaN, or -1 for a label. A random purifier is replaced by
+    its mean.
 
     Parameters
     ----------
@@ -56,6 +58,9 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     on_reject, abstain
         What to do with rejected images, as for ``purifier.guard``. ``flag`` adds ``purifier_rejected`` as the last
         output; only ``run`` supports ``raise``.
+    on_bad_pixels
+        What to do with bad images, as for ``purifier.guard``. Only ``run`` raises; however the graph is run, a bad
+        image gets no answer or that of a rejected image.
     image_shape
         (C, H, W) of the images, where the classifier leaves their sizes free. The graph then takes these sizes only,
         as it takes those of the purifier only if that fixes them.
@@ -93,6 +98,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         score: bool = False,
         on_reject: OnReject = "ignore",
         abstain: int | None = None,
+        on_bad_pixels: OnBadPixels = "raise",
         image_shape: tuple[int, int, int] | None = None,
         feed: Mapping[str, Any] | None = None,
         providers: Sequence[Provider] | None = None,
@@ -101,7 +107,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     ) -> None:
         _check_providers(providers)
         self.classifier = load_onnx(classifier)
-        self.rejection = rejection_of(purifier, on_reject, abstain)
+        self.rejection = rejection_of(purifier, on_reject, abstain, on_bad_pixels)
         self.file = file if isinstance(classifier, ModelProto) else str(classifier)
         self.output = output
         with about(self.file):
@@ -146,7 +152,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         Raises
         ------
         PixelError
-            The shape, dtype or range of the images is wrong.
+            The shape or dtype of the images is wrong, or an image is bad and bad images are not rejected.
         RejectedError
             Images are rejected, and the guard was made with ``on_reject="raise"``.
         """
@@ -200,10 +206,10 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 f"{self.input}: expected {self.image.dtype} images, got {images.dtype}; convert them with "
                 f".astype({self.image.dtype!r})"
             )
-        if self.image.dtype != "uint8":
+        if self.image.dtype != "uint8" and self.rejection.on_bad_pixels != "reject":
             # torch does not support negative strides, which reversed channels have.
             values = torch.tensor(np.ascontiguousarray(images))
-            check_range(self.preprocessing.to_pixels(values), name=self.input)
+            check_range(self.preprocessing.to_pixels(values), name=self.input, clamp=self.rejection.clamps)
 
 
 def _sizes(image_shape: Any) -> tuple[int, int, int] | None:

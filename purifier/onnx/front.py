@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..answering import answer, draw, purifier_input
 from ..contracts.purifier import Classifying, Purifier
+from ..data.bad_pixels import bad_images, blackened
 from ..data.pixels import Preprocessing
 from ..errors import ConfigError, PluginError
 from ..foreign_code import explained
@@ -20,7 +21,7 @@ from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
 from .image_shape import agreed_shape, places_of
 from .limits import MAX_ELEMENTS
-from .names import CLASSES, NOISE, OPSET, PURIFIED, REJECTED, SCORE
+from .names import BAD, CLASSES, NOISE, OPSET, PURIFIED, REJECTED, SCORE
 from .torch_export import export_module, innermost_cause
 
 
@@ -29,7 +30,8 @@ class PurifierFront(nn.Module):
 
     ``outputs`` names the results, in order: ``purified``; ``purifier_score``, float32 (N,); ``purifier_rejected``,
     bool (N,); ``purifier_classes``, for images to be reclassified, the purifier's own answers of the
-    kind of ``output``, (N, K), or (N, 1) if binary.
+    kind of ``output``, (N, K), or (N, 1) if binary; ``purifier_bad``, with ``checked`` and images that are not uint8,
+    which images are bad, bool (N,). Bad images are purified as if they were black, have the score NaN and are rejected.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class PurifierFront(nn.Module):
         score: bool = False,
         rejection: Rejection | None = None,
         output: Output = LOGITS,
+        checked: bool = False,
     ) -> None:
         super().__init__()
         self.purifier, self.preprocessing, self.rejection = purifier, preprocessing, rejection or Rejection()
@@ -48,11 +51,16 @@ class PurifierFront(nn.Module):
             SCORE: score or self.rejection.on_reject == "raise",
             REJECTED: self.rejection.active or (score and self.rejection.threshold is not None),
             CLASSES: self.rejection.on_reject == "reclassify",
+            BAD: checked and preprocessing.dtype != "uint8",
         }
         self.outputs = tuple(name for name, wanted in requested.items() if wanted)
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
-        pixels = self.pixels(image)
+        pixels, bad = self.pixels(image), None
+        if BAD in self.outputs:
+            given = self.preprocessing.to_pixels(image)
+            bad = bad_images(given, clamp=self.rejection.clamps)
+            pixels = purifier_input(blackened(given, bad), self.purifier)
         noise = None if noise is None else noise.to(pixels.dtype)
         # The classifier's graph replaces answers; this one purifies and only marks rejected images.
         flagging = Rejection(threshold=self.rejection.threshold)
@@ -62,13 +70,19 @@ class PurifierFront(nn.Module):
             pixels,
             noise,
             rejection=flagging,
-            scored=len(self.outputs) > 1,
+            scored=SCORE in self.outputs or REJECTED in self.outputs,
         )
         values: dict[str, Tensor] = {PURIFIED: found.output}
         if found.score is not None:
             values[SCORE] = found.score.float()
         if found.rejected is not None:
             values[REJECTED] = found.rejected
+        if bad is not None:
+            values[BAD] = bad
+            if SCORE in values:
+                values[SCORE] = values[SCORE].masked_fill(bad, float("nan"))
+            if REJECTED in values:
+                values[REJECTED] = values[REJECTED] | bad
         if CLASSES in self.outputs:
             values[CLASSES] = self.own_answer(pixels).float()
         return tuple(values[name] for name in self.outputs)
@@ -93,6 +107,7 @@ def purifier_graph(
     noise: bool = False,
     opset: int = OPSET,
     output: Output = LOGITS,
+    checked: bool = False,
 ) -> ModelProto:
     """A purifier to put between a classifier and its images, as an ONNX model with a free batch size.
 
@@ -115,7 +130,7 @@ def purifier_graph(
         torch cannot export the purifier.
     """
     example, free = example_images(purifier, preprocessing, image_shape)
-    front = PurifierFront(purifier, preprocessing, score, rejection, output)
+    front = PurifierFront(purifier, preprocessing, score, rejection, output, checked)
     if CLASSES in front.outputs:
         front.own_answer(front.pixels(example))  # a wrong number of classes, seen before torch exports anything
     examples, places, names = [example], [free], ["image"]

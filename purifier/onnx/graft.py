@@ -10,8 +10,9 @@ from onnx import ModelProto
 from ..errors import ClassifierError
 from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
+from .blanks import blank_outputs
 from .graphs import all_graphs, put_back, set_aside_maps
-from .names import CLASSES, NOISE, PURIFIED, REJECTED
+from .names import BAD, CLASSES, NOISE, PURIFIED, REJECTED
 from .opset import copied, explained_reading, opset_of, raise_opset
 from .rejection import replace_answer
 from .torch_export import to_proto
@@ -31,7 +32,8 @@ def graft(
     Inputs and outputs keep their names, types, shapes and order. The front's outputs named in ``shown`` become the last
     outputs, and its second input, if it has one, the last input. An output that *is* the input (same name) still
     returns the original images, because one name cannot stand for two values. The answers for rejected images,
-    in the output that ``output`` finds, are replaced if ``rejection`` asks for it. The ``classifier`` itself is not
+    in the output that ``output`` finds, are replaced if ``rejection`` asks for it, and all that is computed from them
+    follows. Where the front marks bad images, they get no answer in any output. The ``classifier`` itself is not
     changed.
 
     Raises
@@ -104,7 +106,9 @@ def _grafted(
     else:
         graph.insert_before(first, nodes)
     if rejection.replaces:
-        replace_answer(graph, made[REJECTED], made.get(CLASSES), rejection, prefix, output)
+        replace_answer(graph, image, made[REJECTED], made.get(CLASSES), rejection, prefix, output)
+    if BAD in made and rejection.blanks:
+        blank_outputs(graph, made[BAD], image, prefix)
     for name in shown:
         value = made[name]
         value.name = name

@@ -29,6 +29,8 @@ def guarded_graph(
 ) -> ModelProto:
     """The classifier with the purifier in front: its inputs and outputs, plus those for score, rejection and noise.
 
+    Bad images (see ``bad_images``) get no answer, or that of a rejected image, as ``rejection`` says.
+
     Raises
     ------
     ClassifierError, ConfigError, PluginError
@@ -44,6 +46,7 @@ def guarded_graph(
         noise=noise,
         opset=max(OPSET, opset_of(classifier)),
         output=output,
+        checked=True,
     )
     shown = shown_outputs(score, rejection)
     model = graft(front, classifier, image.name, shown=shown, rejection=rejection, output=output)

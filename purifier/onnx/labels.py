@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import ClassifierError
 from ..foreign_code import Attempt
 from ..output import Output
+from .blanks import PLACE
 from .folding import Folded
 from .rejection import answer_name
 from .skeleton import inlined_skeleton
@@ -84,8 +85,9 @@ def _classes(model: ModelProto, name: str) -> list[Any]:
     bare = inlined_skeleton(model)
     makers = {output: node for node in bare.graph.node for output in node.output}
     node = makers.get(name)
-    while node is not None and node.op_type in PASSING:
-        node = makers.get(node.input[0])
+    while node is not None and (node.op_type in PASSING or PLACE in node.name):
+        # Where(bad, -1, label) of a guarded graph
+        node = makers.get(node.input[2 if node.op_type == "Where" else 0])
     if node is not None:
         attributes = _attributes(node)
         named = next((list(attributes[key]) for key in VALUES if attributes.get(key)), None)

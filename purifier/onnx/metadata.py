@@ -38,6 +38,7 @@ def purifier_metadata(purifier: Purifier, rejection: Rejection | None = None, no
         "fpr": None if calibration is None else calibration.fpr,
         "on_reject": rejection.on_reject if rejection.active else None,
         "abstain": rejection.abstain,
+        "on_bad_pixels": rejection.on_bad_pixels,
         "noise": "the purifier's draw()" if noise else None,
     }
     return {f"purifier.{key}": str(value) for key, value in entries.items() if value is not None}

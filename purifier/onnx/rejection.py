@@ -11,7 +11,9 @@ from onnx import ModelProto
 from ..errors import ClassifierError
 from ..output import LOGITS, SHAPES, Entry, Output
 from ..rejection.policy import Rejection, replaceable_ranks
-from .graphs import set_aside_maps
+from .blanks import NAMING, depends_on, rows
+from .graphs import put_back, set_aside_maps
+from .opset import copied
 
 FLOATS = {
     ir.DataType.FLOAT: np.float32,
@@ -19,15 +21,10 @@ FLOATS = {
     ir.DataType.DOUBLE: np.float64,
 }
 
-NAMING = {
-    *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
-    *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64, ir.DataType.STRING),
-}
-"""Types of labels."""
-
 
 def replace_answer(
     graph: ir.Graph,
+    image: ir.Value,
     rejected: ir.Value,
     own: ir.Value | None,
     rejection: Rejection,
@@ -36,8 +33,12 @@ def replace_answer(
 ) -> None:
     """Add a Where node after the classifier's answer, in place; the output keeps its name, position, type and shape.
 
+    All that the classifier computes from its answer is computed from the replaced one.
+
     Parameters
     ----------
+    image
+        The graph's input with the images.
     rejected
         Which images are rejected, bool (N,).
     own
@@ -48,7 +49,8 @@ def replace_answer(
     Raises
     ------
     ClassifierError
-        No output can be the answer, or it does not declare its number of classes and ``rejection`` needs it.
+        No output can be the answer, or it does not declare its number of classes and ``rejection`` needs it; or another
+        output would still name a class for a rejected image.
     ConfigError
         The number of classes does not fit ``rejection``.
     """
@@ -87,11 +89,37 @@ def replace_answer(
     where = ir.node("Where", [column, row, answer], name=f"{prefix}rejection/where")
     graph.extend([*nodes, where])
     replaced = where.outputs[0]
+    for node, read in answer.uses():
+        if node is not where:
+            node.replace_input_with(read, replaced)
     replaced.name, replaced.type, replaced.shape = answer.name, answer.type, answer.shape
     answer.name = f"{prefix}rejection/{answer.name}"
     for node in nodes:
         node.outputs[0].name = f"{node.name}_output"
     graph.outputs[place] = replaced
+    _check_labels(graph, image, replaced, rejection)
+
+
+def _check_labels(graph: ir.Graph, image: ir.Value, replaced: ir.Value, rejection: Rejection) -> None:
+    """Raise ``ClassifierError`` if an output would still name a class for a rejected image: ArgMax of NaN is one."""
+    batch = None if image.shape is None else image.shape[0]
+    for value in graph.outputs:
+        if value.dtype not in (*NAMING, ir.DataType.BOOL) or rows(value, batch) == "no" or not depends_on(value, image):
+            continue
+        way = f"on_reject={rejection.on_reject!r}"
+        if not rejection.answers:
+            raise ClassifierError(
+                f"{way} answers NaN, but the classifier's output {_described(value)} would still name a class; use "
+                "on_reject='flag', or abstain=K to answer with class K",
+                graph.name or "",
+            )
+        if not depends_on(value, replaced):
+            raise ClassifierError(
+                f"{way} replaces the output {replaced.name!r}, from which the classifier's output {_described(value)} "
+                "is not computed, so it would still name another class; choose an output that it is computed from with "
+                "output= (--output), or use on_reject='flag'",
+                graph.name or "",
+            )
 
 
 def replaceable_answer(graph: ir.Graph, output: Output) -> int:
@@ -135,6 +163,24 @@ def answer_name(model: ModelProto, output: Output) -> str:
     set_aside_maps(outputs)
     values = [ir.from_proto(value) for value in outputs.graph.output]
     return values[_answer_among(values, output)].name or ""
+
+
+def with_given_answer(model: ModelProto, name: str) -> tuple[ModelProto, str]:
+    """A classifier that computes all that it computes from its answer, the output ``name``, from a new input instead.
+
+    Returns the model and the name of the input.
+    """
+    model = copied(model)
+    aside = set_aside_maps(model)
+    made = ir.from_proto(model)
+    answer = next(value for value in made.graph.outputs if value.name == name)
+    given = ir.Value(name=f"given {name}", type=answer.type, shape=answer.shape)
+    for node, place in answer.uses():
+        node.replace_input_with(place, given)
+    made.graph.inputs.append(given)
+    found = ir.to_proto(made)
+    put_back(found, aside)
+    return found, f"given {name}"
 
 
 def _answer_among(outputs: Sequence[ir.Value], output: Output) -> int:

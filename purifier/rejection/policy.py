@@ -13,13 +13,13 @@ from ..data.pixels import constant_like
 from ..data.reading import sizes_of
 from ..errors import ClassifierError, ConfigError, PluginError, RejectedError
 from ..output import LOGITS, Output
-from ..vocabulary import OnReject
+from ..vocabulary import OnBadPixels, OnReject
 from .calibration import calibration_of, rejected, threshold_of
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """How a guard handles rejected images.
+    """How a guard handles rejected images, and bad ones, which no purifier takes.
 
     Parameters
     ----------
@@ -32,11 +32,25 @@ class Rejection:
         binary logit becomes -inf or inf. None: all are NaN.
     threshold
         Images that score above it are rejected; None if the purifier is not calibrated and no threshold is needed.
+    on_bad_pixels
+        ``raise``: raise ``PixelError``. ``reject``: treat a bad image as a rejected one. ``clamp``: clamp finite values
+        to [0, 1], and raise for NaN and infinity.
     """
 
     on_reject: OnReject = "ignore"
     abstain: int | None = None
     threshold: float | None = None
+    on_bad_pixels: OnBadPixels = "raise"
+
+    @property
+    def clamps(self) -> bool:
+        """Whether finite values outside [0, 1] are clamped instead of making an image bad."""
+        return self.on_bad_pixels == "clamp"
+
+    @property
+    def blanks(self) -> bool:
+        """Whether a bad image gets no answer where no error is raised, instead of that of a rejected image."""
+        return not (self.on_bad_pixels == "reject" and self.answers)
 
     @property
     def active(self) -> bool:
@@ -162,7 +176,7 @@ def replaceable_ranks(output: Output) -> tuple[int, ...]:
     return (1, 2) if output.binary else (2,)
 
 
-def rejection_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Rejection:
+def rejection_of(purifier: Purifier, on_reject: Any, abstain: Any, on_bad_pixels: Any = "raise") -> Rejection:
     """Make a ``Rejection``, checking the options against the purifier.
 
     Raises
@@ -174,16 +188,20 @@ def rejection_of(purifier: Purifier, on_reject: Any, abstain: Any) -> Rejection:
     """
     if on_reject not in get_args(OnReject):
         raise ConfigError(f"on_reject must be one of {', '.join(get_args(OnReject))}, got {on_reject!r}")
+    if on_bad_pixels not in get_args(OnBadPixels):
+        raise ConfigError(f"on_bad_pixels must be one of {', '.join(get_args(OnBadPixels))}, got {on_bad_pixels!r}")
+    if on_bad_pixels == "reject" and on_reject not in ("flag", "abstain"):
+        raise ConfigError(f"on_bad_pixels='reject' needs on_reject='flag' or 'abstain', got {on_reject!r}")
     if abstain is not None and on_reject != "abstain":
         raise ConfigError(f"abstain needs on_reject='abstain', got {on_reject!r}; leave it out")
     if abstain is not None and (type(abstain) is not int or abstain < 0):
         raise ConfigError(f"abstain: expected a class, 0 or more, or None for NaN, got {abstain!r}")
     if on_reject == "ignore":
         found = calibration_of(purifier)
-        return Rejection(threshold=None if found is None else found.threshold)
+        return Rejection(threshold=None if found is None else found.threshold, on_bad_pixels=on_bad_pixels)
     if on_reject == "reclassify":
         _try_classify(purifier)
-    return Rejection(on_reject, abstain, threshold_of(purifier))
+    return Rejection(on_reject, abstain, threshold_of(purifier), on_bad_pixels)
 
 
 @torch.no_grad()

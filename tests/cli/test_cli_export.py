@@ -94,7 +94,17 @@ def test_rejection_and_noise_on_the_command_line(command: Callable[..., tuple[in
     (logits,) = session.run(None, {"images": images.numpy()})
     assert logits[0].tolist() == [float("-inf")] * 4 + [0.0]
     assert np.isfinite(logits[1]).all()
+    images[0, 0, 0, 0] = float("nan")
+    for options, bad in (
+        ([], [float("nan")] * 5),
+        (["--on-reject", "abstain", "--abstain", "4", "--on-bad-pixels", "reject"], [float("-inf")] * 4 + [0.0]),
+    ):
+        assert command(*given, *options)[0] == 0
+        (logits,) = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
+        np.testing.assert_array_equal(logits[0], bad)
+        assert np.isfinite(logits[1]).all()
     for options, message in (
+        (["--on-bad-pixels", "reject"], "--on-bad-pixels='reject' needs on_reject='flag' or 'abstain', got 'ignore'"),
         (["--on-reject", "panic"], "--on-reject must be one of ignore"),
         (["--abstain", "1"], "abstain needs on_reject='abstain'"),
         (["--noise", "input"], "Blur draws no noise"),

@@ -84,7 +84,7 @@ def test_impossible_preprocessing_is_an_error(options: dict, message: str) -> No
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (torch.full((1, 1, 2, 2), float("nan")), r"expected values in \[0, 1\], got \[nan"),
+        (torch.full((1, 1, 2, 2), float("nan")), r"expected values in \[0, 1\], got NaN in image 0 of 1"),
         (torch.full((1, 1, 2, 2), 255.0), r"got \[255, 255\].*scale=255"),
         (torch.zeros(1, 2, 2), r"expected images \(N, 1, 2, 2\), got \(1, 2, 2\)"),
         (torch.zeros(1, 3, 2, 2), r"got \(1, 3, 2, 2\)"),

@@ -147,6 +147,7 @@ def test_metadata_names_the_source_and_nothing_about_the_machine(vae: Purifier, 
         "purifier.config_hash": hashlib.sha256(config.encode()).hexdigest(),
         "purifier.checkpoint": "fashion.safetensors",
         "purifier.checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "purifier.on_bad_pixels": "raise",
     }
     content = path.read_bytes()
     for trace in (Path.cwd(), Path(torch.__file__).parent.parent, Path(__file__).name, tmp_path, "stack_trace"):

@@ -34,7 +34,10 @@ def net() -> Net:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.full((2, 1, 28, 28), float("nan")), r"images: expected values in \[0, 1\], got \[nan, nan\]"),
+        (
+            torch.full((2, 1, 28, 28), float("nan")),
+            r"images: expected values in \[0, 1\], got NaN in images 0 and 1 of 2",
+        ),
         (torch.rand(2, 1, 28, 28) * 255, r"scale=255"),
         (torch.rand(2, 3, 28, 28), r"expected images \(N, 1, 28, 28\), got \(2, 3, 28, 28\)"),
         (torch.rand(1, 28, 28), r"got \(1, 28, 28\)"),
@@ -49,11 +52,6 @@ def net() -> Net:
 def test_impossible_images_are_errors(net: Net, image: object, message: str) -> None:
     with pytest.raises(PixelError, match=message):
         purifier.guard(net, VAE)(image)
-
-
-def test_the_range_check_can_be_left_out(net: Net) -> None:
-    guarded = purifier.guard(net, "identity", check=False)
-    assert torch.equal(guarded(torch.full((1, 1, 28, 28), 3.0)), net(torch.ones(1, 1, 28, 28)))
 
 
 @dataclass(frozen=True)

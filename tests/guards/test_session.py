@@ -168,7 +168,7 @@ def test_a_session_keeps_its_parts() -> None:
         (pixels().permute(0, 2, 3, 1), r"got \(2, 8, 8, 3\)"),
         (pixels().double(), r"expected float32 images, got float64; convert them with .astype\('float32'\)"),
         (pixels() * 255, r"expected values in \[0, 1\], got \[.*mean, std, scale=255"),
-        (torch.full((1, 3, 8, 8), torch.nan), r"got \[nan, nan\]"),
+        (torch.full((1, 3, 8, 8), torch.nan), "got NaN in image 0 of 1"),
         ((pixels() * 255).tolist(), r"expected values in \[0, 1\]"),
         ((pixels() * 255).int().tolist(), "expected float32 images, got int64"),
         ([[0.5], [0.5, 0.5]], "expected a NumPy array of images, got list"),

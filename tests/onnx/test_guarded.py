@@ -113,6 +113,13 @@ def test_an_uncalibrated_score_adds_no_rejection() -> None:
     assert list(run(guard(classifier(), bright()))) == OWN
 
 
+def without_label(model: ModelProto) -> ModelProto:
+    kept = [output for output in model.graph.output if output.name != "label"]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    return model
+
+
 @pytest.mark.parametrize(
     ("which", "options"),
     [
@@ -122,32 +129,88 @@ def test_an_uncalibrated_score_adds_no_rejection() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE])
-def test_only_the_logits_of_rejected_images_are_replaced(
-    which: Callable[[], Purifier], options: dict[str, Any], kind: int
+def test_all_that_is_computed_from_the_replaced_logits_follows(
+    which: Callable[[], Purifier], options: dict[str, Any], kind: int, tmp_path: Path
 ) -> None:
+    model, marks = classifier(kind), options == {"on_reject": "abstain"}
     session, untouched = (
-        guard(classifier(kind), which(), output="scores", **options),
+        guard(without_label(model) if marks else model, which(), output="scores", **options),
         run(guard(classifier(kind), which())),
     )
     found = run(session)
-    assert list(found) == OWN
+    assert list(found) == (OWN[1:] if marks else OWN)
     atol = 5e-2 if kind == TensorProto.FLOAT16 else 1e-4
     np.testing.assert_allclose(found["scores"].astype(np.float32), in_torch(which(), **options), atol=atol)
     assert found["scores"].dtype == untouched["scores"].dtype
-    assert session.get_outputs()[1].shape == ["N", 10]
-    for name in ("label", "probabilities"):
-        np.testing.assert_array_equal(found[name], untouched[name])
+    assert session.get_outputs()[-1].shape == ["N", 10]
+    scores = torch.from_numpy(found["scores"]).double()
+    np.testing.assert_allclose(
+        found["probabilities"].astype(np.float64), scores.softmax(1), atol=1e-2 if atol > 1e-3 else 1e-5
+    )
+    for name, value in found.items():
+        np.testing.assert_array_equal(value[~REJECTED], untouched[name][~REJECTED])
+    if not marks:
+        np.testing.assert_array_equal(found["label"], scores.argmax(1))
+        assert (found["label"] != untouched["label"])[REJECTED].any()
+    export(session, tmp_path / "guarded.onnx")
+    again = run(plain(tmp_path / "guarded.onnx"))
+    assert all(np.array_equal(again[name], value, equal_nan=True) for name, value in found.items())
+
+
+@pytest.mark.parametrize("kind", ["number", "column", "unknown", "top", "name", "yes or no"])
+def test_nan_is_refused_where_another_output_would_still_name_a_class(kind: str) -> None:
+    model = without_label(classifier())
+    node, output = {
+        "number": (("ArgMax", {"axis": 1, "keepdims": 0}), (TensorProto.INT64, ["N"])),
+        "column": (("ArgMax", {"axis": 1}), (TensorProto.INT64, ["N", 1])),
+        "unknown": (("ArgMax", {"axis": 1}), (TensorProto.INT64, None)),
+        "top": (("TopK", {}), (TensorProto.INT64, ["N", 3])),
+        "name": (("ArgMax", {"axis": 1, "keepdims": 0}), (TensorProto.STRING, ["N"])),
+        "yes or no": (("Greater", {}), (TensorProto.BOOL, ["N", 10])),
+    }[kind]
+    extra = {"top": ["three"], "yes or no": ["zero"]}.get(kind, [])
+    made = {"top": ["values", "choice"], "name": ["number"]}.get(kind, ["choice"])
+    model.graph.node.append(helper.make_node(node[0], ["scores", *extra], made, **node[1]))
+    if kind == "name":
+        names = {"keys_int64s": [*range(10)], "values_strings": [*"abcdefghij"]}
+        model.graph.node.append(helper.make_node("LabelEncoder", ["number"], ["choice"], domain="ai.onnx.ml", **names))
+        model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(np.array([3]), "three"), numpy_helper.from_array(np.float32(0), "zero")]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("choice", *output))
+    with pytest.raises(ClassifierError, match=r"answers NaN, but .* 'choice' .* use on_reject='flag', or abstain=K"):
+        guard(model, bright(), output="scores", on_reject="abstain")
+    found = run(guard(model, bright(), output="scores", on_reject="abstain", abstain=3))
+    chosen = {"top": [3, 0, 1], "name": "d", "yes or no": [False] * 10}.get(kind, 3)
+    assert all(np.asarray(row).tolist() in (chosen, [chosen]) for row in found["choice"][REJECTED])
+
+
+def test_a_label_that_does_not_follow_the_chosen_answer_is_refused() -> None:
+    with pytest.raises(ClassifierError, match=r"'probabilities', from which .* 'label' .* is not computed.*--output"):
+        guard(
+            *(classifier(), bright()),
+            output="probabilities",
+            output_kind="probabilities",
+            on_reject="abstain",
+            abstain=3,
+        )
+    sizes = without_label(classifier())
+    sizes.graph.node.append(helper.make_node("Shape", ["scores"], ["size"]))
+    sizes.graph.output.append(helper.make_tensor_value_info("size", TensorProto.INT64, ["R"]))
+    found = run(guard(sizes, bright(), output="scores", on_reject="abstain"))
+    assert found["size"].tolist() == [6, 10]
 
 
 def test_the_output_called_logits_is_the_one_replaced() -> None:
-    model = classifier(name="logits")
+    model = without_label(classifier(name="logits"))
     outputs = list(model.graph.output)
     del model.graph.output[:]
     model.graph.output.extend(reversed(outputs))
     found = run(guard(model, bright(), on_reject="abstain"))
-    assert list(found) == ["probabilities", "logits", "label"]
-    np.testing.assert_array_equal(np.isnan(found["logits"]).all(1), REJECTED)
-    assert np.isfinite(found["probabilities"]).all()
+    assert list(found) == ["probabilities", "logits"]
+    for value in found.values():
+        np.testing.assert_array_equal(np.isnan(value).all(1), REJECTED)
 
 
 def test_a_session_raises_for_rejected_images() -> None:
@@ -190,7 +253,7 @@ def test_classes_that_do_not_fit_are_errors() -> None:
         guard(classifier(), bright(), output="scores", on_reject="abstain", abstain=10)
     with pytest.raises(ClassifierError, match="'scores' has, which abstain=3 needs; leave abstain out"):
         guard(classifier(declared="K"), bright(), output="scores", on_reject="abstain", abstain=3)
-    found = run(guard(classifier(declared=None), bright(), output="scores", on_reject="abstain"))
+    found = run(guard(without_label(classifier(declared=None)), bright(), output="scores", on_reject="abstain"))
     np.testing.assert_array_equal(np.isnan(found["scores"]).all(1), REJECTED)
 
     class Five(Classes):
@@ -242,7 +305,7 @@ def test_torch_guards_and_sessions_export_the_same_graph(
 
 @pytest.mark.parametrize("options", [{"on_reject": "flag"}, {"on_reject": "abstain"}])
 def test_a_file_with_another_threshold_is_not_written(options: dict[str, Any], tmp_path: Path) -> None:
-    session = guard(classifier(), bright(), output="scores", **options)
+    session = guard(without_label(classifier()), bright(), output="scores", **options)
     values = [value for value in session.model.graph.initializer if numpy_helper.to_array(value).tolist() == 0.5]
     assert len(values) == 1
     values[0].CopyFrom(numpy_helper.from_array(np.float32(0.0), values[0].name))
