@@ -21,7 +21,7 @@ from .attacking.attack import Attack
 from .attacking.target import Target
 from .attacking.threat import Threat
 from .contracts.purifier import Purifier, dtype_of, image_shape_of
-from .data.images import SUFFIXES, ImageFiles
+from .data.files import SUFFIXES, ImageFiles
 from .data.loading import load_data
 from .data.named import CLASS_NAMES
 from .data.pixels import check_pixels
