@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -92,3 +93,18 @@ def _runs(process: int) -> bool:
 def unwritable(path: str | Path, error: OSError) -> OutputError:
     """The error for an output that the operating system cannot write."""
     return OutputError(f"cannot write {path}: {error.strerror or error}; choose a writable location", path)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise ``OutputError`` unless a report can be written there, so that an audit fails before its work.
+
+    Nothing is created: if the folder is missing, its nearest existing parent must be writable.
+    """
+    folder = Path(folder)
+    try:
+        # A broken link does not exist(), but no folder can be created in its place.
+        nearest = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error

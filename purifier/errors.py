@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,14 @@ class ExportError(FileError):
 
 class OutputError(FileError):
     """A result cannot be written to the requested path."""
+
+
+@contextmanager
+def about(file: str | None) -> Iterator[None]:
+    """Begin the messages of errors raised inside with the file that they are about, unless they name it already."""
+    try:
+        yield
+    except PurifierError as error:
+        if file is not None and file not in str(error):
+            error.args = (f"{file}: {error}", *error.args[1:])
+        raise

@@ -114,9 +114,14 @@ def explained(
 
 
 def cause_of(error: BaseException) -> str:
-    """An exception in one short line: its type, its message, and the line of foreign code that it comes from."""
-    text, place = " ".join(str(error).split())[:300], place_of(error)
+    """An exception in one short line: its type, its message, and the line of foreign code that it comes from.
+
+    This project's own errors are sentences that need no type.
+    """
+    text, place = " ".join(str(error).split())[:300].removesuffix("."), place_of(error)
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if text and is_purifier_error(error):
+        said = text
     if isinstance(error, SystemExit):
         said = f"it exited the program with code {error.code}"
     return said if place is None else f"{said}, at {place}"
@@ -141,4 +146,4 @@ def is_foreign(module: object) -> bool:
 
 def first_line(error: BaseException) -> str:
     """The first line of a long message, or the exception's type if the message is empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300].removesuffix(".")

@@ -15,6 +15,8 @@ from .vocabulary import OutputKind
 
 RANGE_ROUNDING, SUM_ROUNDING = 1e-3, 1e-2
 """How far probabilities may lie outside [0, 1], and their sum from 1; both are rounding in half precision."""
+MOST_SHOWN = 5
+"""How many outputs without a tensor are listed: a list of lists has one for each image."""
 SHAPES = {
     "logits": "logits, floats (N, K)",
     "probabilities": "probabilities, floats (N, K)",
@@ -130,7 +132,7 @@ class Output:
         ClassifierError
             As for ``find``.
         """
-        shown = [_shown(place, entry, len(entries)) for place, entry in enumerate(entries)]
+        shown = _shown(entries)
         place = self._chosen(entries, shown)
         entry = entries[place]
         if not self._fits(entry):
@@ -199,6 +201,19 @@ class Output:
             )
 
 
+def check_tensors(output: Any, classifier: str) -> None:
+    """Raise ``ClassifierError`` if there is no tensor in a torch classifier's output; ``classifier`` names it."""
+    parts = _parts(output)
+    if any(isinstance(value, Tensor) for _, value in parts):
+        return
+    got = ", ".join(_shown([_entry(name, value) for name, value in parts])[:MOST_SHOWN]) or "nothing"
+    raise ClassifierError(
+        f"{classifier} must return a torch tensor, or several, got {got}; leave out .numpy(), .tolist() and .item(), "
+        "because attacks differentiate its answer",
+        "",
+    )
+
+
 LOGITS = Output()
 """By default: logits (N, K), called so or the only ones."""
 
@@ -220,9 +235,12 @@ def _entry(name: str | None, value: Any) -> Entry:
     if shape is None or dtype is None:
         return Entry(name, False, (), type(value).__name__)
     text = f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"
+    if not isinstance(value, Tensor):
+        text = f"{type(value).__module__}.{type(value).__name__} {text}"
     return Entry(name, isinstance(value, Tensor) and value.is_floating_point(), tuple(shape), text)
 
 
-def _shown(place: int, entry: Entry, count: int) -> str:
-    position = f"{place}: " if count > 1 else ""
-    return position + ("" if entry.name is None else f"{entry.name!r} ") + entry.text
+def _shown(entries: Sequence[Entry]) -> list[str]:
+    """Position (if there are several), name (if it has one), type and shape of each output."""
+    texts = [entry.text if entry.name is None else f"{entry.name!r} {entry.text}" for entry in entries]
+    return texts if len(texts) == 1 else [f"{place}: {text}" for place, text in enumerate(texts)]

@@ -31,6 +31,23 @@ def test_an_attempt_keeps_the_error_and_goes_on() -> None:
     assert attempt.error is None
 
 
+def test_a_cause_is_one_clause_without_a_stray_period() -> None:
+    with Attempt() as attempt:
+        Fails(ValueError("It is bad.\nVery."))()
+    assert attempt.cause.startswith("ValueError: It is bad. Very, at ")
+    with (
+        pytest.raises(ConfigError, match=r"^it failed \(ValueError: Bad, at .*\.py:\d+\); fix it$"),
+        explained("it failed", ConfigError, "fix it"),
+    ):
+        Fails(ValueError("Bad."))()
+    assert first_line(ValueError("Bad.\nWorse.")) == "Bad"
+
+
+def test_own_errors_need_no_type() -> None:
+    assert cause_of(ConfigError("steps must be 1 or more")) == "steps must be 1 or more"
+    assert cause_of(ConfigError()) == "ConfigError"
+
+
 def test_ctrl_c_passes_unless_it_is_asked_for() -> None:
     error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt), Attempt():

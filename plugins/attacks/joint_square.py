@@ -48,6 +48,7 @@ class JointSquare(Attack):
 
     needs: ClassVar[Literal["scores"]] = "scores"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    needs_threshold: ClassVar[bool] = True
 
     queries: int = 5000
     p: float = 0.8

@@ -22,6 +22,8 @@ class Attack(ABC):
     """What the attack needs: gradients; gradients and the latent space; logits only; or predicted labels only."""
     norms: ClassVar[tuple[str, ...]]
     """The norms that the attack supports: any of ``linf``, ``l2`` and ``l1``."""
+    needs_threshold: ClassVar[bool] = False
+    """Whether it evades a threshold, so that it cannot attack a guard whose purifier is not calibrated."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -13,6 +13,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from ..atomic import check_writable
 from ..attacking.attack import Attack
 from ..attacking.threat import Threat
 from ..data.images import ImageData
@@ -35,9 +36,9 @@ from .plan import Job, plan, plan_preset
 from .preflight import FIRST_IMAGES, check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .probing import probe
-from .report import AuditReport, Flag, check_writable
+from .report import AuditReport, Flag
 from .running import run_jobs
-from .self_checks import self_check
+from .self_checks import SelfChecks, self_check
 from .setup import AuditSetup
 from .watching import Progress
 
@@ -135,7 +136,7 @@ def audit(
     planned = None if parts.guard is None else purifier
     strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
     calibration = calibration_of(purifier)
-    jobs = plan(classifier, planned, given, threats, routes)
+    jobs = plan(classifier, planned, given, threats, routes, calibrated=parts.rejection.threshold is not None)
     loaded = load_data(data, root=root) if isinstance(data, str) else data
     with ExitStack() as stack:
         stack.enter_context(kept_settings())
@@ -161,18 +162,19 @@ def audit(
         cases = worst_cases(rows, strongest, setup.judgements, setup.eot)
         if answers is not None:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags += _flags_of_run(setup, loaded, threats, rows, probes)
+            checks = self_check(setup, loaded, threats, count=probes)
+            flags += _flags_of_run(setup, loaded, rows, checks)
             flags += [*weak_attacks(rows, cases, setup), *compare(rows, strongest, decisive=decisive)]
             flags += dict.fromkeys([*answers.flags(), *weights.flags()])
         else:
-            flags = clean_flags(setup, loaded, rows)
+            flags, checks = clean_flags(setup, loaded, rows), None
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(jobs),
         data=about.facts(),
         classifier=describe_classifier(classifier),
         preprocessing=as_json(classifier.preprocessing),
-        **describe_guard(parts),
+        **describe_guard(parts, random=random),
         threats=threats,
         seed=seed,
         batch_size=batch_size,
@@ -185,6 +187,7 @@ def audit(
         worst_case=cases,
         calibration=describe_calibration(calibration),
         probes=probes,
+        gradient_check=None if checks is None else checks.gradient_check,
         rows=finished_rows(rows, calibration, setup.judgements, setup.eot),
     )
     if out is not None:
@@ -192,11 +195,8 @@ def audit(
     return report
 
 
-def _flags_of_run(
-    setup: AuditSetup, data: ImageData, threats: Sequence[Threat], rows: Sequence[PendingRow], probes: int
-) -> list[Flag]:
+def _flags_of_run(setup: AuditSetup, data: ImageData, rows: Sequence[PendingRow], checks: SelfChecks) -> list[Flag]:
     """The flags of the self-checks, and those of the rows as a whole."""
-    checks = self_check(setup, data, threats, count=probes)
     return [
         *checks.flags,
         *flags_of_results(rows, data, setup.model, marks=setup.rejection.marks),

@@ -128,6 +128,7 @@ class PendingRow:
             model=self.model,
             attack=self.job.named.spec if self.job else CLEAN,
             options=self.job.named.options if self.job else {},
+            needs=self.job.named.attack.needs if self.job else None,
             route=self.route,
             threat=self.threat,
             eot=self.job.draws(eot) if self.job else eot,

@@ -40,20 +40,23 @@ def _libraries(jobs: Sequence[Job]) -> dict[str, str]:
     return {name: version_of(name) for name in sorted(named)}
 
 
-def describe_guard(parts: AuditedParts) -> dict[str, Any]:
-    """The report's fields about a guard: its purifier, and what it does with rejected images; None without a guard."""
+def describe_guard(parts: AuditedParts, *, random: bool) -> dict[str, Any]:
+    """The report's fields about a guard: its purifier, and what it does with rejected images; None without a guard.
+
+    ``random`` says whether the purifier draws noise.
+    """
     if parts.guard is None:
         return {"purifier": None, "on_reject": None, "abstain": None}
     rejection = parts.guard.rejection
     return {
-        "purifier": describe_purifier(parts.guard.purifier),
+        "purifier": {**describe_purifier(parts.guard.purifier), "random": random},
         "on_reject": rejection.on_reject,
         "abstain": rejection.abstain,
     }
 
 
 def describe_purifier(purifier: Purifier) -> dict[str, Any]:
-    """The purifier's plugin, config and surrogate, and its checkpoint file if it came from one."""
+    """The purifier's plugin, config and surrogate, and the spec and checkpoint file that it came from, if any."""
     cls = type(purifier)
     try:
         plugin = purifiers.name_of(cls)
@@ -63,6 +66,7 @@ def describe_purifier(purifier: Purifier) -> dict[str, Any]:
         "plugin": plugin,
         "config": as_json(purifier.config),
         "surrogate": "identity" if cls.surrogate is Purifier.surrogate else "own",
+        "spec": purifier.provenance.get("spec"),
         "file": purifier.provenance.get("file"),
         "sha256": purifier.provenance.get("sha256"),
     }

@@ -10,12 +10,14 @@ CLEAN_NAME = "clean"
 """The name of rows without an attack."""
 
 
+def count_text(images: int) -> str:
+    """``20 images``."""
+    return "1 image" if images == 1 else f"{images} images"
+
+
 def rate_text(rate: Rate | None) -> str:
     """``93.3% [84.1, 97.4]``: a share with its 95% interval; ``-`` if there is none."""
-    if rate is None:
-        return "-"
-    low, high = rate.interval
-    return f"{rate.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    return "-" if rate is None else str(rate)
 
 
 def area_text(area: Area | None) -> str:
@@ -35,11 +37,15 @@ def result_text(row: Row | None) -> str:
 
 
 def cost_text(row: Row) -> str:
-    """The number of images attacked, and on the next line the cost per image."""
+    """The number of images attacked, and on the next line the cost per image if there are any."""
     if row.threat is None:
         return "-"
-    cost = f"{row.gradients_per_image:.0f} g" if row.gradients_per_image else f"{row.queries_per_image:.0f} q"
-    return f"{row.attacked}\n{cost}"
+    if not row.attacked:
+        return "0"
+    differentiates = row.gradients_per_image > 0 or row.needs in ("gradient", "latent")
+    cost, unit = (row.gradients_per_image, "g") if differentiates else (row.queries_per_image, "q")
+    text = f"{cost:.0f}" if cost >= 10 else f"{cost:.1f}".removesuffix(".0")
+    return f"{row.attacked}\n{text} {unit}"
 
 
 def attack_text(row: Row) -> str:

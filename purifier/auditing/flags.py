@@ -209,7 +209,7 @@ FLAGS: dict[str, FlagKind] = {
             "at 1%)",
             "The audit measured a mistake in its set-up (Carlini et al. 2019, on clean accuracy and on the model as it "
             "is used).",
-            "fix what the evidence names: preprocessing= of the guard, or the labels of the data",
+            "fix what the evidence names: --preprocessing (preprocessing= in Python), or the labels of the data",
         ),
         FlagKind(
             "nothing-attacked",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,16 +53,20 @@ them and more.
 ROUNDINGS = 64
 """How many rounding errors of the logits' size a difference of two of them is allowed."""
 
+Precision = Literal["float64", "float32"]
 Function = Callable[[Tensor], Tensor]
 """Pixels (N, C, H, W) -> a random weighting of each image's logits, (N,)."""
 
 
-def flags_of_gradient(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]) -> Iterator[Flag]:
+def flags_of_gradient(
+    setup: AuditSetup, batch: Batch, threats: Sequence[Threat], precisions: list[Precision]
+) -> Iterator[Flag]:
     """Compare the gradient along ``exact`` with finite differences, next to clean images and at random places.
 
     With a surrogate purifier the classifier alone is checked. The purifier's noise is held fixed. Attacks start at
     such random places, where half of the black pixels are still black: directions point into the box, because a
-    function that ends in a clamp has a slope there only towards the inside.
+    function that ends in a clamp has a slope there only towards the inside. The precision that the models run in is
+    added to ``precisions``.
     """
     setup = setup if setup.purifier.gradient == "exact" else setup.alone
     widest = max(threats, key=lambda threat: threat.eps)
@@ -73,6 +78,7 @@ def flags_of_gradient(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]
             marks = [_wrong(setup, batch, pixels.to(dtype), steps, tolerance) for pixels in places]
             factor = _wrong_factor(setup, batch, places) if dtype == torch.float32 else None
         if attempt.error is None:
+            precisions.append(_name(dtype))
             break
         if dtype == torch.float32:
             raise attempt.error
@@ -92,8 +98,8 @@ def flags_of_gradient(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]
         )
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> Precision:
+    return "float64" if dtype == torch.float64 else "float32"
 
 
 def _next_to(setup: AuditSetup, batch: Batch) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..contracts.purifier import purifiers
 from ..errors import PluginError
+from .figures import count_text
 from .report import AuditReport
 
 HASH_SHOWN = 12
@@ -19,7 +21,8 @@ def heading(report: AuditReport) -> list[tuple[str, str]]:
     """Name and value of each line."""
     lines = [("classifier", _classifier(report.classifier))]
     if report.purifier is None:
-        lines.append(("purifier", "none: the classifier was audited alone"))
+        alone = "an exported guard, audited as it is" if report.rejects else "the classifier was audited alone"
+        lines.append(("purifier", f"none: {alone}"))
     else:
         lines.append(("purifier", _purifier(report.purifier)))
         if report.on_reject not in (None, "ignore"):
@@ -28,11 +31,11 @@ def heading(report: AuditReport) -> list[tuple[str, str]]:
 
 
 def _classifier(facts: Mapping[str, Any]) -> str:
-    parameters = facts.get("parameters")
-    kind = facts.get("output_kind")
+    parameters, spec = facts.get("parameters"), facts.get("spec")
+    kind, description = facts.get("output_kind"), str(facts["description"])
     return _listed(
-        str(facts["description"]),
-        _named("MODEL ", facts.get("spec")),
+        description,
+        None if str(spec) in description.split() else _named("MODEL ", spec),
         _named("weights ", facts.get("weights_file")),
         _sha256(facts),
         None if parameters is None else f"{parameters:,} parameters",
@@ -42,9 +45,14 @@ def _classifier(facts: Mapping[str, Any]) -> str:
 
 
 def _purifier(facts: Mapping[str, Any]) -> str:
-    changed = _changed(str(facts["plugin"]), facts.get("config") or {})
+    plugin, spec, file = str(facts["plugin"]), facts.get("spec"), facts.get("file")
+    changed = _changed(plugin, facts.get("config") or {})
     options = ", ".join(f"{name}={_value(value)}" for name, value in changed.items())
-    return _listed(str(facts["plugin"]), options or None, _named("", facts.get("file")), _sha256(facts))
+    if file is None and spec is not None:
+        spec = None  # NAME:key=value, which plugin and options already say
+    if spec is not None and Path(spec).name == file:
+        file = None
+    return _listed(plugin, _named("PURIFIER ", spec), options or None, _named("", file), _sha256(facts))
 
 
 def _on_reject(report: AuditReport) -> str:
@@ -54,7 +62,7 @@ def _on_reject(report: AuditReport) -> str:
 
 
 def _data(facts: Mapping[str, Any]) -> str:
-    return _listed(str(facts["name"]), f"{facts['count']} images", _sha256(facts))
+    return _listed(str(facts["name"]), count_text(facts["count"]), _sha256(facts))
 
 
 def _changed(plugin: str, config: Mapping[str, Any]) -> dict[str, Any]:

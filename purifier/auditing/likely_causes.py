@@ -21,6 +21,8 @@ from .setup import AuditSetup
 
 SAMPLE = 256
 """How many images are tried, spread over the data."""
+MOST_CLASSES = 20
+"""With more classes their order is shown in part."""
 # Means and standard deviations in common use, for pixels in [0, 1].
 HALF = ((0.5,), (0.5,))
 COLOURS = {
@@ -39,31 +41,34 @@ def flags_of_set_up(setup: AuditSetup, data: ImageData) -> Iterator[Flag]:
         return
     predicted, labels = outcome
     found: list[tuple[float, str]] = []
-    for cause, other in _shifted(predicted):
-        _compare(found, cause, predicted, other, labels)
+    for cause, other, fix in _shifted(predicted):
+        _compare(found, cause, predicted, other, labels, fix)
     half = torch.arange(len(labels)) % 2 == 0
     fitted = _one_to_one(predicted[half], labels[half], 1 + int(torch.cat([predicted, labels]).max()))
     rest = predicted[~half]
-    _compare(found, "its classes have another order", rest, fitted[rest], labels[~half])
+    _compare(found, "its classes have another order", rest, fitted[rest], labels[~half], _renumbering(fitted, labels))
     for cause, preprocessing in _others(classifier.preprocessing, data):
         tried = _predictions(classifier, preprocessing, setup, data)
         if tried is not None:
-            _compare(found, cause, predicted, tried[0], labels)
+            _compare(found, cause, predicted, tried[0], labels, _typed(preprocessing))
     if found:
         _, said = max(found)
         yield Flag("set-up", said)
 
 
-def _compare(found: list[tuple[float, str]], cause: str, predicted: Tensor, other: Tensor, labels: Tensor) -> None:
+def _compare(
+    found: list[tuple[float, str]], cause: str, predicted: Tensor, other: Tensor, labels: Tensor, fix: str
+) -> None:
     """Add a cause if without it, with ``other`` predictions, more images are right: beyond chance and by more than 1%.
 
-    That must also be more than by answers that have nothing to do with the images. All tensors are (N,).
+    That must also be more than by answers that have nothing to do with the images. All tensors are (N,). ``fix`` says
+    what to type.
     """
     now, then = (predicted == labels).double(), (other == labels).double()
     if significant_drop(then, now) is not None and then.mean() > by_chance(labels)[1]:
         gain = (then.mean() - now.mean()).item()
         said = f"{now.mean():.1%} of {len(now)} images are right as it is, {then.mean():.1%} with this fixed"
-        found.append((gain, f"{cause}: {said}"))
+        found.append((gain, f"{cause}: {said}; {fix}"))
 
 
 @torch.no_grad()
@@ -82,13 +87,48 @@ def _predictions(
     return None if attempt.error is not None else (torch.cat(predicted), torch.cat(labels))
 
 
-def _shifted(predicted: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What the predictions would be if classes and labels did not start at the same number."""
-    for shift, cause in (
-        (1, "the labels are one lower than its classes"),
-        (-1, "the labels are one higher than its classes"),
+def _shifted(predicted: Tensor) -> Iterator[tuple[str, Tensor, str]]:
+    """What the predictions would be if classes and labels did not start at the same number, and what to type."""
+    for shift, cause, change in (
+        (1, "the labels are one lower than its classes", "+ 1"),
+        (-1, "the labels are one higher than its classes", "- 1"),
     ):
-        yield cause, predicted - shift
+        fix = f"in Python data.labels = data.labels {change}; for npz:FILE, change the array labels in the file"
+        yield cause, predicted - shift, fix
+
+
+def _renumbering(label_of: Tensor, labels: Tensor) -> str:
+    """What to type so that the labels (N,) are the numbers of the classes; ``label_of`` is each class's label."""
+    class_of = {label: number for number, label in enumerate(label_of.tolist()) if label >= 0}
+    order = [class_of.get(label, -1) for label in range(int(labels.max()) + 1)]
+    if len(order) <= MOST_CLASSES and -1 not in order:
+        code = f"in Python data.labels = torch.tensor({order})[data.labels]"
+        return f"{code}; folder:DIR numbers its folders by name, so rename them"
+    pairs = [f"{label}: {class_of[label]}" for label in sorted(set(labels.tolist())) if label in class_of]
+    listed = ", ".join(pairs[:MOST_CLASSES]) + (", ..." if len(pairs) > MOST_CLASSES else "")
+    return f"renumber the labels of the data, label: class as in {listed}"
+
+
+def _typed(preprocessing: Preprocessing) -> str:
+    """What to type for this preprocessing, on the command line and in Python."""
+    fields = dataclasses.fields(preprocessing)
+    values = {field.name: getattr(preprocessing, field.name) for field in fields}
+    changed = {field.name: values[field.name] for field in fields if values[field.name] != field.default}
+    texts = {name: _numbers(value) for name, value in (changed or {"scale": 1.0}).items()}
+    option = ",".join(f"{name}={' '.join(numbers)}" for name, numbers in texts.items())
+    arguments = []
+    for name, numbers in texts.items():
+        if isinstance(values[name], tuple):
+            arguments.append(f"{name}=({', '.join(numbers)}{',' * (len(numbers) == 1)})")
+        else:
+            arguments.append(f"{name}={numbers[0]}" if isinstance(values[name], float) else f"{name}={values[name]!r}")
+    return f'use --preprocessing "{option}", in Python preprocessing=purifier.Preprocessing({", ".join(arguments)})'
+
+
+def _numbers(value: object) -> list[str]:
+    """A value, or the values of a tuple, as they are typed."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return [f"{one:g}" if isinstance(one, float) else str(one) for one in parts]
 
 
 def _one_to_one(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:

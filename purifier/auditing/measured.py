@@ -39,7 +39,8 @@ def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, 
     attacked = [row for row in rows if row.job is not None and row.model == model]
     finished = [row for row in attacked if not row.error]
     if attacked and not finished:
-        yield Flag("nothing-attacked", f"{model}: all {len(attacked)} attacks failed")
+        failed = "the only attack" if len(attacked) == 1 else f"all {len(attacked)} attacks"
+        yield Flag("nothing-attacked", f"{model}: {failed} failed")
     elif attacked and not clean.shares.any():
         yield Flag("nothing-attacked", f"{model}: none of {len(clean.shares)} clean images is right")
     if marks and attacked and not any(row.evades and row.route != "oblivious" for row in finished):

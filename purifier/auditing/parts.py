@@ -95,7 +95,8 @@ def audited_parts(
             f"{type(model).__name__}; make a guard with purifier.guard(model, purifier)"
         )
     answer = Output(output, output_kind)
-    classifier = classifier_alone(model, preprocessing=preprocessing, input=input, output=answer)
+    file = str(given) if isinstance(given, str | Path) and isinstance(model, ModelProto) else None
+    classifier = classifier_alone(model, preprocessing=preprocessing, input=input, output=answer, file=file)
     if isinstance(classifier, OnnxPixelClassifier) and classifier.marks:
         own = OwnRejection(classifier)
         return AuditedParts(None, classifier, own, Rejection("flag", threshold=own.threshold))

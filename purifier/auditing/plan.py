@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -55,6 +56,8 @@ def plan(
     given: Sequence[str | Attack],
     threats: Sequence[Threat],
     routes: Sequence[str] | None,
+    *,
+    calibrated: bool,
 ) -> list[Job]:
     """All jobs of an audit of a guard, or without a purifier of the classifier alone.
 
@@ -63,7 +66,8 @@ def plan(
     Raises
     ------
     ConfigError
-        An attack is given twice, does not support the norm, or cannot follow any of ``routes``.
+        An attack is given twice, does not support the norm, cannot follow any of ``routes``, or needs a threshold
+        although nothing is ``calibrated``.
     GradientError
         A route cannot be followed through this purifier or classifier.
     """
@@ -72,6 +76,8 @@ def plan(
     for one in named:
         if [other.spec for other in named].count(one.spec) > 1:
             raise ConfigError(f"attack {one.spec!r} is given twice; give it once, or with different options")
+        if one.attack.needs_threshold and not calibrated:
+            raise _no_threshold(one, purifier)
         for threat in threats:
             _check_norm(one, threat)
     chosen = {one.spec: jobs_of(one, classifier, purifier, routes) for one in named}
@@ -185,6 +191,21 @@ def _check_routes(routes: Sequence[str] | None) -> None:
     for route in routes or ():
         if route not in get_args(Route):
             raise ConfigError(f"route must be one of {', '.join(get_args(Route))}, got {route!r}")
+
+
+def _no_threshold(one: NamedAttack, purifier: Purifier | None) -> ConfigError:
+    needed = f"attack {one.spec!r} evades the threshold of a calibrated purifier, but"
+    if purifier is None:
+        return ConfigError(
+            f"{needed} there is no purifier, and no exported guard that rejects images; use an attack on the "
+            "classifier alone, such as square"
+        )
+    given = shlex.quote(str(purifier.provenance.get("spec", "PURIFIER")))
+    return ConfigError(
+        f"{needed} {type(purifier).__name__} is not calibrated; run `purifier calibrate {given} --data DATA --out "
+        "calibrated.safetensors` (in Python purifier.calibrate) and audit that, or use square, or joint, which needs "
+        "gradients but no threshold"
+    )
 
 
 def _check_norm(one: NamedAttack, threat: Threat) -> None:

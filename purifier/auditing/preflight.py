@@ -13,7 +13,7 @@ from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..contracts.purifier import LatentSpace, Purifier, check_scores, image_shape_of
 from ..data.images import ImageData
 from ..data.pixels import check_pixels
-from ..errors import AuditError
+from ..errors import AuditError, about
 from ..foreign_code import explained
 from ..seeding import SampleGenerator
 from ..torch_tools.channels_last import Ask
@@ -83,9 +83,12 @@ def _check_classifier(classifier: PixelClassifier, pixels: Tensor, data: str) ->
     """Run a classifier; return how many classes it has."""
     name = classifier.describe()
     advice = "check that it takes this size and preprocessing, in float32, in batches of any size"
-    (logits,) = _run(
-        name, lambda images: [classifier(images)], pixels, data, track=classifier.differentiable, advice=advice
-    )
+    if classifier.differentiable:
+        advice += ", and that it computes with torch tensors all the way (no .numpy(), .detach() or .item())"
+    with about(classifier.file):
+        (logits,) = _run(
+            name, lambda images: [classifier(images)], pixels, data, track=classifier.differentiable, advice=advice
+        )
     abstains = isinstance(classifier, OnnxPixelClassifier) and classifier.marks
     if logits.isnan().any() and not abstains:
         raise AuditError(f"{name} returns NaN for an image of {data}; check its weights")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..atomic import atomic_write, unwritable
+from ..atomic import atomic_write
 from ..attacking.threat import Threat
 from ..errors import ConfigError, FileError, PurifierError
+from ..vocabulary import Needs
 from .detection import Detection, read_detection
 from .presets import PROBED
 from .report_versions import SCHEMA_VERSION, upgraded
@@ -39,6 +39,8 @@ class Row:
     attack: str
     """ATTACK spec, or ``none`` for clean images."""
     options: Mapping[str, Any]
+    needs: Needs | None
+    """What the attack needs; None for clean images, and in reports from before this was recorded."""
     route: str | None
     """None for clean images only."""
     threat: Threat | None
@@ -100,7 +102,7 @@ class WorstCase:
     """Whether a white-box attack that took more than one step, or left no image right, is among them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AuditReport:
     """The results of an audit; ``save`` writes them as JSON, ``load`` reads them."""
 
@@ -114,8 +116,8 @@ class AuditReport:
     the number of its ``parameters``, and which ``output`` of which ``output_kind`` is its answer."""
     preprocessing: Mapping[str, Any]
     purifier: Mapping[str, Any] | None
-    """Plugin and config, and the checkpoint's file name and sha256 if the purifier came from one. None if the
-    classifier was audited alone."""
+    """Plugin and config; its PURIFIER ``spec`` as it was given, and the checkpoint's ``file`` name and ``sha256``, if
+    it came from them; whether it is ``random``. None if the classifier was audited alone."""
     on_reject: str | None
     """What the guard does with rejected images; None without a guard."""
     abstain: int | None
@@ -140,7 +142,26 @@ class AuditReport:
     """Largest number of images used to look for flags; 0 in reports from before there were flags."""
     command: Sequence[str] | None = None
     """The command line that repeats the audit, if it was run from one."""
+    gradient_check: Literal["float64", "float32"] | None = None
+    """The precision in which gradients were compared with finite differences for ``gradient-wrong``: float32 if the
+    models do not run in float64. None if they were not compared, or the report is older than this field."""
     schema_version: int = SCHEMA_VERSION
+
+    def __repr__(self) -> str:
+        """One line: what was audited, the headline for each threat, the number of rows, and the verdict."""
+        counted = "right or rejected" if self.rejects else "right"
+        cases = [case for case in self.worst_case if case.model == self.model and case.scope == "all"]
+        figures = [f"clean {row.result}" for row in self.rows if row.model == self.model and row.threat is None]
+        figures += [f"{case.threat} worst case {case.result} {counted}" for case in cases]
+        doubts = [*dict.fromkeys(flag.name for flag in self.flags), *([] if self.complete else ["an attack failed"])]
+        verdict = "conclusive" if self.conclusive else f"inconclusive ({', '.join(doubts) or 'flags not looked for'})"
+        about = f"{self.model} model, {self.data['count']} images of {self.data['name']}"
+        return f"<AuditReport: {about}; {', '.join(figures)}; {len(self.rows)} rows; {verdict}>"
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the audited model marks images as rejected."""
+        return any(row.rejected for row in self.rows if row.model == self.model)
 
     @property
     def complete(self) -> bool:
@@ -231,25 +252,10 @@ class AuditReport:
             raise FileError(f"{path} is not a complete report ({error!r}); run the audit again", path) from error
 
 
-def check_gate(least: float) -> None:
-    """Raise ``ConfigError`` unless ``least`` is a share of images."""
+def check_gate(least: float, name: str = "gate") -> None:
+    """Raise ``ConfigError`` unless ``least``, which the user knows as ``name``, is a share of images."""
     if not 0 <= least <= 1:
-        raise ConfigError(f"gate: expected a share of images in [0, 1], such as 0.5, got {least}")
-
-
-def check_writable(folder: str | Path) -> None:
-    """Raise ``OutputError`` unless a report can be written there, so that an audit fails before its work.
-
-    Nothing is created: if the folder is missing, its nearest existing parent must be writable.
-    """
-    folder = Path(folder)
-    try:
-        # A broken link does not exist(), but no folder can be created in its place.
-        nearest = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise unwritable(folder, error) from error
+        raise ConfigError(f"{name}: expected a share of images in [0, 1], such as 0.5, got {least}")
 
 
 def _flat(entry: dict[str, Any]) -> dict[str, Any]:

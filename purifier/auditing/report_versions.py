@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """2 added detection and calibration; 3 flags, presets, sequences, majorities; 4 renamed ``refused`` to ``rejected``; 5
-added rejecting guards, classifiers alone, what exactly was audited, and whether an attack took several steps."""
+added rejecting guards, classifiers alone, what exactly was audited, and whether an attack took several steps; 6 the
+purifier's spec and whether it is random, what each attack needs, and the precision of the gradient check."""
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
@@ -31,6 +32,10 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
         found = {**found, "on_reject": "ignore", "abstain": None, "classifier": _classifier(found["classifier"])}
         cases = [{**case, "multi_step": any(_takes_steps(row, case) for row in rows)} for case in cases]
         found["data"] = {**found["data"], "sha256": None, "classes": None}
+    if version < 6:
+        rows = [{**row, "needs": None} for row in rows]
+        purifier = found["purifier"]
+        found = {**found, "purifier": purifier and {**purifier, "spec": None, "random": None}, "gradient_check": None}
     return {**found, "schema_version": SCHEMA_VERSION, "rows": rows, "worst_case": cases}
 
 

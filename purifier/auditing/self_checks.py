@@ -8,13 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..answering import answer, draw
 from ..attacking.specs import read_attack
 from ..attacking.target import Spent, Target
 from ..attacking.threat import Threat
-from ..classifiers.logits import are_probabilities
 from ..data.images import ImageData
 from ..errors import GradientError
 from ..foreign_code import Attempt
@@ -22,14 +20,15 @@ from ..seeding import SampleGenerator, mix_seed
 from ..vocabulary import Norm, Route
 from .comparing import count_flipped, exceeds_one_percent, significant_drop
 from .crafting import craft
-from .gradient_check import flags_of_gradient
+from .gradient_check import Precision, flags_of_gradient
 from .judging import CLEAN, judge
 from .jump_check import flags_of_jumps
 from .likely_causes import flags_of_set_up
+from .logits_check import SINGLE_IMAGES, flags_of_layers, flags_of_logits
 from .paths import flags_of_paths
 from .plan import Job
 from .presets import PROBED
-from .probing import logits_differ, moved, probe
+from .probing import probe
 from .report import Flag
 from .setup import AsExact, AuditSetup, Batch
 from .statistics import wilson
@@ -39,8 +38,6 @@ PGD = "pgd:steps=20,loss=margin"
 JOINT = "joint:steps=20,loss=margin"
 ONE_STEP = "pgd:steps=1,step_size=1,random_start=false,loss=margin"
 NOISE_ATTACK = "noise"
-SINGLE_IMAGES = 8
-"""How many images are also shown one at a time."""
 COMPARED_IMAGES = 32
 """How many images paths and slopes are compared on: more would cost more than they show."""
 NOT_A_FUNCTION = {"nondeterministic", "batch-dependent"}
@@ -67,6 +64,8 @@ class SelfChecks:
     flags: Sequence[Flag]
     attacked: Sequence[Attacked]
     """One for each threat; none if there are no gradients, or no image is right."""
+    gradient_check: Precision | None = None
+    """The precision in which gradients were compared with finite differences; None if they were not."""
 
 
 def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *, count: int = PROBED) -> SelfChecks:
@@ -86,19 +85,23 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
     """
     first = setup.batch(data, range(min(max(SINGLE_IMAGES, min(count, setup.batch_size)), len(data))))
     attacked: list[Attacked] = []
+    precisions: list[Precision] = []
     flags = probe(
-        lambda: _flags_of_layers(setup),
-        lambda: _flags_of_logits(setup, first, threats),
+        lambda: flags_of_layers(setup),
+        lambda: flags_of_logits(setup, first, threats),
         lambda: flags_of_set_up(setup, data),
     )
     if NOT_A_FUNCTION.isdisjoint(flag.name for flag in flags):
         compared = first.select(torch.arange(min(count, COMPARED_IMAGES, len(first.indices))))
         flags += probe(lambda: flags_of_paths(setup, compared, threats))
         if setup.classifier.differentiable:
-            flags += probe(lambda: flags_of_gradient(setup, compared, threats), lambda: flags_of_jumps(setup, compared))
+            flags += probe(
+                lambda: flags_of_gradient(setup, compared, threats, precisions),
+                lambda: flags_of_jumps(setup, compared),
+            )
     if setup.classifier.differentiable:
         flags += probe(lambda: _flags_of_right_images(setup, data, threats, count, attacked))
-    return SelfChecks(flags, attacked)
+    return SelfChecks(flags, attacked, precisions[0] if precisions else None)
 
 
 def _flags_of_right_images(
@@ -140,61 +143,6 @@ def _through_purify(setup: AuditSetup, batch: Batch, threat: Threat, left: Tenso
 def _own_attack(setup: AuditSetup, norm: Norm) -> str:
     """The attack of the self-checks, which aims at every wrong answer that the model can give."""
     return JOINT if setup.rejection.answers and norm != "l1" else PGD
-
-
-def _flags_of_layers(setup: AuditSetup) -> Iterator[Flag]:
-    halves = [("classifier", setup.classifier), ("purifier", setup.purifier)]
-    for half, module in halves:
-        for name, layer in module.named_modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                own = name.removeprefix("module").removeprefix(".") if half == "classifier" else name
-                where = f"{half}: {own} ({type(layer).__name__})" if own else f"{half} ({type(layer).__name__})"
-                if layer.running_mean is None:
-                    yield Flag("batch-norm", f"{where} has no running statistics")
-                elif layer.training:
-                    yield Flag("batch-norm", f"{where} is in training mode")
-
-
-@torch.no_grad()
-def _flags_of_logits(setup: AuditSetup, batch: Batch, threats: Sequence[Threat]) -> Iterator[Flag]:
-    pixels, total = batch.pixels, len(batch.labels)
-    noise = draw(setup.purifier, pixels, SampleGenerator(mix_seed(setup.seed, "probe"), batch.indices))
-    if noise is not None and setup.eot == 1:
-        yield Flag("random-without-eot", "the purifier draws noise, and gradients use 1 draw")
-
-    def logits(at: Tensor, images: Tensor = pixels) -> Tensor:
-        answered = answer(setup.purifier, setup.classifier, images[at], None if noise is None else noise[at])
-        found: Tensor = answered.output.float()
-        return found
-
-    def count_changed(at: Tensor, found: Tensor) -> int:
-        """How many images' logits differ from those in the batch by more than rounding."""
-        return int(logits_differ(first[at], found).sum())
-
-    everyone = torch.arange(total, device=pixels.device)
-    first = logits(everyone)
-    if are_probabilities(first):
-        low, high = first.sum(1).aminmax()
-        yield Flag(
-            "probabilities", f"all outputs of {total} images are in [0, 1], their sums in [{low:.4f}, {high:.4f}]"
-        )
-    elif setup.classifier.output.kind == "binary-logit" and bool((first[:, 1] >= 0).all() & (first[:, 1] <= 1).all()):
-        yield Flag("probabilities", f"the logits of all {total} images are in [0, 1], like probabilities of class 1")
-    again = count_changed(everyone, logits(everyone))
-    if exceeds_one_percent(again, total):
-        # Logits that change on every call also change with the batch: batch-dependent would say nothing more.
-        yield Flag("nondeterministic", f"the logits of {again} of {total} images differ between two calls")
-        return
-    backwards, singles = everyone.flip(0), torch.split(everyone[:SINGLE_IMAGES], 1)
-    widest = max(threats, key=lambda threat: threat.eps)
-    for images, what in ((pixels, ""), (moved(setup, batch, widest, "batch"), " moved at random")):
-        first = logits(everyone, images)  # a guard can tell clean images from those that attacks make
-        reordered = count_changed(backwards, logits(backwards, images))
-        alone = sum(count_changed(at, logits(at, images)) for at in singles)
-        if exceeds_one_percent(reordered, total) or exceeds_one_percent(alone, len(singles)):
-            said = f"the logits of {reordered} of {total} images{what} change when the batch is reversed, those of "
-            yield Flag("batch-dependent", said + f"{alone} of {len(singles)} when the image is alone")
-            return
 
 
 def _flags_of_gradients(setup: AuditSetup, batch: Batch, route: Route, threats: Sequence[Threat]) -> Iterator[Flag]:

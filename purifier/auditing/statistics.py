@@ -26,6 +26,11 @@ class Rate:
     count: int
     interval: tuple[float, float]
 
+    def __str__(self) -> str:
+        """``93.3% [84.1, 97.4]``."""
+        low, high = self.interval
+        return f"{self.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
 
 @dataclass(frozen=True)
 class Area:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from ..attacking.threat import Threat
 from .detection_table import print_detection
-from .figures import attack_text, cost_text, rate_text, result_text, route_text, sweeps, threat_text
+from .figures import attack_text, cost_text, count_text, rate_text, result_text, route_text, sweeps, threat_text
 from .flags import FLAGS
 from .heading import heading
 from .layout import SPEC_PARTS, WORDS, Column, Sheet, print_pairs, say
@@ -44,10 +44,18 @@ def print_doubts(report: AuditReport, console: Console) -> None:
         if flag.name in FLAGS:  # a later version may have written a flag unknown here
             kind = FLAGS[flag.name]
             say(console, f"  why: {kind.why}\n  what to do: {kind.what_to_do}")
+    if report.gradient_check == "float64":
+        say(console, "gradients were compared with finite differences in float64")
+    elif report.gradient_check == "float32":
+        say(
+            console,
+            "gradients were compared with finite differences in float32 only, where only gross errors show: the models "
+            "do not run in float64",
+        )
     if report.probes == 0:
         say(console, "flags were not looked for: the report is older than they are")
     elif report.probes < PROBED and report.worst_case:
-        say(console, f"flags were looked for on at most {report.probes} images; more images can show more")
+        say(console, f"flags were looked for on at most {count_text(report.probes)}; more images can show more")
     if report.flags:
         text = ": robustness is at most as shown here, and may be far less"
         say(console, text, lead="inconclusive", lead_style="bold red")
@@ -65,15 +73,11 @@ def _errors(report: AuditReport) -> dict[str, str]:
     return found
 
 
-def _rejects(report: AuditReport) -> bool:
-    return any(row.rejected for row in report.rows)
-
-
 def _result_name(report: AuditReport) -> str:
     """The name of the column with the results of the audited model."""
-    if report.model == "undefended":
-        return "accuracy"
-    return "right or\nrejected" if _rejects(report) else "guarded"
+    if report.rejects:
+        return "right or\nrejected"
+    return "accuracy" if report.model == "undefended" else "guarded"
 
 
 def _worst_table(report: AuditReport) -> Sheet:
@@ -84,7 +88,8 @@ def _worst_table(report: AuditReport) -> Sheet:
         *([Column("undefended")] if both else []),
         Column(_result_name(report)),
     ]
-    sheet = Sheet("worst case per image, accuracy with 95% interval", columns, style="bold")
+    counted = "share of images" if report.rejects else "accuracy"
+    sheet = Sheet(f"worst case per image, {counted} with 95% interval", columns, style="bold")
     cases = {(case.threat, case.scope, case.model): case for case in report.worst_case}
     for threat, scope in dict.fromkeys((key[0], key[1]) for key in cases):
         own, alone = (cases.get((threat, scope, model)) for model in (report.model, "undefended"))
@@ -108,11 +113,11 @@ def _worst(case: WorstCase | None) -> str:
 
 
 def _rows_table(report: AuditReport, threat: Threat | None) -> Sheet:
-    both, rejects = report.model == "guarded", _rejects(report)
+    both, rejects = report.model == "guarded", report.rejects
     columns = [
         Column("attack", heading=True, breaks=SPEC_PARTS),
         Column("route", heading=True),
-        Column("attacked" if not rejects else "images"),
+        Column("attacked"),
         *([Column("undefended")] if both else []),
         *([Column("right"), Column("rejected")] if rejects else []),
         Column(_result_name(report)),
@@ -120,14 +125,17 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Sheet:
     sheet = Sheet(threat_text(threat) if threat else "clean images", columns)
     rows = [row for row in report.rows if row.threat in (None, threat)]
     swept = sweeps(rows, report.model)
+    shown: set[int] = set()
     for row, alone in _side_by_side(report, rows):
         own = row if row.model == report.model else None
         marked = [rate_text(own.right if own else None), rate_text(own.rejected if own else None)] if rejects else []
+        beside = "" if id(alone) in shown else result_text(alone)
+        shown |= {id(alone)} if alone is not None else set()
         sheet.add(
             attack_text(row) + (f" (eot {row.eot})" if swept and row.threat and row.route in WHITE_BOX else ""),
             route_text(row, report),
             cost_text(row),
-            *([result_text(alone)] if both else []),
+            *([beside] if both else []),
             *marked,
             result_text(own),
         )
@@ -137,7 +145,8 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Sheet:
 def _side_by_side(report: AuditReport, rows: list[Row]) -> list[tuple[Row, Row | None]]:
     """Each row of the audited model with that of the same attack on the undefended classifier, if there is one.
 
-    The undefended classifier is attacked in the sequence "oblivious", or in its own if that route was not run.
+    The undefended classifier is attacked in the sequence "oblivious", or in its own if that route was not run. It is
+    attacked once, so the same row of it can stand beside several of a guard, one for each route.
     """
     own = sorted((row for row in rows if row.model == report.model), key=lambda row: row.sequence == "oblivious")
     if report.model == "undefended":
@@ -151,15 +160,26 @@ def _side_by_side(report: AuditReport, rows: list[Row]) -> list[tuple[Row, Row |
 def _notes(report: AuditReport) -> list[str]:
     notes = []
     if any(row.threat for row in report.rows):
-        name = "images" if _rejects(report) else "attacked"
-        notes.append(f"{name}: number of images attacked, and gradients (g) or queries (q) per image")
+        notes.append(
+            "attacked: number of images that the attack was given, and how many gradients (g), or queries (q) if it "
+            "uses none, it asked for per image. Images leave an attack once they are wrong."
+        )
+    if any(row.threat and row.model == "guarded" for row in report.rows):
+        notes.append(
+            "undefended: without a purifier all routes are the same, so each attack has one figure, in its first row."
+        )
+        if report.purifier and report.purifier.get("random") is False:
+            notes.append(
+                "The purifier draws no noise, so --eot and --judgements (eot= and judgements= in Python) change "
+                "nothing: both are 1."
+            )
     if any(row.sequence for row in report.rows):
         notes.append(
             "A row marked > is part of a sequence: it attacked only the images that the rows above left right, and "
             "shows the accuracy that remains."
             + (" Its detection covers only the images that it fooled itself." if report.purifier else "")
         )
-    if _rejects(report):
+    if report.rejects:
         notes.append(
             'The guard rejects images. On clean images "right or rejected" counts those that are right and accepted. '
             "Under attack it counts those of them that are still right, or rejected."

@@ -18,7 +18,7 @@ from ..foreign_code import explained, is_exception
 from ..onnx.image_input import image_input
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.runtime import open_session
-from ..output import LOGITS, Output
+from ..output import LOGITS, Output, check_tensors
 from ..torch_tools.fingerprint import sha256_of
 from .logits import one_row_per_image
 
@@ -27,6 +27,8 @@ class PixelClassifier(nn.Module):
     """A classifier as attacks use it: logits (N, K) from pixels (N, C, H, W)."""
 
     differentiable: bool
+    file: str | None = None
+    """The ONNX file that it is, if known; errors name it."""
 
     def __init__(self, preprocessing: Preprocessing, output: Output = LOGITS) -> None:
         super().__init__()
@@ -66,6 +68,7 @@ class TorchPixelClassifier(PixelClassifier):
             passing=is_exception,
         ):
             output = self.module(**{self.input: images}) if isinstance(self.input, str) else self.module(images)
+        check_tensors(output, self.describe())
         return one_row_per_image(self.output.logits(output), pixels)
 
     def describe(self) -> str:
@@ -94,8 +97,10 @@ class OnnxPixelClassifier(PixelClassifier):
         preprocessing: Preprocessing,
         input: int | str | None = None,
         output: Output = LOGITS,
+        file: str | None = None,
     ) -> None:
         super().__init__(preprocessing, output)
+        self.file = file
         found = image_input(model, input)
         self.name, self.fixed_batch = found.name, found.shape[0]
         content = model.SerializeToString(deterministic=True)
@@ -142,7 +147,8 @@ class OnnxPixelClassifier(PixelClassifier):
         return int(self._weights)
 
     def describe(self) -> str:
-        return f"an ONNX model on {self.session.get_providers()[0]}{self.output.describe()}"
+        name = "an ONNX model" if self.file is None else f"the ONNX model {self.file}"
+        return f"{name} on {self.session.get_providers()[0]}{self.output.describe()}"
 
     def _run(self, images: np.ndarray[Any, Any]) -> dict[str, Any]:
         """All outputs by name, in order; floats as tensors, with one row per image."""
@@ -171,8 +177,9 @@ def pixel_classifier(
     preprocessing: Preprocessing,
     input: int | str | None = None,
     output: Output = LOGITS,
+    file: str | None = None,
 ) -> PixelClassifier:
-    """Any classifier in pixel space; ``input`` is the image's position or parameter name."""
+    """Any classifier in pixel space; ``input`` is the image's position or parameter name, ``file`` an ONNX model's."""
     if isinstance(model, ModelProto):
-        return OnnxPixelClassifier(model, preprocessing, input, output)
+        return OnnxPixelClassifier(model, preprocessing, input, output, file)
     return TorchPixelClassifier(model, preprocessing, 0 if input is None else input, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except PurifierError as error:
-        _exit_with_error(str(error))
+        _exit_with_error(_as_typed(str(error)))
     except (OSError, MemoryError, RecursionError) as error:
         _exit_with_error(f"{type(error).__name__}: {error}")
     except SystemExit as end:
@@ -97,6 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except _Terminated as end:
         sys.exit(end.code)
+
+
+def _as_typed(message: str) -> str:
+    """The message; an option at its beginning is named as it is typed: ``batch_size must`` -> ``--batch-size must``."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    options = {name for command in group.commands.values() for one in command.params for name in one.opts}
+    found = re.match(r"(\w+)(?=: | must | needs |=)", message)
+    typed = "--" + found[1].replace("_", "-") if found else ""
+    return typed + message[len(typed) - 2 :] if typed in options else message
 
 
 def _exit_with_error(message: str) -> NoReturn:

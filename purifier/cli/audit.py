@@ -88,8 +88,9 @@ def audit(
     ] = None,
 ) -> None:
     """Attack a guarded classifier, or one alone, print the accuracy that remains, and write report.json."""
+    from ..atomic import check_writable
     from ..auditing.audit import audit as run
-    from ..auditing.report import check_gate, check_writable
+    from ..auditing.report import check_gate
     from ..auditing.table import print_report
     from ..classifiers.loading import load_classifier
     from ..guards.guard import guard
@@ -98,11 +99,11 @@ def audit(
         raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
     check_writable(out)
     if fail_under is not None:
-        check_gate(fail_under)
+        check_gate(fail_under, "--fail-under")
         if attack == [CLEAN_ONLY]:
             raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
     threats = [read_eps(text) for text in eps]
-    model = load_classifier(classifier, weights=weights)
+    model = classifier if weights is None else load_classifier(classifier, weights=weights)
     reading = Reading(
         preprocessing=read_preprocessing_option(preprocessing),
         input=read_input_option(input),
@@ -158,6 +159,8 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
     for threat in untested:
         ran = "only one-step attacks ran" if threat in white_box else "no white-box attack ran"
         advice = "add one that takes steps, such as --attack pgd, or use a preset"
+        if threat not in white_box:
+            advice += "; an ONNX classifier has no gradients for one, so audit its torch module instead"
         _say(console, f"gate undecided, {threat}: {ran}, so the result proves nothing; {advice}")
     if least is not None and not untested and not report.conclusive:
         _say(console, "gate undecided: the audit is inconclusive, see above")
@@ -171,7 +174,7 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
 
 
 def _lower(report: AuditReport, case: WorstCase) -> str:
-    counted = "right or rejected" if any(row.rejected for row in report.rows) else "right"
+    counted = "right or rejected" if report.rejects else "right"
     return f"the 95% interval of images that are {counted} in the worst case begins at {case.result.interval[0]:.1%}"
 
 

@@ -12,12 +12,13 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from ..atomic import check_writable
 from ..attacking.specs import read_attack
 from ..attacking.threat import Threat
 from ..auditing.audit import audit
 from ..auditing.figures import CLEAN_NAME, rate_text
 from ..auditing.layout import Column, Sheet
-from ..auditing.report import AuditReport, check_writable
+from ..auditing.report import AuditReport
 from ..auditing.statistics import Rate
 from ..auditing.table import print_doubts
 from ..classifiers.loading import load_classifier

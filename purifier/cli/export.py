@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -63,8 +63,9 @@ def export(
     from ..guards.guard import guard
 
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
+    model: Any = classifier if weights is None else load_classifier(classifier, weights=weights)
     guarded = guard(
-        load_classifier(classifier, weights=weights),
+        model,
         purifier,
         preprocessing=wanted,
         input=read_input_option(input),

@@ -51,9 +51,15 @@ def load(spec: str | Path) -> Purifier:
     CheckpointError, SpecError, ConfigError, PluginError
         The file is missing, damaged or not a checkpoint, or the spec cannot be read.
     """
+    purifier = _load(spec)
+    purifier.provenance = {**purifier.provenance, "spec": str(spec)}
+    return purifier
+
+
+def _load(spec: str | Path) -> Purifier:
     text = str(spec)
     if text in SHIPPED:
-        return load(Path(str(files("purifier.assets") / SHIPPED[text])))
+        return _load_file(Path(str(files("purifier.assets") / SHIPPED[text])))
     path = checkpoint_path(spec)
     if path is not None:
         if (reader := _reading.get()) is not None:

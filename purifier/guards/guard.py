@@ -175,6 +175,7 @@ def guard(
             abstain=abstain,
             providers=providers,
             sess_options=sess_options,
+            file=str(model) if isinstance(model, str | Path) else None,
         )
     if not isinstance(purifier, Purifier):
         weight = next(chosen.parameters(), None)

@@ -15,7 +15,7 @@ from onnx import ModelProto
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier, image_shape_of
 from ..data.pixels import Preprocessing, check_range
-from ..errors import ConfigError, PixelError
+from ..errors import ConfigError, PixelError, about
 from ..foreign_code import explained
 from ..onnx.guarded import guarded_graph
 from ..onnx.image_input import image_input, preprocessing_for
@@ -55,6 +55,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     providers, sess_options
         As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
         CUDA if it loads, else the CPU.
+    file
+        For errors: the file that a ``classifier`` given as a model was read from.
 
     Attributes
     ----------
@@ -83,27 +85,31 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         abstain: int | None = None,
         providers: Sequence[Provider] | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
+        file: str | None = None,
     ) -> None:
         _check_providers(providers)
         self.classifier = load_onnx(classifier)
-        self.image = image_input(self.classifier, input)
-        self.input = self.image.name
+        self.file = file if isinstance(classifier, ModelProto) else str(classifier)
         self.output = output
-        if output.which is not None:
-            answer_name(self.classifier, output)  # fail now if there is no such output
+        with about(self.file):
+            self.image = image_input(self.classifier, input)
+            self.input = self.image.name
+            if output.which is not None:
+                answer_name(self.classifier, output)  # fail now if there is no such output
+            self.preprocessing = preprocessing_for(self.image, preprocessing)
         self.purifier, self.score = copy.deepcopy(purifier), score
-        self.preprocessing = preprocessing_for(self.image, preprocessing)
         self.rejection = rejection_of(purifier, on_reject, abstain)
-        self.model = guarded_graph(
-            self.classifier,
-            self.image,
-            purifier,
-            self.preprocessing,
-            score=score,
-            rejection=self.rejection,
-            output=output,
-        )
-        source = "guarded classifier" if isinstance(classifier, ModelProto) else f"guarded {classifier}"
+        with about(self.file):
+            self.model = guarded_graph(
+                self.classifier,
+                self.image,
+                purifier,
+                self.preprocessing,
+                score=score,
+                rejection=self.rejection,
+                output=output,
+            )
+        source = f"guarded {self.file or 'classifier'}"
         arguments = session_arguments(providers, sess_options)
         with explained_opening(source):
             super().__init__(self.model.SerializeToString(), **arguments)
@@ -111,7 +117,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
-        return pixel_classifier(self.classifier, self.preprocessing, self.input, self.output)
+        return pixel_classifier(self.classifier, self.preprocessing, self.input, self.output, self.file)
 
     def run(
         self,

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..data.pixels import read_preprocessing
-from ..errors import ConfigError
+from ..errors import ConfigError, about
 from ..onnx.image_input import image_input, preprocessing_for
 from ..output import Output
 
@@ -42,9 +42,16 @@ def find_input(classifier: nn.Module, input: int | str) -> tuple[int | None, str
 
 
 def classifier_alone(
-    model: nn.Module | ModelProto, *, preprocessing: Any, input: int | str | None, output: Output
+    model: nn.Module | ModelProto,
+    *,
+    preprocessing: Any,
+    input: int | str | None,
+    output: Output,
+    file: str | None = None,
 ) -> PixelClassifier:
     """A classifier in pixel space without a guard, from the same options as ``purifier.guard``.
+
+    ``file`` is an ONNX model's, for errors.
 
     Raises
     ------
@@ -52,8 +59,9 @@ def classifier_alone(
         The classifier takes no such input, or the preprocessing does not fit it.
     """
     if isinstance(model, ModelProto):
-        image = image_input(model, input)
-        wanted = None if preprocessing is None else read_preprocessing(preprocessing)
-        return pixel_classifier(model, preprocessing_for(image, wanted), image.name, output)
+        with about(file):
+            image = image_input(model, input)
+            wanted = None if preprocessing is None else read_preprocessing(preprocessing)
+            return pixel_classifier(model, preprocessing_for(image, wanted), image.name, output, file)
     position, name = find_input(model, 0 if input is None else input)
     return pixel_classifier(model, read_preprocessing(preprocessing), 0 if position == 0 else name, output)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +19,7 @@ from purifier.auditing.audit import audit
 from purifier.auditing.parts import audited_parts
 from purifier.auditing.report import AuditReport
 from purifier.data.images import ImageData
-from purifier.errors import AuditError, ConfigError, OutputError, PixelError, PluginError
+from purifier.errors import AuditError, ClassifierError, ConfigError, OutputError, PixelError, PluginError
 from purifier.guards.guard import guard
 
 
@@ -43,11 +47,31 @@ from purifier.guards.guard import guard
         ({"preset": "quick", "attacks": ("fgsm",)}, ConfigError, "attack 'fgsm' is already in the preset 'quick'"),
         ({"attacks": (5,)}, ConfigError, "expected ATTACK specs or attacks, got int"),
         ({"batch_size": 1.5}, ConfigError, "batch_size must be a whole number"),
+        (
+            {"attacks": ("fgsm", "joint-square:queries=9")},
+            ConfigError,
+            "'joint-square:queries=9' evades the threshold .* Blur is not calibrated; run `purifier calibrate blur ",
+        ),
     ],
 )
 def test_impossible_options_are_errors_before_any_work(options, error, said):
     with pytest.raises(error, match=said):
         audit_quickly(progress=lambda *_: pytest.fail("work began"), **options)
+
+
+@dataclass(frozen=True)
+class Evading(OnlySome):
+    needs_threshold: ClassVar[bool] = True
+
+
+def test_any_attack_that_needs_a_threshold_is_an_error_where_there_is_none(classifier, data):
+    with pytest.raises(ConfigError, match="attack 'Evading' evades the threshold .* there is no purifier"):
+        audit(classifier, data, attacks=(Evading(),), progress=lambda *_: pytest.fail("work began"))
+    filter_ = purifier.load("blur")
+    with pytest.raises(ConfigError, match="Blur is not calibrated"):
+        audit(guard(classifier, filter_), data, attacks=(Evading(),), progress=lambda *_: pytest.fail("work began"))
+    purifier.calibrate(filter_, data, fpr=0.05)
+    assert audit(guard(classifier, filter_), data, attacks=(Evading(),), eps=0.05, probes=2).complete
 
 
 def test_data_that_does_not_fit_is_an_error(classifier, data):
@@ -170,6 +194,64 @@ def test_a_classifier_that_cannot_be_audited_is_named(act, said, alone, data):
         audit(given, data, attacks=())
 
 
+class Foreign(nn.Module):
+    """Answers with something that is no tensor."""
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, images: Tensor) -> object:
+        return self.make(images.flatten(1)[:, :10].detach().numpy())
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda logits: logits, r"got numpy.ndarray float32 \(1, 10\);"),
+        (lambda logits: (logits, logits), r"got 0: numpy.ndarray float32 \(1, 10\), 1: numpy"),
+        (lambda logits: {"logits": logits}, r"got 'logits' numpy.ndarray float32 \(1, 10\);"),
+        (lambda logits: logits.tolist(), "got list;"),
+        (lambda logits: (), "got nothing;"),
+    ],
+)
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_classifier_that_returns_no_tensor_is_told_to(make, got, alone, data):
+    model = Foreign(make)
+    with pytest.raises(
+        ClassifierError, match=rf"torch Foreign must return a torch tensor, .*{got}.*leave out \.numpy\(\)"
+    ):
+        audit(model if alone else guard(model, "identity"), data, attacks=())
+
+
+def test_errors_about_an_onnx_file_name_it(onnx_classifier, data, tmp_path):
+    file = tmp_path / "mine.onnx"
+    broken = onnx.ModelProto()
+    broken.CopyFrom(onnx_classifier)
+    for tensor in broken.graph.initializer:
+        if tensor.name == "bias":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, np.float32), "bias"))
+    onnx.save(broken, file)
+    pixels, labels = data.batch(range(2))
+    small = ImageData("small", pixels[:, :, 1:], labels)
+    for given, images, options, said in (
+        (file, data, {}, "the ONNX model .*mine.onnx on .* returns NaN"),
+        (guard(file, "identity"), data, {}, "the ONNX model .*mine.onnx on .* returns NaN"),
+        (file, small, {}, "the ONNX model .*mine.onnx on .* fails on images"),
+        (file, data, {"input": "nothing"}, "mine.onnx: the classifier has no input 'nothing'"),
+        (file, data, {"output": "nothing"}, "mine.onnx: the classifier has no output 'nothing'"),
+        (file, data, {"output_kind": "probabilities"}, "mine.onnx: output_kind='probabilities': expected"),
+        (file, data, {"attacks": ("pgd",)}, "needs gradients of the classifier, but the ONNX model .*mine.onnx on"),
+    ):
+        if "output_kind" in options:
+            onnx.save(onnx_classifier, file)
+        with pytest.raises(purifier.PurifierError, match=said) as caught:
+            audit(given, images, **{"attacks": (), **options})
+        assert str(caught.value).count("mine.onnx") == 1
+    with pytest.raises(ClassifierError, match="mine.onnx: the classifier has no input 'nothing'"):
+        guard(file, "identity", input="nothing")
+
+
 def test_no_error_names_a_class_of_this_project(onnx_classifier, data):
     class Loud(Broken):
         def score(self, pixels):
@@ -257,6 +339,7 @@ def test_an_attack_that_fails_is_recorded_and_the_others_go_on(classifier, data,
     found = audit(guard(classifier, "identity"), data, eps=0.1, attacks=(Give(fail), "fgsm"), batch_size=25)
     assert not found.complete
     failed = [row for row in found.rows if row.error]
+    assert "nothing-attacked" not in {flag.name for flag in found.flags}
     (error,) = {row.error for row in failed}
     assert re.fullmatch(r"ValueError: no such luck, at .*test_audit_errors.py:\d+", error) and len(failed) == 4
     assert all(row.result is None and row.threat for row in failed)

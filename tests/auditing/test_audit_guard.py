@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import purifier
-from audit_helpers import PGD, Give, as_linear_onnx, correct, rows, worst
+from audit_helpers import PGD, Give, as_linear_onnx, correct, printed, rows, worst
 from purifier.auditing.audit import audit
+from purifier.auditing.figures import rate_text
 from purifier.auditing.parts import audited_parts
 from purifier.data.images import ImageData
 from purifier.errors import ConfigError, RejectedError
@@ -109,6 +110,13 @@ def test_a_guards_file_is_judged_by_its_own_rejections(filter_, classifier, data
         assert (clean.result.correct, clean.rejected.correct) == (right, rejections)
         (row,) = rows(found, attack="joint-square:queries=50")
         assert row.scores_per_image > 0 and row.right.correct <= row.result.correct <= right
+        lines = [" ".join(line.split()) for line in printed(found, 120).splitlines()]
+        headline = next(line for line in lines if line.startswith("linf 0.1 all routes run"))
+        assert headline.endswith(f" {rate_text(found.worst_case[0].result)}")
+        assert lines[lines.index(headline) - 3 : lines.index(headline) - 1] == ["threat routes right or", "rejected"]
+        assert "worst case per image, share of images with 95% interval" in lines
+        assert "purifier none: an exported guard, audited as it is" in lines
+        assert "right or rejected" in repr(found)
 
 
 def test_a_classifier_is_audited_alone(classifier, onnx_classifier, data):

@@ -15,7 +15,7 @@ from audit_helpers import COUNT, Give, NoConfig, Noisy, Queries, printed, rows
 from purifier.attacking.threat import Threat
 from purifier.auditing.audit import audit
 from purifier.auditing.detection import Detection
-from purifier.auditing.figures import area_text, rate_text
+from purifier.auditing.figures import area_text, cost_text, rate_text
 from purifier.auditing.report import AuditReport
 from purifier.auditing.statistics import Area, Rate
 from purifier.guards.guard import guard
@@ -110,7 +110,7 @@ def figures(report: AuditReport) -> set[str]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["report", "rejecting", "alone", "noisy", "v1", "v2", "v3", "v4"])
+@pytest.mark.parametrize("name", ["report", "rejecting", "alone", "noisy", "v1", "v2", "v3", "v4", "v5"])
 def test_every_figure_is_whole_and_on_one_line_at_any_width(name, width, request):
     found = AuditReport.load(OLD_REPORTS / f"{name}.json") if name[0] == "v" else request.getfixturevalue(name)
     for shown_report in (found, widest(found, FULL), widest(found, WIDEST)):
@@ -141,12 +141,9 @@ def test_below_70_columns_each_row_is_a_block(report):
         lines = [" ".join(line.split()) for line in printed(report, width).splitlines()]
         assert "attack route attacked undefended guarded" not in lines
         at = lines.index("fgsm, oblivious")
-        assert lines[at + 1 : at + 5] == [
-            f"attacked {COUNT}",
-            "1 g",
-            f"undefended {rate_text(bare.result)}",
-            f"guarded {rate_text(row.result)}",
-        ]
+        assert lines[at + 1 : at + 4] == [f"attacked {COUNT}", "1 g", f"guarded {rate_text(row.result)}"]
+        at = lines.index("fgsm, exact")
+        assert lines[at + 3] == f"undefended {rate_text(bare.result)}"
     assert "attack route attacked undefended guarded" in [
         " ".join(line.split()) for line in printed(report, 80).splitlines()
     ]
@@ -235,17 +232,23 @@ def test_the_head_says_what_was_audited(classifier, data, tmp_path):
     for part in (
         f"classifier torch NearestMean; MODEL nets:make; weights nets.pt; sha256 {found.classifier['sha256'][:12]}; ",
         f"; {count:,} parameters; output boxes; output kind probabilities ",
-        f"purifier vae; image_shape=1x28x28, channels=4, latent=8; vae.safetensors; sha256 {weights_hash} ",
+        f"; image_shape=1x28x28, channels=4, latent=8; sha256 {weights_hash} ",
         f"data {data.name}; {COUNT} images; sha256 {found.data['sha256'][:12]}",
     ):
         assert part in head
     assert found.data["sha256"][:13] not in head and "on_reject" not in head
+    for spec, said in (("my/vae.safetensors", "PURIFIER my/vae.safetensors"), ("demo", "PURIFIER demo"), (None, "")):
+        given = replace(found, purifier={**found.purifier, "spec": spec})
+        shown = " ".join(printed(given).split("\n\n")[0].split())
+        file = "" if spec and spec.startswith("my") else "; vae.safetensors"
+        said = f"; {said}" if said else said
+        assert f"purifier vae{said}; image_shape=1x28x28, channels=4, latent=8{file}; sha256" in shown
     plain = printed(replace(found, classifier={**dict.fromkeys(found.classifier), "description": "a net"}))
     assert "classifier  a net\n" in plain
     blurred = audit(guard(classifier, "blur:sigma=3"), data, attacks=())
     assert "purifier    blur; sigma=3.0\n" in printed(blurred)
     unknown = replace(found, purifier={**found.purifier, "plugin": "elsewhere", "config": {"a": True}})
-    assert "purifier    elsewhere; a=true; vae.safetensors" in printed(unknown)
+    assert f"purifier    elsewhere; PURIFIER {tmp_path}" in printed(unknown) and "; a=true; sha256" in printed(unknown)
 
 
 def test_the_head_says_what_happens_to_rejected_images(rejecting):
@@ -278,3 +281,34 @@ def test_errors_are_named_once(classifier, data):
         assert printed(found).count("ValueError: no such luck") == count
     assert "Give:make" in printed(found) and "exact on the undefended classifier: ValueError" in printed(found)
     assert "ValueError: no such luck" in printed(audit(classifier, data, eps=0.05, attacks=(Give(fail),), probes=2))
+
+
+def test_an_undefended_figure_stands_once_for_each_attack(classifier, data):
+    found = audit(guard(classifier, "blur"), data, eps=0.05, attacks=("fgsm",), probes=2)
+    (bare,) = rows(found, model="undefended", attack="fgsm")
+    distinct = replace(bare, result=Rate(0.123, 7.38, COUNT, (0.1, 0.2)))
+    shown = printed(replace(found, rows=[distinct if row is bare else row for row in found.rows]), 120)
+    table = shown.split("linf 0.05\nattack")[1]
+    assert table.count("12.3% [10.0, 20.0]") == 1
+    (line,) = (line for line in table.splitlines() if "12.3%" in line)
+    assert line.split()[:2] == ["fgsm", "exact"]
+    assert "each attack has one figure, in its first row" in " ".join(shown.split())
+
+
+def test_costs_are_those_of_the_attacks_kind(report):
+    (row,) = rows(report, model="guarded", attack="fgsm", route="exact")
+    none_right = replace(row, gradients_per_image=0.0, queries_per_image=1.0)
+    assert cost_text(none_right) == f"{COUNT}\n0 g"
+    assert cost_text(replace(none_right, needs="scores")) == f"{COUNT}\n1 q"
+    assert cost_text(replace(none_right, attacked=0)) == "0"
+    assert cost_text(replace(row, gradients_per_image=2.345)) == f"{COUNT}\n2.3 g"
+    assert cost_text(replace(row, gradients_per_image=22.345)) == f"{COUNT}\n22 g"
+
+
+def test_the_table_says_whether_draws_matter_and_in_which_precision_gradients_were_checked(report, noisy):
+    said = "The purifier draws no noise, so --eot and --judgements (eot= and judgements= in Python) change nothing"
+    assert said in " ".join(printed(report).split()) and said not in " ".join(printed(noisy).split())
+    assert "compared with finite differences in float64\n" in printed(report)
+    single = " ".join(printed(replace(report, gradient_check="float32")).split())
+    assert "in float32 only, where only gross errors show" in single
+    assert "finite differences" not in printed(replace(report, gradient_check=None))

@@ -133,7 +133,7 @@ def test_the_joint_attack_runs_within_several_budgets(command, folder):
     code, shown, _ = command(*arguments(attack="joint:steps=3", eps="8/255"), "--eps", "0.1")
     assert code == 0, shown
     report = json.loads((folder / "found" / "report.json").read_text())
-    assert report["schema_version"] == 5 and report["calibration"] is None
+    assert report["schema_version"] == 6 and report["calibration"] is None
     exact = [row for row in report["rows"] if row["route"] == "exact" and row["model"] == "guarded"]
     assert len(exact) == 2 and all(row["scores_per_image"] > 3 for row in exact)
     for part in ("detection, linf 0.03137", "detection, linf 0.1", "here: joint:steps=3", "not calibrated"):
@@ -230,14 +230,14 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"eps": "lots"}, "error: eps: expected a number such as 0.1 or 8/255, got 'lots'"),
-        ({"eps": "1/0"}, "error: eps: expected a number such as 0.1 or 8/255, got '1/0'"),
+        ({"eps": "lots"}, "error: --eps: expected a number such as 0.1 or 8/255, got 'lots'"),
+        ({"eps": "1/0"}, "error: --eps: expected a number such as 0.1 or 8/255, got '1/0'"),
         ({"eps": "8"}, "at most 1 for linf (pixels are in [0, 1]), got 8.0; try 8/255"),
         ({"norm": "l7"}, "l7"),
-        ({"route": "back"}, "error: route must be one of exact, bpda, oblivious, none, got 'back'"),
+        ({"route": "back"}, "error: --route must be one of exact, bpda, oblivious, none, got 'back'"),
         ({"attack": "joint:confidence=no"}, "option 'confidence': expected float, got 'no'"),
-        ({"preset": "hard"}, "error: preset must be one of quick, standard, thorough, got 'hard'"),
-        ({"fail_under": 50}, "error: gate: expected a share of images in [0, 1], such as 0.5, got 50.0"),
+        ({"preset": "hard"}, "error: --preset must be one of quick, standard, thorough, got 'hard'"),
+        ({"fail_under": 50}, "error: --fail-under: expected a share of images in [0, 1], such as 0.5, got 50.0"),
         ({"attack": "none", "fail_under": 0.5}, "error: --fail-under needs an attack; add one"),
         ({"attack": "foolbox:LinfPDG"}, "LinfPGD"),
         ({"attack": "pgd:40"}, "error: cannot read '40' in 'pgd:40': expected NAME:key=value"),
@@ -249,6 +249,9 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
         ({"input": ""}, "error: --input: expected a position such as 1 or a name such as pixel_values, got nothing"),
         ({"preprocessing": "mean=bright"}, "option 'mean': expected numbers"),
         ({"classifier": "cli_audit_model:absent"}, "error: MODEL 'cli_audit_model:absent' failed"),
+        ({"batch_size": 0}, "error: --batch-size must be a whole number of at least 1, got 0"),
+        ({"abstain": 3}, "error: --abstain needs on_reject='abstain'"),
+        ({"attack": "joint-square:queries=5"}, "Blur is not calibrated; run `purifier calibrate blur --data DATA"),
     ],
 )
 def test_bad_input_ends_in_code_2_and_no_report(changed, said, command, folder):

@@ -95,7 +95,7 @@ def test_rejection_and_noise_on_the_command_line(command: Callable[..., tuple[in
     assert logits[0].tolist() == [float("-inf")] * 4 + [0.0]
     assert np.isfinite(logits[1]).all()
     for options, message in (
-        (["--on-reject", "panic"], "on_reject must be one of ignore"),
+        (["--on-reject", "panic"], "--on-reject must be one of ignore"),
         (["--abstain", "1"], "abstain needs on_reject='abstain'"),
         (["--noise", "input"], "Blur draws no noise"),
     ):
