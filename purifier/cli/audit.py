@@ -13,6 +13,7 @@ from ..errors import ConfigError, OutputError
 from ..foreign_code import Attempt
 from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
+from .data_options import CLASSES, CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     INPUT,
     OUTPUT,
@@ -49,7 +50,12 @@ def audit(
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
     out: Annotated[Path, typer.Option(help="Folder for report.json.")],
     weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    resize: Annotated[str | None, RESIZE] = None,
+    crop: Annotated[str | None, CROP] = None,
+    classes: Annotated[Path | None, CLASSES] = None,
+    skip_bad: Annotated[bool, SKIP_BAD] = False,
+    max_bytes: Annotated[int | None, MAX_BYTES] = None,
     norm: Annotated[Norm, typer.Option(help="Norm in which eps is measured.")] = "linf",
     eps: Annotated[
         list[str], typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated.")
@@ -115,11 +121,21 @@ def audit(
         raise ConfigError("--on-reject and --abstain need a guard, but --purifier is none; leave them out")
     if not alone:
         model = guard(model, purifier, on_reject=on_reject, abstain=abstain, **reading)
+    images = load_data_option(
+        data,
+        root,
+        resize=resize,
+        crop=crop,
+        classes=classes,
+        skip_bad=skip_bad,
+        max_bytes=max_bytes,
+        preprocessing=reading["preprocessing"],
+    )
     console = plain_console()
     with audit_progress() as show:
         report = run(
             model,
-            data,
+            images,
             norm=norm,
             eps=threats,
             attacks=[] if attack == [CLEAN_ONLY] else attack or None,
@@ -131,7 +147,6 @@ def audit(
             judgements=judgements,
             probes=probes,
             device=device,
-            root=root,
             progress=show,
             **(reading if alone else AS_THE_GUARD),
         )

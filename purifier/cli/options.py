@@ -98,6 +98,6 @@ def command_line(context: typer.Context) -> list[str]:
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         for one in value if isinstance(value, list | tuple) else [value]:
-            if one is not None:
-                words += [max(parameter.opts, key=len), str(one)]
+            if one is not None and one is not False:
+                words += [max(parameter.opts, key=len), *([] if one is True else [str(one)])]
     return words

@@ -41,9 +41,11 @@ class _Wanted:
         of_folders = {"resize": self.resize, "crop": self.crop, "classes": self.classes, "skip_bad": self.skip_bad}
         for name, value in of_folders.items():
             if kind != "folder" and value not in (None, False):
-                raise ConfigError(f"{name} is for folder:DIR, but the data is {spec!r}; leave {name} out")
+                raise ConfigError(
+                    f"{name} (--{name.replace('_', '-')}) is for folder:DIR, but the data is {spec!r}; leave it out"
+                )
         if kind != "npz" and self.max_bytes is not None:
-            raise ConfigError(f"max_bytes is for npz:FILE, but the data is {spec!r}; leave max_bytes out")
+            raise ConfigError(f"max_bytes (--max-bytes) is for npz:FILE, but the data is {spec!r}; leave it out")
 
 
 def load_data(

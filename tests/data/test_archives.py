@@ -67,7 +67,7 @@ def test_the_limit_can_be_raised_and_lowered_by_name(tmp_path: Path) -> None:
     for wrong in (0, -1, 2.5, True, "1GB"):
         with pytest.raises(ConfigError, match="max_bytes: expected a number of bytes of at least 1"):
             load_data(f"npz:{path}", max_bytes=wrong)
-    with pytest.raises(ConfigError, match="max_bytes is for npz:FILE"):
+    with pytest.raises(ConfigError, match="--max-bytes. is for npz:FILE"):
         load_data("demo:1", max_bytes=5)
 
 
