@@ -189,7 +189,7 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
 
 
 def _lower(report: AuditReport, case: WorstCase) -> str:
-    counted = "right or rejected" if report.rejects else "right"
+    counted = report.right + " or rejected" * report.rejects
     return f"the 95% interval of images that are {counted} in the worst case begins at {case.result.interval[0]:.1%}"
 
 

@@ -115,16 +115,16 @@ def _load(spec: str, wanted: _Wanted) -> ImageData:
         path, which = read_path(spec, rest)
         if kind == "folder":
             return _load_folder(spec, path, which, wanted)
-        return _from_arrays(spec, *read_npz(path, wanted.max_bytes), (), which)
+        return from_arrays(spec, *read_npz(path, wanted.max_bytes), which=which)
     if kind == "demo":
         _, which = read_split(spec, rest, splits=())
         path = Path(str(files("purifier.assets") / DEMO_IMAGES))
-        return _from_arrays(spec, *read_npz(path), CLASS_NAMES["fashion-mnist"], which)
+        return from_arrays(spec, *read_npz(path), CLASS_NAMES["fashion-mnist"], which)
     if kind not in CLASS_NAMES:
         raise unknown_data(spec, kind)
     split, which = read_split(spec, rest, splits=("train", "test"))
     images, labels = load_arrays(kind, train=split == "train", root=wanted.root)
-    return _from_arrays(spec, images, labels, CLASS_NAMES[kind], which)
+    return from_arrays(spec, images, labels, CLASS_NAMES[kind], which)
 
 
 def _load_folder(spec: str, folder: Path, which: range | None, wanted: _Wanted) -> ImageData:
@@ -141,13 +141,14 @@ def _load_folder(spec: str, folder: Path, which: range | None, wanted: _Wanted) 
     return ImageData(spec, images, kept, names, skipped=images.skipped)
 
 
-def _from_arrays(
+def from_arrays(
     spec: str,
     images: NDArray[np.generic],
     labels: NDArray[np.generic] | None,
-    classes: Sequence[str],
-    which: range | None,
+    classes: Sequence[str] = (),
+    which: range | None = None,
 ) -> ImageData:
+    """Arrays as ``ImageData``: images (N, H, W), (N, C, H, W) or (N, H, W, C), and labels (N,) or None."""
     images = _channels_first(spec, images)
     if which is not None:
         check_within(spec, which, len(images))

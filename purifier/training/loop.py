@@ -14,10 +14,11 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from ..classifiers.own_answers import with_own_answers
 from ..contracts import checkpoint
 from ..contracts.purifier import Purifier, purifiers
+from ..data.given import Data
 from ..data.images import ImageData
-from ..data.loading import load_data
 from ..errors import ConfigError, TrainingError
 from ..exclusive import exclusive
 from ..output import Output
@@ -29,16 +30,17 @@ from ..vocabulary import OutputKind
 from .argument_checks import check_kinds, check_numbers, check_out, device_of
 from .classifier_checks import check_classifier, classifier_for, fingerprint
 from .epoch import NotFinite, Progress, Run, out_of_memory
-from .optimisation import Follower, Optimisation
+from .optimisation import Follower
 from .recipe import Recipe, learned_of
 from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
 from .torchrun import join_processes, own_device
+from .training_data import check_labels, data_facts, training_images
 
 
 def train(
     plugin: str,
-    data: ImageData | str,
+    data: Data,
     out: str | Path,
     *,
     config: Mapping[str, object] | None = None,
@@ -80,7 +82,8 @@ def train(
     plugin
         Name of a purifier plugin.
     data
-        The training data: labelled images or a DATA spec.
+        The training data: a DATA spec, ``ImageData``, images, ``(images, labels)``, a torch Dataset or a DataLoader.
+        Images without labels get the classifier's own answers as labels, if the recipe has a classifier.
     out
         The checkpoint to write, a ``.safetensors`` file. No other run can write it meanwhile.
     config
@@ -145,7 +148,7 @@ def train(
         "augment": augment,
     }
     optimisation = chosen.suggested.with_given(given).on(run_device)
-    images = _training_images(data, root, chosen, optimisation)
+    images = training_images(data, root, preprocessing, chosen, optimisation)
     model = classifier_for(chosen, classifier, weights, preprocessing, input, Output(output, output_kind))
     purifier = _build(plugin, config or {}, images, seed, chosen).to(run_device).train()
     follower = Follower(purifier, optimisation)
@@ -164,10 +167,14 @@ def train(
     header = {**settings, "epochs": epochs, "device": str(device)}
     with ExitStack() as stack:
         stack.enter_context(exclusive(out) if os.environ.get("RANK", "0") == "0" else nullcontext())
-        pixels, labels = (part.to(run_device) for part in images.batch(images.spread(2)))
         if model is not None:
             stack.enter_context(freeze(model, device=run_device))
             check_classifier(model, chosen, images, run_device)
+            images = with_own_answers(images, lambda pixels, _: model(pixels), batch_size, run_device)
+        check_labels(purifier, images)
+        header |= data_facts(images)
+        pixels, labels = (part.to(run_device) for part in images.batch(images.spread(2)))
+        if model is not None:
             stack.enter_context(channels_last(model, lambda images: [model(images)], pixels))
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
         processes = join_processes(run_device)
@@ -187,17 +194,6 @@ def train(
         )
         entry = _run(run, out, settings, header, entry, save_every)
         return _finish(run, out, header, entry)
-
-
-def _training_images(
-    data: ImageData | str, root: str | Path | None, recipe: Recipe, optimisation: Optimisation
-) -> ImageData:
-    images = load_data(data, root=root) if isinstance(data, str) else data
-    if not isinstance(images, ImageData):
-        raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")
-    if optimisation.augment != "none" and not recipe.allows_augmentation:
-        raise ConfigError("denoise:cached=true uses the same images in each epoch; leave out augment or cached")
-    return images
 
 
 def _finish(run: Run, out: Path, header: Mapping[str, Any], entry: Mapping[str, Any]) -> Purifier:
