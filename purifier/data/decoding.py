@@ -33,7 +33,7 @@ def decode(path: Path, mode: Mode) -> Image.Image:
         The file cannot be read, is damaged, or holds values that are not of 8 or 16 bits.
     """
     image, _ = _opened(path)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def examine(path: Path) -> Facts | DataError:
@@ -48,6 +48,7 @@ def examine(path: Path) -> Facts | DataError:
 def _opened(path: Path) -> tuple[Image.Image, bool]:
     with Attempt((Exception,)) as reading, Image.open(path) as stored:  # Pillow's formats raise anything
         stored.load()
+        ImageOps.exif_transpose(stored, in_place=True)  # in place, because a photo can take 100 MB
         return _seen(stored, path), stored.mode in GREY_MODES
     if isinstance(reading.error, DataError):
         raise reading.error
@@ -58,9 +59,8 @@ def _opened(path: Path) -> tuple[Image.Image, bool]:
     )
 
 
-def _seen(stored: Image.Image, path: Path) -> Image.Image:
-    """The image as a viewer shows it, in mode L or RGB."""
-    image = ImageOps.exif_transpose(stored)
+def _seen(image: Image.Image, path: Path) -> Image.Image:
+    """An upright image as a viewer shows it, in mode L or RGB."""
     if image.mode.startswith(("I", "F")):
         return _to_8_bits(image, path)
     if not image.has_transparency_data:

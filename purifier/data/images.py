@@ -93,7 +93,8 @@ class ImageData:
         """The images at the given positions: pixels (n, C, H, W) float32 in [0, 1], and labels (n,) int64."""
         positions = torch.as_tensor(indices, dtype=torch.int64)
         images = self._images[positions]
-        return images.float() / 255 if images.dtype == torch.uint8 else images, self.labels[positions]
+        pixels = images.float().div_(255) if images.dtype == torch.uint8 else images
+        return pixels, self.labels[positions]
 
     def spread(self, count: int) -> list[int]:
         """Positions of at most ``count`` images, evenly spaced, because data sets are often sorted by class."""
