@@ -121,16 +121,8 @@ def audit(
         raise ConfigError("--on-reject and --abstain need a guard, but --purifier is none; leave them out")
     if not alone:
         model = guard(model, purifier, on_reject=on_reject, abstain=abstain, **reading)
-    images = load_data_option(
-        data,
-        root,
-        resize=resize,
-        crop=crop,
-        classes=classes,
-        skip_bad=skip_bad,
-        max_bytes=max_bytes,
-        preprocessing=reading["preprocessing"],
-    )
+    wanted = reading["preprocessing"]
+    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
     console = plain_console()
     with audit_progress() as show:
         report = run(

@@ -44,7 +44,7 @@ def calibrate(
         )
     purifier = load(checkpoint)
     console = plain_console(soft_wrap=True)
-    images = load_data_option(data, root, resize=resize, crop=crop, skip_bad=skip_bad, max_bytes=max_bytes)
+    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes)
     with audit_progress() as show:
         found = run(purifier, images, fpr=fpr, batch_size=batch_size, device=device, progress=show)
     if path is None:

@@ -38,12 +38,12 @@ MAX_BYTES = typer.Option(
 def load_data_option(
     spec: str,
     root: Path | None,
-    *,
     resize: str | None,
     crop: str | None,
-    classes: Path | None = None,
     skip_bad: bool,
     max_bytes: int | None,
+    *,
+    classes: Path | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> ImageData:
     """The data of ``--data``; images that were left out are named on standard error."""

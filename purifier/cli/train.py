@@ -86,18 +86,8 @@ def train(
         )
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
     wanted = read_preprocessing_option(preprocessing)
-    images = load_data_option(
-        data,
-        root,
-        resize=resize,
-        crop=crop,
-        classes=classes,
-        skip_bad=skip_bad,
-        max_bytes=max_bytes,
-        preprocessing=wanted,
-    )
-    first = os.environ.get("RANK", "0") == "0"
-    console = plain_console(soft_wrap=True, quiet=not first)
+    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
+    console = plain_console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
     with _bar(console) as bar:
         task = bar.add_task("", total=None, visible=False, loss="", speed="")
 

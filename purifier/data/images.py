@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from .files import ImageFiles
 
 UNLABELLED = -1
 """The label of each image of data without labels."""
@@ -95,6 +98,19 @@ class ImageData:
         images = self._images[positions]
         pixels = images.float().div_(255) if images.dtype == torch.uint8 else images
         return pixels, self.labels[positions]
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """``batch`` for each list of positions; image files are decoded one batch ahead of the caller."""
+        if not isinstance(self._images, ImageFiles):  # other people's data sets may not run beside other code
+            yield from map(self.batch, parts)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            waiting = deque(pool.submit(self.batch, part) for part in parts[:1])
+            for part in parts[1:]:
+                ready = waiting.popleft().result()
+                waiting.append(pool.submit(self.batch, part))
+                yield ready
+            yield from (last.result() for last in waiting)
 
     def spread(self, count: int) -> list[int]:
         """Positions of at most ``count`` images, evenly spaced, because data sets are often sorted by class."""

@@ -14,7 +14,6 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from ..classifiers.own_answers import with_own_answers
 from ..contracts import checkpoint
 from ..contracts.purifier import Purifier, purifiers
 from ..data.given import Data
@@ -35,7 +34,7 @@ from .recipe import Recipe, learned_of
 from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
 from .torchrun import join_processes, own_device
-from .training_data import check_labels, data_facts, training_images
+from .training_data import data_facts, labelled_for, training_images
 
 
 def train(
@@ -164,18 +163,16 @@ def train(
         "data": images.name,
         "images": len(images),
     }
-    header = {**settings, "epochs": epochs, "device": str(device)}
+    header = {**settings, "epochs": epochs, "device": str(device), **data_facts(images, model)}
     with ExitStack() as stack:
         stack.enter_context(exclusive(out) if os.environ.get("RANK", "0") == "0" else nullcontext())
+        pixels = images.batch(images.spread(2))[0].to(run_device)
         if model is not None:
             stack.enter_context(freeze(model, device=run_device))
             check_classifier(model, chosen, images, run_device)
-            images = with_own_answers(images, lambda pixels, _: model(pixels), batch_size, run_device)
-        check_labels(purifier, images)
-        header |= data_facts(images)
-        pixels, labels = (part.to(run_device) for part in images.batch(images.spread(2)))
-        if model is not None:
             stack.enter_context(channels_last(model, lambda images: [model(images)], pixels))
+        images = labelled_for(purifier, images, model, batch_size, run_device)
+        labels = images.labels[images.spread(2)].to(run_device)
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
         processes = join_processes(run_device)
         entry = read_state(state_path(out), follower, settings) if resume else None
@@ -192,8 +189,7 @@ def train(
             seed=seed,
             progress=progress,
         )
-        entry = _run(run, out, settings, header, entry, save_every)
-        return _finish(run, out, header, entry)
+        return _finish(run, out, header, _run(run, out, settings, header, entry, save_every))
 
 
 def _finish(run: Run, out: Path, header: Mapping[str, Any], entry: Mapping[str, Any]) -> Purifier:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..classifiers.own_answers import with_own_answers
+from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
 from ..data.given import Data, read_data
 from ..data.images import ImageData
@@ -23,16 +27,28 @@ def training_images(
     return images
 
 
-def check_labels(purifier: Purifier, images: ImageData) -> None:
-    """Raise ``ConfigError`` if the purifier learns from labels and there are none."""
+def labelled_for(
+    purifier: Purifier, images: ImageData, classifier: PixelClassifier | None, batch_size: int, device: torch.device
+) -> ImageData:
+    """The images, labelled by the classifier's own answers if there are no labels; unlabelled without a classifier.
+
+    Raises
+    ------
+    ConfigError
+        The purifier learns from labels, and there is neither a label nor a classifier.
+    """
+    if classifier is not None:
+        return with_own_answers(images, lambda pixels, _: classifier(pixels), batch_size, device)
     if purifier.uses_labels and not images.labelled:
         raise ConfigError(
             f"{type(purifier).__name__} learns from labels, but {images.name} has none; give labels, turn that option "
             "off, or use a recipe with a classifier, whose answers are then the labels"
         )
+    return images
 
 
-def data_facts(images: ImageData) -> dict[str, Any]:
+def data_facts(images: ImageData, classifier: PixelClassifier | None) -> dict[str, Any]:
     """The log's facts about data that is not as usual: labels that are answers, images that were left out."""
-    labels = {"labels": "answers of the classifier"} if images.own_answers else {}
+    answered = classifier is not None and not images.labelled
+    labels = {"labels": "answers of the classifier"} if answered else {}
     return labels | ({"skipped": len(images.skipped)} if images.skipped else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from purifier.data import named
+from purifier.data.files import ImageFiles
 from purifier.data.loading import load_data
 from purifier.errors import ConfigError, DataError, SpecError
 
@@ -184,3 +186,34 @@ def test_images_without_class_folders_have_no_labels(tmp_path: Path) -> None:
 def test_arguments_for_folders_only(argument: str) -> None:
     with pytest.raises(ConfigError, match=f"{argument} .* is for folder:DIR, but the data is 'demo:3'; leave"):
         load_data("demo:3", **{argument: 1})
+
+
+def test_the_next_batch_is_decoded_while_the_caller_works(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_data(f"folder:{photos}", skip_bad=True)
+    parts = [[3], [0, 2], [1]]
+    expected = [data.batch(part) for part in parts]
+    asked, read = threading.Event(), ImageFiles.__getitem__
+
+    def reading(files: ImageFiles, positions: torch.Tensor) -> torch.Tensor:
+        if positions.tolist() == [0, 2]:
+            asked.set()
+        return read(files, positions)
+
+    monkeypatch.setattr(ImageFiles, "__getitem__", reading)
+    served = data.batches(parts)
+    found = [next(served)]
+    assert asked.wait(timeout=30)
+    found += served
+    for got, wanted in zip(found, expected, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+    assert list(data.batches([])) == []
+
+
+def test_a_file_that_breaks_between_batches_ends_them(photos: Path) -> None:
+    data = load_data(f"folder:{photos}", skip_bad=True)
+    served = data.batches([[0], [1], [2]])
+    next(served)
+    for path in photos.rglob("*.jpg"):
+        truncate(path)
+    with pytest.raises(DataError, match="cannot read image"):
+        list(served)
