@@ -21,9 +21,9 @@ from purifier.guards.session import GuardedSession
 from purifier.onnx.front import PurifierFront, example_images, noise_for
 from purifier.onnx.graft import purified_name
 from purifier.onnx.guarded import guarded_graph, shown_outputs
+from purifier.onnx.limits import MAX_BYTES
 from purifier.onnx.names import NOISE, REJECTED, SCORE
 from purifier.onnx.opset import raise_opset
-from purifier.onnx.reader import MAX_BYTES
 from purifier.onnx.rejection import answer_name
 from purifier.onnx.torch_export import export_module, innermost_cause
 from purifier.output import Output
@@ -136,7 +136,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
 
         def classify(purified: Tensor) -> Tensor | None:
             made = guard.preprocessing.to_classifier(purified).numpy()
-            feed = {**other_inputs(original, (guard.input,), len(batch), path)}
+            feed = {**other_inputs(original, (guard.input,), len(batch), guard.feed)}
             feed[guard.input] = made if given is None else given
             names = [output.name for output in original.get_outputs()]
             found.update(zip(names, original.run(None, feed), strict=True))
@@ -179,6 +179,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
         noise=_noise(front) if noise else None,
         threshold=guard.rejection.threshold if scored else None,
         replaced=replaced,
+        feed=guard.feed,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from purifier.errors import ClassifierError, ExportError
 from purifier.foreign_code import explained
+from purifier.onnx.feeding import NOTHING, Feed, example_values
 from purifier.onnx.names import NOISE, REJECTED, SCORE
 from purifier.onnx.opset import opset_of
 from purifier.onnx.runtime import CPU, open_session
@@ -23,22 +24,6 @@ from purifier.onnx.torch_export import innermost_cause
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Outputs: TypeAlias = Mapping[str, Any]
-
-NUMPY_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int16)": np.int16,
-    "tensor(int8)": np.int8,
-    "tensor(uint64)": np.uint64,
-    "tensor(uint32)": np.uint32,
-    "tensor(uint16)": np.uint16,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
-
 
 SIZE_ADVICE = "if their size is wrong, give image_shape=(C, H, W) (--image-shape 3x32x32 on the command line)"
 COARSE_TOLERANCE = 1e-2
@@ -66,6 +51,8 @@ class Candidate:
     """The score above which images are rejected, if outputs depend on it."""
     replaced: str | None = None
     """The output whose rows are replaced for rejected images."""
+    feed: Feed = NOTHING
+    """Values for the classifier's other inputs; those that it lacks are made up."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +71,8 @@ class Verifier:
         self.compared_separately = False
         """Whether purifier and classifier had to be compared separately."""
         self._borderline, self._seen = 0, set[bool]()
+        self._not_answers = (SCORE, REJECTED, candidate.input)
+        self._count, self._varies = 0, False
         self._file = file
         try:
             self._session = open_quietly(file)
@@ -107,6 +96,8 @@ class Verifier:
         batch = self.candidate.images(count)
         noise = None if self.candidate.noise is None else self.candidate.noise(batch)
         expected = self._reference(batch, noise, None)
+        self._count += count
+        self._varies |= any(_varies(value) for name, value in expected.outputs.items() if name not in self._not_answers)
         found = self._run(self._session, batch, noise)
         if list(found) != list(expected.outputs):
             raise ExportError(
@@ -144,6 +135,11 @@ class Verifier:
                 f"{self._borderline} of the compared images score within rounding of the threshold; whether they are "
                 "rejected was not compared"
             )
+        if self._count > 1 and not self._varies:
+            notes.append(
+                "the classifier's outputs were the same for all compared images, so they show little; give its other "
+                "inputs other values with feed= (--feed on the command line), if it has any"
+            )
         if len(self._seen) == 1:
             case, other = ("rejected", "accepted") if self._seen == {True} else ("accepted", "rejected")
             notes.append(f"all compared images were {case}; no {other} image was run")
@@ -169,7 +165,7 @@ class Verifier:
         given = {self.candidate.input: batch.numpy()}
         if noise is not None:
             given[NOISE] = noise.numpy()
-        feed = {**other_inputs(session, given, len(batch), self.path), **given}
+        feed = {**other_inputs(session, given, len(batch), self.candidate.feed), **given}
         failure = f"{self.path}: the file does not run at batch {len(batch)}, a batch size may be baked in"
         with explained(failure, partial(ExportError, path=self.path), describe=innermost_cause):
             values = session.run(None, feed)
@@ -201,23 +197,33 @@ def open_quietly(model: Path | ModelProto) -> onnxruntime.InferenceSession:
 
 
 def other_inputs(
-    session: onnxruntime.InferenceSession, given: Collection[str], count: int, path: Path
+    session: onnxruntime.InferenceSession, given: Collection[str], count: int, feed: Feed
 ) -> dict[str, Array]:
-    """Zeros for the inputs that are not given; a free first size is the batch size, other free sizes are 1."""
-    feed: dict[str, Array] = {}
-    for value in session.get_inputs():
-        if value.name not in given:
-            if value.type not in NUMPY_TYPES:
-                raise ExportError(
-                    f"{path}: cannot fill in the classifier's input {value.name!r} of {value.type} to check the file; "
-                    "make it a constant of the classifier, or give it a numeric type",
-                    path,
-                )
-            sizes = [size if isinstance(size, int) else 1 for size in value.shape]
-            if value.shape and not isinstance(value.shape[0], int):
-                sizes[0] = count
-            feed[value.name] = np.zeros(sizes, dtype=NUMPY_TYPES[value.type])
-    return feed
+    """Values for the inputs that are not given: those of ``feed``, or examples."""
+    known = feed.of(count)
+    return {**example_values(session.get_inputs(), {*given, *known}, count), **known}
+
+
+def _varies(output: Any) -> bool:
+    """Whether the rows of an output differ."""
+    if isinstance(output, np.ndarray):
+        return bool(output.ndim and (output != output[:1]).any())
+    return isinstance(output, list) and any(not np.array_equal(row, output[0]) for row in output)
+
+
+def _parts(found: Any, expected: Any, path: Path, name: str) -> Iterator[tuple[Any, Any]]:
+    """The arrays in a sequence or map, found and expected."""
+    if len(found) != len(expected):
+        raise ExportError(f"{path}: output {name!r}: expected {len(expected)} entries, got {len(found)}", path)
+    rows = [expected] if isinstance(expected, Mapping) else expected
+    others = [found] if isinstance(expected, Mapping) else found
+    if not all(isinstance(row, Mapping) for row in rows):
+        yield from zip(others, rows, strict=True)
+        return
+    for other, row in zip(others, rows, strict=True):
+        if list(other) != list(row):
+            raise ExportError(f"{path}: output {name!r}: expected the keys {list(row)}, got {list(other)}", path)
+    yield np.array([[*row.values()] for row in others]), np.array([[*row.values()] for row in rows])
 
 
 def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float, *, allow_nonfinite: bool) -> float:
@@ -225,6 +231,10 @@ def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float,
 
     NaN and infinity are errors; if ``allow_nonfinite``, they must be the same in both instead.
     """
+    if isinstance(expected, list | Mapping):
+        pairs = _parts(found, expected, path, name)
+        errors = (_compare(*pair, path, name, tolerance, allow_nonfinite=allow_nonfinite) for pair in pairs)
+        return max(errors, default=0.0)
     got, wanted = np.asarray(found), np.asarray(expected)
     where = f"batch {len(wanted) if wanted.ndim else 0}, output {name!r}"
     if got.shape != wanted.shape:
@@ -247,7 +257,8 @@ def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float,
     if not error <= tolerance:  # NaN too
         raise ExportError(
             f"{path}: {where}: differs from the guard by {error:.3g} of its scale, the tolerance is {tolerance:g}; "
-            "the file was not written",
+            "the file was not written; if the classifier rounds that much, as in half precision, raise tolerance= "
+            "(--tolerance on the command line)",
             path,
         )
     if wanted.ndim == 2:

@@ -16,10 +16,10 @@ from purifier.guards.exporter import Exporter, ExportReport
 from purifier.guards.guard import Guard
 from purifier.guards.module import GuardedModule
 from purifier.onnx.front import PurifierFront, draw_of
+from purifier.onnx.limits import MAX_BYTES
 from purifier.onnx.metadata import add_metadata, purifier_metadata
 from purifier.onnx.names import OPSET
 from purifier.onnx.opset import opset_of
-from purifier.onnx.reader import MAX_BYTES
 from purifier.rejection.policy import check_exportable
 
 from ._candidates import from_module, from_session, too_large

@@ -27,6 +27,7 @@ if _typing.TYPE_CHECKING:
     from .guards.guard import guard
     from .guards.module import GuardedModule
     from .guards.session import GuardedSession
+    from .onnx.limits import onnx_limits
     from .pictures import draw_purifications, purify_images, read_images
     from .rejection.calibration import calibrate
     from .seeding import SampleGenerator
@@ -62,6 +63,7 @@ __all__ = [
     "into_range",
     "load",
     "load_data",
+    "onnx_limits",
     "purifiers",
     "purify_images",
     "read_images",
@@ -87,6 +89,7 @@ _MEMBERS = {
     "guards.guard": ("guard",),
     "guards.module": ("GuardedModule",),
     "guards.session": ("GuardedSession",),
+    "onnx.limits": ("onnx_limits",),
     "pictures": ("draw_purifications", "purify_images", "read_images"),
     "rejection.calibration": ("calibrate",),
     "seeding": ("SampleGenerator",),

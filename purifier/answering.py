@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .contracts.purifier import Purifier, check_purified, check_scores, dtype_of
@@ -32,8 +33,12 @@ class Answer(NamedTuple):
 
 
 def purifier_input(pixels: Tensor, purifier: Purifier) -> Tensor:
-    """Pixels (N, C, H, W) as the purifier takes them: clamped to [0, 1], in the dtype of its weights."""
-    return into_range(pixels).to(dtype_of(purifier))
+    """Pixels (N, C, H, W) as the purifier takes them: clamped to [0, 1], in the dtype of its weights.
+
+    A purifier without weights takes float32, or float64 if the pixels are.
+    """
+    default = torch.float64 if pixels.dtype == torch.float64 else torch.float32
+    return into_range(pixels).to(dtype_of(purifier, default))
 
 
 def draw(purifier: Purifier, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:

@@ -49,6 +49,13 @@ class RejectedError(PurifierError):
         self.rejected, self.score = rejected, score
 
 
+class UnguardedError(PurifierError, AttributeError):
+    """Something of a guarded classifier would answer without the purifier.
+
+    It is an ``AttributeError`` too, so for ``hasattr`` a guard has no such method.
+    """
+
+
 class SpecError(PurifierError):
     """A MODEL, PURIFIER, ATTACK or DATA spec that cannot be read."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from .containers import parts_of, with_part
+from .data.pixels import fits
+from .data.reading import sizes_of
 from .errors import ClassifierError, ConfigError
 from .vocabulary import OutputKind
 
@@ -17,11 +19,13 @@ RANGE_ROUNDING, SUM_ROUNDING = 1e-3, 1e-2
 """How far probabilities may lie outside [0, 1], and their sum from 1; both are rounding in half precision."""
 MOST_SHOWN = 5
 """How many outputs without a tensor are listed: a list of lists has one for each image."""
+CHOOSE = "choose one with output= (--output on the command line)"
 SHAPES = {
     "logits": "logits, floats (N, K)",
     "probabilities": "probabilities, floats (N, K)",
     "binary-logit": "one logit per image, floats (N,) or (N, 1)",
     "binary-probability": "one probability per image, floats (N,) or (N, 1)",
+    "label": "one class per image, whole numbers or strings (N,) or (N, 1)",
 }
 
 
@@ -33,8 +37,10 @@ class Entry:
     floating: bool
     shape: tuple[int | None, ...] | None
     """None if unknown, as a size can be."""
-    text: str
-    """Type and shape, for messages."""
+    text: object
+    """Type and shape, for messages: ``str`` of it."""
+    naming: bool = False
+    """Whether its values can be labels: whole numbers or strings."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class Output:
         (``probabilities`` if that is the kind), else the only one that can be an answer of this kind.
     kind
         ``logits``: (N, K) for K of 2 or more. ``probabilities``: (N, K), rows that sum to 1. ``binary-logit``: (N,) or
-        (N, 1), class 1 if above 0. ``binary-probability``: (N,) or (N, 1), the probability of class 1. All may have
-        further dimensions of size 1.
+        (N, 1), class 1 if above 0. ``binary-probability``: (N,) or (N, 1), the probability of class 1. ``label``: (N,)
+        or (N, 1), the class alone, only of an ONNX graph. All may have further dimensions of size 1.
 
     Raises
     ------
@@ -70,8 +76,13 @@ class Output:
 
     @property
     def binary(self) -> bool:
-        """Whether the answer is one number per image."""
+        """Whether the answer is one number per image, for two classes."""
         return self.kind.startswith("binary-")
+
+    @property
+    def labels(self) -> bool:
+        """Whether the answer is a class alone."""
+        return self.kind == "label"
 
     @property
     def log_scale(self) -> bool:
@@ -92,9 +103,36 @@ class Output:
         ClassifierError
             There is none, there are several and ``which`` is None, or it does not have the shape of its kind.
         """
-        parts = _parts(output)
+        if self.labels:
+            raise ClassifierError(
+                "output_kind='label': only an ONNX file says how many classes there are; let the torch classifier "
+                "return logits or probabilities",
+                "",
+            )
+        parts = parts_of(output)
         found: Tensor = parts[self.choose([_entry(name, value) for name, value in parts])][1]
         return found
+
+    def replace(self, output: Any, answer: Tensor) -> Any:
+        """A classifier's output of the same type with another answer in place of the result of ``find``.
+
+        Raises
+        ------
+        ClassifierError
+            Other entries say the class of each image too, and would contradict the new answer; or the output's type
+            cannot be changed.
+        """
+        parts = parts_of(output)
+        entries = [_entry(name, value) for name, value in parts]
+        place = self.choose(entries)
+        for other in range(len(entries)):
+            if other != place and _are_labels(parts[other][1], answer):
+                raise ClassifierError(
+                    f"the classifier's output {_shown(entries)[other]} holds a label for each image, which "
+                    "would remain",
+                    "",
+                )
+        return with_part(output, place, answer)
 
     def logits(self, output: Any) -> Tensor:
         """Logits (N, K) from a classifier's output; see ``find`` and ``to_logits`` for errors."""
@@ -132,53 +170,57 @@ class Output:
         ClassifierError
             As for ``find``.
         """
-        shown = _shown(entries)
-        place = self._chosen(entries, shown)
+        place = self._chosen(entries)
         entry = entries[place]
         if not self._fits(entry):
             other = "choose another output with output= (--output), or " if len(entries) > 1 else ""
             raise ClassifierError(
-                f"the classifier must return {SHAPES[self.kind]}, got {shown[place]}; {other}if the answer is of "
-                "another kind, give output_kind= (--output-kind on the command line)",
+                f"the classifier must return {SHAPES[self.kind]}, got {_shown(entries)[place]}; {other}if the answer "
+                "is of another kind, give output_kind= (--output-kind on the command line)",
                 "",
             )
-        if not self.binary and entry.shape is not None and (len(entry.shape) == 1 or entry.shape[1] == 1):
+        one_number = self.binary or self.labels
+        if not one_number and entry.shape is not None and (len(entry.shape) == 1 or entry.shape[1] == 1):
             raise ClassifierError(
                 f"the classifier must return {SHAPES[self.kind]}, for 2 or more classes, got one number per image, "
-                f"{shown[place]}; if it is the answer of a two-class classifier, give its kind: "
+                f"{_shown(entries)[place]}; if it is the answer of a two-class classifier, give its kind: "
                 "output_kind='binary-logit' or 'binary-probability' (--output-kind on the command line)",
                 "",
             )
         return place
 
-    def _chosen(self, entries: Sequence[Entry], shown: Sequence[str]) -> int:
-        names, listed = [entry.name for entry in entries], ", ".join(shown) or "nothing"
-        if isinstance(self.which, int) and self.which >= len(entries):
-            raise ClassifierError(f"the classifier has no output at position {self.which}; it returns {listed}", "")
+    def _chosen(self, entries: Sequence[Entry]) -> int:
+        names = [entry.name for entry in entries]
+        known = self.which < len(entries) if isinstance(self.which, int) else self.which is None or self.which in names
+        if not known:
+            which = f"at position {self.which}" if isinstance(self.which, int) else repr(self.which)
+            raise ClassifierError(f"the classifier has no output {which}; it returns {_listed(entries)}; {CHOOSE}", "")
         if isinstance(self.which, int):
             return self.which
-        if self.which is not None and self.which not in names:
-            raise ClassifierError(f"the classifier has no output {self.which!r}; it returns {listed}", "")
-        usual = "logits" if self.log_scale else "probabilities"
+        usual = "label" if self.labels else "logits" if self.log_scale else "probabilities"
         name = self.which or usual
         if name in names:
             return names.index(name)
         able = [place for place, entry in enumerate(entries) if self._fits(entry)]
         if len(able) > 1:
+            shown = ", ".join(_shown(entries)[place] for place in able)
             raise ClassifierError(
-                f"{len(able)} outputs of the classifier can be its {self.kind}: "
-                f"{', '.join(shown[place] for place in able)}; choose one with output= (--output on the command line)",
-                "",
+                f"{len(able)} outputs of the classifier can be its {self.kind}: {shown}; {CHOOSE}", ""
             )
         if not able and len(entries) != 1:
-            raise ClassifierError(f"the classifier must return {SHAPES[self.kind]}, got {listed}", "")
+            raise ClassifierError(
+                f"the classifier must return {SHAPES[self.kind]}, got {_listed(entries)}; {CHOOSE}, and its kind with "
+                "output_kind= (--output-kind)",
+                "",
+            )
         return able[0] if able else 0
 
     def _fits(self, entry: Entry) -> bool:
         """Whether an output can be an answer of this kind, or, if not binary, one with a single column."""
-        if not entry.floating or entry.shape is None:
-            return entry.floating
-        inner = entry.shape[1:] if self.binary else entry.shape[2:]
+        right = entry.naming if self.labels else entry.floating
+        if not right or entry.shape is None:
+            return right
+        inner = entry.shape[1:] if self.binary or self.labels else entry.shape[2:]
         return len(entry.shape) >= 1 and all(size in (1, None) for size in inner)
 
     def _check_probabilities(self, answer: Tensor) -> None:
@@ -203,7 +245,7 @@ class Output:
 
 def check_tensors(output: Any, classifier: str) -> None:
     """Raise ``ClassifierError`` if there is no tensor in a torch classifier's output; ``classifier`` names it."""
-    parts = _parts(output)
+    parts = parts_of(output)
     if any(isinstance(value, Tensor) for _, value in parts):
         return
     got = ", ".join(_shown([_entry(name, value) for name, value in parts])[:MOST_SHOWN]) or "nothing"
@@ -218,29 +260,41 @@ LOGITS = Output()
 """By default: logits (N, K), called so or the only ones."""
 
 
-def _parts(output: Any) -> list[tuple[str | None, Any]]:
-    """The parts of a classifier's output with their names, if they have any."""
-    if isinstance(output, Mapping):
-        return [(str(name), value) for name, value in output.items()]
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
-    if isinstance(output, tuple | list):
-        names = getattr(output, "_fields", [None] * len(output))  # a named tuple has _fields
-        return list(zip(names, output, strict=True))
-    return [(None, output)]
+def _are_labels(value: Any, answer: Tensor) -> bool:
+    """Whether a part of an output is one integer for each of the answer's images."""
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.ndim == 0:
+        return False
+    return fits(value.shape[:1], answer.shape[:1]) and all(size in (1, None) for size in sizes_of(value)[1:])
 
 
 def _entry(name: str | None, value: Any) -> Entry:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None:
         return Entry(name, False, (), type(value).__name__)
-    text = f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"
     if not isinstance(value, Tensor):
-        text = f"{type(value).__module__}.{type(value).__name__} {text}"
-    return Entry(name, isinstance(value, Tensor) and value.is_floating_point(), tuple(shape), text)
+        return Entry(
+            name, False, tuple(shape), _Text(dtype, shape, f"{type(value).__module__}.{type(value).__name__} ")
+        )
+    return Entry(name, value.is_floating_point(), sizes_of(value), _Text(dtype, shape))
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Dtype and shape, made into text only for messages: torch.export cannot format the sizes that it leaves free."""
+
+    dtype: Any
+    shape: Any
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}{str(self.dtype).removeprefix('torch.')} {tuple(self.shape)}"
 
 
 def _shown(entries: Sequence[Entry]) -> list[str]:
     """Position (if there are several), name (if it has one), type and shape of each output."""
-    texts = [entry.text if entry.name is None else f"{entry.name!r} {entry.text}" for entry in entries]
+    texts = [str(entry.text) if entry.name is None else f"{entry.name!r} {entry.text}" for entry in entries]
     return texts if len(texts) == 1 else [f"{place}: {text}" for place, text in enumerate(texts)]
+
+
+def _listed(entries: Sequence[Entry]) -> str:
+    return ", ".join(_shown(entries)) or "nothing"

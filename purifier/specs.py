@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -83,7 +84,8 @@ def _convert(value: object, hint: Any) -> object:
             return value
         raise ValueError
     if origin is tuple:
-        parts = value.replace("x", " ").split() if isinstance(value, str) else value
+        # An empty part, as in "x" or "1x", is no number and so an error.
+        parts = re.split(r"\s*[x,]\s*|\s+", value.strip()) if isinstance(value, str) else value
         if not isinstance(parts, list | tuple) or (args[-1] is not ... and len(parts) != len(args)):
             raise ValueError
         return tuple(_convert(part, args[0]) for part in parts)
@@ -133,7 +135,7 @@ def describe_type(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(describe_type(option) for option in get_args(hint) if option is not type(None))
     if get_origin(hint) is tuple:
-        return "numbers such as 1x28x28"
+        return "numbers such as " + ("0.5 0.5 0.5" if get_args(hint)[0] is float else "1x28x28")
     if get_origin(hint) is Sequence:
         return "numbers"
     if get_origin(hint) is Mapping:

@@ -26,12 +26,16 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_page_is_up_to_date(page: ModuleType) -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.benchmarks_page()
+    assert page.ONNX_PAGE.read_text(encoding="utf-8") == page.onnx_page()
 
 
 def test_check_fails_if_the_page_is_out_of_date(
     page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(page, "PAGE", tmp_path / "benchmarks.md")
+    onnx_page = page.ONNX_PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(page, "ONNX_PAGE", tmp_path / "onnx.md")
+    page.ONNX_PAGE.write_text(onnx_page, encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["benchmarks_page.py"])
     page.main()
     monkeypatch.setattr("sys.argv", ["benchmarks_page.py", "--check"])
@@ -42,6 +46,10 @@ def test_check_fails_if_the_page_is_out_of_date(
         page.main()
     assert "-# Figures\n+# Benchmarks" in capsys.readouterr().out
     assert page.PAGE.read_bytes() == before
+    page.PAGE.write_text(page.benchmarks_page(), encoding="utf-8")
+    page.ONNX_PAGE.write_text(onnx_page.replace("refused", "accepted"), encoding="utf-8")
+    with pytest.raises(SystemExit, match="onnx.md is out of date"):
+        page.main()
 
 
 def test_all_committed_reports_load() -> None:

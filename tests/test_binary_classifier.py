@@ -137,6 +137,7 @@ def test_a_purifier_is_trained_for_a_sigmoid_output(onnx: bool, tmp_path: Path) 
             classifier=model,
             output_kind=kind,
             precision="float32",
+            overwrite=True,
             epochs=1,
             batch_size=20,
             **more,

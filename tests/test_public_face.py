@@ -21,6 +21,7 @@ FACE = {
         "into_range",
         "load",
         "load_data",
+        "onnx_limits",
         "purifiers",
         "purify_images",
         "read_images",

@@ -14,9 +14,10 @@ from purifier.attacking.attack import Attack
 from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
 from purifier.attacking.threat import Threat
-from purifier.classifiers.loading import load_classifier
+from purifier.classifiers.loading import read_classifier
 from purifier.classifiers.logits import are_probabilities
 from purifier.classifiers.pixel_classifier import PixelClassifier, pixel_classifier
+from purifier.data.pixels import Preprocessing
 from purifier.errors import ConfigError
 from purifier.foreign_code import explained
 from purifier.seeding import SampleGenerator
@@ -42,10 +43,11 @@ class Transfer(ScaleOption, Attack):
     Parameters
     ----------
     surrogate
-        A MODEL spec: a classifier with gradients and with the same images, classes and preprocessing as the attacked
-        one. By default the attacked classifier itself, without its purifier.
+        A MODEL spec: a classifier with gradients and with the same images and classes as the attacked one, and, unless
+        it is of a library (``timm:NAME``), the same preprocessing. By default the attacked classifier itself, without
+        its purifier.
     weights
-        A state dict for a ``package.module:factory``.
+        A state dict for a ``package.module:factory``, ``torchvision:NAME``, ``timm:NAME`` or ``hf:FOLDER``.
     attacks
         The crafting attacks: specs joined by ``+``. The norms are those that all of them support.
     """
@@ -107,22 +109,23 @@ class Transfer(ScaleOption, Attack):
         return [read_attack(spec.strip()).attack for spec in self.attacks.split("+")]
 
     @cached_property
-    def _model(self) -> nn.Module:
+    def _model(self) -> tuple[nn.Module, Preprocessing | None]:
         assert self.surrogate is not None
-        model = load_classifier(self.surrogate, weights=self.weights)
+        model, own = read_classifier(self.surrogate, weights=self.weights)
         if isinstance(model, ModelProto):
             raise ConfigError(
                 f"attack 'transfer': the surrogate must have gradients, but {self.surrogate!r} is an ONNX model, which "
                 "has none; give a torch module (package.module:factory with weights=FILE)"
             )
-        return model
+        return model, own
 
     def _classifier(self, target: Target, pixels: Tensor) -> PixelClassifier:
         """The surrogate in pixel space, on the device of ``pixels`` (N, C, H, W), after a test on some of them."""
         if self.surrogate is None:
             surrogate = target.classifier
         else:
-            surrogate = pixel_classifier(self._model.to(pixels.device), target.classifier.preprocessing)
+            model, own = self._model
+            surrogate = pixel_classifier(model.to(pixels.device), own or target.classifier.preprocessing)
         if not surrogate.differentiable:
             raise ConfigError(
                 f"attack 'transfer': the surrogate must have gradients, but {surrogate.describe()} has none; give "

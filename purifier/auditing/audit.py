@@ -64,6 +64,7 @@ def audit(
     input: int | str | None = None,
     output: int | str | None = None,
     output_kind: OutputKind = "logits",
+    feed: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     out: str | Path | None = None,
 ) -> AuditReport:
@@ -111,7 +112,7 @@ def audit(
         Where to run; by default where the purifier and classifier are.
     root
         Folder that holds the named data sets.
-    preprocessing, input, output, output_kind
+    preprocessing, input, output, output_kind, feed
         For a classifier alone: as for ``purifier.guard``.
     progress
         Called with the steps done, the steps in total, and in words what is running: before each step, several times
@@ -134,14 +135,15 @@ def audit(
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
     given, preset = _chosen_attacks(attacks, preset)
     chosen = None if preset is None else preset_of(preset)
-    parts = audited_parts(guard, preprocessing=preprocessing, input=input, output=output, output_kind=output_kind)
+    parts = audited_parts(
+        guard, preprocessing=preprocessing, input=input, output=output, output_kind=output_kind, feed=feed
+    )
     classifier, purifier = parts.classifier, parts.purifier
     planned = None if parts.guard is None else purifier
     strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
     calibration = calibration_of(purifier)
     jobs = plan(classifier, planned, given, threats, routes, calibrated=parts.rejection.threshold is not None)
-    sized = preprocessing if parts.guard is None else parts.guard.preprocessing
-    loaded = read_data(data, root=root, preprocessing=sized)
+    loaded = read_data(data, root=root, preprocessing=classifier.preprocessing)
     with ExitStack() as stack:
         stack.enter_context(kept_settings())
         run_device = stack.enter_context(freeze(classifier, purifier, device=device))

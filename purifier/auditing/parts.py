@@ -11,7 +11,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from ..classifiers.loading import load_classifier
+from ..classifiers.loading import read_classifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..contracts.purifier import Classifying, Purifier
 from ..errors import ConfigError
@@ -71,6 +71,7 @@ def audited_parts(
     input: int | str | None = None,
     output: int | str | None = None,
     output_kind: OutputKind = "logits",
+    feed: Mapping[str, Any] | None = None,
 ) -> AuditedParts:
     """The parts of a guard, or of a classifier that is audited alone.
 
@@ -80,7 +81,7 @@ def audited_parts(
         The classifier cannot be read, or an option is for a classifier alone and a guard was given.
     """
     if isinstance(given, GuardedModule | GuardedSession):
-        options = {"preprocessing": preprocessing, "input": input, "output": output}
+        options = {"preprocessing": preprocessing, "input": input, "output": output, "feed": feed}
         options["output_kind"] = None if output_kind == "logits" else output_kind
         for name, value in options.items():
             if value is not None:
@@ -88,7 +89,9 @@ def audited_parts(
         # A session's graph has no noise, so a random purifier is replaced by its mean.
         purifier = _mean_of(given.purifier) if isinstance(given, GuardedSession) else given.purifier
         return AuditedParts(given, given.pixel_classifier(), purifier, given.rejection)
-    model = load_classifier(given) if isinstance(given, str | Path) else given
+    model: Any = given
+    if isinstance(given, str | Path):
+        model, preprocessing = read_classifier(given, preprocessing=preprocessing)
     if not isinstance(model, nn.Module | ModelProto):
         raise ConfigError(
             "audit: expected a guard, a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got "
@@ -96,7 +99,8 @@ def audited_parts(
         )
     answer = Output(output, output_kind)
     file = str(given) if isinstance(given, str | Path) and isinstance(model, ModelProto) else None
-    classifier = classifier_alone(model, preprocessing=preprocessing, input=input, output=answer, file=file)
+    alone: dict[str, Any] = {"preprocessing": preprocessing, "input": input, "output": answer}
+    classifier = classifier_alone(model, **alone, file=file, feed=feed)
     if isinstance(classifier, OnnxPixelClassifier) and classifier.marks:
         own = OwnRejection(classifier)
         return AuditedParts(None, classifier, own, Rejection("flag", threshold=own.threshold))

@@ -15,7 +15,7 @@ from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import LatentSpace, Purifier
 from ..errors import ConfigError, GradientError
 from ..vocabulary import Route
-from .presets import EVADING, Preset
+from .presets import BY_LABELS, EVADING, Preset
 from .report import Model
 
 QUERY_NEEDS = ("scores", "labels")
@@ -107,7 +107,8 @@ def plan_preset(
     _check_routes(routes)
     jobs, left_out = [], []
     evading = EVADING[classifier.differentiable] if rejecting else ()
-    specs = dict.fromkeys((*preset.apart, *evading)), preset.sequence
+    by_labels = (BY_LABELS,) if classifier.labels_only and BY_LABELS not in preset.sequence else ()
+    specs = dict.fromkeys((*preset.apart, *evading)), (*preset.sequence, *by_labels)
     apart, sequence = ([read_attack(spec) for spec in group] for group in specs)
     for threat in threats:
 
@@ -136,6 +137,11 @@ def jobs_of(
     """The attack along each requested route that it can follow, and on the undefended classifier; at no budget yet."""
     needs, nothing = one.attack.needs, Threat("linf", 0)
     queries = needs in QUERY_NEEDS
+    if needs == "scores" and classifier.labels_only:
+        raise ConfigError(
+            f"attack {one.spec!r} needs logits, and the classifier gives labels only; use one that needs labels, such "
+            f"as {BY_LABELS}"
+        )
     possible = ["none"] if queries else ["exact"]
     if purifier is not None:
         possible = _routes_through(one, purifier, requested)

@@ -13,6 +13,8 @@ PROBED = 64
 
 EVADING: dict[bool, tuple[str, ...]] = {True: ("joint",), False: ("joint-square",)}
 """The attack on classifier and detector together, with and without gradients of the classifier (Tramer 2022)."""
+BY_LABELS = "hopskipjump"
+"""The attack that every preset runs where the classifier gives labels only (Chen et al. 2020)."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..contracts.purifier import Purifier, check_scores
 from ..errors import RejectedError
 from ..guards.module import GuardedModule
 from ..guards.session import GuardedSession
+from ..onnx.labels import as_tensors
 from ..onnx.names import REJECTED, SCORE
 from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
@@ -133,9 +134,11 @@ class SessionSubject:
             if not rejected.any():
                 rejected[-1] = True  # only its copies, which fill the batch, are rejected
             return self._without(images, rejected, size)
-        found = {name: torch.from_numpy(value[:count]) for name, value in zip(names, values, strict=True)}
-        answers = self._guard.output.find({name: found[name] for name in found if name not in (SCORE, REJECTED)})
-        logits = self._guard.output.to_logits(answers).float()
+        labels = self._guard.labels
+        output = self._guard.output if labels is None else labels.as_logits
+        found = as_tensors(dict(zip(names, values, strict=True)), labels, count)
+        answers = output.find({name: found[name] for name in found if name not in (SCORE, REJECTED)})
+        logits = output.to_logits(answers).float()
         if not self.marks:
             return Given(logits, None)
         if self._guard.rejection.on_reject == "abstain":

@@ -3,63 +3,95 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
-import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from onnx import ModelProto
 from torch import nn
 
-from ..contracts.checkpoint import read_tensors
+from ..data.pixels import Preprocessing
 from ..errors import ClassifierError, FileError, SpecError
 from ..foreign_code import explained, first_line
 from ..onnx.reader import load_onnx
 from ..torch_tools.freezing import evaluating
+from .libraries import FORMS as LIBRARY_FORMS
+from .libraries import LIBRARIES, library_classifier
+from .weights import load_weights, read_weights, state_for, weights_only
+
+FORMS = f"file.onnx, file.pt2, package.module:factory, {', '.join(LIBRARY_FORMS)} or demo"
 
 
-def load_classifier(spec: str | Path, *, weights: str | Path | None = None) -> nn.Module | ModelProto:
-    """Load a torch module in evaluation mode, or an ONNX model.
+def load_classifier(
+    spec: str | Path, *, weights: str | Path | None = None, random_weights: bool = False
+) -> nn.Module | ModelProto:
+    """Load a torch module in evaluation mode, or an ONNX model; see ``read_classifier``."""
+    model, _ = read_classifier(spec, weights=weights, random_weights=random_weights, preprocessing=Preprocessing())
+    return model
+
+
+def read_classifier(
+    spec: str | Path, *, weights: str | Path | None = None, random_weights: bool = False, preprocessing: Any = None
+) -> tuple[nn.Module | ModelProto, Any]:
+    """Load a classifier, and say how it wants its images.
 
     Parameters
     ----------
     spec
-        ``file.onnx``, ``file.pt2`` (torch.export), ``package.module:factory`` or ``demo``.
+        ``file.onnx``, ``file.pt2`` (torch.export), ``package.module:factory``, ``torchvision:NAME[@WEIGHTS]``,
+        ``timm:NAME``, ``hf:FOLDER`` or ``demo``. These prefixes are never packages; ``timm.models:resnet18`` is one.
     weights
-        A state dict for ``package.module:factory``: safetensors, or ``.pt`` read with ``weights_only``.
+        A state dict for all but files and ``demo``: safetensors, or torch's (``.pt``, ``.pth``, ``.bin``, ``.ckpt``)
+        read with ``weights_only``. It may lie in ``{"state_dict": ...}`` or ``{"model": ...}``, and all keys may begin
+        with ``module.``, ``_orig_mod.`` or ``model.``.
+    random_weights
+        Leave the weights of a library's classifier random; without weights and this it has its own.
+    preprocessing
+        As for ``purifier.guard``; None for what a library's classifier says itself.
+
+    Returns
+    -------
+    A torch module in evaluation mode or an ONNX model, and ``preprocessing``, or if that is None, the library's. It
+    stays None if the classifier is of no library.
 
     Raises
     ------
     SpecError, ClassifierError
-        The spec is none of these, the file is damaged, or the weights do not fit.
+        The spec is none of these, the file is damaged, the weights do not fit, or cannot be downloaded.
     """
     text = str(spec)
-    if text == "demo" and weights is None:
-        return load_classifier("purifier.assets.classifier:demo_classifier")
-    if weights is not None and (":" not in text or Path(text).suffix in (".onnx", ".pt2")):
-        raise SpecError(f"--weights needs package.module:factory, got {text!r}, which has its own weights", text)
-    if text.endswith(".onnx"):
-        return load_onnx(text)
-    if text.endswith(".pt2"):
-        return _load_exported(Path(text))
-    if ":" not in text:
-        raise SpecError(
-            f"cannot read MODEL {text!r}: expected file.onnx, file.pt2, package.module:factory or demo", text
+    library, colon, name = text.partition(":")
+    if colon and library in LIBRARIES:
+        file = None if weights is None else Path(weights)
+        module, wanted = library_classifier(
+            library, name, weights=file, random_weights=random_weights, preprocessing=preprocessing
         )
+        return evaluating(module), wanted
+    if random_weights:
+        raise SpecError(f"--random-weights needs {', '.join(LIBRARY_FORMS)}, got {text!r}; leave it out", text)
+    if text == "demo" and weights is None:
+        return read_classifier("purifier.assets.classifier:demo_classifier", preprocessing=preprocessing)
+    if weights is not None and (not colon or Path(text).suffix in (".onnx", ".pt2")):
+        raise SpecError(
+            f"--weights needs package.module:factory, {', '.join(LIBRARY_FORMS)}, got {text!r}, which has its own "
+            "weights; leave them out",
+            text,
+        )
+    if text.endswith((".onnx", ".ort")):  # load_onnx says what an .ort file is
+        return load_onnx(text), preprocessing
+    if text.endswith(".pt2"):
+        return _load_exported(Path(text)), preprocessing
+    if not colon:
+        raise SpecError(f"cannot read MODEL {text!r}: expected {FORMS}", text)
     module = _call_factory(text)
     if weights is not None:
-        _load_weights(module, Path(weights))
-    return evaluating(module)
-
-
-WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+        load_weights(module, state_for(module, read_weights(Path(weights)), Path(weights)), Path(weights))
+    return evaluating(module), preprocessing
 
 
 def _call_factory(spec: str) -> nn.Module:
@@ -79,30 +111,13 @@ def _call_factory(spec: str) -> nn.Module:
     return made
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
-    if path.suffix in (".pt", ".pth", ".bin") and path.is_file():
-        with explained(
-            f"{path} cannot be read as plain weights",
-            partial(ClassifierError, path=path),
-            "save a state_dict, preferably as safetensors",
-            describe=_unreadable,
-        ):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    else:
-        state, _ = read_tensors(path)
-    try:
-        module.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ClassifierError(f"{path} does not fit {type(module).__name__}: {error}", path) from error
-
-
 def _load_exported(path: Path) -> nn.Module:
     if not path.is_file():
         raise ClassifierError(f"no file {path}; expected a .pt2 made by torch.export.save", path)
     failure = f"{path} cannot be read by torch.export.load"
     with explained(failure, partial(ClassifierError, path=path), "export it again", describe=first_line):
         _check_no_objects(path)
-        with _weights_only():
+        with weights_only():
             return torch.export.load(os.fspath(path)).module()
 
 
@@ -112,24 +127,3 @@ def _check_no_objects(path: Path) -> None:
         _, inside, constant = name.partition("data/constants/")
         if inside and not re.fullmatch(r"tensor_\d+|\w+\.(json|pt)", constant):
             raise ValueError(f"expected only tensors, got the object {constant!r}")
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """Forbid unpickling: torch would otherwise unpickle any part of a .pt2 that does not load as plain weights."""
-    before, logger = os.environ.get(WEIGHTS_ONLY), logging.getLogger("torch.export")
-    level = logger.level
-    os.environ[WEIGHTS_ONLY] = "1"
-    logger.setLevel(logging.CRITICAL)  # a failure raises an exception; the log would repeat it with a traceback
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        os.environ.pop(WEIGHTS_ONLY)
-        if before is not None:
-            os.environ[WEIGHTS_ONLY] = before
-
-
-def _unreadable(error: BaseException) -> str:
-    # Torch's own message advises unpickling anyway.
-    return "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)

@@ -52,6 +52,8 @@ class OnnxGradientClassifier(OnnxPixelClassifier):
         output: Output = LOGITS,
     ) -> None:
         super().__init__(model, preprocessing, input, output)
+        if output.labels:
+            raise ConfigError(f"gradients of an ONNX model need logits or probabilities, got labels; {ADVICE}")
         if preprocessing.dtype != "float32":
             raise ConfigError(
                 f"gradients of an ONNX model need float32 images, got a model for {preprocessing.dtype}; {ADVICE}"

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ..data.pixels import Preprocessing
 from ..errors import ClassifierError
 from ..foreign_code import explained, is_exception
+from ..onnx.feeding import NOTHING, Feed, check_fed
 from ..onnx.image_input import image_input
+from ..onnx.labels import Labels, as_tensors
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.runtime import open_session
 from ..output import LOGITS, Output, check_tensors
@@ -29,6 +31,8 @@ class PixelClassifier(nn.Module):
     differentiable: bool
     file: str | None = None
     """The ONNX file that it is, if known; errors name it."""
+    labels_only = False
+    """Whether its logits only say which class it chooses."""
 
     def __init__(self, preprocessing: Preprocessing, output: Output = LOGITS) -> None:
         super().__init__()
@@ -98,6 +102,7 @@ class OnnxPixelClassifier(PixelClassifier):
         input: int | str | None = None,
         output: Output = LOGITS,
         file: str | None = None,
+        feed: Feed = NOTHING,
     ) -> None:
         super().__init__(preprocessing, output)
         self.file = file
@@ -107,6 +112,11 @@ class OnnxPixelClassifier(PixelClassifier):
         self.digest = hashlib.sha256(content).digest()
         self._weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
         self.session = open_session(content)
+        self.feed = feed
+        self.labels = Labels(model, output) if output.labels else None
+        self.labels_only = self.labels is not None
+        self.answer = output if self.labels is None else self.labels.as_logits
+        check_fed(self.session.get_inputs(), self.name, feed)
         self._names = [output.name for output in self.session.get_outputs()]
         facts = self.session.get_modelmeta().custom_metadata_map
         self._abstains = facts.get("purifier.on_reject") == "abstain" and "purifier.abstain" not in facts
@@ -130,8 +140,8 @@ class OnnxPixelClassifier(PixelClassifier):
         images = self.preprocessing.to_classifier(pixels.detach()).cpu().numpy()
         parts = [self._run(part) for part in self._parts(images)]
         own = [{name: value for name, value in part.items() if name not in (SCORE, REJECTED)} for part in parts]
-        answers = torch.cat([self.output.find(part) for part in own])
-        logits = one_row_per_image(self.output.to_logits(answers), pixels).to(pixels.device, torch.float32)
+        answers = torch.cat([self.answer.find(part) for part in own])
+        logits = one_row_per_image(self.answer.to_logits(answers), pixels).to(pixels.device, torch.float32)
         score, rejected = (
             torch.cat([torch.as_tensor(part[name]) for part in parts]).to(pixels.device) if name in parts[0] else None
             for name in (SCORE, REJECTED)
@@ -154,22 +164,13 @@ class OnnxPixelClassifier(PixelClassifier):
         """All outputs by name, in order; floats as tensors, with one row per image."""
         padding = self.fixed_batch - len(images) if isinstance(self.fixed_batch, int) else 0
         padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)]) if padding else images
-        outputs = self.session.run(None, {self.name: padded})
-        return {
-            name: _as_tensor(value, len(images) if padding else None)
-            for name, value in zip(self._names, outputs, strict=True)
-        }
+        outputs = self.session.run(None, {**self.feed.of(len(padded)), self.name: padded})
+        found = dict(zip(self._names, outputs, strict=True))
+        return as_tensors(found, self.labels, len(images) if padding else None)
 
     def _parts(self, images: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         size = self.fixed_batch if isinstance(self.fixed_batch, int) else max(len(images), 1)
         return [images[start : start + size] for start in range(0, max(len(images), 1), size)]
-
-
-def _as_tensor(value: Any, rows: int | None) -> Any:
-    """Floats and booleans as a tensor, with the first ``rows`` rows if given; anything else as it is."""
-    if not isinstance(value, np.ndarray) or not (np.issubdtype(value.dtype, np.floating) or value.dtype == np.bool_):
-        return value
-    return torch.from_numpy(value[:rows] if value.ndim else value)
 
 
 def pixel_classifier(
@@ -178,8 +179,9 @@ def pixel_classifier(
     input: int | str | None = None,
     output: Output = LOGITS,
     file: str | None = None,
+    feed: Feed = NOTHING,
 ) -> PixelClassifier:
     """Any classifier in pixel space; ``input`` is the image's position or parameter name, ``file`` an ONNX model's."""
     if isinstance(model, ModelProto):
-        return OnnxPixelClassifier(model, preprocessing, input, output, file)
+        return OnnxPixelClassifier(model, preprocessing, input, output, file, feed)
     return TorchPixelClassifier(model, preprocessing, 0 if input is None else input, output)

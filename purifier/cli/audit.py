@@ -8,20 +8,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..atomic import check_writable
 from ..auditing.presets import PROBED
 from ..errors import ConfigError, OutputError
+from ..exclusive import exclusive
 from ..foreign_code import Attempt
 from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
 from .data_options import CLASSES, CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
+    FEED,
     INPUT,
+    LIMIT,
+    MODEL,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    RANDOM_WEIGHTS,
+    WEIGHTS,
     Reading,
     command_line,
+    read_feed_option,
     read_input_option,
+    read_model_options,
     read_output_option,
     read_preprocessing_option,
 )
@@ -33,14 +42,14 @@ if TYPE_CHECKING:
     from ..auditing.report import AuditReport, WorstCase
 
 CLEAN_ONLY, NO_PURIFIER = "none", "none"
-AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits")
+AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits", feed=None)
 DEFAULT_EPS = ["0.1"]
 FAILED, INCONCLUSIVE = 1, 3
 
 
 def audit(
     context: typer.Context,
-    classifier: Annotated[str, typer.Option(help="MODEL spec: file.onnx, file.pt2 or package.module:factory.")],
+    classifier: Annotated[str, typer.Option(help=MODEL)],
     purifier: Annotated[
         str,
         typer.Option(
@@ -49,7 +58,8 @@ def audit(
     ],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
     out: Annotated[Path, typer.Option(help="Folder for report.json.")],
-    weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
+    weights: Annotated[Path | None, WEIGHTS] = None,
+    random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     root: Annotated[Path | None, ROOT] = None,
     resize: Annotated[str | None, RESIZE] = None,
     crop: Annotated[str | None, CROP] = None,
@@ -74,6 +84,7 @@ def audit(
     ] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     on_reject: Annotated[
         OnReject, typer.Option(help="What the guard does with images that score above its calibrated threshold.")
     ] = "ignore",
@@ -82,6 +93,7 @@ def audit(
     ] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
+    feed: Annotated[list[str] | None, FEED] = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws per gradient, if the purifier is random.")] = 10,
@@ -92,65 +104,78 @@ def audit(
         float | None,
         typer.Option(help="Fail if the worst case's 95% interval reaches below this share of images, such as 0.5."),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of another audit.")] = False,
 ) -> None:
     """Attack a guarded classifier, or one alone, print the accuracy that remains, and write report.json."""
-    from ..atomic import check_writable
     from ..auditing.audit import audit as run
-    from ..auditing.report import check_gate
+    from ..auditing.report import FILE_NAME
     from ..auditing.table import print_report
-    from ..classifiers.loading import load_classifier
     from ..guards.guard import guard
 
-    if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
-        raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
-    check_writable(out)
-    if fail_under is not None:
-        check_gate(fail_under, "--fail-under")
-        if attack == [CLEAN_ONLY]:
-            raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
+    _check_request(attack, preset, out / FILE_NAME, overwrite, fail_under)
     threats = [read_eps(text) for text in eps]
-    model = classifier if weights is None else load_classifier(classifier, weights=weights)
+    model, wanted = read_model_options(classifier, weights, random_weights, read_preprocessing_option(preprocessing))
     reading = Reading(
-        preprocessing=read_preprocessing_option(preprocessing),
+        preprocessing=wanted,
         input=read_input_option(input),
         output=read_output_option(output),
         output_kind=output_kind,
+        feed=read_feed_option(feed),
     )
     alone = purifier == NO_PURIFIER
     if alone and (on_reject != "ignore" or abstain is not None):
         raise ConfigError("--on-reject and --abstain need a guard, but --purifier is none; leave them out")
     if not alone:
         model = guard(model, purifier, on_reject=on_reject, abstain=abstain, **reading)
-    wanted = reading["preprocessing"]
     images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
     console = plain_console()
-    with audit_progress() as show:
-        report = run(
-            model,
-            images,
-            norm=norm,
-            eps=threats,
-            attacks=[] if attack == [CLEAN_ONLY] else attack or None,
-            preset=preset,
-            routes=route or None,
-            batch_size=batch_size,
-            seed=seed,
-            eot=eot,
-            judgements=judgements,
-            probes=probes,
-            device=device,
-            progress=show,
-            **(reading if alone else AS_THE_GUARD),
-        )
-    named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
-    report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
-    with Attempt((OutputError,)) as saving:
-        path = report.save(out)
+    with exclusive(out / FILE_NAME):
+        with audit_progress() as show:
+            report = run(
+                model,
+                images,
+                norm=norm,
+                eps=threats,
+                attacks=[] if attack == [CLEAN_ONLY] else attack or None,
+                preset=preset,
+                routes=route or None,
+                batch_size=batch_size,
+                seed=seed,
+                eot=eot,
+                judgements=judgements,
+                probes=probes,
+                device=device,
+                progress=show,
+                **(reading if alone else AS_THE_GUARD),
+            )
+        named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
+        report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
+        with Attempt((OutputError,)) as saving:
+            report.save(out)
     print_report(report, console)  # even if the report cannot be written: it may have taken hours
     if saving.error is not None:
         raise saving.error
-    console.print(f"report {path}", markup=False, soft_wrap=True)
+    console.print(f"report {out / FILE_NAME}", markup=False, soft_wrap=True)
     _end(report, fail_under, console)
+
+
+def _check_request(
+    attack: list[str] | None, preset: str | None, path: Path, overwrite: bool, fail_under: float | None
+) -> None:
+    """Raise for options that contradict each other, and for a report that could not or should not be written."""
+    from ..auditing.report import check_gate
+
+    if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
+        raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
+    check_writable(path.parent)
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{path} is the report of another audit; replace it by --overwrite, or choose another --out", path
+        )
+    if fail_under is not None:
+        check_gate(fail_under, "--fail-under")
+        if attack == [CLEAN_ONLY]:
+            raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
 
 
 def _end(report: AuditReport, least: float | None, console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 from rich.table import Table
@@ -11,33 +11,39 @@ from rich.table import Table
 from ..vocabulary import OnReject, OutputKind
 from .console import plain_console
 from .options import (
+    FEED,
     IMAGE_SHAPE,
     INPUT,
+    LIMIT,
+    MODEL,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    RANDOM_WEIGHTS,
+    WEIGHTS,
+    read_feed_option,
     read_image_shape_option,
     read_input_option,
+    read_model_options,
     read_output_option,
     read_preprocessing_option,
 )
 
 
 def export(
-    classifier: Annotated[
-        str, typer.Option(help="MODEL: file.onnx, file.pt2, package.module:factory or demo.", metavar="MODEL")
-    ],
+    classifier: Annotated[str, typer.Option(help=MODEL, metavar="MODEL")],
     purifier: Annotated[
         str, typer.Option(help="PURIFIER: file.safetensors, NAME or NAME:key=value,...", metavar="PURIFIER")
     ],
     out: Annotated[Path, typer.Option(help="The file to write.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights for package.module:factory, .safetensors or .pt.")
-    ] = None,
+    weights: Annotated[Path | None, WEIGHTS] = None,
+    random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
+    feed: Annotated[list[str] | None, FEED] = None,
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_rejected.")
@@ -55,18 +61,24 @@ def export(
             help="For a random purifier: use its mean, or make its noise a second input.", metavar="mean|input"
         ),
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Largest difference from the guard, relative to the output's scale (default: 0.0001)."),
+    ] = None,
     format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
 ) -> None:
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
-    from ..classifiers.loading import load_classifier
+    from torch import nn
+
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard
 
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
-    model: Any = classifier if weights is None else load_classifier(classifier, weights=weights)
+    model, wanted = read_model_options(classifier, weights, random_weights, wanted)
     guarded = guard(
         model,
         purifier,
+        image_shape=None if isinstance(model, nn.Module) else shape,
         preprocessing=wanted,
         input=read_input_option(input),
         output=read_output_option(output),
@@ -74,8 +86,9 @@ def export(
         score=score,
         on_reject=cast(OnReject, on_reject),
         abstain=abstain,
+        feed=read_feed_option(feed),
     )
-    given = {"image_shape": shape, "noise": noise}
+    given = {"image_shape": shape, "noise": noise, "tolerance": tolerance}
     options = {name: value for name, value in given.items() if value is not None}
     report = export_guard(guarded, out, format=format, **options)
 

@@ -17,9 +17,11 @@ from .console import plain_console
 from .data_options import CLASSES, CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     INPUT,
+    LIMIT,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    WEIGHTS,
     read_input_option,
     read_output_option,
     read_preprocessing_option,
@@ -36,9 +38,10 @@ def train(
     classifier: Annotated[
         str | None, typer.Option(help="MODEL spec of the classifier that the purifier is for (denoise, robust).")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights for package.module:factory.")] = None,
+    weights: Annotated[Path | None, WEIGHTS] = None,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,

@@ -94,7 +94,9 @@ def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:
         ``metrics``, ``calibration``. Those of a loaded purifier are kept unless given here.
     """
     if not isinstance(purifier, Purifier):
-        raise ConfigError(f"save: expected a purifier, got {type(purifier).__name__}; for a guard, save its .purifier")
+        raise ConfigError(
+            f"save: expected a purifier, got {type(purifier).__qualname__}; for a guard, save its .purifier"
+        )
     kept = {key: value for key, value in purifier.provenance.items() if key in KEPT_METADATA}
     name = purifiers.name_of(type(purifier))
     description = {

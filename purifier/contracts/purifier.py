@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import ImageData
+from ..data.pixels import fits
 from ..errors import ConfigError, PluginError
 from ..seeding import SampleGenerator
 from .registry import Registry
@@ -119,10 +120,10 @@ class LatentSpace(Protocol):
         """The decoder's pixels (N, C, H, W) in [0, 1] for latents (N, ...)."""
 
 
-def dtype_of(purifier: Purifier) -> torch.dtype:
-    """The dtype of a purifier's weights; float32 if it has none."""
+def dtype_of(purifier: Purifier, default: torch.dtype = torch.float32) -> torch.dtype:
+    """The dtype of a purifier's weights; ``default`` if it has none."""
     tensors = chain(purifier.parameters(), purifier.buffers())
-    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), default)
 
 
 purifiers: Registry[Purifier] = Registry("purifier.purifiers", Purifier)
@@ -136,7 +137,7 @@ def image_shape_of(purifier: Purifier) -> tuple[int, int, int] | None:
 
 def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None:
     """Raise ``PluginError`` unless ``purified`` has the shape of ``pixels`` (N, C, H, W)."""
-    if _fits(purified.shape, pixels.shape):
+    if fits(purified.shape, pixels.shape):
         return
     name = type(purifier).__name__
     raise PluginError(f"{name} must return images {tuple(pixels.shape)}, got {tuple(purified.shape)}", name)
@@ -144,13 +145,7 @@ def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None
 
 def check_scores(purifier: Purifier, score: Tensor, pixels: Tensor) -> None:
     """Raise ``PluginError`` unless ``score`` holds one number per image of ``pixels`` (N, C, H, W)."""
-    if _fits(score.shape, pixels.shape[:1]):
+    if fits(score.shape, pixels.shape[:1]):
         return
     name = type(purifier).__name__
     raise PluginError(f"{name} must return scores ({len(pixels)},), got {tuple(score.shape)}", name)
-
-
-def _fits(shape: torch.Size, wanted: torch.Size) -> bool:
-    """Whether two shapes agree where both are known: an export has symbols for the sizes that it leaves free."""
-    known = [(got, want) for got, want in zip(shape, wanted, strict=False) if type(got) is int and type(want) is int]
-    return len(shape) == len(wanted) and all(got == want for got, want in known)

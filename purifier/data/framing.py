@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from ..errors import ConfigError
+from .preprocessing import read_preprocessing
 
 Size = tuple[int, int]
 """Width and height, in PIL's order."""
@@ -80,18 +81,19 @@ def read_framing(
         A number; height and width; or text such as ``256`` or ``224x224`` (height x width). A single number is the
         shorter side for ``resize`` and a square for ``crop``.
     preprocessing
-        torchvision's ``weights.transforms()``, or a ``Compose`` with ``Resize`` and ``CenterCrop``; anything else says
-        nothing about sizes. Both sizes are taken from it only if neither is given, because they belong together.
+        As for ``purifier.guard``. Both sizes are taken from it only if neither is given, because they belong together.
 
     Raises
     ------
     ConfigError
-        A size cannot be read.
+        A size or the preprocessing cannot be read.
     """
+    interpolation = "bilinear"
     if resize is None and crop is None:
-        return _framing_of(preprocessing)
+        known = read_preprocessing(preprocessing)
+        resize, crop, interpolation = known.resize, known.crop, known.interpolation
     sides, piece = _read_size("resize", resize), _read_size("crop", crop)
-    return Framing(sides, (piece, piece) if isinstance(piece, int) else piece)
+    return Framing(sides, (piece, piece) if isinstance(piece, int) else piece, interpolation)
 
 
 def _read_size(name: str, given: object) -> int | tuple[int, int] | None:
@@ -112,31 +114,3 @@ def _read_size(name: str, given: object) -> int | tuple[int, int] | None:
             f"{given!r}"
         )
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
-
-
-def _framing_of(preprocessing: Any) -> Framing:
-    """What a preprocessing says about sizes."""
-    resize, crop, interpolation = None, None, None
-    for step in _steps(preprocessing):
-        name = type(step).__name__
-        if hasattr(step, "resize_size") and hasattr(step, "crop_size"):  # torchvision's presets
-            resize, crop, interpolation = step.resize_size, step.crop_size, getattr(step, "interpolation", None)
-        elif name == "Resize":
-            resize, interpolation = getattr(step, "size", None), getattr(step, "interpolation", None)
-        elif name == "CenterCrop":
-            crop = getattr(step, "size", None)
-    if resize is None and crop is None:
-        return Framing()
-    sides, piece = _read_size("resize", resize), _read_size("crop", crop)
-    filter_name = str(getattr(interpolation, "value", interpolation or "bilinear"))
-    if filter_name.upper() not in Image.Resampling.__members__:
-        raise ConfigError(
-            f"preprocessing: cannot resize with {filter_name!r} as it says; give resize= and crop= yourself, for "
-            "bilinear interpolation"
-        )
-    return Framing(sides, (piece, piece) if isinstance(piece, int) else piece, filter_name)
-
-
-def _steps(preprocessing: Any) -> Iterator[Any]:
-    inner = getattr(preprocessing, "transforms", None)
-    yield from inner if isinstance(inner, list | tuple) else [preprocessing]

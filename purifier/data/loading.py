@@ -80,7 +80,8 @@ def load_data(
         For a folder: the size of its images, as torchvision's ``Resize`` and ``CenterCrop`` make it, with bilinear
         interpolation. ``resize`` is the shorter side, or height and width; ``crop`` a square, or height and width.
     preprocessing
-        Where ``resize`` and ``crop`` are taken from if neither is given: torchvision's ``weights.transforms()``.
+        Where ``resize``, ``crop`` and the interpolation are taken from if neither size is given; anything that
+        ``purifier.guard`` takes, such as torchvision's ``weights.transforms()``.
     classes
         For a folder: the classifier's classes in its order, as a list or as a file where line K from 0 names class K.
         The folders are then called like these names or WordNet ids. By default the folders' names in alphabetical

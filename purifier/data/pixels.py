@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, PixelError
+from .reading import bounds_of, capturing, tracing
 
 DTYPES = {
     "float32": torch.float32,
@@ -21,6 +23,8 @@ DTYPES = {
     "float64": torch.float64,
     "uint8": torch.uint8,
 }
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Pillow's, in the order of its numbers, which Hugging Face stores."""
 RANGE_SLACK = 1e-2
 """How far outside [0, 1] float16 normalisation can push a valid pixel."""
 _plain = ContextVar("plain", default=False)
@@ -33,7 +37,8 @@ class Preprocessing:
     Parameters
     ----------
     mean, std
-        Per channel, in units of ``scale`` and in the classifier's own channel order; empty means 0 and 1.
+        Per channel, in units of ``scale`` and in the classifier's own channel order; empty means 0 and 1. Lists, arrays
+        and tensors become tuples.
     scale
         The value of a white pixel before mean and std: 1, or 255 for 0-255 classifiers.
     layout
@@ -42,6 +47,13 @@ class Preprocessing:
         A key of ``DTYPES``; uint8 images are rounded, and need scale 255 and no mean or std.
     channels
         ``RGB`` or ``BGR``, the classifier's colour order.
+    resize
+        How images are resized when they are read: an int for the shorter side, or (H, W). None if nothing is known. A
+        guard does not resize: ``resize``, ``crop`` and ``interpolation`` are for whoever reads images from files.
+    crop
+        The size (H, W) of the centre that is cut out after resizing; an int means a square.
+    interpolation
+        One of ``INTERPOLATIONS``.
     """
 
     mean: tuple[float, ...] = ()
@@ -50,8 +62,13 @@ class Preprocessing:
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     dtype: str = "float32"
     channels: Literal["RGB", "BGR"] = "RGB"
+    resize: int | tuple[int, int] | None = None
+    crop: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _as_numbers(getattr(self, name)))
         if self.dtype not in DTYPES:
             raise ConfigError(f"preprocessing: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.layout not in ("NCHW", "NHWC"):
@@ -60,7 +77,7 @@ class Preprocessing:
             raise ConfigError(f"preprocessing: channels must be RGB or BGR, got {self.channels!r}")
         for name, numbers in (("mean", self.mean), ("std", self.std), ("scale", (self.scale,))):
             if not isinstance(numbers, tuple) or not all(isinstance(x, int | float) and abs(x) <= 1e6 for x in numbers):
-                wanted = "a number" if name == "scale" else "a tuple of numbers, one per channel"
+                wanted = "a number" if name == "scale" else "a list or tuple of numbers, one per channel"
                 raise ConfigError(f"preprocessing: {name} must be {wanted}, up to 1e6, got {getattr(self, name)!r}")
         if not self.scale > 0 or any(not value > 0 for value in self.std):
             raise ConfigError(f"preprocessing: scale and std must be positive, got {self.scale} and {self.std}")
@@ -68,9 +85,21 @@ class Preprocessing:
             raise ConfigError(f"preprocessing: mean and std must have the same length, got {self.mean} and {self.std}")
         if self.dtype == "uint8" and (self.mean or self.std or self.scale != 255):
             raise ConfigError("preprocessing: a uint8 classifier takes scale=255 and no mean or std")
+        self._check_reading()
 
-    def to_classifier(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, C, H, W) -> the classifier's images. Differentiable unless the dtype is uint8."""
+    def _check_reading(self) -> None:
+        for name in ("resize", "crop"):
+            size = getattr(self, name)
+            sides = size if isinstance(size, tuple) and len(size) == 2 else (size,)
+            if size is not None and not all(type(side) is int and side > 0 for side in sides):
+                raise ConfigError(f"preprocessing: {name} must be a size such as 224 or (224, 224), got {size!r}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError(
+                f"preprocessing: interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}"
+            )
+
+    def to_classifier(self, pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Pixels (N, C, H, W) -> the classifier's images, or in another ``dtype``. Differentiable unless uint8."""
         images = pixels
         if self.channels == "BGR":
             images = images.flip(1)
@@ -84,12 +113,12 @@ class Preprocessing:
             images = images.round()
         if self.layout == "NHWC":
             images = images.permute(0, 2, 3, 1)
-        return images.to(DTYPES[self.dtype])
+        return images.to(dtype or DTYPES[self.dtype])
 
-    def to_pixels(self, images: Tensor) -> Tensor:
+    def to_pixels(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The inverse of ``to_classifier``, without clamping."""
         pixels = images.permute(0, 3, 1, 2) if self.layout == "NHWC" else images
-        pixels = pixels.to(torch.float32)
+        pixels = pixels.to(dtype)
         if self.std:
             pixels = pixels * _per_channel(self.std, pixels)
         if self.mean:
@@ -99,26 +128,6 @@ class Preprocessing:
         if self.channels == "BGR":
             pixels = pixels.flip(1)
         return pixels
-
-
-def read_preprocessing(value: Any) -> Preprocessing:
-    """A ``Preprocessing`` from None, a Preprocessing, or torchvision's ``weights.transforms()``.
-
-    Only mean and std are used: the caller resizes and crops before calling the guard. A transform pipeline
-    (``Compose``) may contain one ``Normalize``.
-    """
-    if value is None:
-        return Preprocessing()
-    if isinstance(value, Preprocessing):
-        return value
-    steps = getattr(value, "transforms", None) or [value]
-    normal = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
-    if len(normal) != 1:
-        raise ConfigError(
-            "preprocessing: expected purifier.Preprocessing, torchvision's weights.transforms() or a Compose with one "
-            f"Normalize, got {type(value).__name__}"
-        )
-    return Preprocessing(mean=tuple(map(float, normal[0].mean)), std=tuple(map(float, normal[0].std)))
 
 
 def into_range(pixels: Tensor) -> Tensor:
@@ -158,7 +167,7 @@ def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...]
 
 def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = None) -> None:
     """Raise ``PixelError`` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given."""
-    if pixels.ndim != 4 or (shape is not None and tuple(pixels.shape[1:]) != tuple(shape)):
+    if pixels.ndim != 4 or (shape is not None and not fits(pixels.shape[1:], shape)):
         wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
         advice = "resize them, or give their layout with preprocessing="
         if pixels.ndim == 3:
@@ -168,11 +177,18 @@ def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = No
         raise PixelError(f"{name}: expected images {wanted}, got {tuple(pixels.shape)}; {advice}")
 
 
+def fits(shape: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    """Whether two shapes agree where both are known: torch has symbols for the sizes that it traces."""
+    known = [(got, want) for got, want in zip(shape, wanted, strict=False) if type(got) is int and type(want) is int]
+    return len(shape) == len(wanted) and all(got == want for got, want in known)
+
+
 def check_range(pixels: Tensor, *, name: str) -> None:
-    """Raise ``PixelError`` if any pixel is NaN or outside [0, 1]."""
-    if pixels.numel() == 0:
+    """Raise ``PixelError`` if any pixel is NaN or outside [0, 1], as far as they can be read, see ``bounds_of``."""
+    bounds = bounds_of(pixels)
+    if bounds is None:
         return
-    low, high = (value.item() for value in torch.aminmax(pixels.detach()))
+    low, high = bounds
     if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
         advice = "describe the images the classifier expects with preprocessing= (mean, std, scale=255)"
         if math.isnan(low):
@@ -191,9 +207,10 @@ def check_scale(images: Tensor, preprocessing: Preprocessing, *, name: str) -> N
     """
     if preprocessing.scale < 255 or preprocessing.mean or preprocessing.std:
         return
-    if images.numel() == 0 or not images.dtype.is_floating_point:
+    bounds = bounds_of(images) if images.dtype.is_floating_point else None
+    if bounds is None:
         return
-    low, high = (value.item() for value in torch.aminmax(images.detach()))
+    low, high = bounds
     if low >= 0 and high <= 1 and bool((images != images.round()).any()):
         raise PixelError(
             f"{name}: expected values from 0 to {preprocessing.scale:g}, as declared in preprocessing=, got "
@@ -208,4 +225,23 @@ def _per_channel(values: tuple[float, ...], pixels: Tensor) -> Tensor:
             f"preprocessing: expected {pixels.shape[1]} means or stds for images {tuple(pixels.shape)}, one per "
             f"channel, got {len(values)}"
         )
-    return torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(1, -1, 1, 1)
+    return constant_like(pixels, values).view(1, -1, 1, 1)
+
+
+def constant_like(tensor: Tensor, values: Sequence[float]) -> Tensor:
+    """A vector of constants with the dtype and device of a tensor; also while torch traces or captures a CUDA graph."""
+    if tracing() or capturing(tensor):  # torch.tensor gives a warning, or breaks the capture
+        return torch.stack([tensor.new_full((), value) for value in values])
+    return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)
+
+
+def _as_numbers(values: Any) -> Any:
+    """Lists, arrays and tensors as a tuple of floats; anything else as it is."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy() if values.dtype != torch.bfloat16 else values.tolist()
+    if isinstance(values, np.ndarray) and values.ndim:
+        values = list(values.reshape(-1))  # also (3, 1, 1), ready to be broadcast
+    if not isinstance(values, list | tuple):
+        return values
+    # By way of text, so that 0.485 in float32 is 0.485 and not 0.48500001430511475.
+    return tuple(float(str(x)) if isinstance(x, np.number) else x for x in values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -10,10 +10,10 @@ import onnxruntime
 from onnx import ModelProto
 from torch import nn
 
-from ..classifiers.loading import load_classifier
+from ..classifiers.loading import read_classifier
 from ..contracts.checkpoint import load
 from ..contracts.purifier import Purifier
-from ..data.pixels import read_preprocessing
+from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError
 from ..onnx.runtime import Provider
 from ..output import Output
@@ -51,6 +51,8 @@ def guard(
     score: bool = False,
     on_reject: OnReject = "ignore",
     abstain: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> GuardedSession: ...
@@ -68,6 +70,8 @@ def guard(
     abstain: int | None = None,
     seed: int | None = None,
     check: bool = True,
+    image_shape: tuple[int, int, int] | None = None,
+    feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> Guard: ...
@@ -86,6 +90,8 @@ def guard(
     abstain: int | None = None,
     seed: int | None = None,
     check: bool = True,
+    image_shape: tuple[int, int, int] | None = None,
+    feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> Guard:
@@ -95,14 +101,17 @@ def guard(
     ----------
     model
         A torch module or ONNX ``ModelProto``, or a MODEL spec: ``file.onnx``, ``file.pt2``,
-        ``package.module:factory``, ``demo``.
+        ``package.module:factory``, ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME``, ``hf:FOLDER``, ``demo``.
     purifier
         A ``Purifier``, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``,
-        ``demo-plain``.
+        ``demo-plain``. A torch guard puts it into evaluation mode, and unless it was in training mode, its weights no
+        longer require gradients.
     preprocessing
-        How the classifier wants its images: a ``Preprocessing`` or torchvision's ``weights.transforms()``.
-        By default a torch classifier takes pixels (float, NCHW, [0, 1]), and for an ONNX classifier it is inferred
-        from the input's type and shape (uint8 means 0-255, channels last means NHWC).
+        How the classifier wants its images: a ``Preprocessing`` or a dict of its fields, ``"imagenet"``, torchvision's
+        weights, ``weights.transforms()`` or ``Compose``, a timm data config, or a Hugging Face image processor.
+        By default a classifier of a library (``torchvision:``, ``timm:``, ``hf:``) says so itself, any other torch
+        classifier takes pixels (float, NCHW, [0, 1]), and for an ONNX classifier it is inferred from the input's type
+        and shape (uint8 means 0-255, channels last means NHWC).
     input
         The position of the image among the arguments, or its parameter name; by default the first argument of a torch
         classifier, and the only possible input of an ONNX classifier.
@@ -112,7 +121,7 @@ def guard(
     output_kind
         What the answer is. ``logits``: (N, K). ``probabilities``: (N, K), with a sum of 1. ``binary-logit`` and
         ``binary-probability``: one number per image for two classes, (N,) or (N, 1); class 1 if it is above 0, or
-        above 0.5.
+        above 0.5. ``label``, for an ONNX classifier: the class alone, a number or a string, (N,) or (N, 1).
     score
         Also return how unusual each image is: a module returns ``(output, score)``, a session has the last output
         ``purifier_score`` (followed by ``purifier_rejected`` if the purifier is calibrated).
@@ -122,14 +131,22 @@ def guard(
         returns ``(output, rejected)`` or ``(output, score, rejected)``, a session has the last output
         ``purifier_rejected``. ``abstain``: replace their answers by NaN, or by certainty of one class. ``raise``: raise
         ``RejectedError`` for the batch. ``reclassify``: replace their answers by those of the purifier's own
-        classifier, as ``output_kind``. If an ONNX classifier has several outputs, only the answer is replaced.
+        classifier, as ``output_kind``. If the classifier has several outputs, only the answer is replaced; for a torch
+        classifier this is tried on two images at once.
     abstain
         With ``on_reject="abstain"``: the class whose logit becomes 0, while all others become -inf. Probabilities
         become 1 and 0, a binary logit becomes infinite.
     seed
         For a torch classifier: fixes the noise of a random purifier; by default it follows torch's global generator.
     check
-        For a torch classifier: False skips the range check, which waits for a GPU.
+        For a torch classifier: False skips the range check, which waits for a GPU. It is skipped anyway where values
+        cannot be read, such as in an export or under ``torch.func.vmap``.
+    image_shape
+        For an ONNX classifier: (C, H, W) of the images, where it leaves their sizes free. The guard then takes no
+        others.
+    feed
+        For an ONNX classifier: values for its other inputs, by name, where ``run`` is not given them. A value with a
+        row per image may have a single row, for all.
     providers, sess_options
         For an ONNX classifier: as for ``onnxruntime.InferenceSession``. By default CUDA if it loads, else the CPU.
 
@@ -143,7 +160,9 @@ def guard(
     PurifierError
         The model or purifier cannot be read, or the two do not fit together.
     """
-    chosen = load_classifier(model) if isinstance(model, str | Path) else model
+    chosen: Any = model
+    if isinstance(model, str | Path):
+        chosen, preprocessing = read_classifier(model, preprocessing=preprocessing)
     if isinstance(chosen, GuardedModule):
         raise ConfigError("model: this model is already guarded; guard its .classifier instead")
     if not isinstance(chosen, nn.Module | ModelProto):
@@ -152,7 +171,12 @@ def guard(
         )
     if not isinstance(purifier, Purifier | str | Path):
         raise ConfigError(f"purifier: expected a Purifier or a PURIFIER spec, got {type(purifier).__name__}")
-    of_sessions = {"providers": providers, "sess_options": sess_options}
+    of_sessions = {
+        "image_shape": image_shape,
+        "feed": feed,
+        "providers": providers,
+        "sess_options": sess_options,
+    }
     of_modules = {"seed": seed, "check": None if check is True else check}
     for name, value in (of_sessions if isinstance(chosen, nn.Module) else of_modules).items():
         if value is not None:
@@ -161,6 +185,11 @@ def guard(
                 f"{name}: this option is for {kind} classifier, got {type(chosen).__name__}; leave it out"
             )
     answer = Output(output, output_kind)
+    if answer.labels and isinstance(chosen, nn.Module):
+        raise ConfigError(
+            "output_kind: 'label' is for an ONNX classifier, whose file says how many classes there are; let "
+            f"{type(chosen).__name__} return logits or probabilities"
+        )
     loaded = purifier if isinstance(purifier, Purifier) else load(purifier)
     if isinstance(chosen, ModelProto):
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
@@ -173,6 +202,8 @@ def guard(
             score=score,
             on_reject=on_reject,
             abstain=abstain,
+            image_shape=image_shape,
+            feed=feed,
             providers=providers,
             sess_options=sess_options,
             file=str(model) if isinstance(model, str | Path) else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,35 @@ from .. import answering
 from ..answering import Answer
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier, image_shape_of
-from ..data.pixels import Preprocessing, check_range, check_scale, check_shape
+from ..data.pixels import DTYPES, Preprocessing, check_range, check_scale, check_shape
+from ..data.reading import tracing
 from ..errors import PixelError
 from ..output import LOGITS, Output
 from ..rejection.policy import check_exportable, rejection_of
 from ..seeding import SampleGenerator
 from ..vocabulary import OnReject
-from .signature import find_input
+from .attributes import attribute_of
+from .compiled_check import check_in_graph
+from .signature import class_like, find_input
+from .trial import try_replacing
 
 
 class GuardedModule(nn.Module):
     """A torch classifier behind a purifier; made by ``guard``.
 
     ``forward`` has the classifier's own signature and return value. The image is purified, whether it is passed by
-    position or by keyword; all other arguments are passed on unchanged. The purifier stays in evaluation mode.
-    With ``score=True`` the result is ``(output, score)``, the score (N,); with ``on_reject="flag"`` it is
-    ``(output, rejected)``, rejected bool (N,); with both, ``(output, score, rejected)``.
+    position or by keyword; all other arguments are passed on unchanged. With ``score=True`` the result is
+    ``(output, score)``, the score (N,); with ``on_reject="flag"`` it is ``(output, rejected)``, rejected bool (N,);
+    with both, ``(output, score, rejected)``.
+
+    The purifier stays in evaluation mode, and its weights do not require gradients unless it was in training mode when
+    it was guarded. Attributes that the guard does not have are the classifier's. The classifier's methods call the
+    guard where they call themselves; its layers can be read but not called, because that would skip the purifier, see
+    ``UnguardedError``. ``classifier`` is the unguarded classifier itself.
     """
+
+    plain: ClassVar[type[GuardedModule] | None] = None
+    """The class that this one was made from by ``class_like``."""
 
     def __init__(
         self,
@@ -47,11 +59,16 @@ class GuardedModule(nn.Module):
     ) -> None:
         super().__init__()
         self.rejection = rejection_of(purifier, on_reject, abstain)
+        if not purifier.training:
+            purifier.requires_grad_(False)
         self.classifier, self.purifier = classifier, purifier.eval()
         self.preprocessing, self.score, self.seed, self.check = preprocessing, score, seed, check
         self.position, self.input = find_input(classifier, input)
         self.output = output
-        self.training = classifier.training
+        self.training = getattr(classifier, "training", False)  # a frozen script has no mode
+        place = 0 if self.position == 0 else self.input
+        try_replacing(classifier, self.purifier, preprocessing, place, self.rejection, output)
+        self.__class__ = class_like(type(self), classifier)
 
     def train(self, mode: bool = True) -> GuardedModule:
         """Switch the classifier; the purifier filters the same way in both modes."""
@@ -71,7 +88,7 @@ class GuardedModule(nn.Module):
         return pixel_classifier(self.classifier, self.preprocessing, place, self.output)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting():
+        if _traced():
             check_exportable(self.rejection)
         pixels = self.pixels(args, kwargs)
         answer = self.answer(args, kwargs, pixels, self._draw(pixels))
@@ -94,7 +111,8 @@ class GuardedModule(nn.Module):
         """
 
         def classify(purified: Tensor) -> Any:
-            images = self.preprocessing.to_classifier(purified).to(self._image(args, kwargs).dtype)
+            given = self._image(args, kwargs)
+            images = _in_format_of(given, self.preprocessing.to_classifier(purified, given.dtype))
             if self.input in kwargs:
                 return self.classifier(*args, **{**kwargs, self.input: images})
             assert self.position is not None
@@ -133,19 +151,21 @@ class GuardedModule(nn.Module):
             image.dtype == torch.uint8 or image.dtype.is_floating_point
         ):
             raise PixelError(
-                f"{self.input}: expected {wanted} images, got {image.dtype}; convert them, or set the dtype in "
-                "preprocessing="
+                f"{self.input}: expected {wanted} images, got {image.dtype}; convert them{_dtype_option(image.dtype)}"
             )
         shape = image_shape_of(self.purifier)
         check_shape(_as_nchw(image, self.preprocessing), name=self.input, shape=shape)
-        pixels = self.preprocessing.to_pixels(image)
-        if self.check and not torch.compiler.is_exporting():
+        precise = torch.float64 if image.dtype == torch.float64 else torch.float32
+        pixels = self.preprocessing.to_pixels(image, precise)
+        if self.check and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+            pixels = check_in_graph(image, pixels, self.preprocessing, self.input)
+        elif self.check and not torch.compiler.is_exporting():
             check_scale(image, self.preprocessing, name=self.input)
             check_range(pixels, name=self.input)
         return answering.purifier_input(pixels, self.purifier)
 
     def _draw(self, pixels: Tensor) -> Tensor | None:
-        if torch.compiler.is_exporting():
+        if _traced():
             return None
         # With a seed every image gets the same stream, so that its result does not depend on its position.
         positions = range(len(pixels)) if self.seed is None else [0] * len(pixels)
@@ -153,9 +173,49 @@ class GuardedModule(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name == "__signature__":
-            return inspect.signature(self.classifier.forward)
-        return super().__getattr__(name)
+            return inspect.signature(self.forward)
+        parts = self.__dict__.get("_modules", {})
+        own = any(name in self.__dict__.get(kind, {}) for kind in ("_parameters", "_buffers", "_modules"))
+        if own or name.startswith("__") or "classifier" not in parts:
+            return super().__getattr__(name)
+        return attribute_of(self, parts["classifier"], name)
+
+    def _get_name(self) -> str:
+        return "GuardedModule"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (self.plain or type(self),), self.__getstate__()  # type: ignore[no-untyped-call]  # object's
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self.__class__ = class_like(type(self), self.classifier)
+
+
+def _blank(kind: type[GuardedModule]) -> GuardedModule:
+    return kind.__new__(kind)
+
+
+def _traced() -> bool:
+    """Whether a graph is being made that other programs run: it draws no noise and raises no errors."""
+    return torch.compiler.is_exporting() or tracing()
+
+
+def _in_format_of(given: Tensor, images: Tensor) -> Tensor:
+    """Images in the memory format of the given ones, which a model that was moved to channels-last expects."""
+    last = torch.channels_last
+    if given.ndim != 4 or given.is_contiguous() or not given.is_contiguous(memory_format=last):
+        return images
+    return images.contiguous(memory_format=last)
 
 
 def _as_nchw(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     return image.permute(0, 3, 1, 2) if preprocessing.layout == "NHWC" and image.ndim == 4 else image
+
+
+def _dtype_option(dtype: torch.dtype) -> str:
+    """What a message adds for a classifier that takes images of this type."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        return ""
+    options = f"scale=255, dtype={name!r}" if dtype == torch.uint8 else f"dtype={name!r}"
+    return f", or if the classifier takes them, say so: preprocessing=purifier.Preprocessing({options})"

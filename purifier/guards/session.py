@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import torch
 from onnx import ModelProto
 
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
-from ..contracts.purifier import Purifier, image_shape_of
+from ..contracts.purifier import Purifier
 from ..data.pixels import Preprocessing, check_range
 from ..errors import ConfigError, PixelError, about
 from ..foreign_code import explained
+from ..onnx.feeding import read_feed
 from ..onnx.guarded import guarded_graph
 from ..onnx.image_input import image_input, preprocessing_for
+from ..onnx.image_shape import agreed_shape
+from ..onnx.labels import Labels
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.reader import load_onnx
 from ..onnx.rejection import answer_name
@@ -52,6 +56,12 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     on_reject, abstain
         What to do with rejected images, as for ``purifier.guard``. ``flag`` adds ``purifier_rejected`` as the last
         output; only ``run`` supports ``raise``.
+    image_shape
+        (C, H, W) of the images, where the classifier leaves their sizes free. The graph then takes these sizes only,
+        as it takes those of the purifier only if that fixes them.
+    feed
+        Values for the classifier's other inputs, by name, where ``run`` is not given them; for audits and exports too.
+        A value with a row per image may have a single row, for all.
     providers, sess_options
         As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
         CUDA if it loads, else the CPU.
@@ -68,8 +78,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     ClassifierError
         The classifier cannot be read or cannot be guarded.
     ConfigError
-        The purifier, the preprocessing and the classifier do not fit together; ``input`` or ``providers`` is wrong; or
-        a requested provider is unavailable.
+        The purifier, the preprocessing and the classifier do not fit together; an option is wrong; or a requested
+        provider is unavailable.
     """
 
     def __init__(
@@ -83,22 +93,28 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         score: bool = False,
         on_reject: OnReject = "ignore",
         abstain: int | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        feed: Mapping[str, Any] | None = None,
         providers: Sequence[Provider] | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
         file: str | None = None,
     ) -> None:
         _check_providers(providers)
         self.classifier = load_onnx(classifier)
+        self.rejection = rejection_of(purifier, on_reject, abstain)
         self.file = file if isinstance(classifier, ModelProto) else str(classifier)
         self.output = output
         with about(self.file):
-            self.image = image_input(self.classifier, input)
-            self.input = self.image.name
+            image = image_input(self.classifier, input)
+            self.input = image.name
+            self.feed = read_feed(self.classifier, self.input, feed)
+            self.labels = Labels(self.classifier, output) if output.labels else None
             if output.which is not None:
                 answer_name(self.classifier, output)  # fail now if there is no such output
-            self.preprocessing = preprocessing_for(self.image, preprocessing)
+            self.preprocessing = preprocessing_for(image, preprocessing)
+            shape = agreed_shape(purifier, self.preprocessing, image.shape, _sizes(image_shape))
+            self.image = dataclasses.replace(image, shape=shape)
         self.purifier, self.score = copy.deepcopy(purifier), score
-        self.rejection = rejection_of(purifier, on_reject, abstain)
         with about(self.file):
             self.model = guarded_graph(
                 self.classifier,
@@ -117,7 +133,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
-        return pixel_classifier(self.classifier, self.preprocessing, self.input, self.output, self.file)
+        return pixel_classifier(self.classifier, self.preprocessing, self.input, self.output, self.file, self.feed)
 
     def run(
         self,
@@ -136,8 +152,12 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         """
         if isinstance(input_feed, Mapping) and self.input in input_feed:
             images = input_feed[self.input]
-            if not isinstance(images, onnxruntime.OrtValue):
-                input_feed = {**input_feed, self.input: self._checked(images)}
+            if isinstance(images, onnxruntime.OrtValue):
+                given, count = images, images.shape()[0]
+            else:
+                given = self._checked(images)
+                count = len(given)
+            input_feed = {**self.feed.of(count), **input_feed, self.input: given}
         if self.rejection.on_reject != "raise":
             return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
         names = list(output_names) if output_names else [output.name for output in self.get_outputs()]
@@ -164,11 +184,6 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
     def _check(self, images: np.ndarray[Any, Any]) -> None:
         layout, wanted = self.preprocessing.layout, self.image.shape
-        sizes = image_shape_of(self.purifier)
-        if sizes is not None:
-            channels, height, width = sizes
-            inner = (height, width, channels) if layout == "NHWC" else (channels, height, width)
-            wanted = (self.image.shape[0], *inner)
         fits = images.ndim == 4 and all(
             size is None or size == got for size, got in zip(wanted, images.shape, strict=True)
         )
@@ -181,11 +196,27 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 "their layout in preprocessing="
             )
         if images.dtype != np.dtype(self.image.dtype):
-            raise PixelError(f"{self.input}: expected {self.image.dtype} images, got {images.dtype}")
+            raise PixelError(
+                f"{self.input}: expected {self.image.dtype} images, got {images.dtype}; convert them with "
+                f".astype({self.image.dtype!r})"
+            )
         if self.image.dtype != "uint8":
             # torch does not support negative strides, which reversed channels have.
             values = torch.tensor(np.ascontiguousarray(images))
             check_range(self.preprocessing.to_pixels(values), name=self.input)
+
+
+def _sizes(image_shape: Any) -> tuple[int, int, int] | None:
+    if image_shape is None:
+        return None
+    if (
+        not isinstance(image_shape, tuple | list)
+        or len(image_shape) != 3
+        or not all(type(size) is int and size > 0 for size in image_shape)
+    ):
+        raise ConfigError(f"image_shape: expected (C, H, W), three positive integers, got {image_shape!r}")
+    channels, height, width = image_shape
+    return channels, height, width
 
 
 def _check_providers(providers: Any) -> None:

@@ -11,15 +11,16 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from ..answering import answer, draw, purifier_input
-from ..contracts.purifier import Classifying, Purifier, image_shape_of
+from ..contracts.purifier import Classifying, Purifier
 from ..data.pixels import Preprocessing
 from ..errors import ConfigError, PluginError
 from ..foreign_code import explained
 from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
+from .image_shape import agreed_shape, places_of
+from .limits import MAX_ELEMENTS
 from .names import CLASSES, NOISE, OPSET, PURIFIED, REJECTED, SCORE
-from .reader import MAX_ELEMENTS
 from .torch_export import export_module, innermost_cause
 
 
@@ -170,24 +171,15 @@ def example_images(
         The purifier is made for images of another shape, the number of channels is unknown, or the images are
         too large.
     """
-    nhwc = preprocessing.layout == "NHWC"
-    order = (0, 3, 1, 2) if nhwc else (0, 1, 2, 3)
-    declared = tuple(image_shape[place] for place in order)[1:]
-    fixed = image_shape_of(purifier) or (None, None, None)
-    for own, other in zip(fixed, declared, strict=True):
-        if own is not None and other is not None and own != other:
-            raise ConfigError(
-                f"{type(purifier).__name__} purifies images {tuple(fixed)}, but the classifier takes "
-                f"{tuple('any' if size is None else size for size in declared)} (C, H, W), {preprocessing.layout}; "
-                "train a purifier for these images, or give the layout with preprocessing="
-            )
-    channels, height, width = (own or other for own, other in zip(fixed, declared, strict=True))
+    order = places_of(preprocessing)
+    agreed = agreed_shape(purifier, preprocessing, image_shape)
+    channels, height, width = (agreed[place] for place in order[1:])
     if channels is None:
         channels = max(len(preprocessing.mean), len(preprocessing.std))
     if channels == 0:
         raise ConfigError(
-            "the classifier does not declare how many channels its images have; give preprocessing= with one mean per "
-            "channel, or fix the input's shape (python -m onnxruntime.tools.make_dynamic_shape_fixed)"
+            "the classifier does not declare how many channels its images have; give image_shape=(C, H, W) "
+            "(--image-shape 3x224x224 on the command line), or preprocessing= with one mean per channel"
         )
     generator = torch.Generator().manual_seed(0)
     # Height and width differ, so the exporter does not treat them as the same size.
@@ -199,4 +191,4 @@ def example_images(
         )
     pixels = torch.rand(sizes, generator=generator)
     free = [0, *(place for place, size in ((2, height), (3, width)) if size is None)]
-    return preprocessing.to_classifier(pixels), tuple(order.index(place) for place in free)
+    return preprocessing.to_classifier(pixels), tuple(order[place] for place in free)

@@ -10,11 +10,11 @@ from onnx import ModelProto
 from ..errors import ClassifierError
 from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
-from .graphs import all_graphs
+from .graphs import all_graphs, put_back, set_aside_maps
 from .names import CLASSES, NOISE, PURIFIED, REJECTED
 from .opset import copied, explained_reading, opset_of, raise_opset
 from .rejection import replace_answer
-from .torch_export import without_sources
+from .torch_export import to_proto
 
 
 def graft(
@@ -64,6 +64,7 @@ def _grafted(
                 classifier.graph.name,
             )
     # A copy of the front, because onnx_ir renames stored tensors in the model they came from.
+    aside = set_aside_maps(classifier)
     guarded, piece = ir.from_proto(classifier), ir.from_proto(copied(front))
     graph = guarded.graph
     image = next(value for value in graph.inputs if value.name == input_name)
@@ -76,9 +77,15 @@ def _grafted(
     if CLASSES in made:
         made[CLASSES].shape = shape_of_classes
 
+    image.shape = _fixed(image.shape, first_input.shape)
+    purified, checks = made[PURIFIED], []
+    if _may_change_size(front):
+        checks = _size_check(image, purified, prefix)
+        purified = checks[-1].outputs[0]
     # uses() includes those inside the bodies of If, Loop and Scan.
     for node, place in image.uses():
-        node.replace_input_with(place, made[PURIFIED])
+        if node not in checks:
+            node.replace_input_with(place, purified)
     piece.graph.outputs.clear()
     first_input.replace_all_uses_with(image)
     for value in extra_inputs:
@@ -91,6 +98,7 @@ def _grafted(
         del piece.graph.initializers[value.name or ""]
         graph.initializers.add(value)
     piece.graph.remove(nodes)
+    nodes += checks
     if first is None:
         graph.extend(nodes)
     else:
@@ -104,7 +112,35 @@ def _grafted(
         value.shape = ir.Shape([batch])
         graph.outputs.append(value)
     graph.sort()  # ONNX requires sorted nodes, but some tools write classifiers that ONNX Runtime accepts unsorted
-    return ir.to_proto(without_sources(guarded))
+    made_model = to_proto(guarded)
+    put_back(made_model, aside)
+    return made_model
+
+
+def _fixed(declared: ir.Shape | None, purifiers: ir.Shape | None) -> ir.Shape:
+    """The image's shape with the sizes that the purifier's graph is made for, so that the runtime refuses others."""
+    assert purifiers is not None
+    sizes = [None] * len(purifiers) if declared is None else list(declared)
+    pairs = zip(sizes, purifiers, strict=True)
+    return ir.Shape([own if isinstance(own, int) or not isinstance(new, int) else new for own, new in pairs])
+
+
+def _may_change_size(front: ModelProto) -> bool:
+    """Whether the purified images may have another size than the given ones, as after a stride in a free size."""
+    given, made = (
+        [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+        for value in (front.graph.input[0], front.graph.output[0])
+    )
+    return given != made
+
+
+def _size_check(image: ir.Value, purified: ir.Value, prefix: str) -> list[ir.Node]:
+    """Nodes that fail at a run unless purified images have the size of the given ones, and change nothing else."""
+    size = ir.node("Shape", [image], name=f"{prefix}size_of_the_given_images")
+    same = ir.node("Reshape", [purified, size.outputs[0]], name=f"{prefix}purified_images_must_keep_their_size")
+    for node in (size, same):
+        node.outputs[0].name = f"{node.name}_output"
+    return [size, same]
 
 
 def purified_name(classifier: ModelProto) -> str:

@@ -1,10 +1,10 @@
-"""Walk the graphs of an ONNX model."""
+"""Walk the graphs of an ONNX model, and set aside types that not every tool can hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -21,3 +21,37 @@ def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     for node in graph.node:
         for inner in subgraphs(node):
             yield from all_graphs(inner)
+
+
+def set_aside_maps(model: ModelProto) -> dict[str, TypeProto]:
+    """Remove, in place, the types of outputs that hold maps (as of ZipMap), which onnx_ir cannot read."""
+    aside: dict[str, TypeProto] = {}
+    for output in model.graph.output:
+        if _holds_map(output.type):
+            aside[output.name] = TypeProto()
+            aside[output.name].CopyFrom(output.type)
+            output.ClearField("type")
+    for graph in all_graphs(model.graph):
+        plain = [value for value in graph.value_info if not _holds_map(value.type)]
+        if len(plain) < len(graph.value_info):
+            del graph.value_info[:]
+            graph.value_info.extend(plain)
+    return aside
+
+
+def put_back(model: ModelProto, aside: Mapping[str, TypeProto]) -> None:
+    """Undo ``set_aside_maps``, in place."""
+    for output in model.graph.output:
+        if output.name in aside:
+            output.type.CopyFrom(aside[output.name])
+
+
+def _holds_map(kind: TypeProto) -> bool:
+    match kind.WhichOneof("value"):
+        case "map_type":
+            return True
+        case "sequence_type":
+            return _holds_map(kind.sequence_type.elem_type)
+        case "optional_type":
+            return _holds_map(kind.optional_type.elem_type)
+    return False

@@ -70,7 +70,8 @@ def image_input(model: ModelProto, input: int | str | None = 0) -> ImageInput:
                 "choose one with input= (--input on the command line)"
                 if candidates
                 else f"none of the classifier's inputs can be images: {listed}; "
-                "expected a float or uint8 input, (N, C, H, W) or (N, H, W, C)",
+                "expected a float or uint8 input, (N, C, H, W) or (N, H, W, C); export the classifier with such an "
+                "input, or put a Cast or Reshape in front of it",
                 model.graph.name,
             )
         chosen = candidates[0]
@@ -111,7 +112,7 @@ def preprocessing_for(image: ImageInput, preprocessing: Preprocessing | None) ->
     if preprocessing.dtype not in ("float32", image.dtype):
         raise ConfigError(
             f"preprocessing: expected dtype={image.dtype}, which the classifier's input {image.name!r} takes, got "
-            f"{preprocessing.dtype}"
+            f"{preprocessing.dtype}; leave dtype out of preprocessing="
         )
     assert image.dtype in DTYPES
     return dataclasses.replace(preprocessing, dtype=image.dtype)

@@ -12,7 +12,7 @@ from onnx.inliner import inline_local_functions
 
 from ..errors import ClassifierError
 from ..foreign_code import explained
-from .graphs import all_graphs
+from .graphs import all_graphs, put_back, set_aside_maps
 from .names import IR_VERSION, OPSET
 from .torch_export import innermost_cause
 
@@ -34,6 +34,13 @@ def raise_opset(model: ModelProto, opset: int) -> ModelProto:
 
 def _raised(model: ModelProto, opset: int) -> ModelProto:
     copy = copied(model)
+    aside = set_aside_maps(copy)
+    raised = _at_opset(copy, opset)
+    put_back(raised, aside)
+    return raised
+
+
+def _at_opset(copy: ModelProto, opset: int) -> ModelProto:
     if copy.functions:
         copy = inline_local_functions(copy, convert_version=True)
     _use_empty_domain(copy)

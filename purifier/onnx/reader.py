@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..errors import ClassifierError
+from ..foreign_code import explained, first_line
+from .cost import check_cost
+from .external_data import read_external_data
 from .graphs import all_graphs, subgraphs
+from .limits import MAX_BYTES
 
-MAX_BYTES = 1_500_000_000
-"""Protobuf's limit is 2 GB, and the purifier and a margin must fit too."""
-MAX_ELEMENTS = 2**28
-"""The largest tensor (1 GiB of float32) that a graph may create from a constant shape."""
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+NCHWC = "com.microsoft.nchwc"
+ORT_FORMAT = b"ORTM"
+"""At offset 4 of ONNX Runtime's own format, a FlatBuffer."""
 
 
 def load_onnx(source: str | Path | ModelProto) -> ModelProto:
     """Read an ONNX model and check that it can be guarded and is safe to open.
 
+    Data in other files is read from the folder of ``source``, and from nowhere else.
+
     Raises
     ------
     ClassifierError
-        The file is missing, damaged or over 1.5 GB, keeps data in other files, uses operators that are not
-        ONNX's or ONNX Runtime's own, holds nodes compiled for one device, or creates a giant tensor from a
-        constant shape.
+        The file is missing, damaged or over 1.5 GB, data in other files included; it uses operators that are not
+        ONNX's or ONNX Runtime's own, holds nodes compiled for one device, or asks for more than ``onnx_limits`` allows.
     """
     where = "ONNX model" if isinstance(source, ModelProto) else str(source)
     model = source if isinstance(source, ModelProto) else _read(Path(source))
@@ -51,18 +53,26 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
                 "grafted; save it with dense weights",
                 where,
             )
-    for tensor in _tensors(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            raise ClassifierError(
-                f"{where} keeps {tensor.name!r} in another file, which is not read; save it in one file with "
-                "onnx.save(onnx.load(path), new_path)",
-                where,
-            )
-    shapes = _shapes(model)
+    outside = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
+    if outside and isinstance(source, ModelProto):
+        raise ClassifierError(
+            f"{where} keeps {outside[0].name!r} in another file, and a ModelProto does not say where that is; give the "
+            "path of the .onnx file, or load it with onnx.load(path)",
+            where,
+        )
+    if outside:
+        read_external_data(outside, Path(where), model.ByteSize())
     for node in _nodes(model):
         if node.op_type == "EPContext":
             raise ClassifierError(
                 f"{where} holds an EPContext node, a blob compiled for one device; give the model it was compiled from",
+                where,
+            )
+        if node.domain == NCHWC:
+            raise ClassifierError(
+                f"{where} uses {node.domain}.{node.op_type}, a layout for one kind of CPU, so ONNX Runtime saved it "
+                "with ORT_ENABLE_ALL; save it with graph_optimization_level=ORT_ENABLE_EXTENDED, or give the original "
+                "model",
                 where,
             )
         if node.domain not in DOMAINS and (node.domain, node.op_type) not in local:
@@ -71,13 +81,13 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
                 "the classifier with standard operators (domains ai.onnx, ai.onnx.ml, com.microsoft)",
                 where,
             )
-        count = _elements_created(node, shapes)
-        if count > MAX_ELEMENTS:
-            raise ClassifierError(
-                f"{where}: {node.op_type} {node.name!r} creates {count:.3g} elements from a constant shape, the limit "
-                f"is {MAX_ELEMENTS:.3g}; such a file can exhaust the memory, so it is not opened",
-                where,
-            )
+    with explained(
+        f"{where} cannot be read as a graph",
+        partial(ClassifierError, path=where),
+        "run onnx.checker.check_model on it, and copy or export it again",
+        describe=first_line,
+    ):
+        check_cost(model, where)
     return model
 
 
@@ -87,6 +97,13 @@ def _read(path: Path) -> ModelProto:
             raise ClassifierError(f"no file {path}; expected an .onnx file", path)
         if path.stat().st_size > MAX_BYTES:
             raise _too_large(str(path), path.stat().st_size)
+        with path.open("rb") as opened:
+            if opened.read(8)[4:] == ORT_FORMAT:
+                raise ClassifierError(
+                    f"{path} is in ONNX Runtime's own format (.ort), which holds no ONNX graph; give the .onnx file it "
+                    "was made from",
+                    path,
+                )
         return onnx.load(path, format="protobuf", load_external_data=False)
     except OSError as error:
         raise ClassifierError(f"cannot read {path}: {error.strerror or error}", path) from error
@@ -125,34 +142,3 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-
-
-def _shapes(model: ModelProto) -> dict[str, list[int]]:
-    """Stored vectors that can be a shape (up to 16 integers), by name."""
-    found = {tensor.name: tensor for graph in _all_graphs(model) for tensor in graph.initializer}
-    for node in _nodes(model):
-        if node.op_type == "Constant" and node.output:
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    found[node.output[0]] = attribute.t
-                elif attribute.name in ("value_ints", "value_int"):
-                    values = attribute.ints or [attribute.i]
-                    found[node.output[0]] = numpy_helper.from_array(np.array(values, dtype=np.int64))
-    shapes = {}
-    for name, tensor in found.items():
-        if tensor.data_type == TensorProto.INT64 and math.prod(tensor.dims) <= 16:
-            # ONNX Runtime reports tensors whose shape and data disagree.
-            with contextlib.suppress(ValueError):
-                shapes[name] = [int(size) for size in numpy_helper.to_array(tensor).reshape(-1)]
-    return shapes
-
-
-def _elements_created(node: NodeProto, shapes: Mapping[str, list[int]]) -> int:
-    """How many elements a node creates, if the file alone determines it and not the input."""
-    if node.op_type in ("RandomNormal", "RandomUniform"):
-        sizes = next((list(a.ints) for a in node.attribute if a.name == "shape"), [])
-    elif node.op_type in ("ConstantOfShape", "Expand", "Tile") and node.input:
-        sizes = shapes.get(node.input[-1], [])
-    else:
-        sizes = []
-    return math.prod(sizes)

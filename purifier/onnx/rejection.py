@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from onnx import ModelProto
@@ -9,12 +11,19 @@ from onnx import ModelProto
 from ..errors import ClassifierError
 from ..output import LOGITS, SHAPES, Entry, Output
 from ..rejection.policy import Rejection, replaceable_ranks
+from .graphs import set_aside_maps
 
 FLOATS = {
     ir.DataType.FLOAT: np.float32,
     ir.DataType.FLOAT16: np.float16,
     ir.DataType.DOUBLE: np.float64,
 }
+
+NAMING = {
+    *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
+    *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64, ir.DataType.STRING),
+}
+"""Types of labels."""
 
 
 def replace_answer(
@@ -93,8 +102,14 @@ def replaceable_answer(graph: ir.Graph, output: Output) -> int:
     ClassifierError
         No output can be the answer, several can and none is chosen, or a binary one has no declared shape.
     """
+    if output.labels:
+        raise ClassifierError(
+            "a label cannot be replaced for rejected images; use on_reject='flag', which replaces nothing, or an "
+            "output with logits (--output)",
+            graph.name or "",
+        )
     try:
-        place = _answer_among(graph, output)
+        place = _answer_among(graph.outputs, output)
     except ClassifierError as error:
         raise ClassifierError(f"{error}; or use on_reject='flag', which replaces nothing", graph.name or "") from error
     value = graph.outputs[place]
@@ -115,17 +130,21 @@ def replaceable_answer(graph: ir.Graph, output: Output) -> int:
 
 def answer_name(model: ModelProto, output: Output) -> str:
     """The name of the output that is a classifier's answer; ``Output.choose`` says which errors it raises."""
-    graph = ir.from_proto(model).graph
-    return graph.outputs[_answer_among(graph, output)].name or ""
+    outputs = ModelProto()
+    outputs.graph.output.extend(model.graph.output)
+    set_aside_maps(outputs)
+    values = [ir.from_proto(value) for value in outputs.graph.output]
+    return values[_answer_among(values, output)].name or ""
 
 
-def _answer_among(graph: ir.Graph, output: Output) -> int:
+def _answer_among(outputs: Sequence[ir.Value], output: Output) -> int:
     entries = []
-    for value in graph.outputs:
+    for value in outputs:
         sizes = None
         if value.shape is not None:
             sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
-        entries.append(Entry(value.name, value.dtype in FLOATS, sizes, f"{value.dtype} {value.shape}"))
+        text = f"{value.dtype} {value.shape}"
+        entries.append(Entry(value.name, value.dtype in FLOATS, sizes, text, value.dtype in NAMING))
     return output.choose(entries)
 
 

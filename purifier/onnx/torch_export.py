@@ -23,8 +23,9 @@ from onnx_ir.passes.common import (
 from torch import Tensor, nn
 
 from ..foreign_code import cause_of, causes_of
+from .graphs import all_graphs
+from .limits import MAX_ELEMENTS
 from .names import IR_VERSION, OPSET
-from .reader import MAX_ELEMENTS
 
 _EXPORTING = threading.Lock()
 """Warning filters, standard error and loggers are global: two exports must not restore each other's."""
@@ -77,7 +78,7 @@ def export_module(
     model.metadata_props.clear()
     model.ir_version = IR_VERSION
     _name_batch(model)
-    return ir.to_proto(without_sources(model))
+    return to_proto(model)
 
 
 def _name_batch(model: ir.Model) -> None:
@@ -89,12 +90,29 @@ def _name_batch(model: ir.Model) -> None:
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, sorted(symbols))) + r")\b")
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
-            for place, size in enumerate(value.shape or ()):
-                if isinstance(size, ir.SymbolicDim) and size.value and value.shape is not None:
-                    value.shape[place] = ir.SymbolicDim(pattern.sub("batch", size.value))
+            if value.shape is not None:
+                # A new shape, because those of models that onnx's converter rewrote (opset 26) are frozen.
+                value.shape = ir.Shape([_renamed(size, pattern) for size in value.shape])
 
 
-def without_sources(model: ir.Model) -> ir.Model:
+def _renamed(size: int | ir.SymbolicDim, symbols: re.Pattern[str]) -> int | ir.SymbolicDim:
+    if isinstance(size, int) or not size.value:
+        return size
+    return ir.SymbolicDim(symbols.sub("batch", size.value))
+
+
+def to_proto(model: ir.Model) -> ModelProto:
+    """The model as a file holds it, for other tools too: quantisation fails if stored weights are declared twice."""
+    made = ir.to_proto(_without_sources(model))
+    for graph in all_graphs(made.graph):
+        stored = {tensor.name for tensor in graph.initializer}
+        kept = [value for value in graph.value_info if value.name not in stored]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+    return made
+
+
+def _without_sources(model: ir.Model) -> ir.Model:
     """Remove, in place, what exporters record on nodes and values: source lines, stack traces, paths."""
     ClearMetadataAndDocStringPass()(model)
     for graph in (model.graph, *model.graph.subgraphs()):

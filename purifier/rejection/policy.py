@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..contracts.purifier import Classifying, Purifier, image_shape_of
-from ..errors import ConfigError, PluginError, RejectedError
-from ..output import LOGITS, SHAPES, Output
+from ..data.pixels import constant_like
+from ..data.reading import sizes_of
+from ..errors import ClassifierError, ConfigError, PluginError, RejectedError
+from ..output import LOGITS, Output
 from ..vocabulary import OnReject
 from .calibration import calibration_of, rejected, threshold_of
 
@@ -61,34 +63,34 @@ class Rejection:
         assert self.threshold is not None
         return rejected(score, self.threshold)
 
-    def replace(self, given: Any, which: Tensor, purifier: Purifier, pixels: Tensor, output: Output = LOGITS) -> Tensor:
-        """A classifier's answers with the rows of the rejected images, bool (N,), replaced.
+    def replace(self, given: Any, which: Tensor, purifier: Purifier, pixels: Tensor, output: Output = LOGITS) -> Any:
+        """A classifier's output with the answers for the rejected images, bool (N,), replaced.
 
         Parameters
         ----------
         given
-            The answers, of the kind of ``output``: (N, K), or if binary (N,) or (N, 1).
+            The output, whose answer ``output`` finds; its other entries stay as they are.
 
         Raises
         ------
+        ClassifierError
+            There is no such answer, or it cannot be replaced.
         ConfigError
-            The classifier returns something else, or its number of classes does not fit the replacement.
+            Its number of classes does not fit the replacement.
         """
-        shaped = isinstance(given, Tensor) and given.is_floating_point() and given.ndim in replaceable_ranks(output)
-        if not shaped:
-            kind = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-            raise ConfigError(
-                f"on_reject={self.on_reject!r}: expected a classifier that returns {SHAPES[output.kind]}, and nothing "
-                f"else, got {kind}; use on_reject='flag'"
-            )
-        answer = output.find(given)
-        if self.on_reject == "reclassify":
-            row = self._reclassified(answer, purifier, pixels, output)
-        else:
-            row = torch.tensor([self.row(answer.shape[-1], output)], dtype=answer.dtype, device=answer.device)
-        if answer.ndim == 1:
-            return torch.where(which, row[:, 0], answer)
-        return torch.where(which[:, None], row, answer)
+        try:
+            answer = output.find(given)
+            if self.on_reject == "reclassify":
+                row = self._reclassified(answer, purifier, pixels, output)
+            else:
+                values = self.row(1 if answer.ndim == 1 else _columns(answer), output)
+                row = constant_like(answer, values)[None]
+            shown = which.reshape(-1, *[1] * (answer.ndim - 1))
+            return output.replace(given, torch.where(shown, row.reshape(row.shape[0], *answer.shape[1:]), answer))
+        except ClassifierError as error:
+            raise ClassifierError(
+                f"on_reject={self.on_reject!r}: {error}; or use on_reject='flag', which replaces nothing", ""
+            ) from error
 
     def row(self, classes: int, output: Output = LOGITS) -> list[float]:
         """The answer (K numbers, or one if binary) for an image on which the guard abstains."""
@@ -112,7 +114,7 @@ class Rejection:
             The classifier is binary, and K is not 2.
         """
         if output.binary:
-            self.check_classes(log_probabilities.shape[1], 2)
+            self.check_classes(_columns(log_probabilities), 2)
             log_probabilities = log_probabilities[:, 1:] - (log_probabilities[:, :1] if output.log_scale else 0)
         return log_probabilities if output.log_scale else log_probabilities.exp()
 
@@ -146,8 +148,13 @@ class Rejection:
                 f"classify must return log-probabilities (N, K), got {tuple(found.shape)}", type(purifier).__name__
             )
         if not output.binary:
-            self.check_classes(found.shape[1], answer.shape[1])
+            self.check_classes(_columns(found), _columns(answer))
         return self.own_answer(found, output).to(answer.dtype)
+
+
+def _columns(answer: Tensor) -> int:
+    known = sizes_of(answer)[1]
+    return answer.shape[1] if known is None else known
 
 
 def replaceable_ranks(output: Output) -> tuple[int, ...]:

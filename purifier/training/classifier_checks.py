@@ -14,12 +14,12 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..classifiers.loading import load_classifier
+from ..classifiers.loading import read_classifier
 from ..classifiers.logits import are_probabilities
 from ..classifiers.onnx_gradient import OnnxGradientClassifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..data.images import ImageData
-from ..data.pixels import read_preprocessing
+from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..guards.module import GuardedModule
@@ -50,8 +50,10 @@ def classifier_for(
     if given is None:
         raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; set classifier")
     if weights is not None and not isinstance(given, str | Path):
-        raise ConfigError("weights are only for a MODEL spec package.module:factory; a module or model has its own")
-    model = load_classifier(given, weights=weights) if isinstance(given, str | Path) else given
+        raise ConfigError("weights are only for a MODEL spec such as package.module:factory; a module has its own")
+    model: Any = given
+    if isinstance(given, str | Path):
+        model, preprocessing = read_classifier(given, weights=weights, preprocessing=preprocessing)
     if isinstance(model, ModelProto) and recipe.needs_gradients:
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
         return OnnxGradientClassifier(model, preprocessing_for(image_input(model, input), wanted), input, output)
@@ -130,6 +132,8 @@ def fingerprint(classifier: PixelClassifier) -> dict[str, Any]:
             digest.update(repr(value).encode())
     input = classifier.name if isinstance(classifier, OnnxPixelClassifier) else getattr(classifier, "input", 0)
     preprocessing = dataclasses.asdict(classifier.preprocessing)
+    for name in ("resize", "crop", "interpolation"):  # what is done to files before they are the classifier's images
+        del preprocessing[name]
     found = {"sha256": digest.hexdigest(), "input": input, "preprocessing": preprocessing}
     if classifier.output != LOGITS:  # left out by default, so that runs from before there was a choice can be resumed
         found["output"] = dataclasses.asdict(classifier.output)

@@ -147,8 +147,8 @@ def train(
         "augment": augment,
     }
     optimisation = chosen.suggested.with_given(given).on(run_device)
-    images = training_images(data, root, preprocessing, chosen, optimisation)
     model = classifier_for(chosen, classifier, weights, preprocessing, input, Output(output, output_kind))
+    images = training_images(data, root, preprocessing if model is None else model.preprocessing, chosen, optimisation)
     purifier = _build(plugin, config or {}, images, seed, chosen).to(run_device).train()
     follower = Follower(purifier, optimisation)
     settings = {

@@ -98,13 +98,14 @@ def test_modules_are_restored_afterwards(data):
     filter_ = purifier.load("vae:image_shape=1x28x28,channels=4,latent=8")
     before = {key: value.clone() for key, value in module.state_dict().items()}
     guarded = guard(module, filter_)
-    filter_.encoder.train()
+    filter_.encoder.train().requires_grad_()
     found = audit(guarded, data, eps=0.1, attacks=(Backward(),))
     assert found.complete
     assert module.training and module.drop.training and not module.head.bias.requires_grad
     assert module.head.weight.requires_grad
     assert filter_.encoder.training and not filter_.decoder.training
-    assert all(weight.requires_grad for weight in filter_.parameters())
+    assert all(weight.requires_grad for weight in filter_.encoder.parameters())
+    assert not any(weight.requires_grad for weight in filter_.decoder.parameters())
     assert all(weight.grad is None for weight in (*module.parameters(), *filter_.parameters()))
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 

@@ -1,7 +1,8 @@
-"""Make ``docs/benchmarks.md`` from the committed figures in ``tests/benchmarks/results``.
+"""Make ``docs/benchmarks.md``, and the table in ``docs/onnx.md``, from the figures in ``tests/benchmarks/results``.
 
 ``python tests/benchmarks/benchmarks_page.py`` fills the template ``benchmarks_page.md`` beside this file and writes the
-page. ``--check`` writes nothing and exits 1 if the page on disk differs.
+page, and replaces what is between two comments in ``docs/onnx.md``. ``--check`` writes nothing and exits 1 if a page on
+disk differs.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ HEADER = (
     "<!-- Made by `python tests/benchmarks/benchmarks_page.py`. Edit tests/benchmarks/benchmarks_page.md or the "
     "figures in tests/benchmarks/results, not this page. -->\n\n"
 )
+ONNX_PAGE = ROOT / "docs" / "onnx.md"
+ZOO_BEGIN = "<!-- Made by `python tests/benchmarks/benchmarks_page.py` from results/measured/onnx-zoo.json. -->"
+ZOO_END = "<!-- The end of what is made. -->"
 ROBUST = RESULTS / "robust"
 CPU_COUNT, CPU_YARDSTICK_COUNT = 3750, 1250
 """Images of which there are reports from a CPU and, in whole parts, from the GPU."""
@@ -53,16 +57,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only, write nothing")
     given = parser.parse_args()
-    page = benchmarks_page()
-    if given.check:
-        found = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        if found != page:
-            lines = [text.splitlines() for text in (found, page)]
-            print(*difflib.unified_diff(*lines, "on disk", "made", n=0, lineterm=""), sep="\n")
-            raise SystemExit(f"{PAGE.name} is out of date; run python tests/benchmarks/benchmarks_page.py")
-    else:
-        PAGE.write_text(page, encoding="utf-8", newline="\n")
-        print(f"{PAGE.name}: {len(page.encode()):,} bytes")
+    for path, page in ((PAGE, benchmarks_page()), (ONNX_PAGE, onnx_page())):
+        if given.check:
+            check(path, page)
+        else:
+            path.write_text(page, encoding="utf-8", newline="\n")
+            print(f"{path.name}: {len(page.encode()):,} bytes")
+
+
+def check(path: Path, page: str) -> None:
+    found = path.read_text(encoding="utf-8") if path.exists() else ""
+    if found != page:
+        lines = [text.splitlines() for text in (found, page)]
+        print(*difflib.unified_diff(*lines, "on disk", "made", n=0, lineterm=""), sep="\n")
+        raise SystemExit(f"{path.name} is out of date; run python tests/benchmarks/benchmarks_page.py")
+
+
+def onnx_page() -> str:
+    """``docs/onnx.md`` with the table of the zoo as it is in the results."""
+    before, _, rest = ONNX_PAGE.read_text(encoding="utf-8").partition(ZOO_BEGIN)
+    zoo = read_measured(MEASURED / "onnx-zoo.json")
+    made = [ZOO_BEGIN, measured_table(zoo.tables["files"]), measured_source(zoo.source), ZOO_END]
+    return before + "\n\n".join(made) + rest.partition(ZOO_END)[2]
 
 
 def benchmarks_page() -> str:

@@ -35,10 +35,11 @@ def main() -> None:
         show_report(name, purifier.audit(guarded, data, eps=given.eps, preset="quick", eot=1))
 
     def show_report(name: str, report: purifier.AuditReport) -> None:
-        (case,) = (case for case in report.worst_case if case.model == "guarded" and case.scope == "white-box")
+        cases = [case for case in report.worst_case if case.model == "guarded" and case.scope == "white-box"]
+        left = f"{cases[0].result.accuracy:.1%}" if cases else "-"  # no attack was white-box
         raised = dict.fromkeys(flag.name for flag in report.flags)
         verdict = "conclusive" if report.conclusive else "inconclusive"
-        print(f"{name:40s} {case.result.accuracy:6.1%}  {verdict:12s} {', '.join(raised) or '-'}", flush=True)
+        print(f"{name:40s} {left:>9s} {verdict:12s} {', '.join(raised) or '-'}", flush=True)
 
     print(f"{data.name}, linf {given.eps:g}, preset quick\n{'guard':40s} {'white-box':9s} verdict      flags raised")
     for control in CONTROLS:

@@ -31,7 +31,7 @@ from purifier.contracts.purifier import purifiers
 from purifier.data.loading import load_data
 from purifier.data.pixels import Preprocessing
 from purifier.seeding import SampleGenerator
-from purifier.vocabulary import Route
+from purifier.vocabulary import Norm, Route
 
 NEVER = 1e-6
 """A budget within which nothing is found, so that attacks go on to the smallest distance."""
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--classifier", choices=("demo", "net", "hardened"), default="hardened")
     parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--queries", type=int, nargs="+", default=[1000, 5000])
+    parser.add_argument("--norms", nargs="+", choices=("l2", "linf"), default=["l2", "linf"], help="of labels")
     given = parser.parse_args()
     torch.set_num_threads(1)
     classifier = load(given.classifier)
@@ -78,7 +79,11 @@ def main() -> None:
     right = classifier(pixels).argmax(1) == labels
     images = pixels[right][: given.images], labels[right][: given.images]
     print(f"torch {torch.__version__}, {given.images} test images, classifier {given.classifier}")
-    table = l1_table(classifier, *images) if given.what == "l1" else labels_table(classifier, *images, given.queries)
+    table = (
+        l1_table(classifier, *images)
+        if given.what == "l1"
+        else labels_table(classifier, *images, given.queries, given.norms)
+    )
     print(table)
 
 
@@ -92,9 +97,11 @@ def load(name: str) -> nn.Module:
     return classifier.eval().requires_grad_(False)
 
 
-def labels_table(classifier: nn.Module, pixels: Tensor, labels: Tensor, budgets: list[int]) -> str:
+def labels_table(
+    classifier: nn.Module, pixels: Tensor, labels: Tensor, budgets: list[int], norms: Sequence[Norm]
+) -> str:
     rows: list[list[str]] = []
-    for norm in ("l2", "linf"):
+    for norm in norms:
         threat = Threat(norm, NEVER)
         for queries in budgets:
             found = ours(f"hopskipjump:queries={queries}", classifier, pixels, labels, threat)

@@ -12,6 +12,7 @@ import torch
 
 import purifier
 from purifier import Attack
+from purifier.exclusive import exclusive
 
 MODEL = """
 import torch
@@ -75,7 +76,7 @@ def arguments(**changed: object) -> list[object]:
         **changed,
     }
     given = ((f"--{name.replace('_', '-')}", value) for name, value in settings.items())
-    return ["audit", *(part for pair in given for part in pair)]
+    return ["audit", "--overwrite", *(part for pair in given for part in pair)]
 
 
 def test_an_audit_prints_its_table_and_writes_its_report(command, folder):
@@ -94,7 +95,6 @@ def test_the_stored_command_repeats_the_audit(command, folder):
     first = json.loads((folder / "found" / "report.json").read_text())
     assert (first["seed"], first["probes"]) == (3, 3)
     assert first["command"][:2] == ["purifier", "audit"]
-    (folder / "found" / "report.json").unlink()
     assert command(*first["command"][1:])[0] == 3  # random weights
     second = json.loads((folder / "found" / "report.json").read_text())
     for report in (first, second):
@@ -271,3 +271,28 @@ def test_a_broken_link_as_the_folder_is_an_error(command, folder):
 def test_a_missing_report_ends_in_code_2(command, folder):
     code, _, complaint = command("report", "nowhere")
     assert code == 2 and "error: cannot read nowhere" in complaint
+
+
+def test_another_audits_report_is_replaced_on_request_only(command, folder):
+    line = (
+        "audit",
+        "--classifier",
+        "cli_audit_model:make",
+        "--purifier",
+        "identity",
+        "--data",
+        "demo:5",
+        "--attack",
+        "none",
+    )
+    path = folder / "out" / "report.json"
+    path.parent.mkdir()
+    path.write_text("precious")
+    code, _, err = command(*line, "--out", "out")
+    assert code == 2 and "--overwrite" in err and path.read_text() == "precious"
+    with exclusive(path):
+        code, _, err = command(*line, "--out", "out", "--overwrite")
+        assert code == 2 and "another run is writing it" in err
+    command(*line, "--out", "out", "--overwrite")
+    assert json.loads(path.read_text())["schema_version"]
+    assert [file.name for file in path.parent.iterdir()] == ["report.json"]

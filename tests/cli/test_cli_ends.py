@@ -6,6 +6,7 @@ import errno
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ AUDIT = [
     "1",
     "--out",
     "found",
+    "--overwrite",
 ]
 PGD = ["--attack", "pgd:steps=3"]
 LIMITED = """
@@ -53,6 +55,7 @@ class Blocking(Attack):
     norms: ClassVar[tuple[str, ...]] = ("linf",)
 
     def perturb(self, target, pixels, labels, threat, generator):
+        shutil.rmtree("found", ignore_errors=True)
         Path("found").write_text("in the way")
         return pixels
 
@@ -130,7 +133,7 @@ def test_the_bar_is_drawn_on_a_terminal_and_disappears(folder):
 def test_a_file_in_the_way_of_the_report_does_not_cost_the_table(out, command, folder):
     purifier.attacks.register("blocking", Blocking)
     try:
-        code, shown, complaint = command(*AUDIT[:-1], out, "--attack", "blocking")
+        code, shown, complaint = command(*AUDIT[:-2], out, "--attack", "blocking")
     finally:
         purifier.attacks.unregister("blocking")
     assert code == 2

@@ -47,7 +47,18 @@ def folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     ],
 )
 def test_audit_reads_the_named_output_as_its_kind(options, command, folder):
-    given = ("audit", "--purifier", "blur", "--data", "npz:data.npz", "--out", "found", "--attack", "none")
+    given = (
+        "audit",
+        "--purifier",
+        "blur",
+        "--data",
+        "npz:data.npz",
+        "--out",
+        "found",
+        "--attack",
+        "none",
+        "--overwrite",
+    )
     code, _, complaint = command(*given, *options)
     assert code in (0, 3), complaint  # the classifier may be no better than chance
     report = purifier.AuditReport.load("found")
@@ -92,6 +103,8 @@ def test_train_and_export_take_them_too(command, folder):
         ((), "2 outputs of the classifier can be its logits: 0: 'feat' float32 (1, 10), 1: 'out' float32 (1, 1)"),
         (("--output", "out"), "--output-kind on the command line"),
         (("--output", "score"), "the classifier has no output 'score'; it returns 0: 'feat'"),
+        (("--output", "score"), "; choose one with output= (--output on the command line)"),
+        (("--output", "7"), "no output at position 7; it returns 0: 'feat'"),
         (("--output", ""), "--output: expected a position such as 1 or a name such as logits, got nothing"),
         (("--output", "-1"), "output: expected a position of 0 or more, got -1"),
         (("--output", "out", "--output-kind", "logits"), "one number per image"),
@@ -99,7 +112,18 @@ def test_train_and_export_take_them_too(command, folder):
     ],
 )
 def test_outputs_that_do_not_fit_end_in_exit_code_2(options, message, command, folder):
-    given = ("audit", "--classifier", "net.onnx", "--purifier", "blur", "--data", "npz:data.npz", "--out", "found")
+    given = (
+        "audit",
+        "--classifier",
+        "net.onnx",
+        "--purifier",
+        "blur",
+        "--data",
+        "npz:data.npz",
+        "--out",
+        "found",
+        "--overwrite",
+    )
     code, _, complaint = command(*given, "--attack", "none", *options)
     assert code == 2
     assert message in " ".join(complaint.replace("│", " ").split())

@@ -20,7 +20,7 @@ import purifier
 from onnx_models import FLOAT, WEIGHT, model_of
 from purifier.contracts.purifier import Purifier
 from purifier.data.pixels import Preprocessing
-from purifier.errors import ExportError
+from purifier.errors import ConfigError, ExportError
 from purifier.guards.exporter import exporters
 from purifier.guards.exporting import export
 from purifier.guards.guard import guard
@@ -256,8 +256,9 @@ def test_other_inputs_are_filled_in_if_they_are_numbers(kind: int, vae: Purifier
     if kind == TensorProto.INT8:
         export(guarded, tmp_path / "guarded.onnx", batches=(2,))
     else:
-        with pytest.raises(ExportError, match=r"cannot fill in the classifier's input 'label' of tensor\(string\)"):
+        with pytest.raises(ConfigError, match=r"cannot fill in the classifier's input 'label' of tensor\(string\)"):
             export(guarded, tmp_path / "guarded.onnx")
+        export(guard(model, vae, feed={"label": ["cat"]}), tmp_path / "guarded.onnx", batches=(2,))
 
 
 def test_the_exporter_passes_the_conformance_kit(vae: Purifier, tmp_path: Path) -> None:

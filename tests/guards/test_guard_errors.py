@@ -38,8 +38,11 @@ def net() -> Net:
         (torch.rand(2, 1, 28, 28) * 255, r"scale=255"),
         (torch.rand(2, 3, 28, 28), r"expected images \(N, 1, 28, 28\), got \(2, 3, 28, 28\)"),
         (torch.rand(1, 28, 28), r"got \(1, 28, 28\)"),
-        (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "expected float32 images, got torch.uint8"),
-        (torch.zeros(2, 1, 28, 28, dtype=torch.int64), "expected float32 images, got torch.int64"),
+        (
+            torch.zeros(2, 1, 28, 28, dtype=torch.uint8),
+            r"got torch.uint8; .* say so: preprocessing=purifier.Preprocessing\(scale=255, dtype='uint8'\)",
+        ),
+        (torch.zeros(2, 1, 28, 28, dtype=torch.int64), "expected float32 images, got torch.int64; convert them$"),
         ("file.png", "expected an image tensor, got str"),
     ],
 )

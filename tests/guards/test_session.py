@@ -166,7 +166,7 @@ def test_a_session_keeps_its_parts() -> None:
         (pixels()[:, :1], r"photo: expected images \(N, 3, 8, 8\), got \(2, 1, 8, 8\); resize them"),
         (pixels()[0], r"expected images \(N, 3, 8, 8\), got \(3, 8, 8\)"),
         (pixels().permute(0, 2, 3, 1), r"got \(2, 8, 8, 3\)"),
-        (pixels().double(), "expected float32 images, got float64"),
+        (pixels().double(), r"expected float32 images, got float64; convert them with .astype\('float32'\)"),
         (pixels() * 255, r"expected values in \[0, 1\], got \[.*mean, std, scale=255"),
         (torch.full((1, 3, 8, 8), torch.nan), r"got \[nan, nan\]"),
         ((pixels() * 255).tolist(), r"expected values in \[0, 1\]"),
@@ -206,7 +206,8 @@ def test_a_purifiers_size_is_checked_where_the_classifier_leaves_it_free() -> No
 def test_preprocessing_must_agree_with_the_inputs_type() -> None:
     uint8 = classifier(TensorProto.UINT8)
     with pytest.raises(
-        ConfigError, match="expected dtype=float32, which the classifier's input 'photo' takes, got float16"
+        ConfigError,
+        match="expected dtype=float32, which the classifier's input 'photo' takes, got float16; leave dtype out of",
     ):
         GuardedSession(classifier(), load("identity"), preprocessing=Preprocessing(dtype="float16"))
     with pytest.raises(ConfigError, match="uint8 classifier takes scale=255"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -109,11 +110,15 @@ def inside_a_branch(node: onnx.NodeProto) -> ModelProto:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (with_external_data(), "keeps 'weight' in another file.*save it in one file"),
+        (with_external_data(), "keeps 'weight' in another file, and a ModelProto does not say where.*give the path"),
         (with_sparse_weights(), "stores 'weight' as a sparse tensor.*save it with dense weights"),
         (with_node("Magic", ["images"], "wizard"), "uses wizard.Magic, which is not an operator of ONNX"),
+        (with_node("Conv", ["images"], "com.microsoft.nchwc"), "saved it with ORT_ENABLE_ALL; save it with .*EXTENDED"),
         (with_node("EPContext", ["images"], "com.microsoft"), "EPContext node.*compiled from"),
-        (with_node("ConstantOfShape", ["giant"]), r"ConstantOfShape '' creates 6.87e\+10 elements.*not opened"),
+        (
+            with_node("ConstantOfShape", ["giant"]),
+            r"ConstantOfShape '' creates 6.87e\+10 elements.*not opened.*onnx_limits\(elements=\.\.\.\)",
+        ),
         (with_node("Expand", ["images", "giant"]), "Expand '' creates"),
         (with_node("RandomNormal", [], shape=[2**36]), "RandomNormal '' creates"),
         (inside_a_branch(helper.make_node("ConstantOfShape", ["giant"], ["extra"])), "ConstantOfShape"),
@@ -146,9 +151,22 @@ def test_missing_and_damaged_files_are_errors(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b"classifier", b"\xff" * 10))
     with pytest.raises(ClassifierError, match="damaged .its graph's name is not text"):
         load_onnx(path)
+    path.write_bytes(content.replace(b"logits", b"\xff" * 6))
+    with pytest.raises(ClassifierError, match=r"cannot be read as a graph .*copy or export it again"):
+        load_onnx(path)
     path.write_bytes(b"")
     with pytest.raises(ClassifierError, match="not an ONNX model"):
         load_onnx(str(path))
+
+
+def test_the_runtimes_own_format_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "classifier.ort"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(linear().SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with pytest.raises(ClassifierError, match=r"classifier\.ort is in ONNX Runtime's own format .*give the .onnx file"):
+        load_onnx(path)
 
 
 def test_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

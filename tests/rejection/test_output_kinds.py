@@ -172,9 +172,8 @@ def test_an_answer_of_another_form_is_an_error() -> None:
         ("logits", "binary-logit", "one number per image.*output_kind='binary-logit'"),
         ("binary-logit", "probabilities", "must return one logit per image"),
     ):
-        guarded = guard(Net(given), purifier_with(0), output_kind=kind, on_reject="abstain")
         with pytest.raises(ClassifierError, match=message):
-            guarded(PIXELS)
+            guard(Net(given), purifier_with(0), output_kind=kind, on_reject="abstain")
         with pytest.raises(ClassifierError, match=message):
             guard(as_graph(given), purifier_with(0), output="out", output_kind=kind, on_reject="abstain")
     unknown = as_graph("binary-logit")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import purifier
-from purifier.errors import ConfigError, PluginError, RejectedError
+from purifier.errors import ConfigError, PluginError, PurifierError, RejectedError
 from purifier.guards.guard import guard
-from scoring_purifiers import Bright, Classes, calibrated, dark_and_bright
+from scoring_purifiers import Bright, BrightConfig, Classes, calibrated, dark_and_bright
 
 REJECTED = torch.tensor([False, True, False, True, True, False])
 
@@ -139,7 +143,7 @@ def test_gradients_pass_images_that_are_not_rejected(bright: Bright) -> None:
 def test_guards_that_reject_can_be_copied_pickled_and_exported(on_reject: str) -> None:
     pixels, guarded = dark_and_bright(), guard(Net(), calibrated(Classes()), on_reject=on_reject).eval()
     expected = guarded(pixels)
-    program = torch.export.export(guarded, (pixels,), dynamic_shapes=(({0: torch.export.Dim.DYNAMIC},),))
+    program = torch.export.export(guarded, (pixels,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     stored = io.BytesIO()
     torch.export.save(program, stored)
     stored.seek(0)
@@ -193,25 +197,84 @@ def test_a_purifier_must_be_calibrated_to_reject(on_reject: str) -> None:
         guard(Net(), Classes(), on_reject=on_reject)
 
 
+class Answer(NamedTuple):
+    features: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Frozen:
+    logits: Tensor
+    hidden: Tensor | None = None
+
+
+FORMS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "tuple": (lambda logits: (logits, torch.ones(len(logits), 3, 4, 4)), lambda given: given[0]),
+    "list": (lambda logits: [logits], lambda given: given[0]),
+    "named tuple": (lambda logits: Answer(logits[:, :3], logits), lambda given: given.logits),
+    "dict": (lambda logits: {"loss": logits.mean(), "logits": logits}, lambda given: given["logits"]),
+    "dict by number": (lambda logits: {7: logits}, lambda given: given[7]),
+    "ordered dict": (lambda logits: OrderedDict(logits=logits), lambda given: given["logits"]),
+    "dataclass": (lambda logits: Frozen(logits), lambda given: given.logits),
+    "one by one": (lambda logits: logits[:, :, None, None], lambda given: given.flatten(1)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("on_reject", ["abstain", "reclassify"])
+def test_the_answer_is_replaced_in_an_output_of_any_form(form: str, on_reject: str) -> None:
+    make, read = FORMS[form]
+    pixels, classes = dark_and_bright(), calibrated(Classes())
+    given: list[Any] = []
+    net = Net(form=lambda logits: given.append(make(logits)) or given[-1])
+    output = guard(net, classes, on_reject=on_reject)(pixels)
+    assert type(output) is type(given[-1])
+    expected = classes.classify(pixels) if on_reject == "reclassify" else torch.full((6, 10), torch.nan)
+    expected = torch.where(REJECTED[:, None], expected, plain(classes, pixels))
+    torch.testing.assert_close(read(output), expected, equal_nan=True, rtol=0, atol=0)
+    assert torch.equal(read(given[-1]), plain(classes, pixels))  # the classifier's own object stays as it is
+    if form == "dict":
+        assert output["loss"] is given[-1]["loss"]
+
+
 @pytest.mark.parametrize(
-    ("form", "got"),
+    ("form", "options", "message"),
     [
-        (lambda logits: (logits,), "got tuple"),
-        (lambda logits: {"logits": logits}, "got dict"),
-        (lambda logits: logits.argmax(1), r"got torch.int64 \(6,\)"),
-        (lambda logits: logits[:, :, None], r"got torch.float32 \(6, 10, 1\)"),
+        (lambda logits: logits.argmax(1), {}, r"must return logits.*got int64 \(2,\).*; or use on_reject='flag'"),
+        (lambda logits: (logits, logits + 1), {}, "2 outputs of the classifier can be its logits"),
+        (lambda logits: (logits, logits.argmax(1)), {}, r"output 1: int64 \(2,\) holds a label for each image"),
+        (lambda logits: MappingProxyType({"logits": logits}), {}, "a mappingproxy, whose entries cannot be replaced"),
+        (None, {"abstain": 10}, "abstain: expected a class from 0 to 9, got 10"),
+        (lambda logits: logits[:, :5], {"on_reject": "reclassify"}, "the purifier has 10 classes, .* classifier has 5"),
     ],
 )
-def test_only_plain_logits_can_be_replaced(form: Any, got: str, bright: Bright) -> None:
-    with pytest.raises(ConfigError, match=rf"on_reject='abstain': expected .* logits.*{got}; use on_reject='flag'"):
-        guard(Net(form=form), bright, on_reject="abstain")(dark_and_bright())
+@pytest.mark.parametrize("shape", [(1, 28, 28), None])
+def test_answers_that_cannot_be_replaced_are_errors_of_guard(
+    form: Any, options: dict[str, Any], message: str, shape: Any
+) -> None:
+    class Pooled(Net):
+        def forward(self, images: Tensor) -> Any:
+            return super().forward(nn.functional.adaptive_avg_pool2d(images[:, :1], 28))
+
+    purifier = calibrated(Classes(BrightConfig(shape)))
+    with pytest.raises(PurifierError, match=message):
+        guard(Pooled(form=form), purifier, **{"on_reject": "abstain", **options})
 
 
-def test_classes_that_do_not_fit_are_errors(bright: Bright) -> None:
-    with pytest.raises(ConfigError, match="abstain: expected a class from 0 to 9, got 10"):
-        guard(Net(), bright, on_reject="abstain", abstain=10)(dark_and_bright())
-    with pytest.raises(ConfigError, match="the purifier has 10 classes, but the classifier has 5"):
-        guard(Net(5), calibrated(Classes()), on_reject="reclassify")(torch.zeros(2, 1, 28, 28))
+def test_the_trial_of_guard_leaves_no_trace(bright: Bright) -> None:
+    class Counting(Net):
+        def forward(self, images: Tensor, times: int) -> Any:
+            self.count = getattr(self, "count", 0) + 1
+            return super().forward(images) * times
+
+    net = Counting().train()
+    state = torch.get_rng_state()
+    guarded = guard(net, bright, on_reject="abstain")  # needs another argument, so guard() cannot try it
+    assert net.training and not hasattr(net, "count")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(guarded(dark_and_bright(), 2).isnan().all(1), REJECTED)
+    guard(nn.Sequential(Net()).train(), bright, on_reject="abstain")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_plugins_that_break_the_contract_are_errors() -> None:

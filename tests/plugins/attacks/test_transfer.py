@@ -8,7 +8,9 @@ from types import ModuleType
 import onnx
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torchvision import transforms
 
 from attack_helpers import NoConfig, Noisy, Same, run
 from onnx_models import linear
@@ -136,6 +138,21 @@ def test_the_norms_are_those_of_its_attacks(net, images):
     said = "its attacks 'pgd\\+mim' all support linf, l2, not l1; choose others"
     with pytest.raises(ConfigError, match=said):
         common.perturb(target_of(net, 64), *images, Threat("l1", 1), SampleGenerator(0, range(64)))
+
+
+def test_a_surrogate_of_a_library_has_its_own_preprocessing(tmp_path):
+    torch.manual_seed(0)
+    model = torchvision.models.get_model("shufflenet_v2_x0_5", num_classes=10).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    normalised = nn.Sequential(
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), model
+    )  # takes pixels
+    pixels = torch.rand(4, 3, 32, 32)
+    labels, threat = normalised(pixels).argmax(1), Threat("linf", 1e-4)
+    spec = f"transfer:surrogate=torchvision:shufflenet_v2_x0_5,weights={tmp_path / 'w.pt'},attacks=fgsm"
+    found = run(spec, normalised, pixels, labels, threat)
+    torch.testing.assert_close(found, run("transfer:attacks=fgsm", normalised, pixels, labels, threat))
+    assert not torch.equal(found, pixels)
 
 
 def test_a_surrogate_is_loaded_once(net, images, models, monkeypatch):
