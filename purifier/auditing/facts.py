@@ -108,6 +108,7 @@ class DataDigest:
             "count": self._counts.total(),
             "sha256": hashlib.sha256(self._pixels.digest() + self._labels.digest()).hexdigest(),
             "classes": {str(label): self._counts[label] for label in sorted(self._counts)},
+            **({"framing": framing} if (framing := self._data.framing()) else {}),
             **({"labels": OWN_ANSWERS} if self._data.own_answers else {}),
             **({"skipped": len(self._data.skipped)} if self._data.skipped else {}),
         }

@@ -115,7 +115,8 @@ class AuditReport:
     data: Mapping[str, Any]
     """``name``, ``count``, ``sha256`` of pixels and labels, and ``classes``, the number of images of each label. Only
     if the labels are the undefended classifier's own answers, ``labels`` says so: what counts as right is then
-    agreement with it. Only if images could not be read, ``skipped`` is how many were left out."""
+    agreement with it. Only if images could not be read, ``skipped`` is how many were left out. Only if they were
+    resized or cropped, ``framing`` says how."""
     classifier: Mapping[str, Any]
     """``description``, ``spec`` and ``weights_file`` if it came from a MODEL spec, ``sha256`` of its weights or graph,
     the number of its ``parameters``, and which ``output`` of which ``output_kind`` is its answer."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
 from .files import ImageFiles
+from .framing import Framing
 
 UNLABELLED = -1
 """The label of each image of data without labels."""
@@ -91,6 +93,12 @@ class ImageData:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def framing(self) -> dict[str, Any]:
+        """How image files are resized and cropped, as JSON values; empty if they are not, or are no files."""
+        if not isinstance(self._images, ImageFiles) or self._images.framing == Framing():
+            return {}
+        return dataclasses.asdict(self._images.framing)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images at the given positions: pixels (n, C, H, W) float32 in [0, 1], and labels (n,) int64."""

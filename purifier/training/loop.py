@@ -34,7 +34,7 @@ from .recipe import Recipe, learned_of
 from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
 from .torchrun import join_processes, own_device
-from .training_data import data_facts, labelled_for, training_images
+from .training_data import data_facts, data_settings, labelled_for, training_images
 
 
 def train(
@@ -161,7 +161,7 @@ def train(
         "batch_size": batch_size,
         "seed": seed,
         "data": images.name,
-        "images": len(images),
+        **data_settings(images),
     }
     header = {**settings, "epochs": epochs, "device": str(device), **data_facts(images, model)}
     with ExitStack() as stack:

@@ -47,6 +47,12 @@ def labelled_for(
     return images
 
 
+def data_settings(images: ImageData) -> dict[str, Any]:
+    """What must be the same when a run is resumed: how many images, and how they are resized and cropped, if at all."""
+    framing = images.framing()
+    return {"images": len(images), **({"framing": framing} if framing else {})}
+
+
 def data_facts(images: ImageData, classifier: PixelClassifier | None) -> dict[str, Any]:
     """The log's facts about data that is not as usual: labels that are answers, images that were left out."""
     answered = classifier is not None and not images.labelled

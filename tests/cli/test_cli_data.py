@@ -66,6 +66,7 @@ def test_an_audit_of_photos_with_a_class_file(photos: Path, command: Command) ->
     assert complaint == "left out 1 image that cannot be read: photos/red/5.jpg\n"
     assert (report["data"]["count"], report["data"]["skipped"]) == (11, 1)
     assert report["data"]["classes"] == {"1": 5, "2": 6}
+    assert report["data"]["framing"] == {"resize": 10, "crop": [8, 8], "interpolation": "bilinear"}
     assert report["rows"][0]["correct"] == 11
     assert "1 image left out that cannot be read" in shown
 
@@ -91,6 +92,8 @@ def test_photos_are_trained_on_calibrated_with_and_purified(photos: Path, comman
     code, _, complaint = command("train", "vae", *data, "--out", "p.safetensors", *small)
     assert code == 0, complaint
     assert purifier.load("p.safetensors").config.image_shape == (3, 8, 8)
+    settings = json.loads(Path("p.log.jsonl").read_text().splitlines()[0])["settings"]
+    assert settings["framing"] == {"resize": 10, "crop": [8, 8], "interpolation": "bilinear"}  # a resumed run needs it
     assert command("calibrate", "p.safetensors", *data, "--fpr", "0.2")[0] == 0
     code, shown, complaint = command(
         "purify", "p.safetensors", "photos/red/0.jpg", "folder:photos/green", *SIZED, "--out", "grid.png"
