@@ -21,7 +21,8 @@ from .attacking.attack import Attack
 from .attacking.target import Target
 from .attacking.threat import Threat
 from .contracts.purifier import Purifier, dtype_of, image_shape_of
-from .data.images import SUFFIXES, ImageFiles
+from .data.files import SUFFIXES, ImageFiles
+from .data.framing import read_framing
 from .data.loading import load_data
 from .data.named import CLASS_NAMES
 from .data.pixels import check_pixels
@@ -134,7 +135,12 @@ def _answered(image: Tensor, name: str, *, right: bool) -> Cell:
 
 
 def read_images(
-    sources: Sequence[str], *, shape: tuple[int, int, int] | None = None, root: str | Path | None = None
+    sources: Sequence[str],
+    *,
+    shape: tuple[int, int, int] | None = None,
+    root: str | Path | None = None,
+    resize: str | None = None,
+    crop: str | None = None,
 ) -> list[tuple[str, Tensor]]:
     """Image files and DATA specs, mixed -> names and pixels (C, H, W), float32 in [0, 1].
 
@@ -144,9 +150,9 @@ def read_images(
         Paths of image files, each named by its file name; and DATA specs, whose images are named ``SPEC[0]``,
         ``SPEC[1]``...
     shape
-        (C, H, W) that all must have. Files are converted to its channels, grey or colour; sizes are not changed.
-    root
-        Folder of the data sets known by name.
+        (C, H, W) that all must have. Files are converted to its channels, grey or colour.
+    root, resize, crop
+        As for ``load_data``; the sizes are for image files and folders.
 
     Raises
     ------
@@ -159,16 +165,17 @@ def read_images(
     for source in sources:
         path = _image_file(source)
         if path is None:
-            data = load_data(source, root=root)
+            sizes = (resize, crop) if source.startswith("folder:") else (None, None)
+            data = load_data(source, root=root, resize=sizes[0], crop=sizes[1])
             count, images_shape = len(data), data.shape
         else:
-            file = ImageFiles([path], MODES.get(shape[0]) if shape else None)
+            file = ImageFiles([path], MODES.get(shape[0]) if shape else None, read_framing(resize, crop))
             count, *rest = file.shape
             images_shape = (rest[0], rest[1], rest[2])
         if shape is not None and images_shape != tuple(shape):
             raise DataError(
                 f"{source}: expected images {_by(shape)} (channels x height x width), which the purifier is made "
-                f"for, got {_by(images_shape)}; resize them",
+                f"for, got {_by(images_shape)}; for files and folders give --resize and --crop",
                 source,
             )
         if len(found) + count > MOST:

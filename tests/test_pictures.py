@@ -123,7 +123,7 @@ def test_images_that_cannot_be_shown_are_errors(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "torn.png").write_bytes((tmp_path / "small.png").read_bytes()[:20])
     (tmp_path / "set.npz").write_bytes(b"")
     for sources, shape, error, says in (
-        (["small.png"], (1, 28, 28), DataError, r"small\.png: expected images 1x28x28 .*, got 1x4x6; resize them"),
+        (["small.png"], (1, 28, 28), DataError, r"small\.png: expected images 1x28x28 .*, got 1x4x6; .*give --resize"),
         (["demo:3"], (3, 32, 32), DataError, r"demo:3: expected images 3x32x32 .*, got 1x28x28"),
         (["torn.png"], None, DataError, r"cannot read image torn\.png"),
         (["absent.png"], None, DataError, r"no image file absent\.png; give the path of an existing one"),

@@ -16,8 +16,9 @@ from torch import nn
 from ..atomic import check_writable
 from ..attacking.attack import Attack
 from ..attacking.threat import Threat
+from ..classifiers.own_answers import with_own_answers
+from ..data.given import Data, check_data, read_data
 from ..data.images import ImageData
-from ..data.loading import load_data
 from ..errors import ConfigError
 from ..guards.guard import Guard
 from ..rejection.calibration import calibration_of
@@ -45,7 +46,7 @@ from .watching import Progress
 
 def audit(
     guard: Guard | nn.Module | ModelProto | str | Path,
-    data: ImageData | str,
+    data: Data,
     *,
     norm: Norm = "linf",
     eps: float | Sequence[float] = 0.1,
@@ -83,7 +84,9 @@ def audit(
         A guard, as returned by ``purifier.guard``; or a classifier to audit alone, without a purifier: a torch module,
         an ONNX model or a MODEL spec.
     data
-        Labelled images or a DATA spec.
+        A DATA spec, ``ImageData``, images, ``(images, labels)``, a torch Dataset or a DataLoader. Images without
+        labels are audited for agreement: their labels are the undefended classifier's answers to the clean images, and
+        no figure is an accuracy.
     norm, eps
         The threats: one norm, and one or more budgets in pixel units.
     attacks
@@ -140,13 +143,14 @@ def audit(
     strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
     calibration = calibration_of(purifier)
     jobs = plan(classifier, planned, given, threats, routes, calibrated=parts.rejection.threshold is not None)
-    loaded = load_data(data, root=root) if isinstance(data, str) else data
+    loaded = read_data(data, root=root, preprocessing=classifier.preprocessing)
     with ExitStack() as stack:
         stack.enter_context(kept_settings())
         run_device = stack.enter_context(freeze(classifier, purifier, device=device))
         setup = parts.setup(run_device, seed=seed, batch_size=batch_size)
         weights = Weights(classifier=classifier, purifier=purifier)
         random = check_fit(classifier, purifier, loaded, run_device)
+        loaded = with_own_answers(loaded, setup.answers, batch_size, run_device)
         if random:
             setup = replace(setup, eot=eot, judgements=judgements)
         left_out: list[str] = []
@@ -159,7 +163,7 @@ def audit(
         setup.state.own = changed_by_asking(setup, sample)
         stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
         stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
-        about = DataDigest(loaded.name)
+        about = DataDigest(loaded)
         answers = Answers(setup, loaded) if jobs else None
         rows = run_jobs(setup, loaded, jobs, about, progress)
         cases = worst_cases(rows, strongest, setup.judgements, setup.eot)
@@ -217,8 +221,7 @@ def _joined(of_preset: Sequence[Job], given: Sequence[Job], preset: str | None) 
 def _check_arguments(data: object, counts: Mapping[str, object], out: str | Path | None) -> None:
     if out is not None:
         check_writable(out)
-    if not isinstance(data, ImageData | str):
-        raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
+    check_data(data)
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -25,6 +25,8 @@ def print_detection(report: AuditReport, console: Console) -> None:
         _table(report, threat, [(row, found) for row, found in attacked if row.threat == threat]).print(console)
     if attacked:
         fooled = "classified correctly when clean and wrongly under the attack"
+        if report.agreement:
+            fooled = "in agreement when clean and not under the attack"
         fooled += ", rejected or not" if report.on_reject not in (None, "ignore") else ""
         say(
             console,

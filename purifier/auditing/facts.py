@@ -17,10 +17,12 @@ from torch import Tensor
 
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier, purifiers
+from ..data.images import ImageData
 from ..errors import PluginError
 from ..rejection.calibration import Calibration
 from .parts import AuditedParts
 from .plan import Job
+from .report import OWN_ANSWERS
 
 
 def versions(jobs: Sequence[Job]) -> dict[str, str]:
@@ -88,8 +90,8 @@ def describe_classifier(classifier: PixelClassifier) -> dict[str, Any]:
 class DataDigest:
     """A hash of all images and labels, and the number of images of each label, collected batch by batch."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, data: ImageData) -> None:
+        self._data = data
         self._pixels, self._labels = hashlib.sha256(), hashlib.sha256()
         self._counts: Counter[int] = Counter()
 
@@ -102,10 +104,13 @@ class DataDigest:
     def facts(self) -> dict[str, Any]:
         """The report's field ``data``."""
         return {
-            "name": self._name,
+            "name": self._data.name,
             "count": self._counts.total(),
             "sha256": hashlib.sha256(self._pixels.digest() + self._labels.digest()).hexdigest(),
             "classes": {str(label): self._counts[label] for label in sorted(self._counts)},
+            **({"framing": framing} if (framing := self._data.framing()) else {}),
+            **({"labels": OWN_ANSWERS} if self._data.own_answers else {}),
+            **({"skipped": len(self._data.skipped)} if self._data.skipped else {}),
         }
 
 

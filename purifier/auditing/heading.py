@@ -62,7 +62,14 @@ def _on_reject(report: AuditReport) -> str:
 
 
 def _data(facts: Mapping[str, Any]) -> str:
-    return _listed(str(facts["name"]), count_text(facts["count"]), _sha256(facts))
+    skipped = facts.get("skipped")
+    return _listed(
+        str(facts["name"]),
+        count_text(facts["count"]),
+        None if not skipped else f"{count_text(skipped)} left out that cannot be read",
+        None if facts.get("labels") is None else f"no labels: compared with the {facts['labels']}",
+        _sha256(facts),
+    )
 
 
 def _changed(plugin: str, config: Mapping[str, Any]) -> dict[str, Any]:

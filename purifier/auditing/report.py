@@ -25,6 +25,9 @@ RATES = ("worst_of_n", "majority", "right", "rejected")
 WHITE_BOX = ("exact", "bpda")
 """The routes that see the purifier and follow gradients; no other result may be called white-box."""
 
+OWN_ANSWERS = "answers of the undefended classifier"
+"""Where the labels of data come from that has none of its own."""
+
 Model = Literal["undefended", "guarded"]
 
 
@@ -110,7 +113,10 @@ class AuditReport:
     """UTC, ISO 8601."""
     versions: Mapping[str, str]
     data: Mapping[str, Any]
-    """``name``, ``count``, ``sha256`` of pixels and labels, and ``classes``, the number of images of each label."""
+    """``name``, ``count``, ``sha256`` of pixels and labels, and ``classes``, the number of images of each label. Only
+    if the labels are the undefended classifier's own answers, ``labels`` says so: what counts as right is then
+    agreement with it. Only if images could not be read, ``skipped`` is how many were left out. Only if they were
+    resized or cropped, ``framing`` says how."""
     classifier: Mapping[str, Any]
     """``description``, ``spec`` and ``weights_file`` if it came from a MODEL spec, ``sha256`` of its weights or graph,
     the number of its ``parameters``, and which ``output`` of which ``output_kind`` is its answer."""
@@ -149,7 +155,7 @@ class AuditReport:
 
     def __repr__(self) -> str:
         """One line: what was audited, the headline for each threat, the number of rows, and the verdict."""
-        counted = "right or rejected" if self.rejects else "right"
+        counted = self.right + " or rejected" * self.rejects
         cases = [case for case in self.worst_case if case.model == self.model and case.scope == "all"]
         figures = [f"clean {row.result}" for row in self.rows if row.model == self.model and row.threat is None]
         figures += [f"{case.threat} worst case {case.result} {counted}" for case in cases]
@@ -162,6 +168,16 @@ class AuditReport:
     def rejects(self) -> bool:
         """Whether the audited model marks images as rejected."""
         return any(row.rejected for row in self.rows if row.model == self.model)
+
+    @property
+    def agreement(self) -> bool:
+        """Whether the labels are the undefended classifier's own answers, so that no figure is an accuracy."""
+        return self.data.get("labels") == OWN_ANSWERS
+
+    @property
+    def right(self) -> str:
+        """What an image is that counts as right, in a word."""
+        return "in agreement" if self.agreement else "right"
 
     @property
     def complete(self) -> bool:

@@ -96,6 +96,10 @@ class AuditSetup:
         pixels, labels = (part.to(self.device) for part in data.batch(indices))
         return Batch(pixels, labels, indices)
 
+    def answers(self, pixels: Tensor, indices: Sequence[int]) -> Tensor:
+        """The undefended classifier's logits (n, K) for pixels (n, C, H, W) at these positions of the data."""
+        return self.subjects["undefended"].ask(pixels, self.seed, indices).logits
+
 
 @dataclass(frozen=True)
 class Batch:

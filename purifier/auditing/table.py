@@ -76,8 +76,13 @@ def _errors(report: AuditReport) -> dict[str, str]:
 def _result_name(report: AuditReport) -> str:
     """The name of the column with the results of the audited model."""
     if report.rejects:
-        return "right or\nrejected"
-    return "accuracy" if report.model == "undefended" else "guarded"
+        return f"{report.right} or\nrejected"
+    return _share(report) if report.model == "undefended" else "guarded"
+
+
+def _share(report: AuditReport) -> str:
+    """What the share of images is that count as right."""
+    return "agreement" if report.agreement else "accuracy"
 
 
 def _worst_table(report: AuditReport) -> Sheet:
@@ -88,7 +93,7 @@ def _worst_table(report: AuditReport) -> Sheet:
         *([Column("undefended")] if both else []),
         Column(_result_name(report)),
     ]
-    counted = "share of images" if report.rejects else "accuracy"
+    counted = "share of images" if report.rejects else _share(report)
     sheet = Sheet(f"worst case per image, {counted} with 95% interval", columns, style="bold")
     cases = {(case.threat, case.scope, case.model): case for case in report.worst_case}
     for threat, scope in dict.fromkeys((key[0], key[1]) for key in cases):
@@ -119,7 +124,7 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Sheet:
         Column("route", heading=True),
         Column("attacked"),
         *([Column("undefended")] if both else []),
-        *([Column("right"), Column("rejected")] if rejects else []),
+        *([Column(report.right), Column("rejected")] if rejects else []),
         Column(_result_name(report)),
     ]
     sheet = Sheet(threat_text(threat) if threat else "clean images", columns)
@@ -129,7 +134,7 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Sheet:
     for row, alone in _side_by_side(report, rows):
         own = row if row.model == report.model else None
         marked = [rate_text(own.right if own else None), rate_text(own.rejected if own else None)] if rejects else []
-        beside = "" if id(alone) in shown else result_text(alone)
+        beside = "" if id(alone) in shown else _alone_text(report, alone)
         shown |= {id(alone)} if alone is not None else set()
         sheet.add(
             attack_text(row) + (f" (eot {row.eot})" if swept and row.threat and row.route in WHITE_BOX else ""),
@@ -137,9 +142,14 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Sheet:
             cost_text(row),
             *([beside] if both else []),
             *marked,
-            result_text(own),
+            _alone_text(report, own) if own is not None and own.model == "undefended" else result_text(own),
         )
     return sheet
+
+
+def _alone_text(report: AuditReport, row: Row | None) -> str:
+    """The undefended classifier's result; on clean images it agrees with itself, which is no result."""
+    return "-" if report.agreement and row is not None and row.threat is None else result_text(row)
 
 
 def _side_by_side(report: AuditReport, rows: list[Row]) -> list[tuple[Row, Row | None]]:
@@ -159,6 +169,12 @@ def _side_by_side(report: AuditReport, rows: list[Row]) -> list[tuple[Row, Row |
 
 def _notes(report: AuditReport) -> list[str]:
     notes = []
+    if report.agreement:
+        notes.append(
+            "agreement: the images have no labels, so an image counts if it gets the answer that the undefended "
+            "classifier gives to the clean image; whether that answer is true is not known. The undefended classifier "
+            "agrees with itself on clean images by definition, so there it has no figure."
+        )
     if any(row.threat for row in report.rows):
         notes.append(
             "attacked: number of images that the attack was given, and how many gradients (g), or queries (q) if it "
@@ -176,18 +192,19 @@ def _notes(report: AuditReport) -> list[str]:
     if any(row.sequence for row in report.rows):
         notes.append(
             "A row marked > is part of a sequence: it attacked only the images that the rows above left right, and "
-            "shows the accuracy that remains."
+            f"shows the {_share(report)} that remains."
             + (" Its detection covers only the images that it fooled itself." if report.purifier else "")
         )
     if report.rejects:
         notes.append(
-            'The guard rejects images. On clean images "right or rejected" counts those that are right and accepted. '
-            "Under attack it counts those of them that are still right, or rejected."
+            f'The guard rejects images. On clean images "{report.right} or rejected" counts those that are '
+            f"{report.right} and accepted. Under attack it counts those of them that are still {report.right}, or "
+            "rejected."
         )
     if any(row.worst_of_n for row in report.rows):
         times = report.judgements
         notes.append(
-            f"The purifier is random: accuracies are means over {times} judgements of each image with fresh noise. In "
+            f"The purifier is random: figures are means over {times} judgements of each image with fresh noise. In "
             f"round brackets: first what remains against an attacker who submits each image {times} times (images "
             f"right in all judgements), then what a majority vote gives (right in most). Gradients are means over "
             f"{report.eot} draws."

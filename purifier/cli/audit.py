@@ -15,6 +15,7 @@ from ..exclusive import exclusive
 from ..foreign_code import Attempt
 from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
+from .data_options import CLASSES, CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     FEED,
     INPUT,
@@ -59,7 +60,12 @@ def audit(
     out: Annotated[Path, typer.Option(help="Folder for report.json.")],
     weights: Annotated[Path | None, WEIGHTS] = None,
     random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    resize: Annotated[str | None, RESIZE] = None,
+    crop: Annotated[str | None, CROP] = None,
+    classes: Annotated[Path | None, CLASSES] = None,
+    skip_bad: Annotated[bool, SKIP_BAD] = False,
+    max_bytes: Annotated[int | None, MAX_BYTES] = None,
     norm: Annotated[Norm, typer.Option(help="Norm in which eps is measured.")] = "linf",
     eps: Annotated[
         list[str], typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated.")
@@ -121,12 +127,13 @@ def audit(
         raise ConfigError("--on-reject and --abstain need a guard, but --purifier is none; leave them out")
     if not alone:
         model = guard(model, purifier, on_reject=on_reject, abstain=abstain, **reading)
+    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
     console = plain_console()
     with exclusive(out / FILE_NAME):
         with audit_progress() as show:
             report = run(
                 model,
-                data,
+                images,
                 norm=norm,
                 eps=threats,
                 attacks=[] if attack == [CLEAN_ONLY] else attack or None,
@@ -138,7 +145,6 @@ def audit(
                 judgements=judgements,
                 probes=probes,
                 device=device,
-                root=root,
                 progress=show,
                 **(reading if alone else AS_THE_GUARD),
             )
@@ -200,7 +206,7 @@ def _end(report: AuditReport, least: float | None, console: Console) -> None:
 
 
 def _lower(report: AuditReport, case: WorstCase) -> str:
-    counted = "right or rejected" if report.rejects else "right"
+    counted = report.right + " or rejected" * report.rejects
     return f"the 95% interval of images that are {counted} in the worst case begins at {case.result.interval[0]:.1%}"
 
 

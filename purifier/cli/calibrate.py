@@ -9,6 +9,7 @@ import typer
 
 from ..errors import SpecError
 from .console import plain_console
+from .data_options import CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .progress import audit_progress
 
 SHOWN_QUANTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -23,7 +24,11 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option(help="Checkpoint to write (default: CKPT itself, with its weights unchanged).")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    resize: Annotated[str | None, RESIZE] = None,
+    crop: Annotated[str | None, CROP] = None,
+    skip_bad: Annotated[bool, SKIP_BAD] = False,
+    max_bytes: Annotated[int | None, MAX_BYTES] = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
     device: Annotated[str | None, typer.Option(help="Device to run on: cpu or cuda.")] = None,
 ) -> None:
@@ -39,8 +44,9 @@ def calibrate(
         )
     purifier = load(checkpoint)
     console = plain_console(soft_wrap=True)
+    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes)
     with audit_progress() as show:
-        found = run(purifier, data, fpr=fpr, batch_size=batch_size, device=device, root=root, progress=show)
+        found = run(purifier, images, fpr=fpr, batch_size=batch_size, device=device, progress=show)
     if path is None:
         assert out is not None
         save(purifier, out)

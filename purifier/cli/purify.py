@@ -11,6 +11,7 @@ from rich.cells import cell_len, set_cell_size
 from ..atomic import atomic_path
 from ..errors import ConfigError
 from .console import plain_console
+from .data_options import CROP, RESIZE, ROOT
 
 
 def purify(
@@ -21,7 +22,9 @@ def purify(
         list[str], typer.Argument(help="Image files, and DATA specs such as fashion-mnist:test:8.", metavar="IMAGES")
     ],
     out: Annotated[Path, typer.Option(help="The picture to write, a .png file.")],
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    resize: Annotated[str | None, RESIZE] = None,
+    crop: Annotated[str | None, CROP] = None,
 ) -> None:
     """Draw each image clean and purified, and their difference, with a score of how unusual the image is."""
     from ..contracts.checkpoint import load
@@ -33,7 +36,7 @@ def purify(
         raise ConfigError(f"--out: expected a file ending in .png, got {out}")
     loaded = load(purifier)
     calibration = calibration_of(loaded)
-    named = read_images(images, shape=image_shape_of(loaded), root=root)
+    named = read_images(images, shape=image_shape_of(loaded), root=root, resize=resize, crop=crop)
     with atomic_path(out) as temporary:  # opened before the work, so that a bad path fails at once
         found = purify_images(loaded, named)
         temporary.write_bytes(draw_purifications(found))

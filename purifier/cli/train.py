@@ -14,6 +14,7 @@ from ..errors import SpecError
 from ..specs import split_spec
 from ..vocabulary import OutputKind
 from .console import plain_console
+from .data_options import CLASSES, CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     INPUT,
     LIMIT,
@@ -65,12 +66,16 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Option of the plugin; may be repeated."),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the named data sets.")] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    resize: Annotated[str | None, RESIZE] = None,
+    crop: Annotated[str | None, CROP] = None,
+    classes: Annotated[Path | None, CLASSES] = None,
+    skip_bad: Annotated[bool, SKIP_BAD] = False,
+    max_bytes: Annotated[int | None, MAX_BYTES] = None,
     device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
     save_every: Annotated[int, typer.Option(help="Epochs between two states that a run can resume from.")] = 1,
 ) -> None:
     """Train a purifier and write its checkpoint; on several processes: torchrun -m purifier train ..."""
-    from ..data.loading import load_data
     from ..training.epoch import Progress
     from ..training.loop import train as run
     from ..training.state import log_path
@@ -83,9 +88,9 @@ def train(
             plugin,
         )
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
-    images = load_data(data, root=root)
-    first = os.environ.get("RANK", "0") == "0"
-    console = plain_console(soft_wrap=True, quiet=not first)
+    wanted = read_preprocessing_option(preprocessing)
+    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
+    console = plain_console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
     with _bar(console) as bar:
         task = bar.add_task("", total=None, visible=False, loss="", speed="")
 
@@ -108,7 +113,7 @@ def train(
             recipe=recipe,
             classifier=classifier,
             weights=weights,
-            preprocessing=read_preprocessing_option(preprocessing),
+            preprocessing=wanted,
             input=read_input_option(input),
             output=read_output_option(output),
             output_kind=output_kind,

@@ -1,56 +1,38 @@
-"""Labelled images, served as batches of pixels."""
+"""Images, labelled or not, served as batches of pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
+from .files import ImageFiles
+from .framing import Framing
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+UNLABELLED = -1
+"""The label of each image of data without labels."""
 
 
-class ImageFiles:
-    """Image files of one size, decoded on access: ``files[positions]`` is uint8, (n, C, H, W).
+class ImageSource(Protocol):
+    """Where images come from when they are not all in memory."""
 
-    All are converted to ``mode``; by default to grey if all are grey, otherwise to colour.
-    """
-
-    def __init__(self, paths: Sequence[Path], mode: Literal["L", "RGB"] | None = None) -> None:
-        self.paths = tuple(paths)
-        headers = [_read_header(path) for path in self.paths]
-        for path, (size, _) in zip(self.paths, headers, strict=True):
-            if size != headers[0][0]:
-                raise DataError(
-                    f"expected images of one size, got {self.paths[0]} of {_size_text(headers[0][0])} and {path} of "
-                    f"{_size_text(size)} (width x height); resize them",
-                    path,
-                )
-        self.mode = mode or ("L" if all(stored == "L" for _, stored in headers) else "RGB")
-        (width, height) = headers[0][0]
-        self.shape = (len(self.paths), 1 if self.mode == "L" else 3, height, width)
+    shape: tuple[int, int, int, int]
+    """(N, C, H, W)."""
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        out = torch.empty((len(positions), *self.shape[1:]), dtype=torch.uint8)
-        for row, position in zip(out, positions.tolist(), strict=True):
-            path = self.paths[position]
-            try:
-                with Image.open(path) as image:
-                    decoded = np.array(image.convert(self.mode))
-            except (OSError, ValueError, SyntaxError) as error:
-                raise _unreadable(path, error) from error
-            row.copy_(torch.from_numpy(decoded).view(*self.shape[2:], -1).permute(2, 0, 1))
-        return out
+        """The images at ``positions`` (n,): (n, C, H, W), uint8 or floats in [0, 1]."""
 
 
 class ImageData:
-    """Labelled images, served as batches of pixels.
+    """Images, labelled or not, served as batches of pixels.
 
     Parameters
     ----------
@@ -59,9 +41,11 @@ class ImageData:
     images
         (N, C, H, W) with 1 or 3 channels: uint8, floats in [0, 1], or files.
     labels
-        (N,) non-negative integers.
+        (N,) non-negative integers; None if the images have no labels.
     classes
         Class names, in the order of the labels; may be empty.
+    skipped
+        The images that were left out because they cannot be read.
 
     Raises
     ------
@@ -69,41 +53,86 @@ class ImageData:
         No images, a wrong shape, type or range, or labels that do not fit.
     """
 
-    def __init__(self, name: str, images: Tensor | ImageFiles, labels: Tensor, classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        images: Tensor | ImageSource,
+        labels: Tensor | None,
+        classes: Sequence[str] = (),
+        *,
+        skipped: Sequence[Path] = (),
+    ) -> None:
         self.name = name
         self.classes = tuple(classes)
-        if isinstance(images, Tensor):
-            images = _checked_images(images, name)
+        self.skipped = tuple(skipped)
+        self.labelled = labels is not None
+        """Whether the images came with labels; without, each label is ``UNLABELLED``."""
+        self.own_answers = False
+        """Whether the labels are a classifier's own answers, so that to be right is to agree with it."""
+        self._images = checked_images(images, name) if isinstance(images, Tensor) else images
+        _, channels, height, width = self._images.shape
+        self.shape: tuple[int, int, int] = (int(channels), int(height), int(width))
+        if labels is None:
+            self.labels = torch.full((self._images.shape[0],), UNLABELLED)
+        else:
+            self.labels = self._checked_labels(labels)
+
+    def _checked_labels(self, labels: Tensor) -> Tensor:
+        name, count = self.name, self._images.shape[0]
         if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise DataError(
                 f"{name}: expected labels (N,) of integers, got {tuple(labels.shape)} of {labels.dtype}", name
             )
-        if len(labels) != images.shape[0]:
-            raise DataError(f"{name}: expected a label for each of {images.shape[0]} images, got {len(labels)}", name)
-        self.labels = labels.long()
-        low, high = int(self.labels.min()), int(self.labels.max())
+        if len(labels) != count:
+            raise DataError(f"{name}: expected a label for each of {count} images, got {len(labels)}", name)
+        low, high = int(labels.min()), int(labels.max())
         if low < 0 or (self.classes and high >= len(self.classes)):
             wanted = f"from 0 to {len(self.classes) - 1}" if self.classes else "of 0 or more"
             raise DataError(f"{name}: expected labels {wanted}, got {low} to {high}", name)
-        self.shape: tuple[int, int, int] = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-        self._images = images
+        return labels.long()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def framing(self) -> dict[str, Any]:
+        """How image files are resized and cropped, as JSON values; empty if they are not, or are no files."""
+        if not isinstance(self._images, ImageFiles) or self._images.framing == Framing():
+            return {}
+        return dataclasses.asdict(self._images.framing)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images at the given positions: pixels (n, C, H, W) float32 in [0, 1], and labels (n,) int64."""
         positions = torch.as_tensor(indices, dtype=torch.int64)
         images = self._images[positions]
-        return images.float() / 255 if images.dtype == torch.uint8 else images, self.labels[positions]
+        pixels = images.float().div_(255) if images.dtype == torch.uint8 else images
+        return pixels, self.labels[positions]
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """``batch`` for each list of positions; image files are decoded one batch ahead of the caller."""
+        if not isinstance(self._images, ImageFiles):  # other people's data sets may not run beside other code
+            yield from map(self.batch, parts)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            waiting = deque(pool.submit(self.batch, part) for part in parts[:1])
+            for part in parts[1:]:
+                ready = waiting.popleft().result()
+                waiting.append(pool.submit(self.batch, part))
+                yield ready
+            yield from (last.result() for last in waiting)
 
     def spread(self, count: int) -> list[int]:
         """Positions of at most ``count`` images, evenly spaced, because data sets are often sorted by class."""
         positions: list[int] = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
         return positions
 
+    def with_answers(self, answers: Tensor) -> ImageData:
+        """The same images, with a classifier's own answers (N,) as labels."""
+        found = copy.copy(self)
+        found.labels, found.labelled, found.own_answers = found._checked_labels(answers), True, True
+        return found
 
-def _checked_images(images: Tensor, name: str) -> Tensor:
+
+def checked_images(images: Tensor, name: str) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(f"{name}: expected images (N, 1 or 3, H, W), got {tuple(images.shape)}", name)
     if images.numel() == 0:
@@ -120,22 +149,3 @@ def _checked_images(images: Tensor, name: str) -> Tensor:
             name,
         )
     return images.float()
-
-
-def _read_header(path: Path) -> tuple[tuple[int, int], str]:
-    try:
-        with Image.open(path) as image:
-            size, mode = image.size, image.mode
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
-    if mode.startswith(("I", "F")):  # PIL would clip these to 8 bits, not scale them
-        raise DataError(f"expected 8-bit images, got {path} of mode {mode}; convert it", path)
-    return size, mode
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"cannot read image {path} ({error}); fix or remove it", path)
-
-
-def _size_text(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

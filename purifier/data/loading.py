@@ -1,95 +1,172 @@
-"""Load labelled images in pixel space from DATA specs."""
+"""Load images in pixel space from DATA specs."""
 
 from __future__ import annotations
 
-import os
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import DataError, SpecError
-from .images import SUFFIXES, ImageData, ImageFiles
+from ..errors import ConfigError, DataError
+from .archives import read_npz
+from .files import ImageFiles
+from .folders import find_images, in_turn, read_classes
+from .framing import read_framing
+from .images import ImageData
 from .named import CLASS_NAMES, load_arrays
-from .specs import check_within, read_split, unknown_data
+from .specs import check_within, read_path, read_split, unknown_data
 
 DEMO_IMAGES = "demo-images.npz"
-_BROKEN_ARRAY = (ValueError, EOFError, MemoryError, RuntimeError, SyntaxError, tokenize.TokenError)
-_BROKEN_ZIP = (*_BROKEN_ARRAY, OSError, zipfile.BadZipFile, zlib.error)
 
 
-def load_data(spec: str, *, root: str | Path | None = None) -> ImageData:
+@dataclass(frozen=True)
+class _Wanted:
+    """How a spec's data is to be read: the arguments of ``load_data``."""
+
+    root: str | Path | None
+    resize: int | Sequence[int] | str | None
+    crop: int | Sequence[int] | str | None
+    preprocessing: Any
+    classes: str | Path | Sequence[str] | None
+    skip_bad: bool
+    max_bytes: int | None
+
+    def check_kind(self, spec: str, kind: str) -> None:
+        """Raise ``ConfigError`` for an argument that data of this kind has no use for."""
+        of_folders = {"resize": self.resize, "crop": self.crop, "classes": self.classes, "skip_bad": self.skip_bad}
+        for name, value in of_folders.items():
+            if kind != "folder" and value not in (None, False):
+                raise ConfigError(
+                    f"{name} (--{name.replace('_', '-')}) is for folder:DIR, but the data is {spec!r}; leave it out"
+                )
+        if kind != "npz" and self.max_bytes is not None:
+            raise ConfigError(f"max_bytes (--max-bytes) is for npz:FILE, but the data is {spec!r}; leave it out")
+
+
+def load_data(
+    spec: str,
+    *,
+    root: str | Path | None = None,
+    resize: int | Sequence[int] | str | None = None,
+    crop: int | Sequence[int] | str | None = None,
+    preprocessing: Any = None,
+    classes: str | Path | Sequence[str] | None = None,
+    skip_bad: bool = False,
+    max_bytes: int | None = None,
+) -> ImageData:
     """Load the data set that a DATA spec names.
+
+    Images of a folder stay on the disk: each is decoded once here, so that a broken one is found at once, and again
+    whenever it is needed. They are turned upright as their EXIF says, transparent parts are laid over white, and grey
+    of 16 bits is scaled to 8.
 
     Parameters
     ----------
     spec
-        ``NAME[:split][:which]`` for fashion-mnist, mnist and cifar10 (split ``test`` by default); ``folder:DIR``
-        with one folder of images per class; ``npz:FILE`` with arrays ``images`` and ``labels``; ``demo[:which]``,
-        the shipped images. ``which`` is a count (that many images from the start) or ``start-stop`` as in a
-        Python slice: ``fashion-mnist:train:50000-60000`` is the last sixth of the training images.
+        ``NAME[:split][:which]`` for fashion-mnist, mnist and cifar10 (split ``test`` by default);
+        ``folder:DIR[:which]`` with one folder of images per class, or with images alone, which then have no labels;
+        ``npz:FILE[:which]`` with arrays ``images`` and ``labels``, or ``images`` alone; ``demo[:which]``, the shipped
+        images. ``which`` is a count (that many images from the start) or ``start-stop`` as in a Python slice:
+        ``fashion-mnist:train:50000-60000`` is the last sixth of the training images. When part of a folder is asked
+        for, its classes take turns, so that every part has images of all classes.
     root
         Folder to search first for named data sets, and to download them to.
+    resize, crop
+        For a folder: the size of its images, as torchvision's ``Resize`` and ``CenterCrop`` make it, with bilinear
+        interpolation. ``resize`` is the shorter side, or height and width; ``crop`` a square, or height and width.
+    preprocessing
+        Where ``resize``, ``crop`` and the interpolation are taken from if neither size is given; anything that
+        ``purifier.guard`` takes, such as torchvision's ``weights.transforms()``.
+    classes
+        For a folder: the classifier's classes in its order, as a list or as a file where line K from 0 names class K.
+        The folders are then called like these names or WordNet ids. By default the folders' names in alphabetical
+        order are the classes.
+    skip_bad
+        For a folder: leave out images that cannot be read; ``skipped`` of the result lists them.
+    max_bytes
+        For an npz: how much its arrays may hold once decompressed, by default 512 MiB.
 
     Raises
     ------
     SpecError
         The spec cannot be read.
+    ConfigError
+        An argument has an impossible value, or is not for this kind of data.
     DataError
         The data is missing, empty or damaged, or not images in [0, 1].
     """
+    wanted = _Wanted(root, resize, crop, preprocessing, classes, skip_bad, max_bytes)
     try:
-        return _load(spec, root)
+        return _load(spec, wanted)
     except OSError as error:  # such as a folder without permission, or a name that is too long
         path = error.filename or spec
         raise DataError(f"cannot read {path}: {error.strerror or error}; give data that you can read", path) from error
 
 
-def _load(spec: str, root: str | Path | None) -> ImageData:
+def _load(spec: str, wanted: _Wanted) -> ImageData:
     kind, _, rest = spec.partition(":")
+    if kind in CLASS_NAMES or kind in ("folder", "npz", "demo"):
+        wanted.check_kind(spec, kind)
     if kind in ("folder", "npz"):
-        if not rest:
-            raise SpecError(f"no path in DATA {spec!r}: expected folder:DIR or npz:FILE", spec)
-        return _load_folder(spec, Path(rest)) if kind == "folder" else _load_npz(spec, Path(rest))
+        path, which = read_path(spec, rest)
+        if kind == "folder":
+            return _load_folder(spec, path, which, wanted)
+        return from_arrays(spec, *read_npz(path, wanted.max_bytes), which=which)
     if kind == "demo":
-        _, wanted = read_split(spec, rest, splits=())
-        return _load_npz(spec, Path(str(files("purifier.assets") / DEMO_IMAGES)), CLASS_NAMES["fashion-mnist"], wanted)
+        _, which = read_split(spec, rest, splits=())
+        path = Path(str(files("purifier.assets") / DEMO_IMAGES))
+        return from_arrays(spec, *read_npz(path), CLASS_NAMES["fashion-mnist"], which)
     if kind not in CLASS_NAMES:
         raise unknown_data(spec, kind)
-    split, wanted = read_split(spec, rest, splits=("train", "test"))
-    images, labels = load_arrays(kind, train=split == "train", root=root)
-    return _from_arrays(spec, images, labels, CLASS_NAMES[kind], wanted)
+    split, which = read_split(spec, rest, splits=("train", "test"))
+    images, labels = load_arrays(kind, train=split == "train", root=wanted.root)
+    return from_arrays(spec, images, labels, CLASS_NAMES[kind], which)
 
 
-def _from_arrays(
+def _load_folder(spec: str, folder: Path, which: range | None, wanted: _Wanted) -> ImageData:
+    framing = read_framing(wanted.resize, wanted.crop, wanted.preprocessing)
+    classes = None if wanted.classes is None else read_classes(wanted.classes)
+    paths, labels, names = find_images(folder, classes)
+    if which is not None:
+        check_within(spec, which, len(paths))
+        order = (range(len(paths)) if labels is None else in_turn(labels))[which.start : which.stop]
+        paths = [paths[position] for position in order]
+        labels = labels and [labels[position] for position in order]
+    images = ImageFiles(paths, framing=framing, skip_bad=wanted.skip_bad)
+    kept = None if labels is None else torch.tensor([labels[position] for position in images.kept])
+    return ImageData(spec, images, kept, names, skipped=images.skipped)
+
+
+def from_arrays(
     spec: str,
     images: NDArray[np.generic],
-    labels: NDArray[np.generic],
-    classes: Sequence[str],
-    wanted: range | None,
+    labels: NDArray[np.generic] | None,
+    classes: Sequence[str] = (),
+    which: range | None = None,
 ) -> ImageData:
+    """Arrays as ``ImageData``: images (N, H, W), (N, C, H, W) or (N, H, W, C), and labels (N,) or None."""
     images = _channels_first(spec, images)
-    if wanted is not None:
-        check_within(spec, wanted, len(images))
+    if which is not None:
+        check_within(spec, which, len(images))
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise DataError(f"{spec}: expected images of uint8, or floats in [0, 1], got {images.dtype}", spec)
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels is not None and not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{spec}: expected labels (N,) of integers, got {labels.dtype}", spec)
-    if wanted is not None and labels.shape == images.shape[:1]:  # otherwise ImageData raises the error
-        images, labels = images[wanted.start : wanted.stop], labels[wanted.start : wanted.stop]
+    if which is not None and (labels is None or labels.shape == images.shape[:1]):  # else ImageData raises the error
+        images = images[which.start : which.stop]
+        labels = labels if labels is None else labels[which.start : which.stop]
     kind = np.uint8 if images.dtype == np.uint8 else np.float32
     with np.errstate(over="ignore"):  # values beyond float32 become infinite, and ImageData checks the range
         images = np.array(images, dtype=kind, order="C")
     return ImageData(
         spec,
         torch.from_numpy(images),
-        torch.from_numpy(np.array(labels, dtype=np.int64)),
+        None if labels is None else torch.from_numpy(np.array(labels, dtype=np.int64)),
         classes,
     )
 
@@ -106,51 +183,3 @@ def _channels_first(spec: str, images: NDArray[np.generic]) -> NDArray[np.generi
         f"got {images.shape}" + ("; cannot tell which side is the channels" if images.ndim == 4 and first else ""),
         spec,
     )
-
-
-def _load_npz(spec: str, path: Path, classes: Sequence[str] = (), wanted: range | None = None) -> ImageData:
-    if not path.is_file():
-        raise DataError(f"no file {path}; expected an .npz file with arrays 'images' and 'labels'", path)
-    try:
-        with path.open("rb") as opened:
-            stored = np.load(opened, allow_pickle=False)
-            if isinstance(stored, np.ndarray):
-                raise ValueError("it is a single .npy array")
-            arrays = {key: stored[key] for key in ("images", "labels") if key in stored}
-            if any(isinstance(array, bytes) for array in arrays.values()):  # numpy returns bytes for a broken .npy
-                raise ValueError("an array in it is damaged")
-    except _BROKEN_ZIP as error:
-        raise DataError(
-            f"cannot read {path} ({error}); expected an .npz file with plain arrays 'images' and 'labels', "
-            "such as np.savez_compressed writes",
-            path,
-        ) from error
-    missing = [key for key in ("images", "labels") if key not in arrays]
-    if missing:
-        raise DataError(f"{path} has no array {missing[0]!r}; expected 'images' and 'labels'", path)
-    return _from_arrays(spec, arrays["images"], arrays["labels"], classes, wanted)
-
-
-def _load_folder(spec: str, folder: Path) -> ImageData:
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}; expected one that holds a folder of images per class", folder)
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
-        raise DataError(f"{folder} holds no folders; expected one per class, with the images inside", folder)
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        inside = sorted(path for path in _files(folder / name) if path.suffix.lower() in SUFFIXES)
-        if not inside:
-            raise DataError(f"{folder / name} holds no images; expected files in {' '.join(SUFFIXES)}", folder / name)
-        paths += inside
-        labels += [label] * len(inside)
-    return ImageData(spec, ImageFiles(paths), torch.tensor(labels), classes)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:  # by default os.walk, like Path.rglob, skips folders it cannot read
-        raise error
-
-    for place, _, names in os.walk(folder, onerror=fail):
-        yield from (Path(place, name) for name in names)

@@ -10,8 +10,8 @@ from ..errors import SpecError
 from .named import CLASS_NAMES
 
 FORMS = (
-    f"NAME[:train|test][:count|:start-stop] with NAME of {', '.join(CLASS_NAMES)}; folder:DIR; npz:FILE; "
-    "demo[:count|:start-stop]"
+    f"NAME[:train|test][:count|:start-stop] with NAME of {', '.join(CLASS_NAMES)}; folder:DIR[:...]; "
+    "npz:FILE[:...]; demo[:count|:start-stop]"
 )
 
 
@@ -53,6 +53,24 @@ def read_split(spec: str, rest: str, *, splits: tuple[str, ...]) -> tuple[str, r
     if stop < 1:
         raise SpecError(f"DATA {spec!r}: expected a count of at least 1, got {stop}", spec)
     return split, range(start, stop)
+
+
+def read_path(spec: str, rest: str) -> tuple[Path, range | None]:
+    """``"photos:100"`` -> the path of a ``folder:`` or ``npz:`` spec and the range of images, None for all.
+
+    A path that exists is taken as it is, even if it ends like a range.
+
+    Raises
+    ------
+    SpecError
+        There is no path, or the range selects no image.
+    """
+    if not rest:
+        raise SpecError(f"no path in DATA {spec!r}: expected folder:DIR or npz:FILE", spec)
+    path, _, which = rest.rpartition(":")
+    if not path or not re.fullmatch(r"-?\d+(--?\d+)?", which, re.ASCII) or Path(rest).exists():
+        return Path(rest), None
+    return Path(path), read_split(spec, which, splits=())[1]
 
 
 def check_within(spec: str, wanted: range, count: int) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..contracts.purifier import Purifier, check_scores, dtype_of, image_shape_of
+from ..data.given import Data, read_data
 from ..data.images import ImageData
-from ..data.loading import load_data
 from ..data.pixels import check_pixels
 from ..errors import CheckpointError, ConfigError, PluginError
 from ..foreign_code import explained
@@ -70,7 +70,7 @@ class Calibration:
 
 def calibrate(
     purifier: Purifier,
-    data: ImageData | str,
+    data: Data,
     *,
     fpr: float = 0.05,
     batch_size: int = 250,
@@ -89,7 +89,8 @@ def calibrate(
     purifier
         Its weights and modes do not change.
     data
-        Clean images or a DATA spec; labels do not matter.
+        Clean images: a DATA spec, ``ImageData``, images, ``(images, labels)``, a torch Dataset or a DataLoader; labels
+        do not matter.
     fpr
         The fraction of clean images that may be rejected, in (0, 1).
     batch_size
@@ -119,9 +120,7 @@ def calibrate(
         raise ConfigError(f"fpr: expected a rate above 0 and below 1, such as 0.05, got {fpr!r}")
     if type(batch_size) is not int or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-    if not isinstance(data, ImageData | str):
-        raise ConfigError(f"data: expected ImageData or a DATA spec, got {type(data).__name__}")
-    loaded = load_data(data, root=root) if isinstance(data, str) else data
+    loaded = read_data(data, root=root)
     rank = _rank(len(loaded), fpr)
     scores = _scores(purifier, loaded, batch_size, device, progress)
     quantiles = np.quantile(scores, np.linspace(0, 1, QUANTILES))

@@ -113,7 +113,7 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
             "vanish where it is confident; remove its softmax, or give output_kind='probabilities' (--output-kind)"
         )
     low, high = int(data.labels.min()), int(data.labels.max())
-    if low < 0 or high >= logits.shape[1]:
+    if data.labelled and (low < 0 or high >= logits.shape[1]):
         raise TrainingError(
             f"labels of {data.name} go from {low} to {high}, expected 0 to {logits.shape[1] - 1}: the classifier has "
             f"{logits.shape[1]} classes; use the data it was trained on"

@@ -107,10 +107,11 @@ class Run:
                     self.purifier.begin_epoch(epoch, self.epochs, self.data)
                 self.processes.synchronise(self.purifier)
             reported = 0
-            for step, indices in enumerate(batches, 1):
-                own, weight = self.processes.share(indices)
+            shares = [self.processes.share(indices) for indices in batches]
+            loaded = self.data.batches([own for own, _ in shares])
+            for step, (indices, (own, weight), images) in enumerate(zip(batches, shares, loaded, strict=True), 1):
                 done = ((epoch - 1) * len(batches) + step - 1) / (self.epochs * len(batches))
-                batch = self._batch(own, epoch, done=done)
+                batch = self._batch(images, own, epoch, done=done)
                 pixels = augmented(batch.pixels, batch.generator, self.follower.settings.augment)
                 with self.follower.settings.autocast(self.device), _explained(epoch):
                     row = self.step(replace(batch, pixels=pixels))
@@ -138,8 +139,8 @@ class Run:
             "seconds": round(time.perf_counter() - start, 3),
         }
 
-    def _batch(self, indices: Sequence[int], epoch: int, *, done: float) -> Batch:
-        pixels, labels = (part.to(self.device) for part in self.data.batch(indices))
+    def _batch(self, images: tuple[Tensor, Tensor], indices: Sequence[int], epoch: int, *, done: float) -> Batch:
+        pixels, labels = (part.to(self.device) for part in images)
         generator = SampleGenerator(self._seed("noise", epoch), indices)
         return Batch(
             pixels=pixels,
@@ -156,8 +157,8 @@ class Run:
         result = self.follower.result
         assert isinstance(result, Purifier)
         spread = self.data.spread(WATCHED)
-        parts = (spread[start : start + self.batch_size] for start in range(0, len(spread), self.batch_size))
-        batches = (self._batch(part, epoch, done=epoch / self.epochs) for part in parts)
+        parts = [spread[start : start + self.batch_size] for start in range(0, len(spread), self.batch_size)]
+        batches = (self._batch(self.data.batch(part), part, epoch, done=epoch / self.epochs) for part in parts)
         training = result.training
         try:
             with self.follower.settings.autocast(self.device), _explained(epoch):

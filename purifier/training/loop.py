@@ -16,8 +16,8 @@ from torch import nn
 
 from ..contracts import checkpoint
 from ..contracts.purifier import Purifier, purifiers
+from ..data.given import Data
 from ..data.images import ImageData
-from ..data.loading import load_data
 from ..errors import ConfigError, TrainingError
 from ..exclusive import exclusive
 from ..output import Output
@@ -29,16 +29,17 @@ from ..vocabulary import OutputKind
 from .argument_checks import check_kinds, check_numbers, check_out, device_of
 from .classifier_checks import check_classifier, classifier_for, fingerprint
 from .epoch import NotFinite, Progress, Run, out_of_memory
-from .optimisation import Follower, Optimisation
+from .optimisation import Follower
 from .recipe import Recipe, learned_of
 from .recipes import build_recipe
 from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
 from .torchrun import join_processes, own_device
+from .training_data import data_facts, data_settings, labelled_for, training_images
 
 
 def train(
     plugin: str,
-    data: ImageData | str,
+    data: Data,
     out: str | Path,
     *,
     config: Mapping[str, object] | None = None,
@@ -80,7 +81,8 @@ def train(
     plugin
         Name of a purifier plugin.
     data
-        The training data: labelled images or a DATA spec.
+        The training data: a DATA spec, ``ImageData``, images, ``(images, labels)``, a torch Dataset or a DataLoader.
+        Images without labels get the classifier's own answers as labels, if the recipe has a classifier.
     out
         The checkpoint to write, a ``.safetensors`` file. No other run can write it meanwhile.
     config
@@ -145,8 +147,8 @@ def train(
         "augment": augment,
     }
     optimisation = chosen.suggested.with_given(given).on(run_device)
-    images = _training_images(data, root, chosen, optimisation)
     model = classifier_for(chosen, classifier, weights, preprocessing, input, Output(output, output_kind))
+    images = training_images(data, root, preprocessing if model is None else model.preprocessing, chosen, optimisation)
     purifier = _build(plugin, config or {}, images, seed, chosen).to(run_device).train()
     follower = Follower(purifier, optimisation)
     settings = {
@@ -159,16 +161,18 @@ def train(
         "batch_size": batch_size,
         "seed": seed,
         "data": images.name,
-        "images": len(images),
+        **data_settings(images),
     }
-    header = {**settings, "epochs": epochs, "device": str(device)}
+    header = {**settings, "epochs": epochs, "device": str(device), **data_facts(images, model)}
     with ExitStack() as stack:
         stack.enter_context(exclusive(out) if os.environ.get("RANK", "0") == "0" else nullcontext())
-        pixels, labels = (part.to(run_device) for part in images.batch(images.spread(2)))
+        pixels = images.batch(images.spread(2))[0].to(run_device)
         if model is not None:
             stack.enter_context(freeze(model, device=run_device))
             check_classifier(model, chosen, images, run_device)
             stack.enter_context(channels_last(model, lambda images: [model(images)], pixels))
+        images = labelled_for(purifier, images, model, batch_size, run_device)
+        labels = images.labels[images.spread(2)].to(run_device)
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
         processes = join_processes(run_device)
         entry = read_state(state_path(out), follower, settings) if resume else None
@@ -185,19 +189,7 @@ def train(
             seed=seed,
             progress=progress,
         )
-        entry = _run(run, out, settings, header, entry, save_every)
-        return _finish(run, out, header, entry)
-
-
-def _training_images(
-    data: ImageData | str, root: str | Path | None, recipe: Recipe, optimisation: Optimisation
-) -> ImageData:
-    images = load_data(data, root=root) if isinstance(data, str) else data
-    if not isinstance(images, ImageData):
-        raise ConfigError(f"data: expected a DATA spec or ImageData, got {type(images).__name__}")
-    if optimisation.augment != "none" and not recipe.allows_augmentation:
-        raise ConfigError("denoise:cached=true uses the same images in each epoch; leave out augment or cached")
-    return images
+        return _finish(run, out, header, _run(run, out, settings, header, entry, save_every))
 
 
 def _finish(run: Run, out: Path, header: Mapping[str, Any], entry: Mapping[str, Any]) -> Purifier:

@@ -270,7 +270,7 @@ def test_arguments_of_the_wrong_type_are_errors(classifier, data):
         ConfigError, match=r"audit: expected a guard, a torch.nn.Module, .*, got int; make a guard with purifier.guard"
     ):
         audit(3, data)
-    with pytest.raises(ConfigError, match="expected ImageData or a DATA spec, got int"):
+    with pytest.raises(ConfigError, match="data: expected a DATA spec, ImageData, .*, got int"):
         audit(guard(classifier, "identity"), 5)
 
 

@@ -232,7 +232,7 @@ LABELS = np.array([0, 1])
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"images": IMAGES}, "has no array 'labels'"),
+        ({"images": IMAGES, "y": LABELS}, "has no array 'labels', but 'images', 'y'"),
         ({"labels": LABELS}, "has no array 'images'"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected at least one image, got (0, 1, 4, 4)"),
         ({"images": IMAGES * np.nan, "labels": LABELS}, "expected float images in [0, 1], got [nan, nan]"),

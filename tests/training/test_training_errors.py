@@ -63,7 +63,7 @@ def too_late(now: Progress) -> None:
         ({"batch_size": 0}, ConfigError, "batch_size: expected a whole number, 1 or more, got 0"),
         ({"save_every": 1.5}, ConfigError, "save_every: expected a whole number, 1 or more, got 1.5"),
         ({"seed": None}, ConfigError, "seed: expected a whole number, got None"),
-        ({"data": 8}, ConfigError, "data: expected a DATA spec or ImageData, got int"),
+        ({"data": 8}, ConfigError, "data: expected a DATA spec, ImageData, .*, got int"),
         ({"data": "demo:0"}, SpecError, "expected a count of at least 1"),
         ({"lr": 0.0}, ConfigError, "lr: expected a positive number, got 0"),
         ({"lr": float("nan")}, ConfigError, "lr: expected a positive number, got nan"),

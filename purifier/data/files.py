@@ -1,0 +1,123 @@
+"""Image files that stay on the disk and are decoded batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .decoding import Facts, Mode, decode, examine
+from .framing import Framing, Size
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MOST_WORKERS = 16
+NAMED = 10
+"""How many broken files an error names."""
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class ImageFiles:
+    """Image files, decoded on access by several threads: ``files[positions]`` is uint8, (n, C, H, W).
+
+    Every file is decoded once when this is made, so that a broken one is found before hours of work, not in the midst
+    of them; no image is kept. All are converted to ``mode``; by default to grey if all are grey, otherwise to colour.
+
+    Raises
+    ------
+    DataError
+        Files cannot be read (unless ``skip_bad``), or do not have one size after ``framing``.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        mode: Mode | None = None,
+        framing: Framing | None = None,
+        *,
+        skip_bad: bool = False,
+    ) -> None:
+        self.framing = framing or Framing()
+        found = in_workers(examine, paths)
+        bad = [error for error in found if isinstance(error, DataError)]
+        if bad and (not skip_bad or len(bad) == len(found)):
+            raise _broken(bad, len(found))
+        good = [(place, facts) for place, facts in enumerate(found) if isinstance(facts, Facts)]
+        self.kept = [place for place, _ in good]
+        """The positions in ``paths`` of the images that can be read."""
+        self.skipped = tuple(error.path for error in bad)
+        self.paths = tuple(paths[place] for place in self.kept)
+        self.mode = mode or ("L" if all(facts.grey for _, facts in good) else "RGB")
+        width, height = self._one_size([facts.size for _, facts in good])
+        self.shape = (len(self.paths), 1 if self.mode == "L" else 3, height, width)
+
+    def _one_size(self, sizes: Sequence[Size]) -> Size:
+        for path, size in zip(self.paths, sizes, strict=True):
+            if not self.framing.covers(size):
+                crop = self.framing.crop
+                assert crop is not None
+                raise DataError(
+                    f"expected images of at least {crop[1]}x{crop[0]} to crop, got {path} of "
+                    f"{_size_text(self.framing.resized(size))} (width x height); enlarge them with "
+                    "resize=, or crop less",
+                    path,
+                )
+        framed = [self.framing.framed(size) for size in sizes]
+        for path, size in zip(self.paths, framed, strict=True):
+            if size != framed[0]:
+                resized = " after resizing; also give crop=" if self.framing.resize else "; give resize= and crop="
+                raise DataError(
+                    f"expected images of one size, got {self.paths[0]} of {_size_text(framed[0])} and {path} of "
+                    f"{_size_text(size)} (width x height){resized}, such as --resize 256 --crop 224",
+                    path,
+                )
+        return framed[0]
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        out = torch.empty((len(positions), *self.shape[1:]), dtype=torch.uint8)
+
+        def read(row: int, position: int) -> None:
+            path = self.paths[position]
+            image = self.framing(decode(path, self.mode))
+            if image.size != (self.shape[3], self.shape[2]):
+                raise DataError(f"{path} has changed since it was first read; start again", path)
+            decoded = torch.from_numpy(np.array(image))
+            out[row].copy_(decoded.view(*self.shape[2:], -1).permute(2, 0, 1))
+
+        in_workers(lambda job: read(*job), list(enumerate(positions.tolist())))
+        return out
+
+
+def in_workers(work: Callable[[T], R], jobs: Sequence[T]) -> list[R]:
+    """``work`` on each job, in threads: Pillow decodes and resizes without holding the interpreter's lock."""
+    workers = min(len(jobs), MOST_WORKERS, os.cpu_count() or 1)
+    if workers < 2:
+        return [work(job) for job in jobs]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, jobs))
+
+
+def _broken(bad: Sequence[DataError], count: int) -> DataError:
+    if len(bad) == 1:
+        return bad[0]
+    named = _listed(str(error).split("; ")[0] for error in bad[:NAMED])
+    more = f", and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    advice = "give a folder of images" if len(bad) == count else "leave them out with skip_bad=True (--skip-bad)"
+    return DataError(
+        f"{len(bad)} of {count} images cannot be read: {named}{more}; fix or remove them, or {advice}", bad[0].path
+    )
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return ", ".join(text.removeprefix("cannot read image ") for text in texts)
+
+
+def _size_text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
