@@ -37,7 +37,7 @@ from .plan import Job, plan, plan_preset
 from .preflight import FIRST_IMAGES, check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .probing import probe
-from .report import AuditReport, Flag
+from .report import AuditReport, Flag, WorstCase
 from .running import run_jobs
 from .self_checks import SelfChecks, self_check
 from .setup import AuditSetup
@@ -167,14 +167,13 @@ def audit(
         answers = Answers(setup, loaded) if jobs else None
         rows = run_jobs(setup, loaded, jobs, about, progress)
         cases = worst_cases(rows, strongest, setup.judgements, setup.eot)
-        if answers is not None:
-            decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            checks = self_check(setup, loaded, threats, count=probes)
-            flags += _flags_of_run(setup, loaded, rows, checks)
-            flags += [*weak_attacks(rows, cases, setup), *compare(rows, strongest, decisive=decisive)]
-            flags += dict.fromkeys([*answers.flags(), *weights.flags()])
+        checks = self_check(setup, loaded, threats, count=probes) if jobs else None
+        if checks is None or answers is None:
+            flags = clean_flags(setup, loaded, rows)
         else:
-            flags, checks = clean_flags(setup, loaded, rows), None
+            decisive = not random or judgements >= DECISIVE_JUDGEMENTS
+            flags += _flags_of_run(setup, loaded, rows, cases, checks, strongest, decisive=decisive)
+            flags += dict.fromkeys([*answers.flags(), *weights.flags()])
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(jobs),
@@ -202,12 +201,23 @@ def audit(
     return report
 
 
-def _flags_of_run(setup: AuditSetup, data: ImageData, rows: Sequence[PendingRow], checks: SelfChecks) -> list[Flag]:
-    """The flags of the self-checks, and those of the rows as a whole."""
+def _flags_of_run(
+    setup: AuditSetup,
+    data: ImageData,
+    rows: Sequence[PendingRow],
+    cases: Sequence[WorstCase],
+    checks: SelfChecks,
+    strongest: Route,
+    *,
+    decisive: bool,
+) -> list[Flag]:
+    """The flags of the self-checks, and those of the rows as a whole; ``decisive`` as for ``compare``."""
     return [
         *checks.flags,
         *flags_of_results(rows, data, setup.model, marks=setup.rejection.marks),
         *stronger_self_checks(rows, checks.attacked, setup.model, setup.eot),
+        *weak_attacks(rows, cases, setup),
+        *compare(rows, strongest, decisive=decisive),
     ]
 
 

@@ -137,15 +137,8 @@ def train(
     if not resume:
         check_replaceable(out, overwrite)
     run_device = device_of(own_device(device))
-    given = {
-        "optimizer": optimizer,
-        "lr": lr,
-        "schedule": schedule,
-        "clip": clip,
-        "ema": ema,
-        "precision": precision,
-        "augment": augment,
-    }
+    given = {"optimizer": optimizer, "lr": lr, "schedule": schedule, "clip": clip}
+    given |= {"ema": ema, "precision": precision, "augment": augment}
     optimisation = chosen.suggested.with_given(given).on(run_device)
     model = classifier_for(chosen, classifier, weights, preprocessing, input, Output(output, output_kind))
     images = training_images(data, root, preprocessing if model is None else model.preprocessing, chosen, optimisation)
