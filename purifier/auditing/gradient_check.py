@@ -52,10 +52,28 @@ them and more.
 """
 ROUNDINGS = 64
 """How many rounding errors of the logits' size a difference of two of them is allowed."""
+LOW_PRECISION_ROUNDINGS = 8
+"""The same for a classifier that computes in 16 bits, compared with itself in float64."""
 
 Precision = Literal["float64", "float32"]
 Function = Callable[[Tensor], Tensor]
-"""Pixels (N, C, H, W) -> a random weighting of each image's logits, (N,)."""
+"""Pixels (N, C, H, W) -> a weighted sum of each image's logits, (N,)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where gradients are compared."""
+
+    pixels: Tensor
+    """(N, C, H, W)."""
+    margin: bool
+    """Whether the margin between the two leading classes is differentiated, or a random sum of logits.
+
+    A backward pass can tell one from the other. The margin is what the self-checks' own attack differentiates.
+    """
+
+    def to(self, dtype: torch.dtype) -> _Place:
+        return dataclasses.replace(self, pixels=self.pixels.to(dtype))
 
 
 def flags_of_gradient(
@@ -70,12 +88,14 @@ def flags_of_gradient(
     """
     setup = setup if setup.purifier.gradient == "exact" else setup.alone
     widest = max(threats, key=lambda threat: threat.eps)
-    places = [_next_to(setup, batch), *([moved(setup, batch, widest, "slopes")] if widest.eps else [])]
+    places = [_Place(_next_to(setup, batch), margin=False)]
+    if widest.eps:
+        places.append(_Place(moved(setup, batch, widest, "slopes"), margin=True))
     marks: list[Tensor] = []
     factor = None
     for dtype, (steps, tolerance) in PRECISIONS.items():
         with Attempt() as attempt, plain_range():
-            marks = [_wrong(setup, batch, pixels.to(dtype), steps, tolerance) for pixels in places]
+            marks = [_wrong(setup, batch, place.to(dtype), steps, tolerance) for place in places]
             factor = _wrong_factor(setup, batch, places) if dtype == torch.float32 else None
         if attempt.error is None:
             precisions.append(_name(dtype))
@@ -113,9 +133,10 @@ def _next_to(setup: AuditSetup, batch: Batch) -> Tensor:
     return batch.pixels + inwards * generator.uniform(batch.pixels.shape[1:], batch.pixels) / 255
 
 
-def _wrong(setup: AuditSetup, batch: Batch, pixels: Tensor, steps: Sequence[float], tolerance: float) -> Tensor:
+def _wrong(setup: AuditSetup, batch: Batch, place: _Place, steps: Sequence[float], tolerance: float) -> Tensor:
     """Which images' gradients disagree with all finite differences along some direction, bool (N,)."""
-    function, magnitude, precision = _function(setup, batch, pixels)
+    pixels = place.pixels
+    function, magnitude, precision = _function(setup, batch, place)
     generator = SampleGenerator(mix_seed(setup.seed, "probe", "directions"), batch.indices)
     leaf = pixels.clone().requires_grad_()
     with torch.enable_grad():
@@ -142,7 +163,7 @@ def _wrong(setup: AuditSetup, batch: Batch, pixels: Tensor, steps: Sequence[floa
         wrong = wrong | ~agrees
     if pixels.dtype == torch.float64:
         notable = usable & _exceeds_rounding(gradient, magnitude(values))
-        wrong = wrong | (notable & ~_same_in_float32(gradient, values, magnitude(values), setup, batch, pixels))
+        wrong = wrong | (notable & ~_same_in_float32(gradient, values, magnitude(values), setup, batch, place))
     return wrong.cpu()
 
 
@@ -152,27 +173,30 @@ def _exceeds_rounding(gradient: Tensor, size: Tensor) -> Tensor:
 
 
 def _same_in_float32(
-    gradient: Tensor, values: Tensor, size: Tensor, setup: AuditSetup, batch: Batch, pixels: Tensor
+    gradient: Tensor, values: Tensor, size: Tensor, setup: AuditSetup, batch: Batch, place: _Place
 ) -> Tensor:
     """Whether the guard in float32, which attacks see, is the one whose gradient was checked in float64, bool (N,)."""
-    leaf = pixels.float().requires_grad_()
+    single_place = place.to(torch.float32)
+    leaf = single_place.pixels.clone().requires_grad_()
+    function, _, precision = _function(setup, batch, single_place)
     with torch.enable_grad():
-        found = _function(setup, batch, pixels.float())[0](leaf)
+        found = function(leaf)
     (single,) = torch.autograd.grad(found.sum(), leaf)
     cosine = torch.nn.functional.cosine_similarity(single.flatten(1).double(), gradient.flatten(1), dim=1)
-    largest = OTHER_PRECISION.get(pixels.device.type, 1e-2)
+    largest = max(OTHER_PRECISION.get(leaf.device.type, 1e-2), LOW_PRECISION_ROUNDINGS * precision)
     near: Tensor = (found.detach() - values.detach()).abs() <= largest * size
     return near & (cosine > LEAST_COSINE)
 
 
-def _wrong_factor(setup: AuditSetup, batch: Batch, places: Sequence[Tensor]) -> float | None:
+def _wrong_factor(setup: AuditSetup, batch: Batch, places: Sequence[_Place]) -> float | None:
     """The factor by which the slopes of all images differ from the gradient's; None if it is near 1, or unknown.
 
     It is that of a regression through the origin, and more than two standard errors beyond ``LARGEST_FACTOR``.
     """
     said, measured = [], []
-    for number, pixels in enumerate(places):
-        function, magnitude, _ = _function(setup, batch, pixels)
+    for number, place in enumerate(places):
+        pixels = place.pixels
+        function, magnitude, _ = _function(setup, batch, place)
         generator = SampleGenerator(mix_seed(setup.seed, "probe", "factor", number), batch.indices)
         leaf = pixels.clone().requires_grad_()
         with torch.enable_grad():
@@ -208,13 +232,13 @@ def _directions(pixels: Tensor, gradient: Tensor, generator: SampleGenerator, *,
     yield along.masked_fill(along * inwards < 0, 0)
 
 
-def _function(setup: AuditSetup, batch: Batch, pixels: Tensor) -> tuple[Function, Callable[[Tensor], Tensor], float]:
-    """The guard in the dtype of ``pixels``, with fixed noise; how large its logits are, (N,); and their rounding.
+def _function(setup: AuditSetup, batch: Batch, place: _Place) -> tuple[Function, Callable[[Tensor], Tensor], float]:
+    """The guard in the place's dtype, with fixed noise; how large its logits are, (N,); and their rounding.
 
     Only the leading logits count, and the score if the guard rejects images. The noise is drawn again for each image
     that is asked about: what ``draw`` makes of the image is a part of the function.
     """
-    dtype = pixels.dtype
+    dtype = place.pixels.dtype
     classifier, purifier = fresh(setup)
 
     def drawn(images: Tensor) -> Tensor | None:
@@ -229,6 +253,9 @@ def _function(setup: AuditSetup, batch: Batch, pixels: Tensor) -> tuple[Function
     logits, leading = led(logits.float())
     logits = torch.where(logits.isfinite(), logits, 0)
     weights = SampleGenerator(mix_seed(setup.seed, "probe", "weights"), batch.indices).normal(logits.shape[1:], logits)
+    if place.margin:
+        weights = torch.zeros_like(weights)
+        weights[:, 0], weights[:, 1] = 1, -1
     size = (logits.abs() * weights.abs()).sum(1)
     share = 0.0 if score is None else size / score.abs().float().clamp_min(torch.finfo(torch.float32).tiny)
     if dtype == torch.float64:

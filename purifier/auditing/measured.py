@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import ImageData
-from .comparing import by_chance, significant_drop
+from .comparing import by_chance, exceeds_one_percent, significant_drop
 from .counting import PendingRow, white_box_rows
 from .likely_causes import flags_of_set_up
 from .probing import probe
@@ -102,6 +102,10 @@ def stronger_self_checks(
             continue
         reported = torch.stack([clean.shares, *(row.shares for row in white_box)]).amin(0)[torch.tensor(own.indices)]
         drop = significant_drop(reported, own.shares)
+        # Of a few images no test would say anything, but if most of them are fooled, the audit's attacks do nothing.
+        fewer = (reported - own.shares).sum().item()
+        if drop is None and exceeds_one_percent(fewer, len(reported)) and fewer > reported.sum().item() / 2:
+            drop = fewer
         if drop is not None:
             yield Flag(
                 "stronger-self-check",

@@ -29,6 +29,7 @@ from .paths import flags_of_paths
 from .plan import Job
 from .presets import PROBED
 from .probing import probe
+from .reach_check import flags_of_reach
 from .report import Flag
 from .setup import AsExact, AuditSetup, Batch
 from .statistics import wilson
@@ -98,6 +99,7 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
             flags += probe(
                 lambda: flags_of_gradient(setup, compared, threats, precisions),
                 lambda: flags_of_jumps(setup, compared),
+                lambda: flags_of_reach(setup, compared, threats),
             )
     if setup.classifier.differentiable:
         flags += probe(lambda: _flags_of_right_images(setup, data, threats, count, attacked))

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deceiving import HalfAGradient, OtherInUse, OtherOffTheGrid, OtherWhileFrozen, StaircaseInFloat32
+from deceiving import (
+    HalfAGradient,
+    OtherInUse,
+    OtherOffTheGrid,
+    OtherWhileFrozen,
+    ReversesDifferences,
+    StaircaseInFloat32,
+    Waves,
+)
 from sly import DrawsTheImage, OnlyTheAnswer, OnlyTheTop, ReversedInSingle
 from torch import Tensor, nn
 
@@ -69,7 +77,9 @@ CONTROLS = [
     _control("reversed surrogate", "noise-wins unbounded", lambda model, _: (model, Reversed())),
     _control("right on the grid only", "one-step-wins noise-wins unbounded", lambda model, _: (model, OnTheGrid())),
     _control(
-        "remembers its images", "no-rise unbounded discontinuous", lambda model, images: (model, Memory(images, 0.1))
+        "remembers its images",
+        "no-rise unbounded discontinuous gradient-wrong",
+        lambda model, images: (model, Memory(images, 0.1)),
     ),
     _control(
         "all classes masked but one", "discontinuous", lambda model, _: (Behind(model, after=OnlyTheTop()), Broken())
@@ -135,6 +145,12 @@ CONTROLS = [
         "gradient-wrong unbounded",
         lambda model, _: (model, ReversedInSingle()),
     ),
+    _control(
+        "reversed for attacks only",
+        "gradient-wrong unbounded",
+        lambda model, _: (Behind(model, after=ReversesDifferences()), Broken()),
+    ),
+    _control("shattered", "gradient-wrong unbounded", lambda model, _: (Behind(model, before=Waves()), Broken())),
     _control("detached factor", "gradient-wrong", lambda model, _: (model, DetachedFactor())),
 ]
 """All controls that are the same each time; ``HiddenRandom`` is not."""

@@ -1,7 +1,8 @@
-"""Negative controls: purifiers that tell an audit from their use, or one precision from another."""
+"""Negative controls that tell an audit from their use, one precision from another, or an attack from a check."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +66,38 @@ class HalfAGradient(Broken):
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         found: Tensor = _HalfInFloat32.apply(pixels)
         return found
+
+
+class _ReversedDifferences(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (gradient,) = upstream
+        difference = gradient.sum(1).abs() < 1e-4 * gradient.abs().amax(1)
+        return torch.where(difference[:, None], -gradient, gradient)
+
+
+class ReversesDifferences(nn.Module):
+    """Has the right gradient for any sum of logits but their differences, of which the losses of attacks are made."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        found: Tensor = _ReversedDifferences.apply(logits)
+        return found
+
+
+class Waves(nn.Module):
+    """Moves pixels by less than a level of 8 bits, in waves so fine that each step of an attack meets another slope.
+
+    Images that noise has roughened stay as they are, so that huge budgets show nothing.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        rough = (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3))
+        share = torch.sigmoid(200 * (0.2 - rough)).view(-1, 1, 1, 1)
+        return images - 0.002 * share * torch.sin(2 * math.pi * 2550 * images)
 
 
 class Tires(Broken):

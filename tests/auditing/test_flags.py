@@ -21,6 +21,7 @@ from purifier.auditing.flags import FLAGS
 from purifier.auditing.judging import Judged
 from purifier.auditing.plan import Job
 from purifier.auditing.report import Flag
+from purifier.data.images import ImageData
 from purifier.guards.guard import guard
 
 COUNT = 200
@@ -207,6 +208,19 @@ def test_how_much_attack_an_audit_needs(alone, attacks, eps, weak, classifier, o
     assert all(
         "takes more than one step" in flag.evidence or "at least 100 times" in flag.evidence for flag in found.flags
     )
+
+
+@pytest.mark.parametrize(
+    ("attack", "flags"),
+    [("pgd:steps=2,step_size=0.00001,random_start=false", {"stronger-self-check"}), ("pgd:steps=20", set())],
+)
+def test_an_attack_that_does_nothing_is_seen_on_five_images_too(attack, flags, classifier, data):
+    pixels, labels = data.batch(range(len(data)))
+    right = classifier(pixels).argmax(1) == labels
+    places = [int((right & (labels == label)).nonzero()[0]) for label in labels[right].unique()[:5]]
+    few = ImageData("five", *data.batch(places))
+    found = audit(classifier, few, attacks=(attack,), eps=0.2)
+    assert {flag.name for flag in found.flags} == flags
 
 
 def test_every_flag_is_explained_and_has_a_control():

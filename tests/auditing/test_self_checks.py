@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import onnx
@@ -32,6 +33,7 @@ from purifier.auditing.audit import audit
 from purifier.auditing.likely_causes import _renumbering
 from purifier.auditing.memory_check import flags_of_memory
 from purifier.auditing.parts import audited_parts
+from purifier.auditing.reach_check import flags_of_reach
 from purifier.auditing.report import Flag
 from purifier.auditing.self_checks import self_check
 from purifier.classifiers.loading import load_classifier
@@ -179,7 +181,20 @@ def test_kinks_and_ties_are_no_wrong_gradients(name, filter_, dtypes, data, monk
     guarded = guard(nets.trained(name), filter_ if isinstance(filter_, str) else filter_())
     with freeze(guarded.classifier, guarded.purifier) as device:
         setup = audited_parts(guarded).setup(device)
-        assert list(gradient_check.flags_of_gradient(setup, setup.batch(data, range(32)), [LINF], [])) == []
+        batch = setup.batch(data, range(32))
+        assert list(gradient_check.flags_of_gradient(setup, batch, [LINF], [])) == []
+        for threat in (LINF, Threat("linf", 1.0), Threat("l2", 1.5), Threat("l1", 10.0), Threat("linf", 0.0)):
+            assert list(flags_of_reach(setup, batch, [threat])) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_classifier_in_16_bits_has_no_wrong_gradient(dtype, data):
+    half = copy.deepcopy(nets.trained("net")).to(getattr(torch, dtype))
+    parts = audited_parts(half, preprocessing=Preprocessing(dtype=dtype))
+    with freeze(parts.classifier, parts.purifier) as device:
+        setup, precisions = parts.setup(device), []
+        assert list(gradient_check.flags_of_gradient(setup, setup.batch(data, range(32)), [LINF], precisions)) == []
+    assert precisions == ["float64"]
 
 
 @pytest.mark.parametrize(("single", "precision"), [(False, "float64"), (True, "float32")])
