@@ -67,6 +67,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         CUDA if it loads, else the CPU.
     file
         For errors: the file that a ``classifier`` given as a model was read from.
+    cache
+        Keep the purifier's graph in the user's cache folder, and take it from there.
 
     Attributes
     ----------
@@ -98,6 +100,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         providers: Sequence[Provider] | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
         file: str | None = None,
+        cache: bool = True,
     ) -> None:
         _check_providers(providers)
         self.classifier = load_onnx(classifier)
@@ -113,7 +116,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             self.preprocessing = preprocessing_for(image, preprocessing)
             shape = agreed_shape(purifier, self.preprocessing, image.shape, _sizes(image_shape))
             self.image = dataclasses.replace(image, shape=shape)
-        self.purifier, self.score = copy.deepcopy(purifier), score
+        self.purifier, self.score, self.cache = copy.deepcopy(purifier), score, cache
         self.rejection = rejection_of(purifier, on_reject, abstain)
         with about(self.file):
             self.model = guarded_graph(
@@ -124,6 +127,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 score=score,
                 rejection=self.rejection,
                 output=output,
+                cache=cache,
             )
         source = f"guarded {self.file or 'classifier'}"
         arguments = session_arguments(providers, sess_options)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from onnx import ModelProto
 
 from ..contracts.purifier import Purifier
 from ..data.pixels import Preprocessing
 from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
-from .front import purifier_graph
+from .cache_folder import no_cache
+from .front_cache import kept_graph
 from .graft import graft
 from .image_input import ImageInput
 from .metadata import add_metadata, purifier_metadata
@@ -26,8 +29,11 @@ def guarded_graph(
     rejection: Rejection | None = None,
     noise: bool = False,
     output: Output = LOGITS,
+    cache: bool = True,
 ) -> ModelProto:
     """The classifier with the purifier in front: its inputs and outputs, plus those for score, rejection and noise.
+
+    With ``cache`` the purifier's graph may come from the user's cache, see ``kept_graph``.
 
     Raises
     ------
@@ -35,16 +41,17 @@ def guarded_graph(
         As for ``purifier_graph`` and ``graft``.
     """
     rejection = rejection or Rejection()
-    front = purifier_graph(
-        purifier,
-        preprocessing,
-        image_shape=image.shape,
-        score=score,
-        rejection=rejection,
-        noise=noise,
-        opset=max(OPSET, opset_of(classifier)),
-        output=output,
-    )
+    with nullcontext() if cache else no_cache():
+        front = kept_graph(
+            purifier,
+            preprocessing,
+            image_shape=image.shape,
+            score=score,
+            rejection=rejection,
+            noise=noise,
+            opset=max(OPSET, opset_of(classifier)),
+            output=output,
+        )
     shown = shown_outputs(score, rejection)
     model = graft(front, classifier, image.name, shown=shown, rejection=rejection, output=output)
     add_metadata(model, purifier_metadata(purifier, rejection, noise))
