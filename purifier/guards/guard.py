@@ -151,8 +151,8 @@ def guard(
     providers, sess_options
         For an ONNX classifier: as for ``onnxruntime.InferenceSession``. By default CUDA if it loads, else the CPU.
     cache
-        For an ONNX classifier: False neither reads nor keeps the purifier's graph in the user's cache folder, see
-        ``PURIFIER_CACHE`` in the guide.
+        For an ONNX classifier: False neither takes the purifier's graph from the user's cache folder nor keeps it
+        there; nor does the environment variable ``PURIFIER_CACHE=0``.
 
     Returns
     -------

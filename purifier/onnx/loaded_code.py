@@ -41,7 +41,7 @@ def hash_of_code(modules: Collection[str]) -> str:
     lines: list[str] = []
     libraries, folders = _walk(modules)
     for file in sorted({file for folder in folders for file in _sources(folder)}):
-        status = Path(file).stat()
+        status = file.stat()
         changed = max(status.st_mtime, status.st_ctime)  # the second is kept by no copy
         if changed > STARTED - MARGIN:
             raise Unkeyed(f"{file} may have changed since it was read")
@@ -98,20 +98,20 @@ def _places(name: str) -> set[str]:
 
 
 @functools.cache
-def _sources(place: str) -> tuple[str, ...]:
+def _sources(place: str) -> tuple[Path, ...]:
     if not Path(place).is_dir():
         if not place.endswith(".py") or not Path(place).is_file():
             raise Unkeyed(f"{place} is no source file")
-        return (place,)
-    found = tuple(str(path) for path in Path(place).rglob("*.py"))
+        return (Path(place),)
+    found = tuple(Path(place).rglob("*.py"))
     if not 0 < len(found) <= MAX_SOURCES:
         raise Unkeyed(f"{place} has {len(found)} source files")
     return found
 
 
 @functools.cache
-def _hash(file: str, changed: float, size: int) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+def _hash(file: Path, changed: float, size: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -78,7 +78,7 @@ def test_a_copy_answers_the_same_and_outlives_the_original(
 
 
 def test_rejection_is_kept() -> None:
-    session = purifier.guard(onnx_models.linear(), calibrated(purifier.load("blur"), -1.0), on_reject="raise")
+    session = purifier.guard(onnx_models.linear(), calibrated(purifier.load("blur"), 1e-12), on_reject="raise")
     with pytest.raises(RejectedError):
         pickle.loads(pickle.dumps(session)).run(None, {"images": IMAGES})  # noqa: S301
 
