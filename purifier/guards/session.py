@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -138,14 +139,14 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 self._arrays = arrays_of(self._weights)
                 lend(arguments["sess_options"], self._arrays)
             else:
-                content = self.model
+                content = with_weights(self._bare, self._weights)
             super().__init__(content.SerializeToString(), **arguments)
         check_provider(self, providers)
         self._given, self._opened = (providers, sess_options), self.get_providers()
 
-    @property
+    @functools.cached_property
     def model(self) -> ModelProto:
-        """The graph that runs, a copy; ``purifier.export`` writes it."""
+        """The graph that runs, a copy made when it is first asked for; ``purifier.export`` writes it."""
         return with_weights(self._bare, self._weights)
 
     def __copy__(self) -> GuardedSession:
@@ -164,7 +165,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         providers, options = self._given
         if self.get_providers() != self._opened:  # set_providers was called
             providers = list(self.get_provider_options().items())
-        facts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        facts = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "model"}
         graphs = {"classifier": facts.pop("classifier"), "bare": self._bare}
         graphs = {name: graph.SerializeToString() for name, graph in graphs.items()}
         return _restored, (type(self), facts, graphs, list(self._weights), providers, options_as_values(options))

@@ -40,7 +40,7 @@ def hash_of_code(modules: Collection[str]) -> str:
     """
     lines: list[str] = []
     libraries, folders = _walk(modules)
-    for file in sorted({file for folder in folders for file in _sources(folder)}):
+    for file in _all_sources(frozenset(folders)):
         status = file.stat()
         changed = max(status.st_mtime, status.st_ctime)  # the second is kept by no copy
         if changed > STARTED - MARGIN:
@@ -98,6 +98,11 @@ def _places(name: str) -> set[str]:
 
 
 @functools.cache
+def _all_sources(places: frozenset[str]) -> list[Path]:
+    """A new file among them matters only if one that was loaded was changed too, which is noticed."""
+    return sorted({file for place in places for file in _sources(place)})
+
+
 def _sources(place: str) -> tuple[Path, ...]:
     if not Path(place).is_dir():
         if not place.endswith(".py") or not Path(place).is_file():

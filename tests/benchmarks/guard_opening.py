@@ -1,7 +1,7 @@
 """The time to open a guarded ONNX classifier: ``guard()`` first and second, against a plain session, in one run.
 
-``python tests/benchmarks/guard_opening.py [--purifier SPEC ...] [--rounds N]`` exports torchvision's ResNet-18 with random
-weights, and prints seconds of wall clock and of this process's CPU time, medians of rounds that take turns, and ratios.
+``python tests/benchmarks/guard_opening.py [--purifier SPEC ...] [--rounds N]`` exports torchvision's ResNet-18 with
+random weights, and prints wall clock and CPU time of this process, medians of rounds that take turns, and ratios.
 """
 
 from __future__ import annotations
