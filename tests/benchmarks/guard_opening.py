@@ -44,7 +44,7 @@ def main() -> None:
                 "plain": lambda: onnxruntime.InferenceSession(path, options, providers=[CPU]),
                 "guard": lambda chosen=chosen: purifier.guard(path, chosen, providers=[CPU]),
             }
-            first = _seconds(ways["guard"])[0]
+            first = _seconds(ways["guard"])
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
             for _ in range(given.rounds):
                 for name, way in ways.items():
@@ -53,7 +53,7 @@ def main() -> None:
                 plain, guard = (statistics.median(pair[place] for pair in times[name]) for name in ways)
                 least = [min(pair[place] for pair in times[name]) for name in ways]
                 print(
-                    f"{spec}: {clock} first guard {first:.2f} s, then {guard * 1e3:.0f} ms, plain session "
+                    f"{spec}: {clock} first guard {first[place]:.2f} s, then {guard * 1e3:.0f} ms, plain session "
                     f"{plain * 1e3:.0f} ms: {guard / plain:.2f} times (fastest of each: {least[1] / least[0]:.2f})"
                 )
 
