@@ -168,6 +168,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
             rejection=guard.rejection,
             noise=True,
             output=guard.output,
+            cache=guard.cache,
         )
     return Candidate(
         raise_opset(model, opset),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 import onnxruntime
 import torch
 
+from .onnx.cache_folder import MAX_BYTES
+from .onnx.front_cache import front_shelf
 from .onnx.runtime import CPU, CUDA, installed_wheels, working_providers
 
 
@@ -27,6 +30,8 @@ class Diagnosis:
     """The available providers that load."""
     warnings: Sequence[str]
     """The problems and what to do about them, one sentence each; a command is on its own line."""
+    cache: str = "off"
+    """The folder with kept graphs of purifiers and how full it is, or why it is not used."""
 
     def missing(self, required: str) -> list[str]:
         """The parts of ``required`` that do not work: ``cuda`` (torch and ONNX Runtime), or the name of a provider."""
@@ -45,6 +50,7 @@ def diagnose() -> Diagnosis:
         cuda_device=torch.cuda.get_device_name() if cuda else None,
         available=available,
         working=working,
+        cache=describe_cache(),
         warnings=findings(
             wheels=installed_wheels(),
             available=available,
@@ -53,6 +59,19 @@ def diagnose() -> Diagnosis:
             torch_build=torch.version.cuda,
         ),
     )
+
+
+def describe_cache() -> str:
+    """Where purifiers' graphs are kept, and how many; or why none are."""
+    shelf = front_shelf()
+    if shelf is None:
+        return "off"
+    if not os.path.lexists(shelf.folder):
+        return f"{shelf.folder} (empty)"
+    if not shelf.trusted():
+        return f"{shelf.folder} is not used: it is not a folder that belongs to you and only you can write in"
+    sizes = [status.st_size for _, status in shelf.files()]
+    return f"{shelf.folder} ({len(sizes)} files, {sum(sizes) / 1e6:.1f} of at most {MAX_BYTES / 1e6:.0f} MB)"
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +14,14 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the workers, and what they star
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test may see or touch the user's own cache; xdist's workers and all other processes inherit the folder."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="purifier-tests-")
+        os.environ["PURIFIER_CACHE"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

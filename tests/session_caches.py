@@ -18,7 +18,7 @@ from onnx import ModelProto
 
 import purifier.contracts.registry
 import purifier.data.named
-import purifier.onnx.guarded
+import purifier.onnx.front_cache
 from purifier.contracts.purifier import Purifier
 
 
@@ -26,7 +26,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     """Put all caches in place."""
     patch.setattr(purifier.data.named, "_read_idx", _by_version(purifier.data.named._read_idx))
     patch.setattr(purifier.contracts.registry, "entry_points", _by_path(purifier.contracts.registry.entry_points))
-    patch.setattr(purifier.onnx.guarded, "purifier_graph", _by_content(purifier.onnx.guarded.purifier_graph))
+    patch.setattr(purifier.onnx.front_cache, "purifier_graph", _by_content(purifier.onnx.front_cache.purifier_graph))
     _read_torchs_operators_once(patch)
 
 

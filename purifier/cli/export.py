@@ -16,6 +16,7 @@ from .options import (
     INPUT,
     LIMIT,
     MODEL,
+    NO_CACHE,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
@@ -44,6 +45,7 @@ def export(
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     feed: Annotated[list[str] | None, FEED] = None,
+    no_cache: Annotated[bool, NO_CACHE] = False,
     image_shape: Annotated[str | None, IMAGE_SHAPE] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Add the outputs purifier_score and purifier_rejected.")

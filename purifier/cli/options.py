@@ -91,6 +91,21 @@ LIMIT = typer.Option(
 )
 
 
+def _switch_cache_off(context: typer.Context, given: bool) -> bool:
+    from ..onnx.cache_folder import no_cache
+
+    if given:
+        context.with_resource(no_cache())
+    return given
+
+
+NO_CACHE = typer.Option(
+    "--no-cache",
+    callback=_switch_cache_off,
+    help="Export the purifier anew, and keep nothing in the user's cache folder; for an ONNX classifier.",
+)
+
+
 FEED = typer.Option(
     "--feed",
     metavar="NAME=FILE.npy",

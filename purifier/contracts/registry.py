@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..errors import PluginClashError, PluginError
@@ -130,7 +133,21 @@ class Registry(Generic[T]):
 
 def installed(group: str) -> list[Entry]:
     """The plugins of a group in installed distributions, sorted by name; imports none of them."""
+    return list(_installed(group, _state_of_path()))
+
+
+@functools.lru_cache(maxsize=8)
+def _installed(group: str, state: object) -> list[Entry]:
     return sorted({_entry(point) for point in entry_points(group=group)}, key=_order)
+
+
+def _state_of_path() -> tuple[tuple[str, int], ...]:
+    """Where Python looks for distributions, and when something was last added or removed there."""
+    found = []
+    for place in sys.path:
+        with suppress(OSError):
+            found.append((place, Path(place).stat().st_mtime_ns))
+    return tuple(found)
 
 
 def _order(entry: Entry) -> tuple[str, str]:

@@ -57,6 +57,7 @@ def guard(
     feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
+    cache: bool = True,
 ) -> GuardedSession: ...
 @overload
 def guard(
@@ -77,6 +78,7 @@ def guard(
     feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
+    cache: bool = True,
 ) -> Guard: ...
 
 
@@ -98,6 +100,7 @@ def guard(
     feed: Mapping[str, Any] | None = None,
     providers: Sequence[Provider] | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
+    cache: bool = True,
 ) -> Guard:
     """Put a purifier in front of a classifier.
 
@@ -162,6 +165,9 @@ def guard(
         row per image may have a single row, for all.
     providers, sess_options
         For an ONNX classifier: as for ``onnxruntime.InferenceSession``. By default CUDA if it loads, else the CPU.
+    cache
+        For an ONNX classifier: False neither takes the purifier's graph from the user's cache folder nor keeps it
+        there; nor does the environment variable ``PURIFIER_CACHE=0``.
 
     Returns
     -------
@@ -189,6 +195,7 @@ def guard(
         "feed": feed,
         "providers": providers,
         "sess_options": sess_options,
+        "cache": None if cache is True else cache,
     }
     of_modules = {"seed": seed, "check": None if check is True else check}
     for name, value in (of_sessions if isinstance(chosen, nn.Module) else of_modules).items():
@@ -221,6 +228,7 @@ def guard(
             providers=providers,
             sess_options=sess_options,
             file=str(model) if isinstance(model, str | Path) else None,
+            cache=cache,
         )
     if not isinstance(purifier, Purifier):
         weight = next(chosen.parameters(), None)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -20,14 +21,16 @@ from ..data.pixels import Preprocessing
 from ..errors import ConfigError, PixelError, about
 from ..foreign_code import explained
 from ..onnx.feeding import read_feed
-from ..onnx.guarded import guarded_graph
+from ..onnx.guarded import guarded_parts
 from ..onnx.image_input import image_input, preprocessing_for
 from ..onnx.image_shape import agreed_shape
 from ..onnx.labels import Labels
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.reader import load_onnx
 from ..onnx.rejection import answer_name
-from ..onnx.runtime import Provider, check_provider, explained_opening, session_arguments
+from ..onnx.runtime import CPU, Provider, check_provider, explained_opening, session_arguments
+from ..onnx.session_options import options_as_values, options_of
+from ..onnx.weights import arrays_of, lend, with_weights
 from ..output import LOGITS, Output
 from ..rejection.policy import rejection_of
 from ..vocabulary import OnBadPixels, OnReject
@@ -71,12 +74,9 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
         CUDA if it loads, else the CPU.
     file
-        For errors: the file that a ``classifier`` given as a model was read from.
-
-    Attributes
-    ----------
-    model
-        The graph that runs; ``purifier.export`` writes it.
+        The file that ``load_onnx`` read a ``classifier`` given as a model from, for errors; it is not checked again.
+    cache
+        Keep the purifier's graph in the user's cache folder, and take it from there.
 
     Raises
     ------
@@ -104,11 +104,13 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         providers: Sequence[Provider] | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
         file: str | None = None,
+        cache: bool = True,
     ) -> None:
         _check_providers(providers)
-        self.classifier = load_onnx(classifier)
         self.rejection = rejection_of(purifier, on_reject, abstain, on_bad_pixels)
         self.file = file if isinstance(classifier, ModelProto) else str(classifier)
+        read = isinstance(classifier, ModelProto) and file is not None
+        self.classifier = cast(ModelProto, classifier) if read else load_onnx(classifier)
         self.output = output
         with about(self.file):
             image = image_input(self.classifier, input)
@@ -120,9 +122,9 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             self.preprocessing = preprocessing_for(image, preprocessing)
             shape = agreed_shape(purifier, self.preprocessing, image.shape, _sizes(image_shape))
             self.image = dataclasses.replace(image, shape=shape)
-        self.purifier, self.score = copy.deepcopy(purifier), score
+        self.purifier, self.score, self.cache = copy.deepcopy(purifier), score, cache
         with about(self.file):
-            self.model = guarded_graph(
+            self._bare, self._weights = guarded_parts(
                 self.classifier,
                 self.image,
                 purifier,
@@ -130,12 +132,49 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 score=score,
                 rejection=self.rejection,
                 output=output,
+                cache=cache,
             )
-        source = f"guarded {self.file or 'classifier'}"
+        self._open(providers, sess_options)
+
+    def _open(self, providers: Sequence[Provider] | None, sess_options: onnxruntime.SessionOptions | None) -> None:
         arguments = session_arguments(providers, sess_options)
-        with explained_opening(source):
-            super().__init__(self.model.SerializeToString(), **arguments)
+        content, self._arrays = self._bare, {}
+        with explained_opening(f"guarded {self.file or 'classifier'}"):
+            # The user's own options must not change, and other providers copy weights anyway.
+            if sess_options is None and arguments["providers"] == [CPU]:
+                self._arrays = arrays_of(self._weights)
+                lend(arguments["sess_options"], self._arrays)
+            else:
+                content = with_weights(self._bare, self._weights)
+            super().__init__(content.SerializeToString(), **arguments)
         check_provider(self, providers)
+        self._given, self._opened = (providers, sess_options), self.get_providers()
+
+    @functools.cached_property
+    def model(self) -> ModelProto:
+        """The graph that runs, a copy made when it is first asked for; ``purifier.export`` writes it."""
+        return with_weights(self._bare, self._weights)
+
+    def __copy__(self) -> GuardedSession:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Everything that a copy is made from, here or in another process; it opens a session of its own.
+
+        Raises
+        ------
+        ConfigError
+            A session option is set that a copy cannot have, see ``options_as_values``.
+        """
+        providers, options = self._given
+        if self.get_providers() != self._opened:  # set_providers was called
+            providers = list(self.get_provider_options().items())
+        facts = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "model"}
+        graphs = {"classifier": facts.pop("classifier"), "bare": self._bare}
+        graphs = {name: graph.SerializeToString() for name, graph in graphs.items()}
+        return _restored, (type(self), facts, graphs, list(self._weights), providers, options_as_values(options))
 
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
@@ -210,6 +249,24 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             # torch does not support negative strides, which reversed channels have.
             values = torch.tensor(np.ascontiguousarray(images))
             check_range(self.preprocessing.to_pixels(values), name=self.input, clamp=self.rejection.clamps)
+
+
+def _restored(
+    cls: type[GuardedSession],
+    facts: dict[str, Any],
+    graphs: dict[str, bytes],
+    weights: list[str],
+    providers: Sequence[Provider] | None,
+    options: dict[str, Any] | None,
+) -> GuardedSession:
+    """The session that was pickled; unless it was given providers, it takes the best ones here."""
+    made = cls.__new__(cls)
+    made.__dict__.update(facts)
+    made.classifier, made._bare = (ModelProto.FromString(graphs[name]) for name in ("classifier", "bare"))
+    stored = {tensor.name: tensor for tensor in made.classifier.graph.initializer}
+    made._weights = {name: stored[name] for name in weights}
+    made._open(providers, options_of(options))
+    return made
 
 
 def _sizes(image_shape: Any) -> tuple[int, int, int] | None:

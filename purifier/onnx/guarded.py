@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import TypedDict, Unpack
+
 from onnx import ModelProto
 
 from ..contracts.purifier import Purifier
 from ..data.pixels import Preprocessing
 from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
-from .front import purifier_graph
+from .cache_folder import no_cache
+from .front_cache import kept_graph
 from .graft import graft
 from .image_input import ImageInput
 from .metadata import add_metadata, purifier_metadata
 from .names import OPSET, REJECTED, SCORE
-from .opset import opset_of
+from .opset import is_rewritten, opset_of
+from .weights import Weights, with_weights, without_weights
+
+NO_WEIGHTS: Weights = {}
 
 
-def guarded_graph(
+class GuardOptions(TypedDict, total=False):
+    """The keyword arguments of ``guarded_parts``."""
+
+    score: bool
+    rejection: Rejection | None
+    noise: bool
+    output: Output
+    cache: bool
+
+
+def guarded_parts(
     classifier: ModelProto,
     image: ImageInput,
     purifier: Purifier,
@@ -26,10 +43,13 @@ def guarded_graph(
     rejection: Rejection | None = None,
     noise: bool = False,
     output: Output = LOGITS,
-) -> ModelProto:
+    cache: bool = True,
+) -> tuple[ModelProto, Weights]:
     """The classifier with the purifier in front: its inputs and outputs, plus those for score, rejection and noise.
 
-    Bad images (see ``bad_images``) get no answer, or that of a rejected image, as ``rejection`` says.
+    Bad images (see ``bad_images``) get no answer, or that of a rejected image, as ``rejection`` says. The classifier's
+    large weights are apart, if nothing needs their values: ``with_weights`` puts them back. With ``cache`` the
+    purifier's graph may come from the user's cache, see ``kept_graph``.
 
     Raises
     ------
@@ -37,21 +57,43 @@ def guarded_graph(
         As for ``purifier_graph`` and ``graft``.
     """
     rejection = rejection or Rejection()
-    front = purifier_graph(
-        purifier,
-        preprocessing,
-        image_shape=image.shape,
-        score=score,
-        rejection=rejection,
-        noise=noise,
-        opset=max(OPSET, opset_of(classifier)),
-        output=output,
-        checked=True,
-    )
+    opset = max(OPSET, opset_of(classifier))
+    with nullcontext() if cache else no_cache():
+        front = kept_graph(
+            purifier,
+            preprocessing,
+            image_shape=image.shape,
+            score=score,
+            rejection=rejection,
+            noise=noise,
+            opset=opset,
+            output=output,
+            checked=True,
+        )
     shown = shown_outputs(score, rejection)
-    model = graft(front, classifier, image.name, shown=shown, rejection=rejection, output=output)
+    bare, weights = classifier, NO_WEIGHTS
+    if not classifier.functions and not is_rewritten(classifier, opset):
+        bare, weights = without_weights(classifier)
+    model = graft(front, bare, image.name, shown=shown, rejection=rejection, output=output)
     add_metadata(model, purifier_metadata(purifier, rejection, noise))
-    return model
+    return model, weights
+
+
+def guarded_graph(
+    classifier: ModelProto,
+    image: ImageInput,
+    purifier: Purifier,
+    preprocessing: Preprocessing,
+    **options: Unpack[GuardOptions],
+) -> ModelProto:
+    """``guarded_parts`` as one model.
+
+    Raises
+    ------
+    ClassifierError, ConfigError, PluginError
+        As for ``purifier_graph`` and ``graft``.
+    """
+    return with_weights(*guarded_parts(classifier, image, purifier, preprocessing, **options))
 
 
 def shown_outputs(score: bool, rejection: Rejection) -> tuple[str, ...]:

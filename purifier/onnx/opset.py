@@ -54,12 +54,18 @@ def _at_opset(copy: ModelProto, opset: int) -> ModelProto:
     own = opset_of(copy)
     if own >= opset:
         return copy
-    nodes = [node for graph in all_graphs(copy.graph) for node in graph.node if node.domain == ""]
-    if any(_changed(node, own, opset) for node in nodes):
+    if is_rewritten(copy, opset):
         copy = _convert(_sorted(copy), opset)
     else:
         next(entry for entry in copy.opset_import if entry.domain == "").version = opset
     return copy
+
+
+def is_rewritten(model: ModelProto, opset: int) -> bool:
+    """Whether operators in use changed between a model's opset and a newer one, so that onnx's converter is needed."""
+    own = opset_of(model)
+    nodes = (node for graph in all_graphs(model.graph) for node in graph.node if node.domain in ("", "ai.onnx"))
+    return own < opset and any(_changed(node, own, opset) for node in nodes)
 
 
 def opset_of(model: ModelProto) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -35,9 +34,10 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
         ONNX's or ONNX Runtime's own, holds nodes compiled for one device, or asks for more than ``onnx_limits`` allows.
     """
     where = "ONNX model" if isinstance(source, ModelProto) else str(source)
-    model = source if isinstance(source, ModelProto) else _read(Path(source))
-    if model.ByteSize() > MAX_BYTES:
-        raise _too_large(where, model.ByteSize())
+    # Only a model in memory is asked for its size: to find it, protobuf serialises the model.
+    model, size = (source, source.ByteSize()) if isinstance(source, ModelProto) else _read(Path(source))
+    if size > MAX_BYTES:
+        raise _too_large(where, size)
     if not model.graph.output or not model.opset_import:
         raise ClassifierError(
             f"{where} is not an ONNX model (no outputs or no opset); copy or export it again",
@@ -61,7 +61,7 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
             where,
         )
     if outside:
-        read_external_data(outside, Path(where), model.ByteSize())
+        read_external_data(outside, Path(where), size)
     for node in _nodes(model):
         if node.op_type == "EPContext":
             raise ClassifierError(
@@ -91,7 +91,8 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
     return model
 
 
-def _read(path: Path) -> ModelProto:
+def _read(path: Path) -> tuple[ModelProto, int]:
+    """The model in a file, and how many bytes it has."""
     try:
         if not path.is_file():
             raise ClassifierError(f"no file {path}; expected an .onnx file", path)
@@ -104,7 +105,8 @@ def _read(path: Path) -> ModelProto:
                     "was made from",
                     path,
                 )
-        return onnx.load(path, format="protobuf", load_external_data=False)
+        content = path.read_bytes()
+        return ModelProto.FromString(content), len(content)
     except OSError as error:
         raise ClassifierError(f"cannot read {path}: {error.strerror or error}", path) from error
     except DecodeError as error:

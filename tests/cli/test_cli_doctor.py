@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import onnxruntime
 import pytest
 
 from purifier import diagnosis
 from purifier.diagnosis import Diagnosis, findings
+from purifier.onnx.cache_folder import Shelf
 from purifier.onnx.runtime import CPU, CUDA, working_providers
 
 Command = Callable[..., tuple[int, str, str]]
@@ -24,6 +27,18 @@ def test_the_doctor_shows_versions_and_providers(command: Command) -> None:
     assert version("adversarial-purifier") in shown
     assert CPU in shown
     assert "ready: " in shown
+
+
+def test_the_doctor_shows_the_cache(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PURIFIER_CACHE", str(tmp_path))
+    folder = tmp_path / "fronts"
+    assert f"{folder} (empty)" in command("doctor")[1]
+    Shelf(folder).write("one", bytes(1_500_000))
+    assert f"{folder} (1 files, 1.5 of at most 500 MB)" in command("doctor")[1]
+    folder.chmod(0o777)
+    assert "is not used" in command("doctor")[1] or os.name != "posix"
+    monkeypatch.setenv("PURIFIER_CACHE", "0")
+    assert re.search(r"^cache +off$", command("doctor")[1], re.MULTILINE)
 
 
 def unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from onnx import helper
 import purifier
 from onnx_models import FLOAT, linear, model_of
 from purifier.data.pixels import Preprocessing
+from purifier.onnx import loaded_code
 
 
 def test_the_command_writes_and_shows_a_verified_file(
@@ -30,6 +32,18 @@ def test_the_command_writes_and_shows_a_verified_file(
     images = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.25,) * 3).to_classifier(pixels)
     scores = session.run(["purifier_score"], {"images": images.numpy()})[0]
     np.testing.assert_allclose(scores, purifier.load("blur:sigma=2").score(pixels), atol=1e-5)
+
+
+def test_no_cache_keeps_nothing(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded_code, "STARTED", math.inf)  # source files that were just edited count as old
+    monkeypatch.setenv("PURIFIER_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "classifier.onnx"
+    onnx.save(linear(), source)
+    words = ["export", "--classifier", source, "--purifier", "blur", "--out", tmp_path / "guarded.onnx"]
+    assert command(*words, "--no-cache")[0] == 0 and not (tmp_path / "cache").exists()
+    assert command(*words)[0] == 0 and len(list((tmp_path / "cache" / "fronts").iterdir())) == 1
 
 
 @pytest.mark.parametrize("input", ["right", "1"])
