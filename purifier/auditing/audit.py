@@ -32,7 +32,7 @@ from .crafting import changed_by_asking
 from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
 from .measured import clean_flags, flags_of_results, stronger_self_checks, weak_attacks
 from .memory_check import Answers, Weights, flags_of_memory
-from .parts import audited_parts
+from .parts import AuditedParts, audited_parts
 from .plan import Job, plan, plan_preset
 from .preflight import FIRST_IMAGES, check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
@@ -134,15 +134,11 @@ def audit(
     _check_arguments(data, {"batch_size": batch_size, "eot": eot, "judgements": judgements, "probes": probes}, out)
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
     given, preset = _chosen_attacks(attacks, preset)
-    chosen = None if preset is None else preset_of(preset)
-    parts = audited_parts(
-        guard, preprocessing=preprocessing, input=input, output=output, output_kind=output_kind, feed=feed
-    )
+    reading = {"preprocessing": preprocessing, "input": input, "output": output, "output_kind": output_kind}
+    parts = audited_parts(guard, **reading, feed=feed)
     classifier, purifier = parts.classifier, parts.purifier
-    planned = None if parts.guard is None else purifier
-    strongest: Route = "exact" if purifier.gradient == "exact" else "bpda"
     calibration = calibration_of(purifier)
-    jobs = plan(classifier, planned, given, threats, routes, calibrated=parts.rejection.threshold is not None)
+    jobs = plan(classifier, parts.in_front, given, threats, routes, calibrated=parts.rejection.threshold is not None)
     loaded = read_data(data, root=root, preprocessing=classifier.preprocessing)
     with ExitStack() as stack:
         stack.enter_context(kept_settings())
@@ -153,11 +149,7 @@ def audit(
         loaded = with_own_answers(loaded, setup.answers, batch_size, run_device)
         if random:
             setup = replace(setup, eot=eot, judgements=judgements)
-        left_out: list[str] = []
-        if chosen is not None:
-            kind = {"random": random, "rejecting": parts.rejection.active}
-            of_preset, left_out = plan_preset(classifier, planned, chosen, threats, routes, **kind)
-            jobs = _joined(of_preset, jobs, preset)
+        jobs, left_out = _with_preset(parts, jobs, preset, threats, routes, random=random)
         flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
         sample = loaded.batch(range(min(FIRST_IMAGES, len(loaded))))[0].to(run_device)
         setup.state.own = changed_by_asking(setup, sample)
@@ -166,13 +158,13 @@ def audit(
         about = DataDigest(loaded)
         answers = Answers(setup, loaded) if jobs else None
         rows = run_jobs(setup, loaded, jobs, about, progress)
-        cases = worst_cases(rows, strongest, setup.judgements, setup.eot)
+        cases = worst_cases(rows, parts.strongest, setup.judgements, setup.eot)
         checks = self_check(setup, loaded, threats, count=probes) if jobs else None
         if checks is None or answers is None:
             flags = clean_flags(setup, loaded, rows)
         else:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags += _flags_of_run(setup, loaded, rows, cases, checks, strongest, decisive=decisive)
+            flags += _flags_of_run(setup, loaded, rows, cases, checks, parts.strongest, decisive=decisive)
             flags += dict.fromkeys([*answers.flags(), *weights.flags()])
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -221,11 +213,24 @@ def _flags_of_run(
     ]
 
 
-def _joined(of_preset: Sequence[Job], given: Sequence[Job], preset: str | None) -> list[Job]:
-    duplicates = {job.named.spec for job in of_preset} & {job.named.spec for job in given}
+def _with_preset(
+    parts: AuditedParts,
+    given: list[Job],
+    preset: str | None,
+    threats: Sequence[Threat],
+    routes: Sequence[str] | None,
+    *,
+    random: bool,
+) -> tuple[list[Job], list[str]]:
+    """The jobs of a preset, followed by the given ones; and what the preset leaves out for this model."""
+    if preset is None:
+        return given, []
+    kind = {"random": random, "rejecting": parts.rejection.active}
+    jobs, left_out = plan_preset(parts.classifier, parts.in_front, preset_of(preset), threats, routes, **kind)
+    duplicates = {job.named.spec for job in jobs} & {job.named.spec for job in given}
     if duplicates:
         raise ConfigError(f"attack {min(duplicates)!r} is already in the preset {preset!r}; leave it out")
-    return [*of_preset, *given]
+    return [*jobs, *given], left_out
 
 
 def _check_arguments(data: object, counts: Mapping[str, object], out: str | Path | None) -> None:
@@ -241,6 +246,8 @@ def _chosen_attacks(
     attacks: Sequence[str | Attack] | None, preset: str | None
 ) -> tuple[Sequence[str | Attack], str | None]:
     """The attacks and the preset to run; the default preset if no attacks are given."""
+    if preset is not None:
+        preset_of(preset)  # an unknown one is an error at once
     if attacks is None:
         return (), DEFAULT_PRESET if preset is None else preset
     if isinstance(attacks, str) or not isinstance(attacks, Iterable):

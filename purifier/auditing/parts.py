@@ -22,7 +22,7 @@ from ..guards.signature import classifier_alone
 from ..output import Output
 from ..rejection.policy import Rejection
 from ..torch_tools.module_state import ModuleState
-from ..vocabulary import OutputKind
+from ..vocabulary import OutputKind, Route
 from .report import Model
 from .setup import AuditSetup, Unpurified
 from .subject import ClassifierSubject, ModuleSubject, SessionSubject, Subject
@@ -36,6 +36,16 @@ class AuditedParts:
     classifier: PixelClassifier
     purifier: Purifier
     rejection: Rejection
+
+    @property
+    def in_front(self) -> Purifier | None:
+        """The purifier; None if the classifier is audited alone."""
+        return None if self.guard is None else self.purifier
+
+    @property
+    def strongest(self) -> Route:
+        """The route on which the purifier hides nothing from attacks."""
+        return "exact" if self.purifier.gradient == "exact" else "bpda"
 
     def setup(
         self, device: torch.device, *, seed: int = 0, eot: int = 1, judgements: int = 1, batch_size: int = 250

@@ -190,20 +190,10 @@ def guard(
         )
     if not isinstance(purifier, Purifier | str | Path):
         raise ConfigError(f"purifier: expected a Purifier or a PURIFIER spec, got {type(purifier).__name__}")
-    of_sessions = {
-        "image_shape": image_shape,
-        "feed": feed,
-        "providers": providers,
-        "sess_options": sess_options,
-        "cache": None if cache is True else cache,
-    }
+    of_sessions = {"image_shape": image_shape, "feed": feed, "providers": providers, "sess_options": sess_options}
+    of_sessions["cache"] = None if cache is True else cache
     of_modules = {"seed": seed, "check": None if check is True else check}
-    for name, value in (of_sessions if isinstance(chosen, nn.Module) else of_modules).items():
-        if value is not None:
-            kind = "an ONNX" if isinstance(chosen, nn.Module) else "a torch"
-            raise ConfigError(
-                f"{name}: this option is for {kind} classifier, got {type(chosen).__name__}; leave it out"
-            )
+    _check_unused(chosen, of_sessions if isinstance(chosen, nn.Module) else of_modules)
     answer = Output(output, output_kind)
     if answer.labels and isinstance(chosen, nn.Module):
         raise ConfigError(
@@ -246,3 +236,13 @@ def guard(
         seed=seed,
         check=check,
     )
+
+
+def _check_unused(classifier: nn.Module | ModelProto, others: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` if an option for the other kind of classifier is given."""
+    for name, value in others.items():
+        if value is not None:
+            kind = "an ONNX" if isinstance(classifier, nn.Module) else "a torch"
+            raise ConfigError(
+                f"{name}: this option is for {kind} classifier, got {type(classifier).__name__}; leave it out"
+            )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import onnx_ir as ir
 from onnx import ModelProto
@@ -90,11 +91,7 @@ def _grafted(
             node.replace_input_with(place, purified)
     piece.graph.outputs.clear()
     first_input.replace_all_uses_with(image)
-    for value in extra_inputs:
-        sizes = [size if isinstance(size, int) else None for size in value.shape or ()]
-        given = ir.Value(name=NOISE, shape=ir.Shape([batch, *sizes[1:]]), type=ir.TensorType(ir.DataType.FLOAT))
-        value.replace_all_uses_with(given)
-        graph.inputs.append(given)
+    _give_noise(graph, extra_inputs, batch)
     nodes, first = list(piece.graph), next(iter(graph), None)
     for value in list(piece.graph.initializers.values()):
         del piece.graph.initializers[value.name or ""]
@@ -119,6 +116,15 @@ def _grafted(
     made_model = to_proto(guarded)
     put_back(made_model, aside)
     return made_model
+
+
+def _give_noise(graph: ir.Graph, inputs: Iterable[ir.Value], batch: Any) -> None:
+    """Make the front's further inputs, its noise, inputs of the whole graph, with its batch size."""
+    for value in inputs:
+        sizes = [size if isinstance(size, int) else None for size in value.shape or ()]
+        given = ir.Value(name=NOISE, shape=ir.Shape([batch, *sizes[1:]]), type=ir.TensorType(ir.DataType.FLOAT))
+        value.replace_all_uses_with(given)
+        graph.inputs.append(given)
 
 
 def _fixed(declared: ir.Shape | None, purifiers: ir.Shape | None) -> ir.Shape:
