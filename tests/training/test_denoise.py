@@ -119,7 +119,7 @@ def test_query_attacks_work_without_gradients(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "error", "says"),
     [
-        ("denoise:eps=", ConfigError, "eps: expected one or more budgets"),
+        ("denoise:eps=", ConfigError, "option .eps.: expected numbers such as"),
         ("denoise:eps=-1", ConfigError, "eps must be a finite number >= 0"),
         ("denoise:attacks=cw", ConfigError, "CarliniWagner supports l2, not linf; choose another"),
         ("denoise:attacks=cw:norm=l1;eps=9", ConfigError, "CarliniWagner supports l2, not l1"),

@@ -138,7 +138,7 @@ def test_resume_is_bit_for_bit(data: ImageData, tmp_path: Path, stopped_in: int,
 
 def test_the_seed_decides_everything(data: ImageData, tmp_path: Path) -> None:
     def run(seed: int) -> Purifier:
-        return train("gmvae", data, tmp_path / "p.safetensors", config=SMALL, epochs=1, seed=seed)
+        return train("gmvae", data, tmp_path / "p.safetensors", config=SMALL, epochs=1, seed=seed, overwrite=True)
 
     torch.manual_seed(1)
     one = run(3)
