@@ -47,7 +47,7 @@ def test_misspelt_keywords_and_names_fail_mypy(tmp_path: Path) -> None:
     ]
     environment = {**os.environ, "MYPYPATH": str(ROOT)}  # mypy does not follow an editable install
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
-    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    errors = [line for line in done.stdout.splitlines() if line.startswith("script.py:") and ": error:" in line]
     first = RIGHT.count("\n") + 1
     for number, code in enumerate(WRONG.values(), first):
         assert any(line.startswith(f"script.py:{number}: error:") and line.endswith(code) for line in errors), (

@@ -76,7 +76,9 @@ def _walk(modules: Collection[str]) -> tuple[set[str], set[str]]:
 def _named_in(module: ModuleType) -> set[str]:
     """The modules that a module's variables are, or come from."""
     found = set()
-    for value in list(vars(module).values()):
+    for variable, value in list(vars(module).items()):
+        if not variable.isidentifier():
+            continue  # put there by a tool, such as pytest: no source can name it
         if isinstance(value, ModuleType):
             found.add(value.__name__)
         elif isinstance(value, FunctionType | type):
