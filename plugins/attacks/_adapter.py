@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import random
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +20,7 @@ from purifier.attacking.target import Target
 from purifier.attacking.threat import Threat
 from purifier.errors import ConfigError, GradientError
 from purifier.seeding import SampleGenerator, mix_seed
+from purifier.torch_tools.process_settings import kept_settings
 
 from ._scale import ScaleOption
 
@@ -124,7 +123,7 @@ class Adapter(ScaleOption, Attack):
         numbers = generator.uniform((2,), torch.empty(0)) * 2**24
         seed = mix_seed(*numbers.long().flatten().tolist())
         model = TargetModel(self.seen(target), mix_seed(seed, "noise"), pixels)
-        with _seeded(seed), calm():
+        with kept_settings(seed), calm():
             found = self._run(model, pixels.detach().clone(), labels.clone(), threat, seed % 2**31)
         return found.detach().to(pixels).clamp(0, 1)
 
@@ -188,19 +187,3 @@ def calm() -> Iterator[None]:
         for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", kind)
         yield
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed all global generators, and restore their state afterwards."""
-    python, arrays = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # torch's own
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)

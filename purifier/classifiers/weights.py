@@ -105,7 +105,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], path: Path) -> Non
 def _fits_this_version(module: nn.Module, state: Mapping[str, Any]) -> bool:
     """Load it as if it had been saved by today's versions of the layers, which safetensors files do not tell."""
     versioned = OrderedDict(state)
-    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]  # torch keeps the layers' versions there
     try:
         module.load_state_dict(versioned)
     except MISFITS:

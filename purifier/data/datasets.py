@@ -94,7 +94,7 @@ def positions_of(loader: DataLoader[Any]) -> Sequence[int]:
 
     A sampler may pick a part of the data set, which is then what the user means.
     """
-    count = len(loader.dataset)  # type: ignore[arg-type]
+    count = len(loader.dataset)  # type: ignore[arg-type]  # an IterableDataset is refused, and all others have __len__
     batches = loader.batch_sampler
     if batches is not None and type(batches) is not BatchSampler:
         return sorted(place for batch in batches for place in batch)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def tracing() -> bool:
     """Whether ``torch.jit.trace`` runs."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # torch's
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # torch's own has no types
 
 
 def capturing(tensor: Tensor) -> bool:

@@ -61,7 +61,7 @@ def class_like(base: type[M], classifier: nn.Module) -> type[M]:
         return base.forward(self, *args, **kwargs)
 
     myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    forward.__signature__ = own.replace(parameters=[myself, *own.parameters.values()])  # type: ignore[attr-defined]
+    forward.__signature__ = own.replace(parameters=[myself, *own.parameters.values()])  # type: ignore[attr-defined]  # a function takes any attribute
     bases = (base, type(classifier)) if _is_lightning(classifier) else (base,)
     body = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__, "plain": base}
     return types.new_class(type(classifier).__name__, bases, {}, lambda space: space.update(body))

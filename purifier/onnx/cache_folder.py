@@ -66,7 +66,7 @@ class Shelf:
                 return None
             # A link or a pipe in place of the file must not be followed or waited for.
             flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-            with open(os.open(self.folder / name, os.O_RDONLY | flags), "rb") as file:  # noqa: PTH123
+            with open(os.open(self.folder / name, os.O_RDONLY | flags), "rb") as file:  # noqa: PTH123  # a Path has no flags
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode) or not _own(status) or status.st_size > MAX_BYTES:
                     return None

@@ -133,7 +133,7 @@ MISTAKES = [
     ),
     _mistake("detector never attacked", "detector-ignored", lambda model, data: (model, Detector(), data)),
     _mistake(
-        "surrogate where a gradient is to be had",
+        "misleading surrogate of a differentiable purifier",
         "transfer-wins",
         lambda model, data: (model, Smoothed(), data),
         ATTACK,
