@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 Weights: TypeAlias = Mapping[str, TensorProto]
 SMALL = 1024
@@ -23,20 +23,8 @@ def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProt
     names = Counter(tensor.name for tensor in model.graph.initializer)
     fed = {value.name for value in model.graph.input}
     bare, aside = ModelProto(), {}
-    for field, value in model.ListFields():
-        if field.name == "graph":
-            continue
-        if field.is_repeated:
-            getattr(bare, field.name).extend(value)
-        else:
-            setattr(bare, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name == "initializer":
-            continue
-        if field.is_repeated:
-            getattr(bare.graph, field.name).extend(value)
-        else:
-            setattr(bare.graph, field.name, value)
+    _copy_fields(model, bare, "graph")
+    _copy_fields(model.graph, bare.graph, "initializer")
     for tensor in model.graph.initializer:
         known = tensor.data_type in TYPES and tensor.HasField("raw_data")
         if known and math.prod(tensor.dims) > SMALL and names[tensor.name] == 1 and tensor.name not in fed:
@@ -47,6 +35,16 @@ def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProt
         else:
             bare.graph.initializer.add().CopyFrom(tensor)
     return bare, aside
+
+
+def _copy_fields(source: ModelProto | GraphProto, made: ModelProto | GraphProto, left_out: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == left_out:
+            continue
+        if field.is_repeated:
+            getattr(made, field.name).extend(value)
+        else:
+            setattr(made, field.name, value)
 
 
 def with_weights(bare: ModelProto, weights: Weights) -> ModelProto:
