@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class Purifier(nn.Module, ABC):
     """Whether ``surrogate`` returns the same values as purify, so BPDA needs only one pass."""
     uses_labels: bool = False
     """Whether ``loss`` also takes ``labels=``, (N,) int64."""
+    any_size: bool = False
+    """Whether it takes images of other heights and widths than those of ``image_shape``."""
+    no_latent_space: str | None = None
+    """Why there is no latent space although the methods of ``LatentSpace`` exist."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -129,10 +133,34 @@ def dtype_of(purifier: Purifier, default: torch.dtype = torch.float32) -> torch.
 purifiers: Registry[Purifier] = Registry("purifier.purifiers", Purifier)
 
 
-def image_shape_of(purifier: Purifier) -> tuple[int, int, int] | None:
-    """The only image shape (C, H, W) that a purifier takes, from its config; None if it takes any."""
+Shape: TypeAlias = tuple[int, int | None, int | None]
+"""(C, H, W) of images; None for any height and width."""
+
+
+def image_shape_of(purifier: Purifier) -> Shape | None:
+    """The images (C, H, W) that a purifier takes, from its config; None if it takes any."""
+    shape = getattr(purifier.config, "image_shape", None)
+    if shape is None:
+        return None
+    return (shape[0], None, None) if purifier.any_size else (shape[0], shape[1], shape[2])
+
+
+def usual_shape_of(purifier: Purifier) -> tuple[int, int, int] | None:
+    """The images (C, H, W) that a purifier was made for, from its config; None if no size is as good as another."""
     shape = getattr(purifier.config, "image_shape", None)
     return None if shape is None else (shape[0], shape[1], shape[2])
+
+
+def latent_space_of(purifier: Purifier) -> LatentSpace:
+    """The purifier as one with a latent space; raises ``ConfigError`` with the reason if it has none."""
+    name = type(purifier).__name__
+    if not isinstance(purifier, LatentSpace):
+        raise ConfigError(f"expected a purifier with a latent space (latent_of, decoded); {name} has none")
+    if purifier.no_latent_space:
+        raise ConfigError(
+            f"expected a purifier with a latent space; {name} has none, because {purifier.no_latent_space}"
+        )
+    return purifier
 
 
 def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None:

@@ -78,8 +78,8 @@ class Robust(Recipe):
     ramp: float = 0.1
     clean: float = 0.0
     distillation: float = 1.0
-    reconstruction: float = 1e-3
-    kl: float = 2e-4
+    reconstruction: float = 0.784
+    kl: float = 0.1568
 
     def __post_init__(self) -> None:
         Threat(self.norm, self.eps)
