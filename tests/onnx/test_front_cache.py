@@ -79,7 +79,7 @@ def test_a_file_that_was_hashed_but_reads_other_files_is_made_anew(exports: list
     stored.ClearField("raw_data")
     stored.data_location = stored.EXTERNAL
     stored.external_data.add(key="location", value="/etc/passwd")
-    key = front_cache._key(Shade(), Preprocessing(), {"image_shape": SHAPE})
+    key = front_cache._key(Shade(), {"preprocessing": Preprocessing(), "image_shape": SHAPE})
     file.write_bytes(front_cache._packed(model.SerializeToString(), str(key)))
     graph(Shade())
     assert len(exports) == 2
