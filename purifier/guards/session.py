@@ -35,9 +35,6 @@ from ..output import LOGITS, Output
 from ..rejection.policy import rejection_of
 from ..vocabulary import OnBadPixels, OnReject
 
-MADE = ("classifier", "model")
-"""Attributes that are made from others when they are first asked for."""
-
 
 class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     """An ONNX classifier behind a purifier: one graph with the classifier's own inputs and outputs.
@@ -77,8 +74,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
         CUDA if it loads, else the CPU.
     file
-        The file that a ``classifier`` given as a model was read from by ``load_onnx`` or ``read_onnx``, for errors; it
-        is not checked again.
+        The file that a ``classifier`` given as a model was read from, for errors; the model is not checked again.
     cache
         Keep the purifier's graph in the user's cache folder, and take it from there.
 
@@ -113,9 +109,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         _check_providers(providers)
         self.rejection = rejection_of(purifier, on_reject, abstain, on_bad_pixels)
         self.file = str(classifier) if isinstance(classifier, str | Path) else file
-        if isinstance(classifier, ModelProto) and file is not None:
-            classifier = SplitModel(classifier)
-        self._stored = classifier if isinstance(classifier, SplitModel) else read_onnx(classifier)
+        read = SplitModel(classifier) if isinstance(classifier, ModelProto) and file is not None else classifier
+        self._stored = read if isinstance(read, SplitModel) else read_onnx(read)
         bare = self._stored.bare
         self.output = output
         with about(self.file):
@@ -182,7 +177,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         providers, options = self._given
         if self.get_providers() != self._opened:  # set_providers was called
             providers = list(self.get_provider_options().items())
-        facts = {name: value for name, value in vars(self).items() if not name.startswith("_") and name not in MADE}
+        copies = ("classifier", "model")
+        facts = {name: value for name, value in vars(self).items() if name[0] != "_" and name not in copies}
         stored = (self._stored.bare.SerializeToString(), self._stored.weights)
         graph = (self._bare.SerializeToString(), list(self._weights))
         return _restored, (type(self), facts, stored, graph, providers, options_as_values(options))

@@ -65,6 +65,7 @@ def names_of_weights(model: ModelProto) -> set[str]:
 
 
 def can_be_apart(tensor: TensorProto) -> bool:
+    """Whether ONNX Runtime can be lent a tensor of this type, and it is too large to be part of a shape."""
     return tensor.data_type in TYPES and math.prod(tensor.dims) > SMALL
 
 
@@ -77,6 +78,7 @@ def mark(tensor: TensorProto) -> TensorProto:
 
 
 def is_mark(tensor: TensorProto) -> bool:
+    """Whether a tensor that is kept elsewhere is one that was set aside."""
     return [(entry.key, entry.value) for entry in tensor.external_data] == [("location", PLACE)]
 
 
