@@ -175,7 +175,7 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
 
     path = tmp_path / "private.onnx"
     onnx.save(linear(), path)
-    monkeypatch.setattr(Path, "read_bytes", denied)  # root may read everything, so the file's mode proves nothing
+    monkeypatch.setattr(Path, "open", denied)  # root may read everything, so the file's mode proves nothing
     with pytest.raises(ClassifierError, match=r"cannot read .*private\.onnx: Permission denied$"):
         load_onnx(path)
 
