@@ -65,9 +65,7 @@ def main() -> None:
             rows.append({"reader": name, "cases": sum(counts.values()), **shown, "slowest, s": f"{slowest:.1f}"})
             wrong += problems
             print(*rows[-1].values(), sep=" | ", file=sys.stderr, flush=True)
-    total = {key: sum(row[key] for row in rows) for key in ("cases", VALID, REFUSED, WRONG)}
-    rows.append({"reader": "all", **total, "slowest, s": None})
-    print(measured_table(rows))
+    print(measured_table(with_total(rows)))
     print(*wrong, sep="\n")
     if given.save:
         save(rows)
@@ -139,7 +137,17 @@ def _resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def with_total(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    total = {key: sum(row[key] for row in rows) for key in ("cases", VALID, REFUSED, WRONG)}
+    return [*rows, {"reader": "all", **total, "slowest, s": None}]
+
+
 def save(rows: Sequence[dict[str, Any]]) -> None:
+    """Store the counts; those of other readers stay as they are."""
+    path = MEASURED / "fuzz.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["tables"]["table"] if path.exists() else []
+    found = {row["reader"]: row for row in (*before, *rows)}
+    rows = [found[name] for name in readers(REPORTS) if name in found]
     source = {
         "command": ["python tests/benchmarks/fuzz.py --save"],
         "machine": f"one CPU core, {platform.machine()}",
@@ -147,8 +155,8 @@ def save(rows: Sequence[dict[str, Any]]) -> None:
         "date": date.today().isoformat(),
         "note": f"A case may take {SECONDS} s and {MEGABYTES:,} MB. The seeds are fixed.",
     }
-    text = json.dumps({"source": source, "tables": {"table": list(rows)}}, indent=1) + "\n"
-    (MEASURED / "fuzz.json").write_text(text, encoding="utf-8")
+    text = json.dumps({"source": source, "tables": {"table": with_total(rows)}}, indent=1) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
