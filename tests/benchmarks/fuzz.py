@@ -149,11 +149,11 @@ def save(rows: Sequence[dict[str, Any]]) -> None:
     found = {row["reader"]: row for row in (*before, *rows)}
     rows = [found[name] for name in readers(REPORTS) if name in found]
     source = {
-        "command": ["python tests/benchmarks/fuzz.py --save"],
+        "command": ["python tests/benchmarks/fuzz.py --share SHARE --reader NAME --save"],
         "machine": f"one CPU core, {platform.machine()}",
         "versions": f"onnxruntime {onnxruntime.__version__}, onnx {onnx.__version__}, torch {torch.__version__}",
         "date": date.today().isoformat(),
-        "note": f"A case may take {SECONDS} s and {MEGABYTES:,} MB. The seeds are fixed.",
+        "note": f"A case may take {SECONDS} s and {MEGABYTES:,} MB. The seeds are fixed; a share is of the first cases of each reader.",
     }
     text = json.dumps({"source": source, "tables": {"table": with_total(rows)}}, indent=1) + "\n"
     path.write_text(text, encoding="utf-8")
