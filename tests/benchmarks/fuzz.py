@@ -153,7 +153,8 @@ def save(rows: Sequence[dict[str, Any]]) -> None:
         "machine": f"one CPU core, {platform.machine()}",
         "versions": f"onnxruntime {onnxruntime.__version__}, onnx {onnx.__version__}, torch {torch.__version__}",
         "date": date.today().isoformat(),
-        "note": f"A case may take {SECONDS} s and {MEGABYTES:,} MB. The seeds are fixed; a share is of the first cases of each reader.",
+        "note": f"A case may take {SECONDS} s and {MEGABYTES:,} MB. The seeds are fixed; a share is of the first "
+        "cases of each reader.",
     }
     text = json.dumps({"source": source, "tables": {"table": with_total(rows)}}, indent=1) + "\n"
     path.write_text(text, encoding="utf-8")
