@@ -60,6 +60,11 @@ def _check(model: ModelProto, size: int, where: str, file: Path | None) -> None:
         )
     if not isinstance(model.graph.name, str):  # protobuf returns bytes if it is not UTF-8
         raise ClassifierError(f"{where} is damaged (its graph's name is not text); copy or export it again", where)
+    for opset in model.opset_import:
+        if not 0 < opset.version < 2**31:  # onnx and ONNX Runtime keep it in a C int
+            raise ClassifierError(
+                f"{where} is damaged (opset {opset.version} of domain {opset.domain!r}); copy or export it again", where
+            )
     local = {(function.domain, function.name) for function in model.functions}
     for graph in graphs_of(model):
         if graph.sparse_initializer:

@@ -131,6 +131,14 @@ def test_models_that_cannot_be_guarded_are_errors(model: ModelProto, message: st
         load_onnx(model)
 
 
+@pytest.mark.parametrize("version", [2**40, 0, -3])
+def test_opsets_that_no_runtime_can_have_are_errors(version: int) -> None:
+    model = linear()
+    model.opset_import[0].version = version
+    with pytest.raises(ClassifierError, match=f"is damaged .opset {version} of domain ''"):
+        load_onnx(model)
+
+
 def test_a_small_constant_and_microsofts_operators_are_accepted() -> None:
     model = with_node("ConstantOfShape", ["small"])
     model.graph.initializer.append(numpy_helper.from_array(np.array([4, 4]), "small"))
