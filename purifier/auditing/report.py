@@ -237,7 +237,7 @@ class AuditReport:
                 f"cannot read {path}: {error.strerror or error}; create a report with `purifier audit --out`",
                 path,
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileError(f"{path} is not JSON ({error}); run the audit again", path) from error
         version = found.get("schema_version") if isinstance(found, dict) else None
         if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:

@@ -82,7 +82,7 @@ def read_classifier(
             "weights; leave them out",
             text,
         )
-    if text.endswith((".onnx", ".ort")):  # load_onnx says what an .ort file is
+    if is_onnx_file(text):
         return load_onnx(text), preprocessing
     if text.endswith(".pt2"):
         return _load_exported(Path(text)), preprocessing
@@ -92,6 +92,13 @@ def read_classifier(
     if weights is not None:
         load_weights(module, state_for(module, read_weights(Path(weights)), Path(weights)), Path(weights))
     return evaluating(module), preprocessing
+
+
+def is_onnx_file(spec: str | Path) -> bool:
+    """Whether a MODEL spec names an ONNX file, which may not exist."""
+    text = str(spec)
+    library, colon, _ = text.partition(":")
+    return text.endswith((".onnx", ".ort")) and not (colon and library in LIBRARIES)  # load_onnx says what an .ort is
 
 
 def _call_factory(spec: str) -> nn.Module:

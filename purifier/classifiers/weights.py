@@ -72,10 +72,17 @@ def state_for(module: nn.Module, found: Mapping[str, Any], path: Path) -> Mappin
         if inside is None:
             break
         state, place = state[inside], f"{place}[{inside!r}]"
+    nameless = next((key for key in state if not isinstance(key, str)), None)
+    if nameless is not None:
+        raise ClassifierError(
+            f"{path}{place}: expected a state dict, from names to tensors, got the key {nameless!r}; save "
+            "model.state_dict()",
+            path,
+        )
     if not any(isinstance(value, Tensor) for value in state.values()) and own:
         raise ClassifierError(
             f"{path}{place}: expected a state dict, from names to tensors, or one in {', '.join(map(repr, WRAPPERS))}; "
-            f"got the keys {_some(list(map(str, state)))}; save model.state_dict()",
+            f"got the keys {_some(list(state))}; save model.state_dict()",
             path,
         )
     return _without_prefixes(state, own)

@@ -81,7 +81,14 @@ def checkpoint_path(spec: str | Path) -> Path | None:
     if isinstance(spec, Path):
         return spec
     named = spec.endswith(".safetensors") and not re.match(r"[\w-]+:[\w-]+=", spec)
-    return Path(spec) if spec not in SHIPPED and (named or Path(spec).is_file()) else None
+    return Path(spec) if spec not in SHIPPED and (named or _is_file(spec)) else None
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a name, as a plugin with many options may be
+        return False
 
 
 def save(purifier: Purifier, path: str | Path, **metadata: Any) -> Path:

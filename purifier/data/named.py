@@ -24,6 +24,8 @@ CLASS_NAMES = {
     ),
     "mnist": tuple("0123456789"),
 }
+MOST_BYTES = 64 * 2**20
+"""Of an idx file once decompressed; the training images of Fashion-MNIST are 47 million."""
 Arrays = tuple[NDArray[np.generic], NDArray[np.generic]]
 
 
@@ -63,9 +65,13 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an idx file of bytes: 0, 0, 8, the number of dimensions, their big-endian sizes, the data."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
-            raw = opened.read()
+            raw = opened.read(MOST_BYTES + 1)  # a few megabytes can be compressed gigabytes
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path} ({error}); copy or install it again", path) from error
+    if len(raw) > MOST_BYTES:
+        raise DataError(
+            f"{path} holds more than {MOST_BYTES:,} bytes, which no such data set does; install it again", path
+        )
     start = 4 + 4 * dimensions
     if raw[:4] != bytes((0, 0, 8, dimensions)) or len(raw) < start:
         raise DataError(f"{path} is not an idx file of bytes in {dimensions} dimensions; install it again", path)

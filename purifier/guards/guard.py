@@ -10,12 +10,14 @@ import onnxruntime
 from onnx import ModelProto
 from torch import nn
 
-from ..classifiers.loading import read_classifier
+from ..classifiers.loading import is_onnx_file, read_classifier
 from ..contracts.checkpoint import load
 from ..contracts.purifier import Purifier
 from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError
+from ..onnx.reader import read_onnx
 from ..onnx.runtime import Provider
+from ..onnx.weights import SplitModel
 from ..output import Output
 from ..vocabulary import OnBadPixels, OnReject, OutputKind
 from .module import GuardedModule
@@ -180,11 +182,13 @@ def guard(
         The model or purifier cannot be read, or the two do not fit together.
     """
     chosen: Any = model
-    if isinstance(model, str | Path):
+    if isinstance(model, str | Path) and is_onnx_file(model):
+        chosen = read_onnx(str(model))
+    elif isinstance(model, str | Path):
         chosen, preprocessing = read_classifier(model, preprocessing=preprocessing)
     if isinstance(chosen, GuardedModule):
         raise ConfigError("model: this model is already guarded; guard its .classifier instead")
-    if not isinstance(chosen, nn.Module | ModelProto):
+    if not isinstance(chosen, nn.Module | ModelProto | SplitModel):
         raise ConfigError(
             f"model: expected a torch.nn.Module, an onnx.ModelProto or a MODEL spec, got {type(chosen).__name__}"
         )
@@ -201,7 +205,7 @@ def guard(
             f"{type(chosen).__name__} return logits or probabilities"
         )
     loaded = purifier if isinstance(purifier, Purifier) else load(purifier)
-    if isinstance(chosen, ModelProto):
+    if isinstance(chosen, ModelProto | SplitModel):
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
         return GuardedSession(
             chosen,
@@ -238,7 +242,7 @@ def guard(
     )
 
 
-def _check_unused(classifier: nn.Module | ModelProto, others: Mapping[str, Any]) -> None:
+def _check_unused(classifier: nn.Module | ModelProto | SplitModel, others: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` if an option for the other kind of classifier is given."""
     for name, value in others.items():
         if value is not None:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -26,11 +26,11 @@ from ..onnx.image_input import image_input, preprocessing_for
 from ..onnx.image_shape import agreed_shape
 from ..onnx.labels import Labels
 from ..onnx.names import REJECTED, SCORE
-from ..onnx.reader import load_onnx
+from ..onnx.reader import read_onnx
 from ..onnx.rejection import answer_name
 from ..onnx.runtime import CPU, Provider, check_provider, explained_opening, session_arguments
 from ..onnx.session_options import options_as_values, options_of
-from ..onnx.weights import arrays_of, lend, with_weights
+from ..onnx.weights import SplitModel, Weights, arrays_of, lend, with_weights
 from ..output import LOGITS, Output
 from ..rejection.policy import rejection_of
 from ..vocabulary import OnBadPixels, OnReject
@@ -46,7 +46,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     Parameters
     ----------
     classifier
-        An ONNX file or model; it is not changed.
+        An ONNX file or model, or what ``read_onnx`` made of a file; it is not changed.
     purifier
         Copied into the graph as it is now: training it later does not change the session.
     preprocessing
@@ -74,7 +74,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
         CUDA if it loads, else the CPU.
     file
-        The file that ``load_onnx`` read a ``classifier`` given as a model from, for errors; it is not checked again.
+        The file that a ``classifier`` given as a model was read from, for errors; the model is not checked again.
     cache
         Keep the purifier's graph in the user's cache folder, and take it from there.
 
@@ -89,7 +89,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
     def __init__(
         self,
-        classifier: str | Path | ModelProto,
+        classifier: str | Path | ModelProto | SplitModel,
         purifier: Purifier,
         *,
         preprocessing: Preprocessing | None = None,
@@ -108,24 +108,25 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     ) -> None:
         _check_providers(providers)
         self.rejection = rejection_of(purifier, on_reject, abstain, on_bad_pixels)
-        self.file = file if isinstance(classifier, ModelProto) else str(classifier)
-        read = isinstance(classifier, ModelProto) and file is not None
-        self.classifier = cast(ModelProto, classifier) if read else load_onnx(classifier)
+        self.file = str(classifier) if isinstance(classifier, str | Path) else file
+        read = SplitModel(classifier) if isinstance(classifier, ModelProto) and file is not None else classifier
+        self._stored = read if isinstance(read, SplitModel) else read_onnx(read)
+        bare = self._stored.bare
         self.output = output
         with about(self.file):
-            image = image_input(self.classifier, input)
+            image = image_input(bare, input)
             self.input = image.name
-            self.feed = read_feed(self.classifier, self.input, feed)
-            self.labels = Labels(self.classifier, output) if output.labels else None
+            self.feed = read_feed(bare, self.input, feed)
+            self.labels = Labels(bare, output) if output.labels else None
             if output.which is not None:
-                answer_name(self.classifier, output)  # fail now if there is no such output
+                answer_name(bare, output)  # fail now if there is no such output
             self.preprocessing = preprocessing_for(image, preprocessing)
             shape = agreed_shape(purifier, self.preprocessing, image.shape, _sizes(image_shape))
             self.image = dataclasses.replace(image, shape=shape)
         self.purifier, self.score, self.cache = copy.deepcopy(purifier), score, cache
         with about(self.file):
             self._bare, self._weights = guarded_parts(
-                self.classifier,
+                self._stored,
                 self.image,
                 purifier,
                 self.preprocessing,
@@ -151,6 +152,11 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self._given, self._opened = (providers, sess_options), self.get_providers()
 
     @functools.cached_property
+    def classifier(self) -> ModelProto:
+        """The classifier alone, with all its weights; for a file, a copy made when it is first asked for."""
+        return self._stored.whole
+
+    @functools.cached_property
     def model(self) -> ModelProto:
         """The graph that runs, a copy made when it is first asked for; ``purifier.export`` writes it."""
         return with_weights(self._bare, self._weights)
@@ -171,10 +177,11 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         providers, options = self._given
         if self.get_providers() != self._opened:  # set_providers was called
             providers = list(self.get_provider_options().items())
-        facts = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "model"}
-        graphs = {"classifier": facts.pop("classifier"), "bare": self._bare}
-        graphs = {name: graph.SerializeToString() for name, graph in graphs.items()}
-        return _restored, (type(self), facts, graphs, list(self._weights), providers, options_as_values(options))
+        copies = ("classifier", "model")
+        facts = {name: value for name, value in vars(self).items() if name[0] != "_" and name not in copies}
+        stored = (self._stored.bare.SerializeToString(), self._stored.weights)
+        graph = (self._bare.SerializeToString(), list(self._weights))
+        return _restored, (type(self), facts, stored, graph, providers, options_as_values(options))
 
     def pixel_classifier(self) -> PixelClassifier:
         """The classifier alone, from pixels to logits."""
@@ -254,17 +261,18 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 def _restored(
     cls: type[GuardedSession],
     facts: dict[str, Any],
-    graphs: dict[str, bytes],
-    weights: list[str],
+    stored: tuple[bytes, Weights],
+    graph: tuple[bytes, list[str]],
     providers: Sequence[Provider] | None,
     options: dict[str, Any] | None,
 ) -> GuardedSession:
     """The session that was pickled; unless it was given providers, it takes the best ones here."""
     made = cls.__new__(cls)
     made.__dict__.update(facts)
-    made.classifier, made._bare = (ModelProto.FromString(graphs[name]) for name in ("classifier", "bare"))
-    stored = {tensor.name: tensor for tensor in made.classifier.graph.initializer}
-    made._weights = {name: stored[name] for name in weights}
+    made._stored = SplitModel(ModelProto.FromString(stored[0]), stored[1])
+    made._bare = ModelProto.FromString(graph[0])
+    known = {tensor.name: tensor for tensor in made._stored.bare.graph.initializer} | dict(stored[1])
+    made._weights = {name: known[name] for name in graph[1]}
     made._open(providers, options_of(options))
     return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -21,6 +21,34 @@ def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     for node in graph.node:
         for inner in subgraphs(node):
             yield from all_graphs(inner)
+
+
+def graphs_of(model: ModelProto) -> Iterator[GraphProto]:
+    """All graphs of a model, those inside its functions included."""
+    yield from all_graphs(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            for inner in subgraphs(node):
+                yield from all_graphs(inner)
+
+
+def all_nodes(model: ModelProto) -> Iterator[NodeProto]:
+    """All nodes of a model, those of its functions included."""
+    for graph in graphs_of(model):
+        yield from graph.node
+    for function in model.functions:
+        yield from function.node
+
+
+def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """All tensors that a model stores, sparse ones apart."""
+    for graph in graphs_of(model):
+        yield from graph.initializer
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
 
 
 def set_aside_maps(model: ModelProto) -> dict[str, TypeProto]:

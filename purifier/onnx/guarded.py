@@ -12,15 +12,13 @@ from ..data.pixels import Preprocessing
 from ..output import LOGITS, Output
 from ..rejection.policy import Rejection
 from .cache_folder import no_cache
-from .front_cache import kept_graph
+from .front_cache import kept_graft, kept_graph
 from .graft import graft
 from .image_input import ImageInput
 from .metadata import add_metadata, purifier_metadata
 from .names import OPSET, REJECTED, SCORE
 from .opset import is_rewritten, opset_of
-from .weights import Weights, with_weights, without_weights
-
-NO_WEIGHTS: Weights = {}
+from .weights import SplitModel, Weights, with_weights, without_weights
 
 
 class GuardOptions(TypedDict, total=False):
@@ -34,7 +32,7 @@ class GuardOptions(TypedDict, total=False):
 
 
 def guarded_parts(
-    classifier: ModelProto,
+    classifier: SplitModel,
     image: ImageInput,
     purifier: Purifier,
     preprocessing: Preprocessing,
@@ -49,7 +47,7 @@ def guarded_parts(
 
     Bad images (see ``bad_images``) get no answer, or that of a rejected image, as ``rejection`` says. The classifier's
     large weights are apart, if nothing needs their values: ``with_weights`` puts them back. With ``cache`` the
-    purifier's graph may come from the user's cache, see ``kept_graph``.
+    graph, or the purifier's, may come from the user's cache, see ``kept_graft``.
 
     Raises
     ------
@@ -57,24 +55,30 @@ def guarded_parts(
         As for ``purifier_graph`` and ``graft``.
     """
     rejection = rejection or Rejection()
-    opset = max(OPSET, opset_of(classifier))
-    with nullcontext() if cache else no_cache():
-        front = kept_graph(
-            purifier,
-            preprocessing,
-            image_shape=image.shape,
-            score=score,
-            rejection=rejection,
-            noise=noise,
-            opset=opset,
-            output=output,
-            checked=True,
-        )
+    opset = max(OPSET, opset_of(classifier.bare))
     shown = shown_outputs(score, rejection)
-    bare, weights = classifier, NO_WEIGHTS
-    if not classifier.functions and not is_rewritten(classifier, opset):
-        bare, weights = without_weights(classifier)
-    model = graft(front, bare, image.name, shown=shown, rejection=rejection, output=output)
+    weights: Weights = {}
+    if classifier.bare.functions or is_rewritten(classifier.bare, opset):
+        bare = classifier.whole
+    else:
+        bare, others = without_weights(classifier.bare)
+        weights = {**classifier.weights, **others}
+    options = {
+        "image_shape": image.shape,
+        "score": score,
+        "rejection": rejection,
+        "noise": noise,
+        "opset": opset,
+        "output": output,
+    }
+
+    def grafted() -> ModelProto:
+        front = kept_graph(purifier, preprocessing, **options, checked=True)
+        return graft(front, bare, image.name, shown=shown, rejection=rejection, output=output)
+
+    with nullcontext() if cache else no_cache():
+        asked = {**options, "preprocessing": preprocessing, "image": image.name, "shown": shown}
+        model = kept_graft(grafted, purifier, bare, asked)
     add_metadata(model, purifier_metadata(purifier, rejection, noise))
     return model, weights
 
@@ -93,7 +97,7 @@ def guarded_graph(
     ClassifierError, ConfigError, PluginError
         As for ``purifier_graph`` and ``graft``.
     """
-    return with_weights(*guarded_parts(classifier, image, purifier, preprocessing, **options))
+    return with_weights(*guarded_parts(SplitModel(classifier), image, purifier, preprocessing, **options))
 
 
 def shown_outputs(score: bool, rejection: Rejection) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -28,7 +29,7 @@ def purifier_metadata(purifier: Purifier, rejection: Rejection | None = None, no
     rejection, calibration = rejection or Rejection(), calibration_of(purifier)
     entries = {
         "format": METADATA_FORMAT,
-        "version": importlib.metadata.version("adversarial-purifier"),
+        "version": _version(),
         "plugin": plugin,
         "config": config,
         "config_hash": hashlib.sha256(config.encode()).hexdigest(),
@@ -42,6 +43,11 @@ def purifier_metadata(purifier: Purifier, rejection: Rejection | None = None, no
         "noise": "the purifier's draw()" if noise else None,
     }
     return {f"purifier.{key}": str(value) for key, value in entries.items() if value is not None}
+
+
+@functools.cache
+def _version() -> str:
+    return importlib.metadata.version("adversarial-purifier")
 
 
 def add_metadata(model: ModelProto, entries: dict[str, str]) -> None:

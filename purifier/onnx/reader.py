@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, TensorProto
 
 from ..errors import ClassifierError
 from ..foreign_code import explained, first_line
 from .cost import check_cost
 from .external_data import read_external_data
-from .graphs import all_graphs, subgraphs
+from .graphs import all_nodes, all_tensors, graphs_of
 from .limits import MAX_BYTES
+from .split_file import put_marks, read_split
+from .weights import SplitModel
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 NCHWC = "com.microsoft.nchwc"
@@ -23,9 +24,14 @@ ORT_FORMAT = b"ORTM"
 
 
 def load_onnx(source: str | Path | ModelProto) -> ModelProto:
+    """``read_onnx`` as one model, which is ``source`` itself if that is a model."""
+    return read_onnx(source).whole
+
+
+def read_onnx(source: str | Path | ModelProto) -> SplitModel:
     """Read an ONNX model and check that it can be guarded and is safe to open.
 
-    Data in other files is read from the folder of ``source``, and from nowhere else.
+    Data in other files is read from the folder of ``source``, and from nowhere else. Large weights of a file are apart.
 
     Raises
     ------
@@ -33,9 +39,18 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
         The file is missing, damaged or over 1.5 GB, data in other files included; it uses operators that are not
         ONNX's or ONNX Runtime's own, holds nodes compiled for one device, or asks for more than ``onnx_limits`` allows.
     """
-    where = "ONNX model" if isinstance(source, ModelProto) else str(source)
-    # Only a model in memory is asked for its size: to find it, protobuf serialises the model.
-    model, size = (source, source.ByteSize()) if isinstance(source, ModelProto) else _read(Path(source))
+    if isinstance(source, ModelProto):
+        # Only a model in memory is asked for its size: to find it, protobuf serialises the model.
+        _check(source, source.ByteSize(), "ONNX model", None)
+        return SplitModel(source)
+    read, size = _read(Path(source))
+    _check(read.bare, size, str(source), Path(source))
+    put_marks(read)
+    return read
+
+
+def _check(model: ModelProto, size: int, where: str, file: Path | None) -> None:
+    """Raise unless a model, in which large weights may have no data, can be guarded; fill in data of other files."""
     if size > MAX_BYTES:
         raise _too_large(where, size)
     if not model.graph.output or not model.opset_import:
@@ -45,24 +60,29 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
         )
     if not isinstance(model.graph.name, str):  # protobuf returns bytes if it is not UTF-8
         raise ClassifierError(f"{where} is damaged (its graph's name is not text); copy or export it again", where)
+    for opset in model.opset_import:
+        if not 0 < opset.version < 2**31:  # onnx and ONNX Runtime keep it in a C int
+            raise ClassifierError(
+                f"{where} is damaged (opset {opset.version} of domain {opset.domain!r}); copy or export it again", where
+            )
     local = {(function.domain, function.name) for function in model.functions}
-    for graph in _all_graphs(model):
+    for graph in graphs_of(model):
         if graph.sparse_initializer:
             raise ClassifierError(
                 f"{where} stores {graph.sparse_initializer[0].values.name!r} as a sparse tensor, which cannot be "
                 "grafted; save it with dense weights",
                 where,
             )
-    outside = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-    if outside and isinstance(source, ModelProto):
+    outside = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
+    if outside and file is None:
         raise ClassifierError(
             f"{where} keeps {outside[0].name!r} in another file, and a ModelProto does not say where that is; give the "
             "path of the .onnx file, or load it with onnx.load(path)",
             where,
         )
-    if outside:
-        read_external_data(outside, Path(where), size)
-    for node in _nodes(model):
+    if outside and file is not None:
+        read_external_data(outside, file, size)
+    for node in all_nodes(model):
         if node.op_type == "EPContext":
             raise ClassifierError(
                 f"{where} holds an EPContext node, a blob compiled for one device; give the model it was compiled from",
@@ -88,10 +108,9 @@ def load_onnx(source: str | Path | ModelProto) -> ModelProto:
         describe=first_line,
     ):
         check_cost(model, where)
-    return model
 
 
-def _read(path: Path) -> tuple[ModelProto, int]:
+def _read(path: Path) -> tuple[SplitModel, int]:
     """The model in a file, and how many bytes it has."""
     try:
         if not path.is_file():
@@ -105,8 +124,7 @@ def _read(path: Path) -> tuple[ModelProto, int]:
                     "was made from",
                     path,
                 )
-        content = path.read_bytes()
-        return ModelProto.FromString(content), len(content)
+        return read_split(path)
     except OSError as error:
         raise ClassifierError(f"cannot read {path}: {error.strerror or error}", path) from error
     except DecodeError as error:
@@ -119,28 +137,3 @@ def _too_large(where: str, size: int) -> ClassifierError:
         "guard the torch module, or a half-precision copy",
         where,
     )
-
-
-def _all_graphs(model: ModelProto) -> Iterator[GraphProto]:
-    yield from all_graphs(model.graph)
-    for function in model.functions:
-        for node in function.node:
-            for inner in subgraphs(node):
-                yield from all_graphs(inner)
-
-
-def _nodes(model: ModelProto) -> Iterator[NodeProto]:
-    for graph in _all_graphs(model):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
-
-
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    for graph in _all_graphs(model):
-        yield from graph.initializer
-    for node in _nodes(model):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors

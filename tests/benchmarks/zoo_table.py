@@ -2,7 +2,9 @@
 
 ``python tests/benchmarks/zoo_table.py FOLDER [--purifier SPEC ...] [--save]`` guards every ``.onnx`` and ``.ort`` file
 behind each purifier, compares the session with a plain ONNX Runtime session on the purified images, exports it, opens
-the exported file in a plain session, compares again, and prints a Markdown table. ``--save`` also writes the rows to
+the exported file in a plain session, and compares again. Then the exported file is given a bad image: it may get no
+answer (NaN, -1 or an empty string), and the other images of the batch must get the same as before. It prints a Markdown
+table. ``--save`` also writes the rows to
 ``results/measured/onnx-zoo.json``, from which ``benchmarks_page.py`` makes the table in ``docs/onnx.md``.
 
 A cell says ``ok``; ``refused`` with the reason, where the error is a ``PurifierError``; ``FAILED`` with what went wrong
@@ -28,6 +30,7 @@ import onnx
 import onnxruntime
 import torch
 from figures import MEASURED, measured_table
+from zoo_bad_image import bad_image_problem
 
 import purifier
 from purifier.foreign_code import Attempt, is_purifier_error
@@ -89,9 +92,19 @@ def tried(path: Path, chosen: purifier.Purifier) -> str:
         written = Path(folder) / "guarded.onnx"
         purifier.export(guarded, written, batches=(1, COUNT), **checked)
         step = "open the export"
-        problem = difference(found, run(plain(written), feed), path.stem)
+        opened = plain(written)
+        problem = difference(found, run(opened, feed), path.stem)
         if problem:
             return f"FAILED open the export: {problem}"
+        step = "give the export a bad image"
+        problem = bad_image_problem(
+            guarded,
+            lambda given: run(opened, given),
+            feed,
+            lambda wanted, got: difference(wanted, got, path.stem),
+        )
+        if problem:
+            return f"FAILED {step}: {problem}"
     if attempt.error is None:
         return "ok"
     word = "refused" if is_purifier_error(attempt.error) else f"FAILED {type(attempt.error).__name__}"

@@ -138,6 +138,13 @@ def test_keys_that_do_not_fit_are_named(state: dict[str, Tensor], message: str, 
         load(net(), tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize("key", [3, ("0.weight",)])
+def test_keys_that_are_no_names_are_errors(key: Any, tmp_path: Path) -> None:
+    torch.save({**net().state_dict(), key: torch.zeros(3)}, tmp_path / "weights.pt")
+    with pytest.raises(ClassifierError, match=r"from names to tensors, got the key .*; save model.state_dict\(\)"):
+        load(net(), tmp_path / "weights.pt")
+
+
 def test_the_first_few_of_many_keys_are_named(tmp_path: Path) -> None:
     torch.save({"other": torch.zeros(1)}, tmp_path / "w.pt")
     named = ", ".join(f"layers.{place}.weight" for place in range(5))

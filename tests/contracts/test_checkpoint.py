@@ -200,6 +200,11 @@ def test_a_plugin_that_cannot_be_built_without_memory_is_loaded_all_the_same(tmp
     assert loaded.weight.tolist() == [0.5, 0.5, 0.5]
 
 
+def test_a_spec_may_be_too_long_for_a_file_name() -> None:
+    with pytest.raises(ConfigError, match="sigma"):
+        purifier.load(f"blur:sigma={'x' * 5000}")
+
+
 def test_bad_specs_are_errors() -> None:
     with pytest.raises(SpecError, match="expected NAME:key=value"):
         purifier.load("vae:1x28x28")

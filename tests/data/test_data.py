@@ -154,6 +154,12 @@ def test_truncated_idx(alone: Path, suffix: str) -> None:
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.*install it again") as caught:
         load_data("fashion-mnist", root=alone)
     assert caught.value.path == path
+    write_fashion(alone, suffix=".gz")
+    gz = path.with_name("t10k-images-idx3-ubyte.gz")
+    gz.write_bytes(gz.read_bytes() + gzip.compress(bytes(2**22)) * 20)
+    path.with_name("t10k-images-idx3-ubyte").unlink(missing_ok=True)
+    with pytest.raises(DataError, match="holds more than 67,108,864 bytes"):
+        load_data("fashion-mnist", root=alone)
 
 
 def test_damaged_idx(alone: Path) -> None:
