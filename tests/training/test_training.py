@@ -23,7 +23,7 @@ from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.errors import CheckpointError, TrainingError
 from purifier.seeding import SampleGenerator
-from purifier.training.epoch import Progress
+from purifier.training.progress import Progress
 from purifier.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,7 +144,7 @@ def test_vae_learns_and_logs_how(images: ImageData, tmp_path: Path) -> None:
         "data": "fashion-mnist:train:200",
     }
     metrics = loaded.provenance["metrics"]
-    assert {"reconstruction", "kl", "epochs", "images_per_second"} == set(metrics)
+    assert {"reconstruction", "kl", "informative_latents", "epochs", "images_per_second"} == set(metrics)
     assert metrics["reconstruction"] == epochs[-1]["terms"]["reconstruction"]
 
 
@@ -177,7 +177,7 @@ def test_resume_is_bit_for_bit(images: ImageData, tmp_path: Path, plugin: str, s
     assert [entry.get("epoch") for entry in read_log(out)] == [None, 1, 2, 3]
     epochs: list[int] = []
     resumed = train(plugin, images, out, **options, resume=True, progress=lambda now: epochs.append(now.epoch))
-    assert epochs == ([4] if save_every == 1 else [3, 4])
+    assert sorted(set(epochs)) == ([4] if save_every == 1 else [3, 4])
     assert same(straight, resumed)
     assert [entry.get("epoch") for entry in read_log(out)] == [None, 1, 2, 3, 4]
     assert [entry["loss"] for entry in read_log(out)[1:]] == [
