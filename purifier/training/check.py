@@ -70,8 +70,8 @@ def check(
         figures = {**figures, "informative_latents": float(count)}
         if count < COLLAPSED * total:
             warnings.append(
-                f"posterior collapse: {count} of {total} latent dimensions depend on the image, so the decoder has "
-                "next to nothing to decode; give the KL term less weight, at least at first"
+                f"posterior collapse: {count} of {total} latent dimensions depend on the image, so the latent tells "
+                "the decoder next to nothing; give the KL term less weight, at least at first"
             )
     return figures, warnings
 

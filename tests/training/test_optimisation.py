@@ -19,9 +19,9 @@ from purifier.contracts.purifier import Purifier
 from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator
 from purifier.training.augmentation import augmented
-from purifier.training.progress import Progress
 from purifier.training.loop import train
 from purifier.training.optimisation import Follower, Optimisation
+from purifier.training.progress import Progress
 from purifier.training.torchrun import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")

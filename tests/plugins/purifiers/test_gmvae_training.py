@@ -17,8 +17,8 @@ from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.errors import TrainingError
 from purifier.plugins.purifiers.gmvae import Gmvae, GmvaeConfig
-from purifier.training.progress import Progress
 from purifier.training.loop import train
+from purifier.training.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
