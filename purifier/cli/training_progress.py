@@ -37,6 +37,7 @@ def training_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
             )
             if now.warning:
                 console.print(f"epoch {now.epoch}/{now.epochs}: {now.warning}", markup=False)
+                return
             ends = now.images == now.total and now.checked == now.to_check
             if not console.is_terminal and (ends or time.monotonic() - last >= LINE_SECONDS):
                 last = time.monotonic()
@@ -55,7 +56,7 @@ def parts_of(now: Progress) -> list[str]:
     """Where training is, its loss and speed, and the time left, each in words."""
     what = f"epoch {now.epoch}/{now.epochs}"
     if now.phase == "checking":
-        what += f", checked {now.checked} of {now.to_check} images" if now.to_check else ", checked"
+        what += f", checked {now.checked} of {now.to_check} images"
     speed = f"{now.images_per_second:.3g}" if now.images_per_second < 100 else f"{now.images_per_second:.0f}"
     left = [f"about {duration(now.seconds_left)} left"] if now.seconds_left >= 1 else []
     return [what, f"loss {now.loss:.4g}", f"{speed} images/s", *left]

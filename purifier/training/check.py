@@ -30,6 +30,9 @@ posterior's own variance: a Gaussian channel with less carries less than 0.005 n
 COLLAPSED = 0.01
 """With a smaller share of informative latent dimensions than this, the posterior has collapsed."""
 
+EARLY = 300
+"""Steps before which an uninformative posterior is no news: it is still to learn."""
+
 
 def watched(images: int) -> int:
     """How many of so many images are watched in one check."""
@@ -53,9 +56,15 @@ def _interval(images: int) -> int:
 
 
 def check(
-    recipe: Recipe, purifier: Purifier, batches: Callable[[], Iterable[Batch]], tell: Callable[[int], None]
+    recipe: Recipe,
+    purifier: Purifier,
+    batches: Callable[[], Iterable[Batch]],
+    steps: int,
+    tell: Callable[[int], None],
 ) -> tuple[dict[str, float], list[str]]:
-    """Figures and warnings about a purifier in evaluation mode; ``tell`` gets the number of images done.
+    """Figures and warnings about a purifier in evaluation mode, after so many steps.
+
+    ``tell`` gets the number of images done.
 
     Raises
     ------
@@ -68,7 +77,7 @@ def check(
     if counts is not None:
         count, total = counts
         figures = {**figures, "informative_latents": float(count)}
-        if count < COLLAPSED * total:
+        if count < COLLAPSED * total and steps >= EARLY:
             warnings.append(
                 f"posterior collapse: {count} of {total} latent dimensions depend on the image, so the latent tells "
                 "the decoder next to nothing; give the KL term less weight, at least at first"

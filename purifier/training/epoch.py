@@ -261,7 +261,7 @@ class Run:
             training = result.training
             try:
                 with self.follower.settings.autocast(self.device), explained_in(epoch):
-                    figures, warnings = check(self.recipe, result.eval(), batches, tell)
+                    figures, warnings = check(self.recipe, result.eval(), batches, epoch * self.steps, tell)
             except _ProgressFailed as failed:
                 raise failed.error from None
             finally:

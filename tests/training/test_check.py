@@ -86,11 +86,18 @@ def test_a_collapse_of_the_posterior_is_named_in_log_and_progress(tmp_path: Path
         (grey, torch.zeros(40, dtype=torch.int64)),
         tmp_path / "p.safetensors",
         config={"channels": 2, "latent": 4},
-        epochs=1,
+        epochs=8,
+        batch_size=1,
         progress=seen.append,
     )
-    entry = json.loads((tmp_path / "p.log.jsonl").read_text().splitlines()[1])
+    entry = json.loads((tmp_path / "p.log.jsonl").read_text().splitlines()[-1])
     assert entry["figures"]["informative_latents"] == 0
     (warning,) = entry["warnings"]
     assert warning.startswith("posterior collapse: 0 of 4 latent dimensions depend on the image")
     assert [now.warning for now in seen if now.warning] == [warning]
+
+
+def test_a_posterior_that_is_still_to_learn_has_not_collapsed(tmp_path: Path) -> None:
+    train("vae", "demo:40", tmp_path / "p.safetensors", config={"channels": 2, "latent": 4}, epochs=1)
+    entry = json.loads((tmp_path / "p.log.jsonl").read_text().splitlines()[-1])
+    assert "informative_latents" in entry["figures"] and "warnings" not in entry
