@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import progress as bars
-from rich.console import Console
 
 from ..errors import SpecError
 from ..specs import split_spec
@@ -73,12 +71,15 @@ def train(
     skip_bad: Annotated[bool, SKIP_BAD] = False,
     max_bytes: Annotated[int | None, MAX_BYTES] = None,
     device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
-    save_every: Annotated[int, typer.Option(help="Epochs between two states that a run can resume from.")] = 1,
+    save_every: Annotated[
+        int, typer.Option(help="Epochs between two states, from which a run can resume, at the end of an epoch.")
+    ] = 1,
+    save_minutes: Annotated[float, typer.Option(help="Minutes between two states inside epochs.")] = 5.0,
 ) -> None:
     """Train a purifier and write its checkpoint; on several processes: torchrun -m purifier train ..."""
-    from ..training.epoch import Progress
     from ..training.loop import train as run
     from ..training.state import log_path
+    from .training_progress import training_progress
 
     name, colon, options = plugin.partition(":")
     if colon:
@@ -90,21 +91,10 @@ def train(
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
     wanted = read_preprocessing_option(preprocessing)
     images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
-    console = plain_console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
-    with _bar(console) as bar:
-        task = bar.add_task("", total=None, visible=False, loss="", speed="")
-
-        def show(now: Progress) -> None:
-            bar.update(
-                task,
-                visible=True,
-                description=f"epoch {now.epoch}/{now.epochs}",
-                completed=now.images,
-                total=now.total,
-                loss=f"loss {now.loss:.4g}",
-                speed=f"{now.images_per_second:.0f} images/s",
-            )
-
+    quiet = os.environ.get("RANK", "0") != "0"
+    console = plain_console(stderr=True, soft_wrap=True, quiet=quiet)
+    console.print(f"training {name} on {images.name}, {len(images)} images", markup=False)
+    with training_progress(console) as show:
         trained = run(
             plugin,
             images,
@@ -131,20 +121,10 @@ def train(
             overwrite=overwrite,
             device=device,
             save_every=save_every,
+            save_minutes=save_minutes,
             progress=show,
         )
+    console = plain_console(soft_wrap=True, quiet=quiet)
     for name, value in trained.provenance["metrics"].items():
         console.print(f"{name:>20} {value:.6g}", markup=False)
     console.print(f"checkpoint {out}\nlog        {log_path(out)}", markup=False)
-
-
-def _bar(console: Console) -> bars.Progress:
-    return bars.Progress(
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.TaskProgressColumn(),
-        bars.TextColumn("{task.fields[loss]}"),
-        bars.TextColumn("{task.fields[speed]}"),
-        bars.TimeRemainingColumn(),
-        console=console,
-    )

@@ -89,7 +89,10 @@ class Scheduled(Protocol):
     """A purifier that is trained in stages; training calls these methods if they exist."""
 
     def begin_epoch(self, epoch: int, epochs: int, data: ImageData) -> None:
-        """Called before each epoch (from 1), in training mode; torch's global generator follows the run's seed."""
+        """Called before each epoch (from 1), in training mode; torch's global generator follows the run's seed.
+
+        A run that resumes inside an epoch calls it again for that epoch; its weights and buffers are then put back.
+        """
 
     def figures(self) -> dict[str, float]:
         """Values to log after an epoch."""
@@ -103,6 +106,14 @@ class OnePass(Protocol):
         self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The result of ``purify`` and the terms of ``loss``; ``labels`` as for ``loss``."""
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A purifier that encodes an image to a normal distribution q(z|x) with independent dimensions."""
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x), each (N, ...), for pixels (N, C, H, W)."""
 
 
 @runtime_checkable

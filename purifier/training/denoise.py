@@ -19,7 +19,7 @@ from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..seeding import SampleGenerator
 from ..specs import build, split_spec
-from .epoch import explains_itself
+from .failures import explains_itself
 from .recipe import Batch, Recipe, loss_of
 
 

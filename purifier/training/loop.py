@@ -28,11 +28,14 @@ from ..torch_tools.freezing import freeze
 from ..vocabulary import OutputKind
 from .argument_checks import check_kinds, check_numbers, check_out, device_of
 from .classifier_checks import check_classifier, classifier_for, fingerprint
-from .epoch import NotFinite, Progress, Run, out_of_memory
+from .epoch import Run
 from .optimisation import Follower
+from .progress import Progress, Reporter
 from .recipe import Recipe, learned_of
 from .recipes import build_recipe
-from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
+from .running import finish, run_epochs
+from .saving import Saver
+from .state import check_replaceable, read_state, state_path
 from .torchrun import join_processes, own_device
 from .training_data import data_facts, data_settings, labelled_for, training_images
 
@@ -64,14 +67,16 @@ def train(
     overwrite: bool = False,
     device: str | torch.device = "cpu",
     save_every: int = 1,
+    save_minutes: float = 5.0,
     root: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Purifier:
     """Train a purifier and write its checkpoint; return the purifier loaded from it.
 
     Training also writes a log, ``NAME.log.jsonl``, and until it ends a state, ``NAME.train.safetensors``, next to
-    ``out``. ``resume`` continues from that state; on the CPU it reaches the same weights, bit for bit, as a run that
-    was never stopped.
+    ``out``. ``resume`` continues from that state, also in the middle of an epoch; on the CPU it reaches the same
+    weights, bit for bit, as a run that was never stopped. ``KeyboardInterrupt`` saves the state before it is raised
+    again, unless it comes in the middle of an update (then the last state stays) or there are several processes.
 
     Under torchrun each process takes its share of every batch, and the first process writes the files. The loss is
     that of one process with the same batch, except for the order of sums.
@@ -99,18 +104,20 @@ def train(
     optimizer, lr, schedule, clip, ema, precision, augment
         See ``Optimisation``; by default as the recipe suggests.
     resume
-        Continue from the state file; all settings except ``epochs``, ``device`` and ``save_every`` must be the same.
-        With a schedule the same weights also need the same ``epochs``.
+        Continue from the state file; all settings except ``epochs``, ``device``, ``save_every`` and ``save_minutes``
+        must be the same. With a schedule the same weights also need the same ``epochs``.
     overwrite
         Replace another run's checkpoint, log and state. Checkpoint and log are kept until this run can replace them.
     device
         Where to train, such as ``cpu`` or ``cuda``.
     save_every
-        Number of epochs between two states.
+        Number of epochs between two states that are written at the end of an epoch.
+    save_minutes
+        Number of minutes between two states that are written inside epochs.
     root
         Folder that holds the named data sets.
     progress
-        Called every few steps and at the end of each epoch.
+        Called after the first step, then every few steps or seconds, and while the result of an epoch is checked.
 
     Raises
     ------
@@ -131,7 +138,7 @@ def train(
     """
     check_kinds(plugin, out, config, recipe, progress, weights, root)
     out = Path(out)
-    check_numbers(epochs, batch_size, seed, save_every)
+    check_numbers(epochs, batch_size, seed, save_every, save_minutes)
     chosen = build_recipe(recipe)
     check_out(out, (weights, *chosen.input_files))
     if not resume:
@@ -168,7 +175,8 @@ def train(
         labels = images.labels[images.spread(2)].to(run_device)
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
         processes = join_processes(run_device)
-        entry = read_state(state_path(out), follower, settings) if resume else None
+        state = read_state(state_path(out), follower, settings) if resume else None
+        first = processes.rank == 0
         run = Run(
             chosen,
             purifier,
@@ -180,80 +188,18 @@ def train(
             batch_size=batch_size,
             epochs=epochs,
             seed=seed,
-            progress=progress,
+            reporter=Reporter(progress if first else None, epochs, len(images)),
+            saver=Saver(
+                out,
+                follower,
+                settings,
+                minutes=save_minutes,
+                writes=first,
+                guarded=chosen.can_collapse,
+                state=state,
+            ),
         )
-        return _finish(run, out, header, _run(run, out, settings, header, entry, save_every))
-
-
-def _finish(run: Run, out: Path, header: Mapping[str, Any], entry: Mapping[str, Any]) -> Purifier:
-    """Write the checkpoint, remove the state, and return the checkpoint loaded."""
-    processes = run.processes
-    if processes.rank == 0:
-        metrics = {
-            **entry["terms"],
-            **entry.get("figures", {}),
-            "epochs": run.epochs,
-            "images_per_second": entry["images_per_second"],
-        }
-        result = run.follower.result
-        assert isinstance(result, Purifier)
-        top_level = ("recipe", "classifier", "seed", "data")
-        provenance = {name: header[name] for name in top_level}
-        training = {name: header[name] for name in header if name not in (*top_level, "plugin", "config")}
-        checkpoint.save(result, out, **provenance, training=training, metrics=metrics)
-    processes.wait()
-    trained = checkpoint.load(out)
-    processes.wait()
-    if processes.rank == 0:
-        state_path(out).unlink(missing_ok=True)
-    return trained
-
-
-def _run(
-    run: Run,
-    out: Path,
-    settings: Mapping[str, Any],
-    header: Mapping[str, Any],
-    entry: dict[str, Any] | None,
-    save_every: int,
-) -> dict[str, Any]:
-    """Train the epochs after ``entry``, writing state and log; return the entry of the last epoch."""
-    state, log, epochs = state_path(out), log_path(out), run.epochs
-    done = entry["epoch"] if entry else 0
-    if done > epochs:
-        raise TrainingError(f"{state} is already at epoch {done}, expected at most {epochs}; raise epochs")
-    writes = run.processes.rank == 0
-    entries = read_log(log, until=done) if entry else []
-    if entry and writes:  # the log is this run's own; another run's log stays until this run has finished an epoch
-        write_log(log, header, entries)
-    for epoch in range(done + 1, epochs + 1):
-        saved = "nothing has been saved yet"
-        if done:
-            saved = f"epoch {done} is saved in {state}: resume with epochs={done} to make it the checkpoint"
-        try:
-            entry = run.epoch(epoch)
-        except NotFinite as problem:
-            lr = run.follower.settings.lr
-            raise TrainingError(f"{problem}; start again with lr below {lr:g}; {saved}") from None
-        except TrainingError as problem:
-            raise TrainingError(f"{problem}; {saved}") from problem
-        except (RuntimeError, MemoryError) as problem:
-            if not out_of_memory(problem):
-                raise
-            raise TrainingError(f"out of memory; lower batch_size or the purifier's sizes; {saved}") from problem
-        if run.classifier is not None and fingerprint(run.classifier) != settings["classifier"]:
-            raise TrainingError(
-                f"{run.classifier.describe()} changed during training; remove the side effect that changes it"
-            )
-        entries.append(entry)
-        if writes:
-            write_log(log, header, entries)
-            if epoch % save_every == 0 or epoch == epochs:
-                write_state(state, run.follower, settings, entry)
-        if epoch % save_every == 0:
-            done = epoch
-    assert entry is not None  # epochs is 1 or more
-    return entry
+        return finish(run, out, header, run_epochs(run, out, settings, header, state, save_every))
 
 
 def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int, recipe: Recipe) -> Purifier:

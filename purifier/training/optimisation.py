@@ -105,11 +105,14 @@ class Follower:
         self.averaged = torch.zeros((), dtype=torch.int64)
         """How many steps are in the average."""
 
-    def step(self, loss: Tensor, done: float) -> None:
-        """One step down the gradient of a scalar, after the share ``done`` of all steps."""
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradient of a scalar."""
         for weight in (*self.weights, *self.matrices.values()):
             weight.grad = None
         torch.autograd.backward(loss)
+
+    def update(self, done: float) -> None:
+        """One step down the gradient, after the share ``done`` of all steps."""
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
         for weight, matrix in self.matrices.items():

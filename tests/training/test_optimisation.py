@@ -19,9 +19,9 @@ from purifier.contracts.purifier import Purifier
 from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator
 from purifier.training.augmentation import augmented
-from purifier.training.epoch import Progress
 from purifier.training.loop import train
 from purifier.training.optimisation import Follower, Optimisation
+from purifier.training.progress import Progress
 from purifier.training.torchrun import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,8 @@ def test_the_average_follows_slowly_after_a_quick_start() -> None:
     follower = Follower(layer, Optimisation(lr=0.1, ema=0.5))
     expected = None
     for step in range(8):
-        follower.step(layer.weight.sum(), 0)
+        follower.backward(layer.weight.sum())
+        follower.update(0)
         decay = min(0.5, (1 + step) / (10 + step))
         here = layer.weight.item()
         expected = here if expected is None else decay * expected + (1 - decay) * here
@@ -55,7 +56,8 @@ def test_the_average_follows_slowly_after_a_quick_start() -> None:
 def test_clipping_bounds_the_gradient_of_all_weights_together() -> None:
     layer = nn.Linear(2, 3)
     follower = Follower(layer, Optimisation(clip=0.5))
-    follower.step(1000 * layer(torch.ones(1, 2)).sum(), 0)
+    follower.backward(1000 * layer(torch.ones(1, 2)).sum())
+    follower.update(0)
     total = torch.cat([weight.grad.flatten() for weight in layer.parameters()]).norm()
     assert total.item() == pytest.approx(0.5, rel=1e-4)
 
@@ -111,7 +113,8 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_robust_run_resumes_bit_for_bit(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("purifier.training.epoch.WATCHED", 20)
+    monkeypatch.setattr("purifier.training.check.WATCHED", 20)
+    monkeypatch.setattr("purifier.training.check.SHARE", 1)
     options = {
         "recipe": "robust:ramp=0.5",
         "classifier": trained("net"),
@@ -153,11 +156,11 @@ sys.path.insert(0, sys.argv[2])
 from nets import trained
 from purifier.training.loop import train
 from purifier.training.optimisation import Follower
-lengths, step = [], Follower.step
-def noted(follower, loss, done):
-    step(follower, loss, done)
+lengths, update = [], Follower.update
+def noted(follower, done):
+    update(follower, done)
     lengths.append(float(sum(weight.grad.square().sum() for weight in follower.weights if weight.grad is not None)))
-Follower.step = noted
+Follower.update = noted
 for name, plugin, recipe in (
     ("elbo", "gmvae", "elbo"), ("denoise", "gmvae", "denoise:attacks=fgsm"), ("robust", "vae", "robust:eps=0.05")
 ):

@@ -16,8 +16,8 @@ from purifier.contracts.checkpoint import read_tensors
 from purifier.data.images import ImageData
 from purifier.errors import ConfigError, OutputError, PluginError, SpecError, TrainingError
 from purifier.exclusive import exclusive
-from purifier.training.epoch import Progress
 from purifier.training.loop import train
+from purifier.training.progress import Progress
 
 IMAGES = ImageData("eight", torch.arange(8 * 16).view(8, 1, 4, 4) / 127, torch.zeros(8, dtype=torch.int64))
 

@@ -17,8 +17,8 @@ from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.errors import TrainingError
 from purifier.plugins.purifiers.gmvae import Gmvae, GmvaeConfig
-from purifier.training.epoch import Progress
 from purifier.training.loop import train
+from purifier.training.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,7 +127,7 @@ def test_resume_is_bit_for_bit(data: ImageData, tmp_path: Path, stopped_in: int,
         train("gmvae", data, out, **options, progress=stop)
     epochs: list[int] = []
     resumed = train("gmvae", data, out, **options, resume=True, progress=lambda now: epochs.append(now.epoch))
-    assert epochs == list(range(stopped_in, 6))
+    assert sorted(set(epochs)) == list(range(stopped_in, 6))
     assert straight.fitted_in == resumed.fitted_in == 3
     assert same(straight, resumed)
     losses = [
