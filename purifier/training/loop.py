@@ -117,7 +117,8 @@ def train(
     root
         Folder that holds the named data sets.
     progress
-        Called after the first step, then every few steps or seconds, and while the result of an epoch is checked.
+        Called before and after the first step, then every few steps or seconds, and while the result of an epoch is
+        checked.
 
     Raises
     ------
