@@ -93,7 +93,6 @@ def train(
     images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
     quiet = os.environ.get("RANK", "0") != "0"
     console = plain_console(stderr=True, soft_wrap=True, quiet=quiet)
-    console.print(f"training {name} on {images.name}, {len(images)} images", markup=False)
     with training_progress(console) as show:
         trained = run(
             plugin,

@@ -39,7 +39,9 @@ def training_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
                 console.print(f"epoch {now.epoch}/{now.epochs}: {now.warning}", markup=False)
                 return
             ends = now.images == now.total and now.checked == now.to_check
-            if not console.is_terminal and (ends or time.monotonic() - last >= LINE_SECONDS):
+            if now.phase == "starting" and not console.is_terminal:
+                console.print(f"{what}, {now.images} of {now.total} images", markup=False)
+            elif not console.is_terminal and (ends or time.monotonic() - last >= LINE_SECONDS):
                 last = time.monotonic()
                 console.print(", ".join((what, f"{now.images} of {now.total} images", *rest)), markup=False)
 
@@ -55,6 +57,8 @@ def training_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
 def parts_of(now: Progress) -> list[str]:
     """Where training is, its loss and speed, and the time left, each in words."""
     what = f"epoch {now.epoch}/{now.epochs}"
+    if now.phase == "starting":
+        return [what]
     if now.phase == "checking":
         what += f", checked {now.checked} of {now.to_check} images"
     speed = f"{now.images_per_second:.3g}" if now.images_per_second < 100 else f"{now.images_per_second:.0f}"

@@ -117,7 +117,8 @@ def train(
     root
         Folder that holds the named data sets.
     progress
-        Called after the first step, then every few steps or seconds, and while the result of an epoch is checked.
+        Called before and after the first step, then every few steps or seconds, and while the result of an epoch is
+        checked.
 
     Raises
     ------
@@ -177,6 +178,9 @@ def train(
         processes = join_processes(run_device)
         state = read_state(state_path(out), follower, settings) if resume else None
         first = processes.rank == 0
+        saver = Saver(
+            out, follower, settings, minutes=save_minutes, writes=first, guarded=chosen.can_collapse, state=state
+        )
         run = Run(
             chosen,
             purifier,
@@ -189,15 +193,7 @@ def train(
             epochs=epochs,
             seed=seed,
             reporter=Reporter(progress if first else None, epochs, len(images)),
-            saver=Saver(
-                out,
-                follower,
-                settings,
-                minutes=save_minutes,
-                writes=first,
-                guarded=chosen.can_collapse,
-                state=state,
-            ),
+            saver=saver,
         )
         return finish(run, out, header, run_epochs(run, out, settings, header, state, save_every))
 

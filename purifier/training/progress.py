@@ -19,7 +19,7 @@ REPORT_SECONDS = 5.0
 class Progress:
     """The progress of training, passed to ``progress`` after the first step and then every few steps or seconds.
 
-    It is also passed while an epoch's result is checked (``phase``).
+    It is also passed before the first step, and while an epoch's result is checked (``phase``).
     """
 
     epoch: int
@@ -33,7 +33,7 @@ class Progress:
     """Images trained on per second in this epoch, since the run was started or resumed."""
     seconds_left: float = 0.0
     """An estimate, for training and checks."""
-    phase: Literal["training", "checking"] = "training"
+    phase: Literal["starting", "training", "checking"] = "training"
     checked: int = 0
     """Images checked so far, of ``to_check``; 0 while training."""
     to_check: int = 0
@@ -61,11 +61,15 @@ class Reporter:
         self._in_epoch, self._epoch_seconds = 0, 0.0
         self._check_seconds = 0.0
         self._last = time.perf_counter()
+        self._has_started = False
 
     def start_epoch(self, epoch: int, seen: int) -> None:
         """An epoch begins, or goes on after ``seen`` images."""
         self._epoch, self._seen = epoch, seen
         self._in_epoch, self._epoch_seconds = 0, 0.0
+        if not self._has_started:
+            self._has_started = True
+            self._report(phase="starting")
         self.resume_clock()
 
     def resume_clock(self) -> None:
@@ -98,7 +102,7 @@ class Reporter:
     def _report(
         self,
         *,
-        phase: Literal["training", "checking"] = "training",
+        phase: Literal["starting", "training", "checking"] = "training",
         checked: int = 0,
         to_check: int = 0,
         warning: str = "",

@@ -41,7 +41,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(command, tmp_path: P
     code, shown, said = command(*line.split())
     assert code == 0
     opening, first, *_, last = said.splitlines()
-    assert opening == "training vae on demo:64, 64 images"
+    assert opening == "epoch 1/3, 0 of 192 images"
     assert re.match(r"epoch 1/3, 16 of 192 images, loss \d+\.?\d*, [\d.]+ images/s", first)
     assert re.match(r"epoch 3/3, 192 of 192 images, loss \d+\.?\d*, [\d.]+ images/s$", last)
     assert len(said.splitlines()) <= 5 and f"checkpoint {out}" in shown and "epoch" not in shown.split("epochs")[0]

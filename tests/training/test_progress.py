@@ -20,6 +20,7 @@ def test_the_loss_is_read_every_few_seconds_but_not_rarely(
     reporter = Reporter(seen.append, epochs=2, images=1000)
     assert reporter.steps == 1
     reporter.start_epoch(1, 0)
+    assert seen.pop().phase == "starting"
     now[0] += seconds
     assert reporter.lap(10, 1) == pytest.approx(seconds)
     reporter.trained(0.5)
@@ -41,6 +42,7 @@ def test_checks_count_in_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Progress] = []
     reporter = Reporter(seen.append, epochs=4, images=50_000)
     reporter.start_epoch(1, 0)
+    seen.clear()
     now[0] = 500.0
     reporter.lap(50_000, 500)
     reporter.checking(250, 250, 20.0)
@@ -52,6 +54,7 @@ def test_the_first_report_comes_after_the_first_step_and_checks_are_seen(tmp_pat
     config = {"channels": 2, "latent": 4}
     train("vae", "demo:80", tmp_path / "p.safetensors", config=config, epochs=2, batch_size=8, recipe="robust",
           classifier="demo", progress=seen.append)  # fmt: skip
+    assert (seen[0].images, seen.pop(0).phase) == (0, "starting")
     assert (seen[0].images, seen[0].total, seen[0].phase) == (8, 160, "training") and seen[0].loss > 0
     checks = [now for now in seen if now.phase == "checking"]
     assert [(now.checked, now.to_check) for now in checks if not now.warning] == [(0, 64), (32, 64), (64, 64)]

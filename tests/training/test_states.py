@@ -94,7 +94,7 @@ def test_ctrl_c_in_python_saves_the_state(plugin: str, images: int, tmp_path: Pa
     assert f"epoch {1 + (images - 1) // 40}, step {1 + (images - 1) % 40 // 10}; go on with" in note
     seen: list[Progress] = []
     resumed = run(plugin, out, resume=True, progress=seen.append)
-    assert seen[0].images == images + 10 if images != 40 else seen[0].epoch == 2
+    assert (seen[0].images, seen[0].phase) == (images, "starting")
     assert same(resumed, run(plugin, tmp_path / "straight.safetensors"))
 
 
