@@ -15,7 +15,7 @@ from ..exclusive import exclusive
 from ..foreign_code import Attempt
 from ..vocabulary import Norm, OnReject, OutputKind
 from .console import plain_console
-from .data_options import CLASSES, CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
+from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     FEED,
     INPUT,
@@ -67,6 +67,7 @@ def audit(
     classes: Annotated[Path | None, CLASSES] = None,
     skip_bad: Annotated[bool, SKIP_BAD] = False,
     max_bytes: Annotated[int | None, MAX_BYTES] = None,
+    no_labels: Annotated[bool, NO_LABELS] = False,
     norm: Annotated[Norm, typer.Option(help="Norm in which eps is measured.")] = "linf",
     eps: Annotated[
         list[str], typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated.")
@@ -129,7 +130,17 @@ def audit(
         raise ConfigError("--on-reject and --abstain need a guard, but --purifier is none; leave them out")
     if not alone:
         model = guard(model, purifier, on_reject=on_reject, abstain=abstain, **reading)
-    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
+    images = load_data_option(
+        data,
+        root,
+        resize,
+        crop,
+        skip_bad,
+        max_bytes,
+        classes=classes,
+        preprocessing=wanted,
+        no_labels=no_labels,
+    )
     console = plain_console()
     with exclusive(out / FILE_NAME):
         with audit_progress() as show:

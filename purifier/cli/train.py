@@ -14,7 +14,7 @@ from ..errors import SpecError
 from ..specs import split_spec
 from ..vocabulary import OutputKind
 from .console import plain_console
-from .data_options import CLASSES, CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
+from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     INPUT,
     LIMIT,
@@ -72,6 +72,7 @@ def train(
     classes: Annotated[Path | None, CLASSES] = None,
     skip_bad: Annotated[bool, SKIP_BAD] = False,
     max_bytes: Annotated[int | None, MAX_BYTES] = None,
+    no_labels: Annotated[bool, NO_LABELS] = False,
     device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
     save_every: Annotated[int, typer.Option(help="Epochs between two states that a run can resume from.")] = 1,
 ) -> None:
@@ -89,7 +90,17 @@ def train(
         )
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
     wanted = read_preprocessing_option(preprocessing)
-    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
+    images = load_data_option(
+        data,
+        root,
+        resize,
+        crop,
+        skip_bad,
+        max_bytes,
+        classes=classes,
+        preprocessing=wanted,
+        no_labels=no_labels,
+    )
     console = plain_console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
     with _bar(console) as bar:
         task = bar.add_task("", total=None, visible=False, loss="", speed="")
