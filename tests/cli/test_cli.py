@@ -165,7 +165,7 @@ def test_the_whole_demo(command, tmp_path: Path) -> None:
     figures = {}
     for name in ("plain", "robust"):
         rows = json.loads((made / name / "report.json").read_text())["rows"]
-        figures[name] = {(row["model"], row["attack"], row["route"]): row["accuracy"] for row in rows}
+        figures[name] = {(row["model"], row["attack"], row["route"]): row["share"] for row in rows}
         assert figures[name]["undefended", "none", None] > 0.88
         assert figures[name]["undefended", "pgd", "exact"] < 0.1
         assert figures[name]["guarded", "pgd", "oblivious"] > figures[name]["undefended", "pgd", "exact"] + 0.2

@@ -64,7 +64,7 @@ def test_audit_reads_the_named_output_as_its_kind(options, command, folder):
     report = purifier.AuditReport.load("found")
     pixels, labels = pullovers_and_coats(40).batch(range(40))
     right = (Binary("logits")(pixels).argmax(1) == labels).double().mean().item()
-    shares = {row.model: row.result.accuracy for row in report.rows}
+    shares = {row.model: row.result.share for row in report.rows}
     assert shares["undefended"] == pytest.approx(right)
     assert options[3] == report.classifier["output_kind"]
     assert report.command is not None and command(*report.command[1:])[0] == code  # it has both options
