@@ -60,7 +60,7 @@ FLAGS: dict[str, FlagKind] = {
             "the purifier draws noise, and gradients use a single draw (eot=1)",
             "The gradient of one draw is mostly noise; an attack has to average over draws (Athalye et al. 2018, "
             "section 4.2: expectation over transformation).",
-            "audit with eot=10 or more, and raise it until more draws change nothing",
+            "audit with --eot 10 or more (eot=10 in Python), and raise it until more draws change nothing",
         ),
         FlagKind(
             "batch-norm",

@@ -23,6 +23,7 @@ from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..guards.module import GuardedModule
+from ..guards.precision import dtype_advice
 from ..guards.signature import classifier_alone
 from ..onnx.image_input import image_input, preprocessing_for
 from ..output import LOGITS, Output
@@ -50,7 +51,7 @@ def classifier_for(
             raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or use denoise or robust")
         return None
     if given is None:
-        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; set classifier")
+        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; give classifier=")
     if (weights is not None or random_weights) and not isinstance(given, str | Path):
         raise ConfigError("weights are only for a MODEL spec such as package.module:factory; a module has its own")
     model: Any = given
@@ -84,7 +85,10 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
     pixels = data.batch(data.spread(CHECKED_IMAGES))[0].to(device)
     original, before, state = pixels.clone(), fingerprint(classifier), copy.deepcopy(classifier.state_dict())
     failure = f"{classifier.describe()} fails on images {tuple(pixels.shape)} of {data.name}"
-    with explained(failure, TrainingError, "check that it takes this size and preprocessing"):
+    advice = "check that it takes this size and preprocessing" + dtype_advice(
+        classifier, classifier.preprocessing.dtype
+    )
+    with explained(failure, TrainingError, advice):
         with torch.no_grad():
             logits = classifier(pixels)
             classifier(pixels[:1])  # batches can have any size
