@@ -64,13 +64,14 @@ def test_train_reads_photos_as_the_classifier_wants_them(photos: Path, command) 
     for place in range(4):
         Image.fromarray(np.full((300, 260, 3), 60 * place, dtype=np.uint8)).save(_folder("jpgs") / f"{place}.png")
     line = (
-        f"train conv --classifier {SPEC} --random-weights --data folder:jpgs --recipe robust:steps=1 --epochs 1 "
+        f"train vae --set channels=2 --set latent=2 --classifier {SPEC} "
+        "--random-weights --data folder:jpgs --recipe robust:steps=1 --epochs 1 "
         "--batch-size 4 --out p.safetensors"
-    ).replace("conv", "vae --set channels=2 --set latent=2")
+    )
     code, _, said = command(*line.split())
     assert code == 0, said
-    log = json.loads((photos / "p.log.jsonl").read_text().splitlines()[0])
-    assert log["framing"]["crop"] == 224 and log["config"]["image_shape"] == [3, 224, 224]
+    log = json.loads((photos / "p.log.jsonl").read_text().splitlines()[0])["settings"]
+    assert log["framing"]["crop"] == [224, 224] and log["config"]["image_shape"] == [3, 224, 224]
 
 
 def _folder(name: str) -> Path:
