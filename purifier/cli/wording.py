@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 IN_PYTHON = re.compile(r" \([^()]*\bin Python\b[^()]*\)")
 """What a message adds for those who call a function."""
+ON_THE_COMMAND_LINE = re.compile(r"\b\w+=(?:\([^()]*\)|[^\s()]*) \((--[^()]+) on the command line\)")
+"""``feed= (--feed on the command line)``: both forms."""
 BEGINNING = re.compile(r"(\w+)(?=: | must | needs )")
 # After : ; , . / a name belongs to a spec or a path: robust:eps=0.1, pgd:steps=2,eps=0.1.
 NAME = r"(?<![\w.:;,/'\"`=-])({names})"
@@ -32,7 +34,7 @@ def as_typed(message: str, options: Mapping[str, str]) -> str:
     found = BEGINNING.match(message)
     if found and found[1] in options:
         message = options[found[1]] + message[found.end() :]
-    message = IN_PYTHON.sub("", message)
+    message = ON_THE_COMMAND_LINE.sub(r"\1", IN_PYTHON.sub("", message))
     names = NAME.format(names="|".join(sorted(options, key=len, reverse=True)))
     message = re.sub(names + VALUE, lambda match: _with_value(match, options), message)
     several = "|".join(name for name in options if "_" in name)  # a single word may be just a word

@@ -250,7 +250,7 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
         ({"preprocessing": "mean=bright"}, "option 'mean': expected numbers"),
         ({"classifier": "cli_audit_model:absent"}, "error: MODEL 'cli_audit_model:absent' failed"),
         ({"batch_size": 0}, "error: --batch-size must be a whole number of at least 1, got 0"),
-        ({"abstain": 3}, "error: --abstain needs on_reject='abstain'"),
+        ({"abstain": 3}, "error: --abstain needs --on-reject abstain"),
         ({"attack": "joint-square:queries=5"}, "Blur is not calibrated; run `purifier calibrate blur --data DATA"),
     ],
 )

@@ -103,7 +103,7 @@ def test_train_and_export_take_them_too(command, folder):
         ((), "2 outputs of the classifier can be its logits: 0: 'feat' float32 (1, 10), 1: 'out' float32 (1, 1)"),
         (("--output", "out"), "--output-kind on the command line"),
         (("--output", "score"), "the classifier has no output 'score'; it returns 0: 'feat'"),
-        (("--output", "score"), "; choose one with output= (--output on the command line)"),
+        (("--output", "score"), "; choose one with --output"),
         (("--output", "7"), "no output at position 7; it returns 0: 'feat'"),
         (("--output", ""), "--output: expected a position such as 1 or a name such as logits, got nothing"),
         (("--output", "-1"), "output: expected a position of 0 or more, got -1"),

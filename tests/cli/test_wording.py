@@ -22,6 +22,8 @@ OPTIONS = {name: "--" + name.replace("_", "-") for name in ("on_reject", "eps", 
         ("with --preprocessing (preprocessing=)", "with --preprocessing"),
         ("give preprocessing=; then", "give --preprocessing; then"),
         ("give on_reject='flag' (--on-reject)", "give --on-reject flag"),
+        ("give out=(C, H, W) (--out CxHxW on the command line), if", "give --out CxHxW, if"),
+        ("choose with out= (--out on the command line)", "choose with --out"),
         ("a file (in Python, give it), please", "a file, please"),
         ("out of memory; lower batch_size or eps", "out of memory; lower --batch-size or eps"),
         # Specs, paths and other commands' options are left alone.
