@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import progress as bars
@@ -21,8 +21,10 @@ from .options import (
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    RANDOM_WEIGHTS,
     WEIGHTS,
     read_input_option,
+    read_model_options,
     read_output_option,
     read_preprocessing_option,
 )
@@ -39,6 +41,7 @@ def train(
         str | None, typer.Option(help="MODEL spec of the classifier that the purifier is for (denoise, robust).")
     ] = None,
     weights: Annotated[Path | None, WEIGHTS] = None,
+    random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
     limit: Annotated[list[str] | None, LIMIT] = None,
@@ -77,8 +80,10 @@ def train(
     save_every: Annotated[int, typer.Option(help="Epochs between two states that a run can resume from.")] = 1,
 ) -> None:
     """Train a purifier and write its checkpoint; on several processes: torchrun -m purifier train ..."""
+    from ..training.argument_checks import check_out
     from ..training.epoch import Progress
     from ..training.loop import train as run
+    from ..training.recipes import build_recipe
     from ..training.state import log_path
 
     name, colon, options = plugin.partition(":")
@@ -90,6 +95,12 @@ def train(
         )
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
     wanted = read_preprocessing_option(preprocessing)
+    model: Any = classifier
+    if classifier is not None and build_recipe(recipe).needs_classifier:
+        # Read before the images: it says how they are resized and cropped.
+        check_out(out, [weights])
+        model, wanted = read_model_options(classifier, weights, random_weights, wanted)
+    read = model is not classifier
     images = load_data_option(
         data,
         root,
@@ -122,8 +133,9 @@ def train(
             out,
             config=config,
             recipe=recipe,
-            classifier=classifier,
-            weights=weights,
+            classifier=model,
+            weights=None if read else weights,
+            random_weights=random_weights and not read,
             preprocessing=wanted,
             input=read_input_option(input),
             output=read_output_option(output),

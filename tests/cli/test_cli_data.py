@@ -123,7 +123,7 @@ def test_photos_are_trained_on_calibrated_with_and_purified(photos: Path, comman
         (("--data", "demo:3"), "resize (--resize) is for folder:DIR, but the data is 'demo:3'"),
         (("--data", "folder:photos", "--classes", "none.txt"), "cannot read classes none.txt"),
         (("--data", "folder:photos", "--skip-bad", "--classes", "cli_data_colours.py"), "'green' is no line of the"),
-        (("--data", "folder:photos", "--max-bytes", "5"), "max_bytes (--max-bytes) is for npz:FILE"),
+        (("--data", "folder:photos", "--max-bytes", "5"), "--max-bytes is for npz:FILE"),
     ],
 )
 def test_data_options_that_do_not_fit(photos: Path, command: Command, options: tuple[str, ...], says: str) -> None:
