@@ -76,5 +76,5 @@ def test_the_figures_of_the_plain_vae() -> None:
     report = purifier.audit(
         purifier.guard("demo", "demo-plain"), "fashion-mnist:test", attacks=["pgd", "fgsm", "rfgsm"]
     )
-    found = {(row.model, row.attack, row.route): row.result.accuracy for row in report.rows if row.result}
+    found = {(row.model, row.attack, row.route): row.result.share for row in report.rows if row.result}
     assert found == pytest.approx(expected, abs=0.003)

@@ -87,7 +87,7 @@ def test_an_audit_of_a_sigmoid_output(onnx: bool, data: ImageData, margin: Tenso
     )
     assert {flag.name for flag in report.flags} == set()
     assert report.classifier["output_kind"] == "binary-probability"
-    shares = {(row.model, row.attack == "none"): row.result.accuracy for row in report.rows if row.result}
+    shares = {(row.model, row.attack == "none"): row.result.share for row in report.rows if row.result}
     assert shares["undefended", True] == pytest.approx(right) and 0.5 < right < 1
     assert shares["undefended", False] < right - 0.05
     assert shares["guarded", False] < shares["guarded", True] - 0.05

@@ -148,7 +148,7 @@ class PendingRow:
 
 @dataclass(frozen=True)
 class Figures:
-    """Accuracy over several judgements: their mean, right in all of them, right in most of them."""
+    """The rates over several judgements: their mean, right in all of them, right in most of them."""
 
     result: Rate | None
     worst_of_n: Rate | None
@@ -156,7 +156,7 @@ class Figures:
 
 
 def figures_of(shares: Tensor, judgements: int) -> Figures:
-    """The accuracies of shares (N,); the last two are None if there is only one judgement."""
+    """The rates of shares (N,); the last two are None if there is only one judgement."""
     count, result = len(shares), _rate_of(shares)
     if judgements == 1:
         return Figures(result, None, None)

@@ -48,12 +48,13 @@ def describe_guard(parts: AuditedParts, *, random: bool) -> dict[str, Any]:
     ``random`` says whether the purifier draws noise.
     """
     if parts.guard is None:
-        return {"purifier": None, "on_reject": None, "abstain": None}
+        return {"purifier": None, "on_reject": None, "abstain": None, "on_bad_pixels": None}
     rejection = parts.guard.rejection
     return {
         "purifier": {**describe_purifier(parts.guard.purifier), "random": random},
         "on_reject": rejection.on_reject,
         "abstain": rejection.abstain,
+        "on_bad_pixels": rejection.on_bad_pixels,
     }
 
 

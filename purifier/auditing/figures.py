@@ -33,7 +33,7 @@ def result_text(row: Row | None) -> str:
         return "error, see below"
     if row.worst_of_n is None or row.majority is None:
         return rate_text(row.result)
-    return f"{rate_text(row.result)}\n({row.worst_of_n.accuracy:.1%}, {row.majority.accuracy:.1%})"
+    return f"{rate_text(row.result)}\n({row.worst_of_n.share:.1%}, {row.majority.share:.1%})"
 
 
 def cost_text(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""The catalogue of flags: signs that an audit's accuracies are too high to be trusted."""
+"""The catalogue of flags: signs that an audit's figures are too high to be trusted."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FLAGS: dict[str, FlagKind] = {
             "the purifier draws noise, and gradients use a single draw (eot=1)",
             "The gradient of one draw is mostly noise; an attack has to average over draws (Athalye et al. 2018, "
             "section 4.2: expectation over transformation).",
-            "audit with eot=10 or more, and raise it until more draws change nothing",
+            "audit with --eot 10 or more (eot=10 in Python), and raise it until more draws change nothing",
         ),
         FlagKind(
             "batch-norm",
@@ -82,7 +82,7 @@ FLAGS: dict[str, FlagKind] = {
             "with a budget that can turn any image grey, PGD leaves more images right than chance plus its margin of "
             "error",
             "An attack that may change everything must always succeed (Athalye et al. 2018, section 3.1; Carlini et "
-            "al. 2019, on accuracy against the budget); if it does not, the attack is broken.",
+            "al. 2019, on robustness against the budget); if it does not, the attack is broken.",
             "fix the gradient first (see the other flags), then give the attack more steps and restarts",
         ),
         FlagKind(
@@ -103,7 +103,7 @@ FLAGS: dict[str, FlagKind] = {
             "no-rise",
             "with twice the budget PGD fools fewer images, beyond chance (McNemar's test at 1%)",
             "The larger budget contains the smaller one, so an attack that does worse with it is broken (Athalye et "
-            "al. 2018, section 3.1; Carlini et al. 2019, on accuracy against the budget).",
+            "al. 2018, section 3.1; Carlini et al. 2019, on robustness against the budget).",
             "look for gradients that vanish away from clean images; attack with more steps and restarts",
         ),
         FlagKind(
@@ -123,16 +123,16 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "not-monotone",
-            "the worst-case accuracy at a larger budget exceeds that at a smaller one by more than 1% of images, "
-            "beyond chance",
+            "the worst case at a larger budget leaves more images right than at a smaller one: more than 1% of all, "
+            "and beyond chance",
             "The larger budget contains the smaller one (Athalye et al. 2018, section 3.1; Carlini et al. 2019, on "
-            "accuracy against the budget).",
-            "use the lower accuracy for both, and attack with more steps and restarts",
+            "robustness against the budget).",
+            "use the lower figure for both, and attack with more steps and restarts",
         ),
         FlagKind(
             "not-converged",
             "the same attack with more steps or restarts fools further images, more than 1% of all and beyond chance",
-            "While more effort still finds more, the accuracy measures the attacker's patience (Carlini et al. 2019, "
+            "While more effort still finds more, the figure measures the attacker's patience (Carlini et al. 2019, "
             "on attacks that have converged; Tramer et al. 2020).",
             "double the steps and restarts until nothing changes",
         ),
@@ -141,7 +141,7 @@ FLAGS: dict[str, FlagKind] = {
             "the same attack, averaged over more draws, fools further images, more than 1% of all and beyond chance",
             "The gradients were still noisy with fewer draws, and may be with the most draws tried (Athalye et al. "
             "2018, section 4.2; Tramer et al. 2020, on randomised defences).",
-            "raise eot until the accuracy is flat, and report that accuracy",
+            "raise eot until the figure is flat, and report that figure",
         ),
         FlagKind(
             "paths-disagree",
@@ -198,16 +198,16 @@ FLAGS: dict[str, FlagKind] = {
         ),
         FlagKind(
             "at-chance",
-            "the clean accuracy of the undefended or the guarded model is not above that of always answering the most "
+            "the undefended or the guarded model has no more clean images right than always answering the most "
             "frequent label, one-sided at 5%",
-            "Robustness of a model that does not classify says nothing (Carlini et al. 2019, on clean accuracy).",
+            "Robustness of a model that does not classify says nothing (Carlini et al. 2019, on clean images).",
             "check classifier, weights, labels and preprocessing; use more images, and images of several classes",
         ),
         FlagKind(
             "set-up",
             "another preprocessing or order of the labels makes more clean images right, beyond chance (McNemar's test "
             "at 1%)",
-            "The audit measured a mistake in its set-up (Carlini et al. 2019, on clean accuracy and on the model as it "
+            "The audit measured a mistake in its set-up (Carlini et al. 2019, on clean images and on the model as it "
             "is used).",
             "fix what the evidence names: --preprocessing (preprocessing= in Python), or the labels of the data",
         ),

@@ -27,6 +27,8 @@ def heading(report: AuditReport) -> list[tuple[str, str]]:
         lines.append(("purifier", _purifier(report.purifier)))
         if report.on_reject not in (None, "ignore"):
             lines.append(("on_reject", _on_reject(report)))
+        if report.on_bad_pixels not in (None, "raise"):
+            lines.append(("on_bad_pixels", str(report.on_bad_pixels)))
     return [*lines, ("data", _data(report.data))]
 
 

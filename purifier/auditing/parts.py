@@ -17,6 +17,7 @@ from ..contracts.purifier import Classifying, Purifier
 from ..errors import ConfigError
 from ..guards.guard import Guard
 from ..guards.module import GuardedModule
+from ..guards.precision import refuse_double
 from ..guards.session import GuardedSession
 from ..guards.signature import classifier_alone
 from ..output import Output
@@ -96,6 +97,7 @@ def audited_parts(
         for name, value in options.items():
             if value is not None:
                 raise ConfigError(f"{name}: the guard has its own, got {value!r}; set it in purifier.guard(...)")
+        refuse_double(given, "audit")
         # A session's graph has no noise, so a random purifier is replaced by its mean.
         purifier = _mean_of(given.purifier) if isinstance(given, GuardedSession) else given.purifier
         return AuditedParts(given, given.pixel_classifier(), purifier, given.rejection)

@@ -15,6 +15,7 @@ from ..data.images import ImageData
 from ..data.pixels import check_pixels
 from ..errors import AuditError, about
 from ..foreign_code import explained
+from ..guards.precision import dtype_advice
 from ..seeding import SampleGenerator
 from ..torch_tools.channels_last import Ask
 from ..torch_tools.process_settings import DECISIVE
@@ -85,6 +86,7 @@ def _check_classifier(classifier: PixelClassifier, pixels: Tensor, data: str) ->
     advice = "check that it takes this size and preprocessing, in float32, in batches of any size"
     if classifier.differentiable:
         advice += ", and that it computes with torch tensors all the way (no .numpy(), .detach() or .item())"
+    advice += dtype_advice(classifier, classifier.preprocessing.dtype)
     with about(classifier.file):
         (logits,) = _run(
             name, lambda images: [classifier(images)], pixels, data, track=classifier.differentiable, advice=advice

@@ -79,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Flag:
-    """A sign that the accuracies are too high to be trusted."""
+    """A sign that the figures are too high to be trusted."""
 
     name: str
     """A key of the catalogue of flags."""
@@ -128,6 +128,8 @@ class AuditReport:
     """What the guard does with rejected images; None without a guard."""
     abstain: int | None
     """The class that a guard with ``on_reject="abstain"`` gives rejected images; None for NaN."""
+    on_bad_pixels: str | None
+    """What the guard does with NaN, infinity and values out of range; None without a guard, or not recorded."""
     threats: Sequence[Threat]
     seed: int
     batch_size: int
@@ -139,7 +141,7 @@ class AuditReport:
     left_out: Sequence[str]
     """Why attacks of the preset did not run."""
     flags: Sequence[Flag]
-    """Signs that the accuracies are too high to be trusted: masked gradients, a broken set-up."""
+    """Signs that the figures are too high to be trusted: masked gradients, a broken set-up."""
     worst_case: Sequence[WorstCase]
     calibration: Mapping[str, Any] | None
     """The threshold's ``fpr``, ``threshold``, ``data`` and ``count``; None if the purifier is not calibrated."""
@@ -228,14 +230,12 @@ class AuditReport:
         FileError
             The file is missing, is not a report, or has an unknown schema version.
         """
-        path = Path(path)
-        path = path / FILE_NAME if path.is_dir() else path
+        path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise FileError(
-                f"cannot read {path}: {error.strerror or error}; create a report with `purifier audit --out`",
-                path,
+                f"cannot read {path}: {error.strerror or error}; create a report with `purifier audit --out`", path
             ) from error
         except (ValueError, RecursionError) as error:
             raise FileError(f"{path} is not JSON ({error}); run the audit again", path) from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """2 added detection and calibration; 3 flags, presets, sequences, majorities; 4 renamed ``refused`` to ``rejected``; 5
 added rejecting guards, classifiers alone, what exactly was audited, and whether an attack took several steps; 6 the
-purifier's spec and whether it is random, what each attack needs, and the precision of the gradient check."""
+purifier's spec and whether it is random, what each attack needs, and the precision of the gradient check; 7 renamed
+``accuracy`` to ``share``, because agreement is none, and added what a guard does with bad pixels."""
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +37,21 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
         rows = [{**row, "needs": None} for row in rows]
         purifier = found["purifier"]
         found = {**found, "purifier": purifier and {**purifier, "spec": None, "random": None}, "gradient_check": None}
+    if version < 7:
+        rows, cases = _with_shares(rows), _with_shares(cases)
+        found = {**found, "on_bad_pixels": None}
     return {**found, "schema_version": SCHEMA_VERSION, "rows": rows, "worst_case": cases}
+
+
+def _with_shares(found: Any) -> Any:
+    """Rows or worst cases, in which every rate called its share ``accuracy``."""
+    if isinstance(found, list):
+        return [_with_shares(one) for one in found]
+    if not isinstance(found, dict):
+        return found
+    names = {"accuracy": "share"}
+    # What an attack's options are called is its own business.
+    return {names.get(name, name): one if name == "options" else _with_shares(one) for name, one in found.items()}
 
 
 def _settings_of(row: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:

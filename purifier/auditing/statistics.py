@@ -1,4 +1,4 @@
-"""Accuracies and areas under the ROC curve, with confidence intervals."""
+"""Shares of images and areas under the ROC curve, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Z95 = NormalDist().inv_cdf(0.975)
 class Rate:
     """A share of images with its 95% Wilson interval."""
 
-    accuracy: float
+    share: float
     correct: float
     """Number of images right; a sum of shares if each image was judged several times."""
     count: int
@@ -29,7 +29,7 @@ class Rate:
     def __str__(self) -> str:
         """``93.3% [84.1, 97.4]``."""
         low, high = self.interval
-        return f"{self.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{self.share:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ def _bootstrap(ranks: Tensor, order: Tensor, chosen: Tensor) -> tuple[float, flo
 def read_rate(values: Mapping[str, Any]) -> Rate:
     """Read a rate from JSON; raises ValueError, KeyError or TypeError if it is not one."""
     low, high = values["interval"]
-    if not 0 <= low <= values["accuracy"] <= high <= 1:
-        raise ValueError(f"accuracy {values['accuracy']} with interval {values['interval']}")
-    return Rate(values["accuracy"], values["correct"], values["count"], (low, high))
+    if not 0 <= low <= values["share"] <= high <= 1:
+        raise ValueError(f"share {values['share']} with interval {values['interval']}")
+    return Rate(values["share"], values["correct"], values["count"], (low, high))
 
 
 def read_area(values: Mapping[str, Any]) -> Area:

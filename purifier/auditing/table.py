@@ -125,7 +125,7 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Sheet:
         Column("attacked"),
         *([Column("undefended")] if both else []),
         *([Column(report.right), Column("rejected")] if rejects else []),
-        Column(_result_name(report)),
+        *([Column(_result_name(report))] if threat or not rejects else []),
     ]
     sheet = Sheet(threat_text(threat) if threat else "clean images", columns)
     rows = [row for row in report.rows if row.threat in (None, threat)]
@@ -133,7 +133,6 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Sheet:
     shown: set[int] = set()
     for row, alone in _side_by_side(report, rows):
         own = row if row.model == report.model else None
-        marked = [rate_text(own.right if own else None), rate_text(own.rejected if own else None)] if rejects else []
         beside = "" if id(alone) in shown else _alone_text(report, alone)
         shown |= {id(alone)} if alone is not None else set()
         sheet.add(
@@ -141,10 +140,21 @@ def _rows_table(report: AuditReport, threat: Threat | None) -> Sheet:
             route_text(row, report),
             cost_text(row),
             *([beside] if both else []),
-            *marked,
-            _alone_text(report, own) if own is not None and own.model == "undefended" else result_text(own),
+            *(_own_cells(report, own)[: None if threat else -1] if rejects else [_own_text(report, own)]),
         )
     return sheet
+
+
+def _own_cells(report: AuditReport, own: Row | None) -> list[str]:
+    """Of a guard that rejects images: right, rejected, and right or rejected, which is nothing to ask clean images."""
+    rejected = rate_text(own.rejected if own else None)
+    if own is not None and own.threat is None:  # the result counts images that are right and accepted, as ``right``
+        return [_own_text(report, own), rejected, "-"]
+    return [rate_text(own.right if own else None), rejected, _own_text(report, own)]
+
+
+def _own_text(report: AuditReport, own: Row | None) -> str:
+    return _alone_text(report, own) if own is not None and own.model == "undefended" else result_text(own)
 
 
 def _alone_text(report: AuditReport, row: Row | None) -> str:
@@ -197,9 +207,9 @@ def _notes(report: AuditReport) -> list[str]:
         )
     if report.rejects:
         notes.append(
-            f'The guard rejects images. On clean images "{report.right} or rejected" counts those that are '
-            f"{report.right} and accepted. Under attack it counts those of them that are still {report.right}, or "
-            "rejected."
+            f'The guard rejects images. Images that are "{report.right}" are also accepted. "{report.right} or '
+            f'rejected" is about attacks: it counts images that were {report.right} when clean, and under the attack '
+            "still are, or are rejected."
         )
     if any(row.worst_of_n for row in report.rows):
         times = report.judgements

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,6 +23,7 @@ from .list import list_plugins
 from .purify import purify
 from .report import report
 from .train import train
+from .wording import as_typed
 
 app = typer.Typer(
     name="purifier",
@@ -63,6 +63,10 @@ for _name, _command in (
     app.command(_name)(_command)
 
 
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]
+"""What Typer raises for a wrong command line; its copy of click, or click itself, has no public place."""
+
+
 def _end(number: int, _: object) -> None:
     held.deliver(KeyboardInterrupt() if number == signal.SIGINT else Terminated(number))
 
@@ -75,10 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, _end)
         keep_freed_memory()
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
     try:
-        app(arguments)
+        sys.exit(typer.main.get_command(app).main(given, prog_name="purifier", standalone_mode=False) or 0)
+    except _ClickError as error:
+        if not given:  # the error is the help
+            _help_and_exit()
+        _exit_with_error(_usage(error, given))
     except PurifierError as error:
-        _exit_with_error(_as_typed(str(error)))
+        _exit_with_error(_as_typed(str(error), given))
     except (OSError, MemoryError, RecursionError) as error:
         _exit_with_error(f"{type(error).__name__}: {error}")
     except SystemExit as end:
@@ -92,14 +101,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(end.code)
 
 
-def _as_typed(message: str) -> str:
-    """The message; an option at its beginning is named as it is typed: ``batch_size must`` -> ``--batch-size must``."""
+def _command_in(arguments: Sequence[str]) -> typer.core.TyperCommand | None:
+    """The command among the arguments; None if there is none."""
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
-    options = {name for command in group.commands.values() for one in command.params for name in one.opts}
-    found = re.match(r"(\w+)(?=: | must | needs |=)", message)
-    typed = "--" + found[1].replace("_", "-") if found else ""
-    return typed + message[len(typed) - 2 :] if typed in options else message
+    found = next((group.commands[word] for word in arguments if word in group.commands), None)
+    assert found is None or isinstance(found, typer.core.TyperCommand)
+    return found
+
+
+def _as_typed(message: str, arguments: Sequence[str]) -> str:
+    command = _command_in(arguments)
+    options = {} if command is None else {one.name or "": max(one.opts, key=len) for one in command.params}
+    return as_typed(message, {name: typed for name, typed in options.items() if typed.startswith("--")})
+
+
+def _help_and_exit() -> NoReturn:
+    app(["--help"], standalone_mode=False)
+    sys.exit(2)
+
+
+def _usage(error: Any, arguments: Sequence[str]) -> str:
+    """What Typer found wrong with the command line, and where its options are listed."""
+    command = _command_in(arguments)
+    words = "purifier" if command is None else f"purifier {command.name}"
+    return f"{error.format_message().removesuffix('.')}; `{words} --help` lists the options"
 
 
 def _exit_with_error(message: str) -> NoReturn:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..atomic import check_writable
 from ..auditing.presets import PROBED
-from ..errors import ConfigError, OutputError
+from ..errors import ConfigError, FileError, OutputError
 from ..exclusive import exclusive
 from ..foreign_code import Attempt
 from ..specs import number
-from ..vocabulary import Norm, OnReject, OutputKind
+from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
 from .console import plain_console
-from .data_options import CLASSES, CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
+from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     FEED,
     INPUT,
     LIMIT,
     MODEL,
     NO_CACHE,
+    ON_BAD_PIXELS,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
@@ -68,6 +69,7 @@ def audit(
     classes: Annotated[Path | None, CLASSES] = None,
     skip_bad: Annotated[bool, SKIP_BAD] = False,
     max_bytes: Annotated[int | None, MAX_BYTES] = None,
+    no_labels: Annotated[bool, NO_LABELS] = False,
     norm: Annotated[Norm, typer.Option(help="Norm in which eps is measured.")] = "linf",
     eps: Annotated[
         list[str], typer.Option(help="Budget in pixel units, such as 0.1 or 8/255; may be repeated.")
@@ -93,6 +95,7 @@ def audit(
     abstain: Annotated[
         int | None, typer.Option(help="With --on-reject abstain: the class that rejected images get (default: NaN).")
     ] = None,
+    on_bad_pixels: Annotated[OnBadPixels, ON_BAD_PIXELS] = "raise",
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     feed: Annotated[list[str] | None, FEED] = None,
@@ -107,7 +110,7 @@ def audit(
         float | None,
         typer.Option(help="Fail if the worst case's 95% interval reaches below this share of images, such as 0.5."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of another audit.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of an earlier audit.")] = False,
 ) -> None:
     """Attack a guarded classifier, or one alone, print the accuracy that remains, and write report.json."""
     from ..auditing.audit import audit as run
@@ -126,11 +129,24 @@ def audit(
         feed=read_feed_option(feed),
     )
     alone = purifier == NO_PURIFIER
-    if alone and (on_reject != "ignore" or abstain is not None):
-        raise ConfigError("--on-reject and --abstain need a guard, but --purifier is none; leave them out")
+    if alone and (on_reject != "ignore" or abstain is not None or on_bad_pixels != "raise"):
+        raise ConfigError(
+            "--on-reject, --abstain and --on-bad-pixels need a guard, but --purifier is none; leave them out"
+        )
     if not alone:
-        model = guard(model, purifier, on_reject=on_reject, abstain=abstain, **reading)
-    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
+        policy: dict[str, Any] = {"on_reject": on_reject, "abstain": abstain, "on_bad_pixels": on_bad_pixels}
+        model = guard(model, purifier, **policy, **reading)
+    images = load_data_option(
+        data,
+        root,
+        resize,
+        crop,
+        skip_bad,
+        max_bytes,
+        classes=classes,
+        preprocessing=wanted,
+        no_labels=no_labels,
+    )
     console = plain_console()
     with exclusive(out / FILE_NAME):
         with audit_progress() as show:
@@ -173,12 +189,25 @@ def _check_request(
     check_writable(path.parent)
     if path.exists() and not overwrite:
         raise OutputError(
-            f"{path} is the report of another audit; replace it by --overwrite, or choose another --out", path
+            f"{path} already has the report of {_found_in(path)}; replace it by --overwrite, or choose another --out",
+            path,
         )
     if fail_under is not None:
         check_gate(fail_under, "--fail-under")
         if attack == [CLEAN_ONLY]:
             raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
+
+
+def _found_in(path: Path) -> str:
+    """What a report that is there is about, so that its owner knows it again."""
+    from ..auditing.report import AuditReport
+
+    try:
+        found = AuditReport.load(path)
+    except FileError:
+        return "an earlier audit, which cannot be read"
+    about = f"{found.data['name']}, {', '.join(map(str, found.threats))}"
+    return f"an audit of {found.created} ({found.classifier['description']}, {about})"
 
 
 def _end(report: AuditReport, least: float | None, console: Console) -> None:

@@ -34,6 +34,10 @@ MAX_BYTES = typer.Option(
     "--max-bytes", help="How much the arrays of npz:FILE may hold once decompressed (default: 512 MiB)."
 )
 
+NO_LABELS = typer.Option(
+    "--no-labels", help="Leave out the labels of the data; the classifier's own answers take their place."
+)
+
 
 def load_data_option(
     spec: str,
@@ -45,6 +49,7 @@ def load_data_option(
     *,
     classes: Path | None = None,
     preprocessing: Preprocessing | None = None,
+    no_labels: bool = False,
 ) -> ImageData:
     """The data of ``--data``; images that were left out are named on standard error."""
     from ..data.loading import load_data
@@ -58,6 +63,7 @@ def load_data_option(
         classes=classes,
         skip_bad=skip_bad,
         max_bytes=max_bytes,
+        labels=not no_labels,
     )
     say_skipped(found.skipped)
     return found

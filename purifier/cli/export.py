@@ -17,6 +17,7 @@ from .options import (
     LIMIT,
     MODEL,
     NO_CACHE,
+    ON_BAD_PIXELS,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
@@ -57,13 +58,7 @@ def export(
         int | None,
         typer.Option(help="With --on-reject abstain: the class to answer (default: NaN logits).", metavar="CLASS"),
     ] = None,
-    on_bad_pixels: Annotated[
-        OnBadPixels,
-        typer.Option(
-            help="What to do with an image that has NaN, infinity or values out of range: raise (in a file: no answer, "
-            "NaN), reject or clamp."
-        ),
-    ] = "raise",
+    on_bad_pixels: Annotated[OnBadPixels, ON_BAD_PIXELS] = "raise",
     noise: Annotated[
         str | None,
         typer.Option(

@@ -106,6 +106,11 @@ NO_CACHE = typer.Option(
 )
 
 
+ON_BAD_PIXELS = typer.Option(
+    "--on-bad-pixels",
+    help="What the guard does with an image that has NaN, infinity or values out of range: raise (in an exported file: "
+    "no answer, NaN), reject (with --on-reject flag or abstain) or clamp.",
+)
 FEED = typer.Option(
     "--feed",
     metavar="NAME=FILE.npy",

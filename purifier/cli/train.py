@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,15 +12,17 @@ from ..errors import SpecError
 from ..specs import split_spec
 from ..vocabulary import OutputKind
 from .console import plain_console
-from .data_options import CLASSES, CROP, MAX_BYTES, RESIZE, ROOT, SKIP_BAD, load_data_option
+from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     INPUT,
     LIMIT,
     OUTPUT,
     OUTPUT_KIND,
     PREPROCESSING,
+    RANDOM_WEIGHTS,
     WEIGHTS,
     read_input_option,
+    read_model_options,
     read_output_option,
     read_preprocessing_option,
 )
@@ -37,6 +39,7 @@ def train(
         str | None, typer.Option(help="MODEL spec of the classifier that the purifier is for (denoise, robust).")
     ] = None,
     weights: Annotated[Path | None, WEIGHTS] = None,
+    random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     preprocessing: Annotated[str | None, PREPROCESSING] = None,
     input: Annotated[str | None, INPUT] = None,
     limit: Annotated[list[str] | None, LIMIT] = None,
@@ -70,6 +73,7 @@ def train(
     classes: Annotated[Path | None, CLASSES] = None,
     skip_bad: Annotated[bool, SKIP_BAD] = False,
     max_bytes: Annotated[int | None, MAX_BYTES] = None,
+    no_labels: Annotated[bool, NO_LABELS] = False,
     device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
     save_every: Annotated[
         int, typer.Option(help="Epochs between two states, from which a run can resume, at the end of an epoch.")
@@ -77,7 +81,9 @@ def train(
     save_minutes: Annotated[float, typer.Option(help="Minutes between two states inside epochs.")] = 5.0,
 ) -> None:
     """Train a purifier and write its checkpoint; on several processes: torchrun -m purifier train ..."""
+    from ..training.argument_checks import check_out
     from ..training.loop import train as run
+    from ..training.recipes import build_recipe
     from ..training.state import log_path
     from .training_progress import training_progress
 
@@ -90,7 +96,23 @@ def train(
         )
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
     wanted = read_preprocessing_option(preprocessing)
-    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted)
+    model: Any = classifier
+    if classifier is not None and build_recipe(recipe).needs_classifier:
+        # Read before the images: it says how they are resized and cropped.
+        check_out(out, [weights])
+        model, wanted = read_model_options(classifier, weights, random_weights, wanted)
+    read = model is not classifier
+    images = load_data_option(
+        data,
+        root,
+        resize,
+        crop,
+        skip_bad,
+        max_bytes,
+        classes=classes,
+        preprocessing=wanted,
+        no_labels=no_labels,
+    )
     quiet = os.environ.get("RANK", "0") != "0"
     console = plain_console(stderr=True, soft_wrap=True, quiet=quiet)
     with training_progress(console) as show:
@@ -100,8 +122,9 @@ def train(
             out,
             config=config,
             recipe=recipe,
-            classifier=classifier,
-            weights=weights,
+            classifier=model,
+            weights=None if read else weights,
+            random_weights=random_weights and not read,
             preprocessing=wanted,
             input=read_input_option(input),
             output=read_output_option(output),

@@ -125,6 +125,13 @@ class ImageData:
         positions: list[int] = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
         return positions
 
+    def without_labels(self) -> ImageData:
+        """The same images without labels."""
+        found = copy.copy(self)
+        found.labels, found.labelled, found.own_answers = torch.full_like(self.labels, UNLABELLED), False, False
+        found.classes = ()
+        return found
+
     def with_answers(self, answers: Tensor) -> ImageData:
         """The same images, with a classifier's own answers (N,) as labels."""
         found = copy.copy(self)

@@ -58,6 +58,7 @@ def load_data(
     classes: str | Path | Sequence[str] | None = None,
     skip_bad: bool = False,
     max_bytes: int | None = None,
+    labels: bool = True,
 ) -> ImageData:
     """Load the data set that a DATA spec names.
 
@@ -90,6 +91,8 @@ def load_data(
         For a folder: leave out images that cannot be read; ``skipped`` of the result lists them.
     max_bytes
         For an npz: how much its arrays may hold once decompressed, by default 512 MiB.
+    labels
+        Whether to keep the labels, if there are any. Without them the same images are as from data without labels.
 
     Raises
     ------
@@ -100,12 +103,17 @@ def load_data(
     DataError
         The data is missing, empty or damaged, or not images in [0, 1].
     """
+    if not labels and classes is not None:
+        raise ConfigError(
+            "classes (--classes) says what labels mean, but labels are left out; leave out one of the two"
+        )
     wanted = _Wanted(root, resize, crop, preprocessing, classes, skip_bad, max_bytes)
     try:
-        return _load(spec, wanted)
+        found = _load(spec, wanted)
     except OSError as error:  # such as a folder without permission, or a name that is too long
         path = error.filename or spec
         raise DataError(f"cannot read {path}: {error.strerror or error}; give data that you can read", path) from error
+    return found if labels else found.without_labels()
 
 
 def _load(spec: str, wanted: _Wanted) -> ImageData:

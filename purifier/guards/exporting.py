@@ -12,6 +12,7 @@ from ..errors import ConfigError, ExportError
 from ..foreign_code import explained, is_exception
 from .exporter import ExportReport, exporters
 from .guard import Guard
+from .precision import refuse_double
 
 
 def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: Any) -> ExportReport:
@@ -45,6 +46,7 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
         raise ConfigError(
             f"export: expected a guard, got {type(guard).__name__}; make one with purifier.guard(model, purifier)"
         )
+    refuse_double(guard, "export")
     if not isinstance(path, str | Path):
         raise ConfigError(f"path: expected the name of the file to write, got {path!r}")
     if not isinstance(format, str):

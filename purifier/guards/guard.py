@@ -66,6 +66,8 @@ def guard(
     model: str | Path,
     purifier: str | Path | Purifier,
     *,
+    weights: str | Path | None = None,
+    random_weights: bool = False,
     preprocessing: Any = None,
     input: int | str | None = None,
     output: int | str | None = None,
@@ -88,6 +90,8 @@ def guard(
     model: nn.Module | ModelProto | str | Path,
     purifier: str | Path | Purifier,
     *,
+    weights: str | Path | None = None,
+    random_weights: bool = False,
     preprocessing: Any = None,
     input: int | str | None = None,
     output: int | str | None = None,
@@ -115,6 +119,9 @@ def guard(
         A ``Purifier``, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``,
         ``demo-plain``. A torch guard puts it into evaluation mode, and unless it was in training mode, its weights no
         longer require gradients.
+    weights, random_weights
+        For a MODEL spec: a file of weights for ``package.module:factory`` or a library's classifier, which otherwise
+        has its own; or random weights for a library's, for a trial.
     preprocessing
         How the classifier wants its images: a ``Preprocessing`` or a dict of its fields, ``"imagenet"``, torchvision's
         weights, ``weights.transforms()`` or ``Compose``, a timm data config, or a Hugging Face image processor.
@@ -182,10 +189,14 @@ def guard(
         The model or purifier cannot be read, or the two do not fit together.
     """
     chosen: Any = model
-    if isinstance(model, str | Path) and is_onnx_file(model):
+    if isinstance(model, str | Path) and is_onnx_file(model) and weights is None and not random_weights:
         chosen = read_onnx(str(model))
     elif isinstance(model, str | Path):
-        chosen, preprocessing = read_classifier(model, preprocessing=preprocessing)
+        chosen, preprocessing = read_classifier(
+            model, weights=weights, random_weights=random_weights, preprocessing=preprocessing
+        )
+    elif weights is not None or random_weights:
+        raise ConfigError(f"weights: only a MODEL spec takes weights; this {type(model).__name__} has its own")
     if isinstance(chosen, GuardedModule):
         raise ConfigError("model: this model is already guarded; guard its .classifier instead")
     if not isinstance(chosen, nn.Module | ModelProto | SplitModel):

@@ -23,6 +23,7 @@ from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..guards.module import GuardedModule
+from ..guards.precision import dtype_advice
 from ..guards.signature import classifier_alone
 from ..onnx.image_input import image_input, preprocessing_for
 from ..output import LOGITS, Output
@@ -37,6 +38,7 @@ def classifier_for(
     recipe: Recipe,
     given: str | Path | nn.Module | ModelProto | None,
     weights: str | Path | None,
+    random_weights: bool,
     preprocessing: Any,
     input: int | str | None,
     output: Output,
@@ -44,16 +46,19 @@ def classifier_for(
     """The classifier that a recipe needs, from the same arguments as ``purifier.guard``; None if it needs none."""
     name = type(recipe).__name__.lower()
     if not recipe.needs_classifier:
-        if output != LOGITS or any(option is not None for option in (given, weights, preprocessing, input)):
+        options = (given, weights, preprocessing, input)
+        if output != LOGITS or random_weights or any(option is not None for option in options):
             raise ConfigError(f"the recipe {name} takes no classifier; leave it out, or use denoise or robust")
         return None
     if given is None:
-        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; set classifier")
-    if weights is not None and not isinstance(given, str | Path):
+        raise ConfigError(f"the recipe {name} needs the classifier that the purifier is for; give classifier=")
+    if (weights is not None or random_weights) and not isinstance(given, str | Path):
         raise ConfigError("weights are only for a MODEL spec such as package.module:factory; a module has its own")
     model: Any = given
     if isinstance(given, str | Path):
-        model, preprocessing = read_classifier(given, weights=weights, preprocessing=preprocessing)
+        model, preprocessing = read_classifier(
+            given, weights=weights, random_weights=random_weights, preprocessing=preprocessing
+        )
     if isinstance(model, ModelProto) and recipe.needs_gradients:
         wanted = None if preprocessing is None else read_preprocessing(preprocessing)
         return OnnxGradientClassifier(model, preprocessing_for(image_input(model, input), wanted), input, output)
@@ -80,7 +85,10 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
     pixels = data.batch(data.spread(CHECKED_IMAGES))[0].to(device)
     original, before, state = pixels.clone(), fingerprint(classifier), copy.deepcopy(classifier.state_dict())
     failure = f"{classifier.describe()} fails on images {tuple(pixels.shape)} of {data.name}"
-    with explained(failure, TrainingError, "check that it takes this size and preprocessing"):
+    advice = "check that it takes this size and preprocessing" + dtype_advice(
+        classifier, classifier.preprocessing.dtype
+    )
+    with explained(failure, TrainingError, advice):
         with torch.no_grad():
             logits = classifier(pixels)
             classifier(pixels[:1])  # batches can have any size

@@ -49,6 +49,7 @@ def train(
     recipe: str = "elbo",
     classifier: str | Path | nn.Module | ModelProto | None = None,
     weights: str | Path | None = None,
+    random_weights: bool = False,
     preprocessing: Any = None,
     input: int | str | None = None,
     output: int | str | None = None,
@@ -96,7 +97,7 @@ def train(
         ``elbo``: the purifier's own loss on clean images. ``denoise``: from adversarial images of a classifier to the
         clean ones. ``robust``: adversarial training in front of a classifier. A recipe takes options,
         ``robust:eps=0.1,steps=2``: the fields of ``Robust`` and so on.
-    classifier, weights, preprocessing, input, output, output_kind
+    classifier, weights, random_weights, preprocessing, input, output, output_kind
         The classifier that the purifier is for, as for ``purifier.guard`` and ``purifier audit``. It is not
         changed, not by one bit. For an ONNX model the package onnx-ad computes gradients.
     epochs, batch_size, seed
@@ -148,7 +149,9 @@ def train(
     given = {"optimizer": optimizer, "lr": lr, "schedule": schedule, "clip": clip}
     given |= {"ema": ema, "precision": precision, "augment": augment}
     optimisation = chosen.suggested.with_given(given).on(run_device)
-    model = classifier_for(chosen, classifier, weights, preprocessing, input, Output(output, output_kind))
+    model = classifier_for(
+        chosen, classifier, weights, random_weights, preprocessing, input, Output(output, output_kind)
+    )
     images = training_images(data, root, preprocessing if model is None else model.preprocessing, chosen, optimisation)
     purifier = _build(plugin, config or {}, images, seed, chosen).to(run_device).train()
     follower = Follower(purifier, optimisation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from audit_helpers import Masking, NoConfig, printed, rows
 from nets import trained
 from purifier.auditing.audit import audit
-from purifier.auditing.report import AuditReport
+from purifier.auditing.flags import FLAGS
+from purifier.auditing.report import AuditReport, Flag
 from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.errors import DataError
@@ -51,7 +53,7 @@ def test_figures_are_those_of_the_classifiers_own_answers_as_labels(net: torch.n
     found = [(row.model, row.attack, row.route, row.result) for row in report.rows]
     assert found == [(row.model, row.attack, row.route, row.result) for row in expected.rows]
     assert [case.result for case in report.worst_case] == [case.result for case in expected.worst_case]
-    assert rows(report, model="undefended", attack="none")[0].result.accuracy == 1
+    assert rows(report, model="undefended", attack="none")[0].result.share == 1
 
 
 def test_the_report_says_whose_answers_the_labels_are_and_what_was_left_out(
@@ -72,6 +74,12 @@ def test_the_table_says_agreement_and_never_accuracy(report: AuditReport) -> Non
     assert "agrees with itself on clean images by definition" in " ".join(shown.split())
 
 
+def test_the_file_never_calls_agreement_accuracy_and_nor_do_the_flags(report: AuditReport) -> None:
+    every = [Flag(name, "evidence") for name in FLAGS]
+    assert "accurac" not in report.to_json()
+    assert "accurac" not in printed(dataclasses.replace(report, flags=every))
+
+
 def test_with_labels_the_words_are_as_ever(net: torch.nn.Module) -> None:
     labelled = audit(net, f"demo:{COUNT}", eps=0.05, attacks=("fgsm",), probes=1)
     assert not labelled.agreement and {"labels", "skipped"}.isdisjoint(labelled.data)
@@ -81,7 +89,7 @@ def test_with_labels_the_words_are_as_ever(net: torch.nn.Module) -> None:
 def test_a_classifier_alone(net: torch.nn.Module) -> None:
     alone = audit(net, PIXELS, eps=0.05, attacks=("fgsm",), probes=1)
     attacked = rows(alone, attack="fgsm")[0].result
-    assert alone.agreement and 0 < attacked.accuracy < 1
+    assert alone.agreement and 0 < attacked.share < 1
     assert "accurac" not in printed(alone)
 
 

@@ -122,7 +122,7 @@ def test_a_nan_score_counts_as_rejected_and_highest(classifier, data):
     found = audit(guard(classifier, calibrated(Nan)), data, eps=1, attacks=(white,), routes=("exact",))
     (row,) = rows(found, model="guarded", route="exact")
     assert row.detection.fooled > 10 and row.detection.auc.value == 1
-    assert row.detection.rejected.accuracy == row.detection.held.accuracy == 1
+    assert row.detection.rejected.share == row.detection.held.share == 1
 
 
 def test_a_random_purifier_is_fooled_by_majority_and_scored_once(classifier, data):
@@ -233,7 +233,7 @@ def test_the_table_shows_detection_and_its_limits(classifier, data, report):
         f"fgsm exact {row.detection.fooled} {area_text(row.detection.auc)} {rate_text(row.detection.rejected)}",
         "along the exact route; here: joint:steps=5",
         "calibrated on 400 images of fashion-mnist:train:400 to reject 10% of clean images; here it rejects",
-        f"rejects {found.rows[1].detection.rejected.accuracy:.1%} [",
+        f"rejects {found.rows[1].detection.rejected.share:.1%} [",
     ):
         assert part in detection
     assert "white-box" not in detection
@@ -279,7 +279,7 @@ def test_a_calibrated_checkpoint_end_to_end(tmp_path):
     found = audit(guarded, "demo:24", eps=0.3, attacks=attacks, routes=("exact", "oblivious"), probes=4)
     oblivious = rows(found, model="guarded", attack=attacks[0], route="oblivious")[0].detection
     joint = rows(found, model="guarded", attack=attacks[1], route="exact")[0].detection
-    assert found.calibration["fpr"] == 0.1 and found.rows[1].detection.rejected.accuracy < 0.3
+    assert found.calibration["fpr"] == 0.1 and found.rows[1].detection.rejected.share < 0.3
     assert oblivious.auc.value > 0.9 and joint.auc.value < 0.6
-    assert joint.rejected.accuracy < 0.1 < oblivious.rejected.accuracy
+    assert joint.rejected.share < 0.1 < oblivious.rejected.share
     assert joint.fooled > 10

@@ -223,3 +223,16 @@ def test_a_classifier_alone_is_read_as_a_guard_reads_it(classifier):
         guarded = guard(model, "identity", preprocessing=wanted)
         alone = audited_parts(model, preprocessing=wanted).classifier
         assert alone.preprocessing == guarded.preprocessing and alone.preprocessing.dtype == "uint8"
+
+
+@pytest.mark.parametrize("way", ["reject", "clamp"])
+def test_what_a_guard_does_with_bad_pixels_is_recorded_and_changes_no_figure(way, filter_, classifier, data):
+    plain, other = (
+        audit(guard(classifier, filter_, on_reject="flag", on_bad_pixels=policy), data, attacks=("fgsm",), eps=0.1)
+        for policy in ("raise", way)
+    )
+    assert (plain.on_bad_pixels, other.on_bad_pixels) == ("raise", way)
+    assert [row.result for row in plain.rows] == [row.result for row in other.rows]
+    assert [flag.name for flag in plain.flags] == [flag.name for flag in other.flags]
+    assert f"on_bad_pixels {way}" in " ".join(printed(other).split())
+    assert "on_bad_pixels" not in printed(plain)

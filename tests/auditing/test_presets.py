@@ -122,7 +122,7 @@ def test_the_gate_looks_at_the_lower_bound_of_the_worst_case():
     found = audit_quickly()
     (case,) = (case for case in found.worst_case if case.model == "guarded" and case.scope == "all")
     low, high = case.result.interval
-    assert low < case.result.accuracy < high
+    assert low < case.result.share < high
     assert found.gate(low) == [] and found.gate(low + 1e-6) == [case]
     for share in (-0.1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=r"gate: expected a share of images in \[0, 1\]"):

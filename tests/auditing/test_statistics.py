@@ -31,7 +31,7 @@ def test_wilson_is_exact_at_the_edges():
 
 def test_a_rate_may_come_from_fractional_counts():
     half = rate(2.5, 5)
-    assert half.accuracy == 0.5 and half.correct == 2.5 and half.interval == wilson(2.5, 5)
+    assert half.share == 0.5 and half.correct == 2.5 and half.interval == wilson(2.5, 5)
 
 
 def area(positives: torch.Tensor, negatives: torch.Tensor) -> Area:

@@ -103,7 +103,7 @@ def figures(report: AuditReport) -> set[str]:
             shown = [row.detection.rejected, *([] if rejects else [row.detection.held])]
             texts |= {rate_text(rate) for rate in shown if rate}
         if row.worst_of_n and row.majority:
-            texts.add(f"({row.worst_of_n.accuracy:.1%}, {row.majority.accuracy:.1%})")
+            texts.add(f"({row.worst_of_n.share:.1%}, {row.majority.share:.1%})")
     for case in report.worst_case:
         texts |= {rate_text(rate) for rate in (case.worst_of_n, case.majority) if rate}
     return texts
@@ -196,7 +196,9 @@ def test_a_rejecting_guard_shows_right_and_rejected_and_their_sum(rejecting):
     cells = (bare.result, row.right, row.rejected, row.result)
     assert f"fgsm exact {COUNT} {' '.join(map(rate_text, cells))}" in lines
     plain = " ".join(shown.split())
-    assert 'On clean images "right or rejected" counts those that are right and accepted' in plain
+    (clean,) = rows(rejecting, model="guarded", attack="none")
+    assert any(line.endswith(f" {rate_text(clean.right)} {rate_text(clean.rejected)} -") for line in lines)
+    assert '"right or rejected" is about attacks' in plain
     assert "on_reject flag" in plain
     detection = shown.split("detection, linf")[1]
     assert "right or" not in detection.splitlines()[1] and "rejected at" in detection

@@ -78,7 +78,7 @@ def cell(value: Any) -> str:
     if isinstance(value, Mapping):
         if "correct" in value:
             found = rate(value["correct"], value["count"])
-            return percent(found.accuracy, found.interval)
+            return percent(found.share, found.interval)
         return percent(value["share"], value.get("interval"))
     if value is None:
         return MISSING

@@ -36,7 +36,7 @@ def main() -> None:
 
     def show_report(name: str, report: purifier.AuditReport) -> None:
         cases = [case for case in report.worst_case if case.model == "guarded" and case.scope == "white-box"]
-        left = f"{cases[0].result.accuracy:.1%}" if cases else "-"  # no attack was white-box
+        left = f"{cases[0].result.share:.1%}" if cases else "-"  # no attack was white-box
         raised = dict.fromkeys(flag.name for flag in report.flags)
         verdict = "conclusive" if report.conclusive else "inconclusive"
         print(f"{name:40s} {left:>9s} {verdict:12s} {', '.join(raised) or '-'}", flush=True)

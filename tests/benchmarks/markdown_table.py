@@ -21,4 +21,4 @@ def percent(share: float, interval: Sequence[float] | None = None) -> str:
 
 
 def rate_cell(found: Rate | None) -> str:
-    return MISSING if found is None else percent(found.accuracy, found.interval)
+    return MISSING if found is None else percent(found.share, found.interval)

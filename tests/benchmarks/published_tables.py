@@ -156,7 +156,7 @@ def figures(audits: Sequence[FinishedAudit], classifier: str, defence: str) -> d
 def spread(audits: Sequence[FinishedAudit], defences: Sequence[str], key: Key) -> str:
     """``13.1% to 26.9%``: the least and the greatest accuracy over classifiers and defences."""
     found = [figures(audits, classifier, defence) for classifier in CLASSIFIERS for defence in defences]
-    shares = [row.result.accuracy for each in found if key in each and (row := each[key][0]).result]
+    shares = [row.result.share for each in found if key in each and (row := each[key][0]).result]
     return " to ".join(dict.fromkeys((percent(min(shares)), percent(max(shares)))))
 
 

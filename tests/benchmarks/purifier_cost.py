@@ -1,8 +1,8 @@
 """What a guard adds to a classifier's time in ONNX Runtime, by size of the purifier and of the images.
 
 ``python tests/benchmarks/purifier_cost.py [--size tiny ...] [--side 224 ...] [--skip] [--rounds N]`` exports
-torchvision's ResNet-50 and, if ``efficientnet_lite_pytorch`` is installed, EfficientNet-Lite0, then new purifiers of each
-size in front of nothing, and runs them on one thread at batches of 1 and 8. Rounds take turns; the fastest of each
+torchvision's ResNet-50 and, if ``efficientnet_lite_pytorch`` is installed, EfficientNet-Lite0, then new purifiers of
+each size in front of nothing, and runs them on one thread at batches of 1 and 8. Rounds take turns; the fastest of each
 counts, in CPU time of this process, so that other work on the machine hardly shows.
 """
 

@@ -46,14 +46,14 @@ def main() -> None:
 def line(rows: list[Row]) -> str:
     """The figures of one attack, budget and route, added up over reports."""
     right = add_up(row.result for row in rows if row.result)
-    parts = [f"right {percent(right.accuracy, right.interval)} of {right.count}"]
+    parts = [f"right {percent(right.share, right.interval)} of {right.count}"]
     seen = [row.detection for row in rows if row.detection]
     fooled = sum(each.fooled for each in seen)
     if fooled:
         auc = sum(each.fooled * each.auc.value for each in seen if each.auc) / fooled
         parts.append(f"AUC {auc:.2f} over {fooled} fooled")
     if known := [each.rejected for each in seen if each.rejected]:
-        parts.append(f"rejected {add_up(known).accuracy:.1%} of {'the fooled' if fooled else 'all'}")
+        parts.append(f"rejected {add_up(known).share:.1%} of {'the fooled' if fooled else 'all'}")
     return ", ".join(parts)
 
 

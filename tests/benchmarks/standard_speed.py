@@ -115,7 +115,7 @@ def standard(
     rows = [row for row in report.rows if row.model == "guarded" and row.route in ROUTES and row.threat]
     assert not [row.error for row in rows if row.error]
     (case,) = (case for case in report.worst_case if case.model == "guarded" and case.scope == "all")
-    return case.result.accuracy, sum(row.seconds for row in rows), whole
+    return case.result.share, sum(row.seconds for row in rows), whole
 
 
 def autoattack(

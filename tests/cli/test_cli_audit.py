@@ -133,7 +133,7 @@ def test_the_joint_attack_runs_within_several_budgets(command, folder):
     code, shown, _ = command(*arguments(attack="joint:steps=3", eps="8/255"), "--eps", "0.1")
     assert code == 0, shown
     report = json.loads((folder / "found" / "report.json").read_text())
-    assert report["schema_version"] == 6 and report["calibration"] is None
+    assert report["schema_version"] == 7 and report["calibration"] is None
     exact = [row for row in report["rows"] if row["route"] == "exact" and row["model"] == "guarded"]
     assert len(exact) == 2 and all(row["scores_per_image"] > 3 for row in exact)
     for part in ("detection, linf 0.03137", "detection, linf 0.1", "here: joint:steps=3", "not calibrated"):
@@ -169,7 +169,7 @@ def test_the_gate_fails_on_the_lower_bound_of_the_worst_case(command, folder):
     command(*arguments(**given))
     report = json.loads((folder / "found" / "report.json").read_text())
     (case,) = (case for case in report["worst_case"] if case["model"] == "guarded" and case["scope"] == "all")
-    between = (case["interval"][0] + case["accuracy"]) / 2
+    between = (case["interval"][0] + case["share"]) / 2
     code, shown, _ = command(*arguments(**given, fail_under=between))
     assert code == 1
     assert f"begins at {case['interval'][0]:.1%}, less than the {between:.1%} of --fail-under" in shown
@@ -250,7 +250,7 @@ def test_a_failing_attack_makes_it_inconclusive(command, folder):
         ({"preprocessing": "mean=bright"}, "option 'mean': expected numbers"),
         ({"classifier": "cli_audit_model:absent"}, "error: MODEL 'cli_audit_model:absent' failed"),
         ({"batch_size": 0}, "error: --batch-size must be a whole number of at least 1, got 0"),
-        ({"abstain": 3}, "error: --abstain needs on_reject='abstain'"),
+        ({"abstain": 3}, "error: --abstain needs --on-reject abstain"),
         ({"attack": "joint-square:queries=5"}, "Blur is not calibrated; run `purifier calibrate blur --data DATA"),
     ],
 )

@@ -86,6 +86,18 @@ def test_an_audit_of_photos_without_labels(photos: Path, command: Command) -> No
     assert "agreement" in report_again
 
 
+def test_labels_can_be_left_out(photos: Path, command: Command) -> None:
+    data = ("--data", "folder:photos", "--skip-bad")
+    code, report, shown, complaint = audited(photos, command, *data, "--no-labels")
+    assert report["data"]["labels"] == "answers of the undefended classifier", complaint
+    assert (code, report["data"]["count"], report["rows"][0]["correct"]) == (0, 11, 11)
+    assert "agreement" in shown and "accuracy" not in shown
+    code, _, complaint = command(
+        *("train", "gmvae", *data, *SIZED, "--no-labels", "--out", "p.safetensors", "--set", "labelled=true")
+    )
+    assert code == 2 and "learns from labels" in complaint
+
+
 def test_photos_are_trained_on_calibrated_with_and_purified(photos: Path, command: Command) -> None:
     data = ("--data", "folder:photos", "--skip-bad", *SIZED)
     small = ("--set", "channels=2", "--set", "latent=4", "--epochs", "1", "--batch-size", "4")
@@ -111,7 +123,7 @@ def test_photos_are_trained_on_calibrated_with_and_purified(photos: Path, comman
         (("--data", "demo:3"), "resize (--resize) is for folder:DIR, but the data is 'demo:3'"),
         (("--data", "folder:photos", "--classes", "none.txt"), "cannot read classes none.txt"),
         (("--data", "folder:photos", "--skip-bad", "--classes", "cli_data_colours.py"), "'green' is no line of the"),
-        (("--data", "folder:photos", "--max-bytes", "5"), "max_bytes (--max-bytes) is for npz:FILE"),
+        (("--data", "folder:photos", "--max-bytes", "5"), "--max-bytes is for npz:FILE"),
     ],
 )
 def test_data_options_that_do_not_fit(photos: Path, command: Command, options: tuple[str, ...], says: str) -> None:

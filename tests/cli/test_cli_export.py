@@ -61,7 +61,7 @@ def test_the_image_input_is_chosen_where_several_can_be(
     given = ("export", "--classifier", source, "--purifier", "blur:sigma=2", "--out", path)
     code, _, errors = command(*given)
     assert code == 2
-    assert "choose one with input= (--input on the command line)" in errors
+    assert "choose one with --input" in errors
     assert command(*given, "--input", input)[0] == 0
     pixels = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -118,9 +118,9 @@ def test_rejection_and_noise_on_the_command_line(command: Callable[..., tuple[in
         np.testing.assert_array_equal(logits[0], bad)
         assert np.isfinite(logits[1]).all()
     for options, message in (
-        (["--on-bad-pixels", "reject"], "--on-bad-pixels='reject' needs on_reject='flag' or 'abstain', got 'ignore'"),
+        (["--on-bad-pixels", "reject"], "--on-bad-pixels reject needs --on-reject flag or abstain, got 'ignore'"),
         (["--on-reject", "panic"], "--on-reject must be one of ignore"),
-        (["--abstain", "1"], "abstain needs on_reject='abstain'"),
+        (["--abstain", "1"], "abstain needs --on-reject abstain"),
         (["--noise", "input"], "Blur draws no noise"),
     ):
         code, _, errors = command(*given, *options)

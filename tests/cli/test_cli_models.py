@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 SPEC = "torchvision:shufflenet_v2_x0_5"
 
@@ -57,3 +58,22 @@ def test_a_classifier_that_cannot_be_loaded_is_an_error(rest: str, message: str,
     out = tmp_path / "x.onnx"
     code, _, said = command("export", "--purifier", "identity", "--out", out, *rest.split())
     assert code == 2 and message in said and not out.exists()
+
+
+def test_train_reads_photos_as_the_classifier_wants_them(photos: Path, command) -> None:
+    for place in range(4):
+        Image.fromarray(np.full((300, 260, 3), 60 * place, dtype=np.uint8)).save(_folder("jpgs") / f"{place}.png")
+    line = (
+        f"train vae --set channels=2 --set latent=2 --classifier {SPEC} "
+        "--random-weights --data folder:jpgs --recipe robust:steps=1 --epochs 1 "
+        "--batch-size 4 --out p.safetensors"
+    )
+    code, _, said = command(*line.split())
+    assert code == 0, said
+    log = json.loads((photos / "p.log.jsonl").read_text().splitlines()[0])["settings"]
+    assert log["framing"]["crop"] == [224, 224] and log["config"]["image_shape"] == [3, 224, 224]
+
+
+def _folder(name: str) -> Path:
+    Path(name).mkdir(exist_ok=True)
+    return Path(name)

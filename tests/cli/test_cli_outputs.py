@@ -64,7 +64,7 @@ def test_audit_reads_the_named_output_as_its_kind(options, command, folder):
     report = purifier.AuditReport.load("found")
     pixels, labels = pullovers_and_coats(40).batch(range(40))
     right = (Binary("logits")(pixels).argmax(1) == labels).double().mean().item()
-    shares = {row.model: row.result.accuracy for row in report.rows}
+    shares = {row.model: row.result.share for row in report.rows}
     assert shares["undefended"] == pytest.approx(right)
     assert options[3] == report.classifier["output_kind"]
     assert report.command is not None and command(*report.command[1:])[0] == code  # it has both options
@@ -103,7 +103,7 @@ def test_train_and_export_take_them_too(command, folder):
         ((), "2 outputs of the classifier can be its logits: 0: 'feat' float32 (1, 10), 1: 'out' float32 (1, 1)"),
         (("--output", "out"), "--output-kind on the command line"),
         (("--output", "score"), "the classifier has no output 'score'; it returns 0: 'feat'"),
-        (("--output", "score"), "; choose one with output= (--output on the command line)"),
+        (("--output", "score"), "; choose one with --output"),
         (("--output", "7"), "no output at position 7; it returns 0: 'feat'"),
         (("--output", ""), "--output: expected a position such as 1 or a name such as logits, got nothing"),
         (("--output", "-1"), "output: expected a position of 0 or more, got -1"),

@@ -15,6 +15,7 @@ from PIL import Image
 
 from purifier.data import named
 from purifier.data.files import ImageFiles
+from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.errors import ConfigError, DataError, SpecError
 
@@ -142,14 +143,14 @@ def test_leaving_out_every_image_is_an_error(photos: Path) -> None:
 
 
 def test_a_file_that_changes_after_it_was_read_is_an_error(tmp_path: Path) -> None:
-    path = save_image(tmp_path / "a" / "x.png", 0, mode="L")
-    data = load_data(f"folder:{tmp_path}")
+    path = save_image(tmp_path / "x.png", 0, mode="L")
+    files = ImageFiles([path], cache_bytes=0)
     save_image(path, 0, mode="L", size=(9, 9))
     with pytest.raises(DataError, match=r"x\.png has changed since it was first read"):
-        data.batch([0])
+        files[torch.tensor([0])]
     path.unlink()
     with pytest.raises(DataError, match=r"cannot read image .*x\.png"):
-        data.batch([0])
+        files[torch.tensor([0])]
 
 
 def test_parts_of_a_folder_have_all_classes(tmp_path: Path) -> None:
@@ -210,7 +211,8 @@ def test_the_next_batch_is_decoded_while_the_caller_works(photos: Path, monkeypa
 
 
 def test_a_file_that_breaks_between_batches_ends_them(photos: Path) -> None:
-    data = load_data(f"folder:{photos}", skip_bad=True)
+    files = ImageFiles(sorted(photos.rglob("*.jpg")), skip_bad=True, cache_bytes=0)
+    data = ImageData("photos", files, None)
     served = data.batches([[0], [1], [2]])
     next(served)
     for path in photos.rglob("*.jpg"):

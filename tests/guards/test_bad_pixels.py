@@ -339,7 +339,7 @@ def test_an_exported_file_is_audited_as_before(tmp_path: Path) -> None:
         assert metadata["purifier.on_bad_pixels"] == options.get("on_bad_pixels", "raise")
         report = purifier.audit(str(written), data, attacks=(), output="logits")
         other = purifier.audit(session, data, attacks=())
-        results = [{row.model: row.result.accuracy for row in made.rows if row.result} for made in (report, other)]
+        results = [{row.model: row.result.share for row in made.rows if row.result} for made in (report, other)]
         assert results[0]["undefended"] == results[1]["guarded"]
 
 

@@ -116,7 +116,7 @@ def test_an_audit_asks_with_the_feed(alone: bool) -> None:
         report = purifier.audit(classifier(), data(-1), attacks=(), feed=feed, device="cpu")
     else:
         report = purifier.audit(purifier.guard(classifier(), "identity", feed=feed), data(-1), attacks=(), device="cpu")
-    assert [row.result.accuracy for row in report.rows if row.result] == [1.0] * len(report.rows)
+    assert [row.result.share for row in report.rows if row.result] == [1.0] * len(report.rows)
     with pytest.raises(
         ConfigError, match=r"needs more than images: gain .*give values with feed=.*--feed gain=file.npy"
     ):

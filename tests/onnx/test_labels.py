@@ -76,7 +76,7 @@ def test_labels_are_judged_as_they_are(kind: str, extra: str, alone: bool) -> No
     wrong = ImageData("wrong", right.batch(range(24))[0], (right.labels + 1) % 4)
     for images, expected in ((right, 1), (wrong, 0)):
         report = purifier.audit(given, images, attacks=(), device="cpu", **reading)
-        assert {row.result.accuracy for row in report.rows if row.result} == {expected}
+        assert {row.result.share for row in report.rows if row.result} == {expected}
 
 
 def test_a_preset_attacks_labels_with_what_needs_only_labels() -> None:
@@ -89,7 +89,7 @@ def test_a_preset_attacks_labels_with_what_needs_only_labels() -> None:
 def test_an_attack_by_labels_finds_adversarial_images() -> None:
     attack = ["hopskipjump:queries=300"]
     report = purifier.audit(classifier(), data(6), eps=0.5, attacks=attack, output_kind="label", device="cpu")
-    assert [row.result.accuracy for row in report.rows if row.result and row.attack.startswith("hop")] == [0]
+    assert [row.result.share for row in report.rows if row.result and row.attack.startswith("hop")] == [0]
 
 
 def test_attacks_that_need_scores_are_refused() -> None:

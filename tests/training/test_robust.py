@@ -58,7 +58,7 @@ def robust_accuracy(classifier: nn.Module, filter_: Purifier) -> float:
         routes=["exact"],
         probes=8,
     )
-    return next(case.result.accuracy for case in report.worst_case if case.model == "guarded")
+    return next(case.result.share for case in report.worst_case if case.model == "guarded")
 
 
 @pytest.mark.integration

@@ -57,7 +57,7 @@ def test_an_audit_runs_them_along_every_route(library, net, few):
     report = purifier.audit(guarded, few, eps=0.08, attacks=[climbs, asks], batch_size=16, probes=4)
     rows = {(row.attack, row.model, row.route): row for row in report.rows}
     assert not [row.error for row in report.rows if row.error]
-    clean = rows["none", "guarded", None].result.accuracy
+    clean = rows["none", "guarded", None].result.share
     assert {route for attack, model, route in rows if attack == climbs and model == "guarded"} == {
         "exact",
         "bpda",
@@ -65,8 +65,8 @@ def test_an_audit_runs_them_along_every_route(library, net, few):
     }
     for route in ("exact", "bpda"):
         assert rows[climbs, "guarded", route].gradients_per_image > 0
-        assert rows[climbs, "guarded", route].result.accuracy < clean
-    exact, oblivious = (rows[climbs, "guarded", route].result.accuracy for route in ("exact", "oblivious"))
+        assert rows[climbs, "guarded", route].result.share < clean
+    exact, oblivious = (rows[climbs, "guarded", route].result.share for route in ("exact", "oblivious"))
     assert exact < clean / 2 and exact < oblivious
     row = rows[asks, "guarded", "none"]
     assert row.gradients_per_image == 0 and row.queries_per_image > 5
