@@ -34,23 +34,24 @@ PATCHES = 5_000
 
 
 class Stock(nn.Module):
-    """3x32x32 pixels in [0, 1] -> logits of 10 classes."""
+    """3x32x32 pixels in [0, 1] -> logits of 10 classes; ``width`` multiplies its channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
+        widths = [round(width * each) for each in WIDTHS]
         self.whiten = nn.Conv2d(3, 24, 2)
         self.whiten.weight.requires_grad_(False)
         layers: list[nn.Module] = []
-        for before, width in zip((24, *WIDTHS), WIDTHS, strict=False):
+        for before, after in zip((24, *widths), widths, strict=False):
             layers += [
-                nn.Conv2d(before, width, 3, padding=1, bias=False),
+                nn.Conv2d(before, after, 3, padding=1, bias=False),
                 nn.MaxPool2d(2),
-                nn.BatchNorm2d(width),
+                nn.BatchNorm2d(after),
                 nn.GELU(),
             ]
-            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.GELU()]
+            layers += [nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
         self.layers = nn.Sequential(*layers)
-        self.last = nn.Linear(WIDTHS[-1], 10)
+        self.last = nn.Linear(widths[-1], 10)
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.layers(F.gelu(self.whiten(pixels - 0.47))).amax((2, 3))

@@ -1,7 +1,7 @@
-"""ResNet-20 and ResNet-56 for CIFAR-10 (He et al. 2016, section 4.2, with shortcuts of option A), for published weights.
+"""ResNet-20 and ResNet-56 for CIFAR-10 (He et al. 2016, section 4.2, shortcuts of option A), for published weights.
 
-``purifier audit --classifier cifar_resnet:resnet20 --weights cifar10-resnet20.safetensors --preprocessing imagenet`` with
-this folder in ``PYTHONPATH``.
+``purifier audit --classifier cifar_resnet:resnet20 --weights cifar10-resnet20.safetensors --preprocessing imagenet``
+with this folder in ``PYTHONPATH``.
 """
 
 from __future__ import annotations
