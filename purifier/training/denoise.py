@@ -92,6 +92,18 @@ class Denoise(Recipe):
         noise = draw(purifier, batch.pixels, batch.generator)
         return loss_of(purifier, adversarial, batch.pixels, noise, batch.labels)
 
+    def memory_step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
+        """A gradient of the classifier, which is what attacks take memory for, and the purifier's loss terms."""
+        assert batch.classifier is not None
+        pixels = batch.pixels.detach().clone().requires_grad_(self.needs_gradients)
+        with torch.enable_grad(), torch.autocast(pixels.device.type, enabled=False):
+            logits = batch.classifier(pixels)
+            if self.needs_gradients:
+                torch.autograd.grad(logits.sum(), pixels)
+        del logits
+        noise = draw(purifier, batch.pixels, batch.generator)
+        return loss_of(purifier, batch.pixels, batch.pixels, noise, batch.labels)
+
     @cached_property
     def _choices(self) -> list[tuple[Attack, list[Threat]]]:
         """The attacks, each with its budgets."""

@@ -38,7 +38,11 @@ def too_late(now: Progress) -> None:
             r"expected the base's image_shape \(1, 28, 28\), got",
         ),
         ({"plugin": "gmvae", "config": {"components": 9}}, TrainingError, "9 components need at least as many images"),
-        ({"plugin": "gmvae", "config": {"spatial": True, "labelled": True}}, ConfigError, "leave spatial or labelled out"),
+        (
+            {"plugin": "gmvae", "config": {"spatial": True, "labelled": True}},
+            ConfigError,
+            "leave spatial or labelled out",
+        ),
         (
             {"plugin": "gmvae", "config": {"labelled": True}},
             TrainingError,
