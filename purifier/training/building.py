@@ -156,8 +156,8 @@ def _check_weights(start: Start, purifier: Purifier, data: ImageData) -> None:
         return
     sizes = ", or choose a size (--size tiny)" if issubclass(type(purifier).Config, Sized) else ""
     raise ConfigError(
-        f"{start.what} has {count / 1e6:.3g} million weights with these options, for images {data.shape}; expected at "
-        f"most {start.max_weights / 1e6:.3g} million: lower its sizes{sizes}, or raise --max-weights (max_weights)"
+        f"{start.what} has {count:,} weights with these options, for images {data.shape}; expected at "
+        f"most {start.max_weights:,}: lower its sizes{sizes}, or raise --max-weights (max_weights)"
     )
 
 

@@ -19,6 +19,7 @@ from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..seeding import SampleGenerator
 from ..specs import build, split_spec
+from .budgets import check_trainable
 from .failures import explains_itself
 from .recipe import Batch, Recipe, loss_of
 
@@ -57,7 +58,9 @@ class Denoise(Recipe):
     def __post_init__(self) -> None:
         if not self.eps:
             raise ConfigError("denoise: eps: expected one or more budgets, such as 0.1 0.2, got none")
-        for attack, (threat, *_) in self._choices:
+        for attack, (threat, *others) in self._choices:
+            for one in (threat, *others):
+                check_trainable(one, "denoise")
             if threat.norm not in attack.norms:
                 raise ConfigError(
                     f"denoise: {type(attack).__name__} supports {', '.join(attack.norms)}, not {threat.norm}; "

@@ -50,7 +50,7 @@ def test_options_are_those_that_the_plugin_suggests(side: int, size: str | None,
 def test_large_colour_images_get_no_vector_of_latents_by_default(tmp_path: Path) -> None:
     trained = made(tmp_path / "a.safetensors", shape=(3, 224, 224), config={"channels": 4}, batch_size=2)
     assert sum(weight.numel() for weight in trained.parameters()) < 1e6
-    with pytest.raises(ConfigError, match=r"million weights .* at most 50 million: lower its sizes, or choose a size"):
+    with pytest.raises(ConfigError, match=r"weights .* at most 50,000,000: lower its sizes, or choose a size"):
         made(tmp_path / "b.safetensors", shape=(3, 224, 224), config={"spatial": False, "stem": 1, "channels": 128})
 
 
