@@ -32,7 +32,7 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device)) - before
     with _Counted() as counted:
         run()
-    return counted.peak
+    return int(counted.peak)
 
 
 class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
