@@ -112,6 +112,8 @@ class VariationalConfig:
     @classmethod
     def suggested(cls, image_shape: tuple[int, int, int], size: str | None) -> Mapping[str, Any]:
         """The options for images of this shape and a ``size`` of ``SIZES``; None for what suits the images."""
+        if size is not None and size not in SIZES:
+            raise ConfigError(f"size: expected one of {', '.join(SIZES)}, got {size!r}")
         side = min(image_shape[1:])
         stem = next((stem for least, stem in STEMS if side >= least), 1)
         if size is None and stem == 1:

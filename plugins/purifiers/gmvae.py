@@ -26,6 +26,8 @@ MAX_COVARIANCE_VALUES = 2**22
 """Limit on the number of covariance entries, which are multiplied out for every image."""
 FIT_IMAGES = 10_000
 """Limit on the latents for expectation-maximisation, whose time grows with them."""
+FITTED_BEFORE = -(2**40)
+"""In place of the epoch of the fit if another run fitted the mixture."""
 GOLDEN = 0.6180339887498949
 
 
@@ -113,6 +115,8 @@ class Gmvae(Variational):
         """
         if epoch == 1:
             self._check_data(data)
+            if self.fitted_in > 1:  # by the run that these weights are from: its warm-up is over
+                self.fitted_in.fill_(FITTED_BEFORE)
         first = min(1 + math.ceil(self.config.pretrain * epochs), epochs)
         if not self.fitted_in and epoch >= first:
             self._fit(data)

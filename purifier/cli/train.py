@@ -32,6 +32,12 @@ def train(
     plugin: Annotated[str, typer.Argument(help="Name of a purifier plugin, such as vae.")],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:train.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write, a .safetensors file.")],
+    size: Annotated[
+        str | None, typer.Option(help="Size of the purifier: tiny, small or base (default: what suits the images).")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Checkpoint to begin with, of the same plugin.")
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="How to train: elbo, denoise or robust, with options such as robust:eps=0.1,steps=2.")
     ] = "elbo",
@@ -46,7 +52,9 @@ def train(
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step (default: 128, or what fits into memory).")
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adam or muon (default: the recipe's; robust: muon).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (default: the recipe's, 1e-3 or 5e-3).")] = None,
     schedule: Annotated[
@@ -57,9 +65,12 @@ def train(
         float | None, typer.Option(help="Decay per step of the averaged weights; 0 for no average (robust: 0.999).")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, or auto: bfloat16 if the device has it (robust: auto).")
+        str | None, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is faster (robust: auto).")
     ] = None,
-    augment: Annotated[str | None, typer.Option(help="none, shift, or flip (shifts and mirror images).")] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="none, shift, flip (shifts and mirror images) or crop (larger shifts and mirror images)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of another run.")] = False,
@@ -74,6 +85,7 @@ def train(
     skip_bad: Annotated[bool, SKIP_BAD] = False,
     max_bytes: Annotated[int | None, MAX_BYTES] = None,
     no_labels: Annotated[bool, NO_LABELS] = False,
+    max_weights: Annotated[int, typer.Option(help="Largest number of weights allowed.")] = 50_000_000,
     device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
     save_every: Annotated[
         int, typer.Option(help="Epochs between two states, from which a run can resume, at the end of an epoch.")
@@ -121,6 +133,9 @@ def train(
             images,
             out,
             config=config,
+            size=size,
+            init=init,
+            max_weights=max_weights,
             recipe=recipe,
             classifier=model,
             weights=None if read else weights,

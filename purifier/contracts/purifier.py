@@ -135,6 +135,19 @@ class LatentSpace(Protocol):
         """The decoder's pixels (N, C, H, W) in [0, 1] for latents (N, ...)."""
 
 
+@runtime_checkable
+class Sized(Protocol):
+    """A Config that suggests options for images and for sizes such as ``small``."""
+
+    @classmethod
+    def suggested(cls, image_shape: tuple[int, int, int], size: str | None) -> Mapping[str, Any]:
+        """Options by name for images (C, H, W). Options that a user gives override them.
+
+        ``size`` is the name of a size; None for what suits the images. Raises ``ConfigError``, naming the sizes, if
+        there is no such size.
+        """
+
+
 def dtype_of(purifier: Purifier, default: torch.dtype = torch.float32) -> torch.dtype:
     """The dtype of a purifier's weights; ``default`` if it has none."""
     tensors = chain(purifier.parameters(), purifier.buffers())

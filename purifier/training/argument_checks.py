@@ -19,7 +19,15 @@ class _TrialWrite(Exception):
 
 
 def check_kinds(
-    plugin: object, out: object, config: object, recipe: object, progress: object, weights: object, root: object
+    plugin: object,
+    out: object,
+    config: object,
+    recipe: object,
+    progress: object,
+    weights: object,
+    root: object,
+    size: object,
+    init: object,
 ) -> None:
     """Raise ``ConfigError`` if an argument of ``purifier.train`` has the wrong type."""
     for name, value, kinds, wanted in (
@@ -29,6 +37,8 @@ def check_kinds(
         ("recipe", recipe, str, "a recipe, such as 'robust:eps=0.1'"),
         ("weights", weights, str | Path | None, "a file name"),
         ("root", root, str | Path | None, "a folder"),
+        ("size", size, str | None, "the name of a size, such as 'small'"),
+        ("init", init, str | Path | None, "a checkpoint"),
     ):
         if not isinstance(value, kinds):
             raise ConfigError(f"{name}: expected {wanted}, got {value!r}")
@@ -62,9 +72,14 @@ def check_out(out: Path, read: Iterable[object]) -> None:
             raise _TrialWrite
 
 
-def check_numbers(epochs: int, batch_size: int, seed: int, save_every: int, save_minutes: float) -> None:
-    """Raise ``ConfigError`` if a number is out of range."""
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("save_every", save_every)):
+def check_numbers(
+    epochs: int, batch_size: int | None, seed: int, save_every: int, save_minutes: float, max_weights: int
+) -> None:
+    """Raise ``ConfigError`` if a number is out of range; without a batch size, one is chosen later."""
+    counts = {"epochs": epochs, "batch_size": batch_size, "save_every": save_every, "max_weights": max_weights}
+    for name, value in counts.items():
+        if name == "batch_size" and value is None:
+            continue
         if type(value) is not int or value < 1:
             raise ConfigError(f"{name}: expected a whole number, 1 or more, got {value!r}")
     if type(seed) is not int:

@@ -247,7 +247,8 @@ class Run:
             if self.saver.is_due_before_check():
                 self.saver.write(within)
             start, spread = time.perf_counter(), self.data.spread(watched(len(self.data)))
-            parts = [spread[first : first + PART] for first in range(0, len(spread), PART)]
+            part = min(PART, self.batch_size)  # what fits into memory
+            parts = [spread[first : first + part] for first in range(0, len(spread), part)]
 
             def batches() -> Iterator[Batch]:
                 return (self._batch(self.data.batch(part), part, epoch, done=epoch / self.epochs) for part in parts)

@@ -87,6 +87,10 @@ class Recipe(ABC):
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """The weighted scalar terms, batch means, whose sum is minimised; the purifier is in training mode."""
 
+    def memory_step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
+        """The terms of a step that takes as much memory as ``step``; overridden where that takes long."""
+        return self.step(purifier, batch)
+
     def watch(self, purifier: Purifier, batches: Iterable[Batch]) -> dict[str, float]:
         """Figures for the log after an epoch, about the purifier that would be saved, on training images.
 

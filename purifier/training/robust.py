@@ -17,6 +17,7 @@ from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
 from ..errors import ConfigError
+from .budgets import check_trainable
 from .inner_attack import ascent, climb
 from .optimisation import Optimisation
 from .recipe import Batch, Collapse, Recipe, purified_and_loss_of
@@ -82,7 +83,7 @@ class Robust(Recipe):
     kl: float = 0.1568
 
     def __post_init__(self) -> None:
-        Threat(self.norm, self.eps)
+        check_trainable(Threat(self.norm, self.eps), "robust")
         if self.steps < 1:
             raise ConfigError(f"robust: steps must be at least 1, got {self.steps}")
         if not 0 <= self.ramp <= 1:

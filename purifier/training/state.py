@@ -141,6 +141,16 @@ def read_state(path: Path, follower: Follower, settings: Mapping[str, Any]) -> S
     return state
 
 
+def settings_of(path: Path) -> dict[str, Any]:
+    """The settings of the run that wrote a state; empty if there is no such state, which ``read_state`` explains."""
+    try:
+        found = read_tensors(path)[1].get(STATE_KEY)
+    except CheckpointError:
+        return {}
+    settings = found.get("settings") if isinstance(found, dict) else None
+    return settings if isinstance(settings, dict) else {}
+
+
 def epoch_of(path: Path) -> int:
     """The number of whole epochs in a state."""
     return int(read_tensors(path)[1][STATE_KEY]["entry"]["epoch"])

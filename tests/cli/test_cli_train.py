@@ -35,6 +35,28 @@ def test_train(tmp_path: Path) -> None:
     assert (made.provenance["seed"], made.provenance["metrics"]["epochs"]) == (7, 2)
 
 
+def test_a_size_and_a_checkpoint_to_begin_with(command, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    options = "--data demo:8 --epochs 1"
+    code, _, said = command(*f"train vae {options} --size tiny --set channels=2 --out {first}".split())
+    assert code == 0, said
+    code, _, said = command(*f"train vae {options} --init {first} --out {second}".split())
+    assert code == 0, said
+    one, other = checkpoint.load(first), checkpoint.load(second)
+    assert one.config == other.config and (other.config.channels, other.config.depth, other.config.spatial) == (
+        2,
+        1,
+        True,
+    )
+    assert other.provenance["training"]["init"] == one.provenance["sha256"]
+    for wrong, message in (
+        ("--size huge", "expected one of tiny, small, base"),
+        ("--max-weights 9", "at most 9: lower"),
+    ):
+        code, _, said = command(*f"train vae {options} {wrong} --out {tmp_path / 'third.safetensors'}".split())
+        assert code == 2 and message in said
+
+
 def test_progress_without_a_terminal_is_a_line_now_and_then(command, tmp_path: Path) -> None:
     out = tmp_path / "vae.safetensors"
     line = f"train vae --data demo:64 --out {out} --epochs 3 --batch-size 16 --set channels=2 --set latent=3"

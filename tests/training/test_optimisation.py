@@ -81,6 +81,27 @@ def test_augmentation_moves_whole_images_the_same_in_any_batch() -> None:
         assert torch.equal(moved, pixels) == (how == "none")
 
 
+@pytest.mark.parametrize(("side", "most"), [(16, 2), (28, 3)])
+def test_a_crop_is_a_window_of_the_image_padded_by_an_eighth(side: int, most: int) -> None:
+    pixels = load_data("fashion-mnist:train:100").batch(range(100))[0][:, :, :side, :side]
+    moved = augmented(pixels, SampleGenerator(4, range(100)), "crop")
+    assert torch.equal(augmented(pixels[50:60], SampleGenerator(4, range(50, 60)), "crop"), moved[50:60])
+    places = set()
+    for image, bare in zip(moved, pixels, strict=True):
+        windows = {
+            (flip, y, x): whole[:, y : y + side, x : x + side]
+            for flip in (False, True)
+            for whole in nn.functional.pad((bare.flip(2) if flip else bare)[None], (most,) * 4, mode="reflect")
+            for y in range(2 * most + 1)
+            for x in range(2 * most + 1)
+        }
+        found = [place for place, window in windows.items() if torch.equal(image, window)]
+        assert found
+        places.add(found[0])
+    assert len({flip for flip, _, _ in places}) == 2
+    assert {y for _, y, _ in places} == {x for _, _, x in places} == set(range(2 * most + 1))
+
+
 class Overhears(nn.Module):
     """A classifier that records the precision it is called in."""
 
@@ -93,11 +114,13 @@ class Overhears(nn.Module):
         return self.net(pixels)
 
 
-@pytest.mark.parametrize(("has", "expected"), [({}, "float32"), ({"amx_bf16": True}, "bfloat16")])
+@pytest.mark.parametrize(
+    ("has", "expected"), [({}, "float32"), ({"avx512_bf16": True}, "float32"), ({"amx_bf16": True}, "bfloat16")]
+)
 def test_bfloat16_only_where_the_cpu_has_it(
     has: dict[str, bool], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, **has})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, **has})
     out = tmp_path / "a.safetensors"
     classifier = Overhears()
     train("vae", "demo:20", out, config=SMALL, recipe="robust", classifier=classifier, epochs=1)
