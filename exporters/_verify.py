@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 from torch import Tensor
 
 from purifier.errors import ClassifierError, ExportError
@@ -78,9 +78,13 @@ class Verifier:
             self._session = open_quietly(file)
         except ClassifierError as error:
             cause = innermost_cause(error).replace(file.name, path.name)
+            double = any(
+                value.type.tensor_type.elem_type == TensorProto.DOUBLE for value in candidate.model.graph.input
+            )
+            advice = "it lacks many operators in float64, so export a float32 copy" if double else "try a lower opset"
             raise ExportError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot open the file, which uses opset "
-                f"{opset_of(candidate.model)} ({cause}); try a lower opset",
+                f"{opset_of(candidate.model)} ({cause}); {advice}",
                 path,
             ) from error
 

@@ -17,7 +17,7 @@ from ..errors import ClassifierError, SpecError
 from ..foreign_code import explained, first_line
 from .weights import load_weights, read_weights, state_for, weights_only
 
-OTHERWISE = "give a file with --weights, or --random-weights for a trial (in Python, give the module itself)"
+OTHERWISE = "give a file with weights= (--weights), or random_weights=True (--random-weights) for a trial"
 WITH_TRANSFORM_INPUT = ("googlenet", "inception_v3")
 """Models of torchvision that normalise once more inside if their weights are torchvision's."""
 
@@ -77,7 +77,11 @@ def library_classifier(
     if not name:
         raise SpecError(f"cannot read MODEL {spec!r}: expected {', '.join(FORMS)}", spec)
     if weights is not None and random_weights:
-        raise SpecError(f"MODEL {spec!r}: expected --weights or --random-weights, got both; leave one out", spec)
+        raise SpecError(
+            f"MODEL {spec!r}: expected weights= (--weights) or random_weights=True (--random-weights), got both; leave "
+            "one out",
+            spec,
+        )
     wanted = _Wanted(spec, name, weights, random_weights)
     failure = f"MODEL {spec!r} failed"
     with explained(failure, partial(ClassifierError, path=spec), describe=_cause), weights_only():
@@ -92,7 +96,10 @@ def _torchvision(wanted: _Wanted) -> tuple[nn.Module, Callable[[], Preprocessing
 
     name, at, version = wanted.name.partition("@")
     if at and not wanted.own_weights:
-        raise wanted.error(f"expected no weights after @ beside --weights or --random-weights, got {version!r}")
+        raise wanted.error(
+            f"expected no weights after @ beside weights= (--weights) or random_weights=True (--random-weights), "
+            f"got {version!r}"
+        )
     if name not in models.list_models():
         raise wanted.error(f"torchvision has no model {name!r}; torchvision.models.list_models() lists them")
     known = models.get_model_weights(name)

@@ -16,7 +16,7 @@ from onnx import ModelProto
 from torch import nn
 
 from ..data.pixels import Preprocessing
-from ..errors import ClassifierError, FileError, SpecError
+from ..errors import ClassifierError, ConfigError, FileError, SpecError
 from ..foreign_code import explained, first_line
 from ..onnx.reader import load_onnx
 from ..torch_tools.freezing import evaluating
@@ -61,9 +61,18 @@ def read_classifier(
 
     Raises
     ------
+    ConfigError
+        ``weights`` is no name, or ``random_weights`` is no bool.
     SpecError, ClassifierError
         The spec is none of these, the file is damaged, the weights do not fit, or cannot be downloaded.
     """
+    if weights is not None and not isinstance(weights, str | Path):
+        raise ConfigError(
+            f"weights: expected the name of a file, got {type(weights).__name__}; load other weights into the module, "
+            "and give that"
+        )
+    if not isinstance(random_weights, bool):
+        raise ConfigError(f"random_weights must be True or False, got {random_weights!r}")
     text = str(spec)
     library, colon, name = text.partition(":")
     if colon and library in LIBRARIES:
@@ -73,13 +82,15 @@ def read_classifier(
         )
         return evaluating(module), wanted
     if random_weights:
-        raise SpecError(f"--random-weights needs {', '.join(LIBRARY_FORMS)}, got {text!r}; leave it out", text)
+        raise SpecError(
+            f"random_weights=True (--random-weights) needs {', '.join(LIBRARY_FORMS)}, got {text!r}; leave it out", text
+        )
     if text == "demo" and weights is None:
         return read_classifier("purifier.assets.classifier:demo_classifier", preprocessing=preprocessing)
     if weights is not None and (not colon or Path(text).suffix in (".onnx", ".pt2")):
         raise SpecError(
-            f"--weights needs package.module:factory, {', '.join(LIBRARY_FORMS)}, got {text!r}, which has its own "
-            "weights; leave them out",
+            f"weights= (--weights) needs package.module:factory, {', '.join(LIBRARY_FORMS)}, got {text!r}, which has "
+            "its own weights; leave them out",
             text,
         )
     if is_onnx_file(text):

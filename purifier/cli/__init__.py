@@ -113,7 +113,7 @@ def _command_in(arguments: Sequence[str]) -> typer.core.TyperCommand | None:
 def _as_typed(message: str, arguments: Sequence[str]) -> str:
     command = _command_in(arguments)
     options = {} if command is None else {one.name or "": max(one.opts, key=len) for one in command.params}
-    return as_typed(message, {name: typed for name, typed in options.items() if typed.startswith("--")})
+    return as_typed(message, {name: typed for name, typed in options.items() if typed.startswith("--")}, arguments)
 
 
 def _help_and_exit() -> NoReturn:

@@ -21,7 +21,9 @@ def report(path: Annotated[Path, typer.Argument(help="report.json, or the folder
     console = plain_console()
     try:
         print_report(found, console)
-        if found.command:
+        if found.command is not None:
+            if not isinstance(found.command, list) or not all(isinstance(word, str) for word in found.command):
+                raise TypeError(f"command: expected a list of words, got {found.command!r}")
             console.print(f"made by {shlex.join(found.command)}", markup=False, soft_wrap=True)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise FileError(f"{path} is not a complete report ({error!r}); run the audit again", path) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 IN_PYTHON = re.compile(r" \([^()]*\bin Python\b[^()]*\)")
 """What a message adds for those who call a function."""
@@ -17,7 +17,7 @@ NOT_IN_A_NAME = r"(?![\w.:/'\"`=(-])"
 SAID_TWICE = re.compile(r"(--[a-z][a-z-]*)((?: [^\s();]+)?) \(\1\)")
 
 
-def as_typed(message: str, options: Mapping[str, str]) -> str:
+def as_typed(message: str, options: Mapping[str, str], given: Sequence[str] = ()) -> str:
     """A message of a function, for the command line.
 
     ``on_reject='flag'`` becomes ``--on-reject flag``, ``batch_size must be`` becomes ``--batch-size must be``, and
@@ -28,6 +28,8 @@ def as_typed(message: str, options: Mapping[str, str]) -> str:
     options
         The options of the command that was typed, by parameter name: ``batch_size`` -> ``--batch-size``. Other names
         stay as they are.
+    given
+        The words of the command line. What a message repeats of their values, such as the name of a file, stays.
     """
     if not options:
         return message
@@ -36,10 +38,18 @@ def as_typed(message: str, options: Mapping[str, str]) -> str:
         message = options[found[1]] + message[found.end() :]
     message = ON_THE_COMMAND_LINE.sub(r"\1", IN_PYTHON.sub("", message))
     names = NAME.format(names="|".join(sorted(options, key=len, reverse=True)))
-    message = re.sub(names + VALUE, lambda match: _with_value(match, options), message)
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in given]
+
+    def typed(match: re.Match[str]) -> str:
+        begins = [value for value in values if f"{match[1]}=" in value]
+        repeated = any(value in message or (match[2] and match[0] in value) for value in begins)
+        return match[0] if repeated else _with_value(match, options)
+
+    message = re.sub(names + VALUE, typed, message)
     several = "|".join(name for name in options if "_" in name)  # a single word may be just a word
     if several:
-        message = re.sub(NAME.format(names=several) + NOT_IN_A_NAME, lambda match: options[match[1]], message)
+        words = NAME.format(names=several) + NOT_IN_A_NAME
+        message = re.sub(words, lambda match: match[0] if match[0] in given else options[match[1]], message)
     return SAID_TWICE.sub(r"\1\2", message)
 
 

@@ -53,8 +53,9 @@ class ImageFiles:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.framing = framing or Framing()
-        self._cache = _Cache(cache_bytes)
-        found = in_workers(lambda path: self._examine(path, mode), paths)
+        cache = _Cache(cache_bytes)
+        found = in_workers(lambda path: self._examine(path, mode, cache), paths)
+        self._cached = cache.kept
         bad = [error for error in found if isinstance(error, DataError)]
         if bad and (not skip_bad or len(bad) == len(found)):
             raise _broken(bad, len(found))
@@ -67,13 +68,13 @@ class ImageFiles:
         width, height = self._one_size([facts.size for _, facts in good])
         self.shape = (len(self.paths), 1 if self.mode == "L" else 3, height, width)
 
-    def _examine(self, path: Path, mode: Mode | None) -> Facts | DataError:
+    def _examine(self, path: Path, mode: Mode | None, cache: _Cache) -> Facts | DataError:
         """Decode a file completely, so that a damaged one is found now; the error is returned."""
         try:
             image, facts = decode(path, mode, self.framing)
         except DataError as error:
             return error
-        self._cache.keep(path, image)
+        cache.keep(path, image)
         return facts
 
     def _one_size(self, sizes: Sequence[Size]) -> Size:
@@ -103,7 +104,7 @@ class ImageFiles:
 
         def read(row: int, position: int) -> None:
             path = self.paths[position]
-            decoded = self._cache.kept.get(path)
+            decoded = self._cached.get(path)
             if decoded is None:
                 image, _ = decode(path, self.mode, self.framing)
                 if image.size != (self.shape[3], self.shape[2]):
@@ -113,7 +114,7 @@ class ImageFiles:
             out[row].copy_(torch.from_numpy(decoded).view(*self.shape[2:], -1).permute(2, 0, 1))
 
         jobs = list(enumerate(positions.tolist()))
-        if all(self.paths[position] in self._cache.kept for _, position in jobs):
+        if all(self.paths[position] in self._cached for _, position in jobs):
             for job in jobs:  # copies are quicker than threads
                 read(*job)
         else:

@@ -206,7 +206,7 @@ def damaged(raw: dict, place: str, value: object) -> dict:
         ("rows/2/detection/auc", None),
         ("rows/2/detection/auc/value", 1.5),
         ("rows/2/detection/auc/interval", [0.9]),
-        ("rows/2/detection/held/accuracy", 2),
+        ("rows/2/detection/held/share", 2),
         ("rows/2/detection/rejected/count", None),
         ("rows/2/scores_per_image", None),
         ("calibration", None),

@@ -72,7 +72,7 @@ def test_weights_are_never_random_unless_asked_for(offline: Path) -> None:
     for part in (
         "its weights ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1 cannot be loaded (URLError: <urlopen error no network>)",
         "download https://download.pytorch.org/models/shufflenetv2_x0.5-f707e7126e.pth into",
-        f"{offline.parent}/checkpoints, or give a file with --weights, or --random-weights",
+        f"{offline.parent}/checkpoints, or give a file with weights= (--weights), or random_weights=True",
     ):
         assert part in str(raised.value)
     first, second = (load_classifier(f"torchvision:{SMALL}", random_weights=True) for _ in range(2))
@@ -117,8 +117,16 @@ def test_a_pickle_in_the_cache_is_never_run(offline: Path, tmp_path: Path) -> No
         ("torchvision:inception_v3", {"weights": "w.pt"}, "expected weights by name after @.*transform_input"),
         ("torchvision:resnet18", {"weights": "w.pt", "random_weights": True}, "got both; leave one out"),
         ("torchvision:resnet18", {"weights": "absent.pt"}, "no file absent.pt"),
-        ("demo", {"random_weights": True}, "--random-weights needs torchvision:NAME, timm:NAME, hf:FOLDER, got 'demo'"),
-        ("torch.nn:Identity", {"random_weights": True}, "--random-weights needs torchvision:NAME"),
+        (
+            "demo",
+            {"random_weights": True},
+            r"\(--random-weights\) needs torchvision:NAME, timm:NAME, hf:FOLDER, got 'demo'",
+        ),
+        (
+            "torch.nn:Identity",
+            {"random_weights": True},
+            r"random_weights=True \(--random-weights\) needs torchvision:NAME",
+        ),
     ],
 )
 def test_what_torchvision_has_not_is_an_error(spec: str, options: dict[str, Any], message: str) -> None:
@@ -182,7 +190,7 @@ def test_timm_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     ):
         load_classifier("timm:test_resnet")
     unweighted = next(name for name in timm.list_models() if not timm.get_pretrained_cfg(name).has_weights)
-    with pytest.raises(ClassifierError, match=f"timm has no weights for '{unweighted}'; give a file with --weights"):
+    with pytest.raises(ClassifierError, match=f"timm has no weights for '{unweighted}'; give a file with weights="):
         load_classifier(f"timm:{unweighted}")
     with pytest.raises(ClassifierError, match="timm has no model 'resnet19'"):
         load_classifier("timm:resnet19", random_weights=True)

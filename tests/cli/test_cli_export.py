@@ -43,7 +43,7 @@ def test_no_cache_keeps_nothing(
     onnx.save(linear(), source)
     words = ["export", "--classifier", source, "--purifier", "blur", "--out", tmp_path / "guarded.onnx"]
     assert command(*words, "--no-cache")[0] == 0 and not (tmp_path / "cache").exists()
-    assert command(*words)[0] == 0 and len(list((tmp_path / "cache" / "fronts").iterdir())) == 1
+    assert command(*words)[0] == 0 and any((tmp_path / "cache" / "fronts").iterdir())
 
 
 @pytest.mark.parametrize("input", ["right", "1"])

@@ -36,5 +36,12 @@ def test_options_are_named_as_typed(said: str, typed: str) -> None:
     assert as_typed(said, OPTIONS) == typed
 
 
+def test_what_was_typed_stays() -> None:
+    given = ["audit", "--data", "folder:old eps=1", "--out=run eps=2/a", "batch_size", "--eps=3"]
+    for said in ("no folder old eps=1; give another", "run eps=2/a/report.json is there", "no folder batch_size here"):
+        assert as_typed(said, OPTIONS, given) == said
+    assert as_typed("old eps=1: lower eps=4 or eps=", OPTIONS, given) == "old eps=1: lower --eps 4 or --eps"
+
+
 def test_without_a_command_nothing_changes() -> None:
     assert as_typed("use on_reject='flag'", {}) == "use on_reject='flag'"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +41,12 @@ def test_images_are_the_same_with_and_without_cache(paths: list[Path], mode: obj
     files = ImageFiles(paths, mode, FRAMING, cache_bytes=most)
     assert torch.equal(files[positions], expected)
     assert torch.equal(files[positions], expected)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda files: pickle.loads(pickle.dumps(files))])  # noqa: S301  # its own
+def test_files_can_be_copied_and_sent_to_other_processes(paths: list[Path], again: Callable[[Any], Any]) -> None:
+    files = ImageFiles(paths, None, FRAMING)
+    assert torch.equal(again(files)[torch.arange(COUNT)], files[torch.arange(COUNT)])
 
 
 def test_what_is_kept_is_bounded(paths: list[Path]) -> None:

@@ -28,3 +28,12 @@ def test_weights_of_a_spec(tmp_path: Path) -> None:
 def test_a_module_takes_no_weights(option) -> None:
     with pytest.raises(ConfigError, match="only a MODEL spec takes weights"):
         purifier.guard(torch.nn.Identity(), "identity", **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [({"weights": {}}, "weights: expected the name of a file, got dict"), ({"random_weights": "no"}, "True or False")],
+)
+def test_weights_that_are_no_file_are_an_error(option, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        purifier.guard(SPEC, "identity", **option)

@@ -163,7 +163,7 @@ def test_a_session_outlives_its_file(tmp_path: Path, replace: str) -> None:
             file.write(bytes(path.stat().st_size))
     assert np.array_equal(logits(session), expected)
     assert session.classifier == classifier()
-    assert np.array_equal(logits(pickle.loads(pickle.dumps(session))), expected)  # noqa: S301
+    assert np.array_equal(logits(pickle.loads(pickle.dumps(session))), expected)  # noqa: S301  # its own
     whole = onnxruntime.InferenceSession(session.model.SerializeToString(), providers=[CPU])
     assert np.array_equal(logits(whole), expected)
 
