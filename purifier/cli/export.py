@@ -74,9 +74,11 @@ def export(
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
     from torch import nn
 
+    from ..guards.exporting import check_not_read
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard
 
+    check_not_read(out, [classifier, weights, purifier])
     wanted, shape = read_preprocessing_option(preprocessing), read_image_shape_option(image_shape)
     model, wanted = read_model_options(classifier, weights, random_weights, wanted)
     guarded = guard(

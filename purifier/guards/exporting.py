@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..contracts.purifier import Purifier
-from ..errors import ConfigError, ExportError
+from ..errors import ConfigError, ExportError, OutputError
 from ..foreign_code import explained, is_exception
 from .exporter import ExportReport, exporters
 from .guard import Guard
@@ -41,6 +42,8 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
         The guard cannot be exported, or the file does not reproduce it; no file is left.
     ConfigError
         ``guard``, ``path`` or ``format`` has the wrong type, or the exporter has no such option.
+    OutputError
+        ``path`` is the file that the guard's classifier was read from.
     """
     if not isinstance(getattr(guard, "purifier", None), Purifier) or not hasattr(guard, "classifier"):
         raise ConfigError(
@@ -51,6 +54,7 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
         raise ConfigError(f"path: expected the name of the file to write, got {path!r}")
     if not isinstance(format, str):
         raise ConfigError(f"format: expected the name of an exporter ({', '.join(exporters)}), got {format!r}")
+    check_not_read(Path(path), [getattr(guard, "file", None)])
     exporter = exporters.get(format)()
     parameters = list(inspect.signature(exporter.export).parameters.values())
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
@@ -63,3 +67,10 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
     advice = "make it raise an exception instead"
     with explained("the classifier failed", partial(ExportError, path=path), advice, passing=is_exception):
         return exporter.export(guard, path, **options)
+
+
+def check_not_read(path: Path, sources: Iterable[str | Path | None]) -> None:
+    """Raise ``OutputError`` if the file to write is one of those that the guard was read from."""
+    for source in sources:
+        if source is not None and path.is_file() and Path(source).is_file() and path.samefile(source):
+            raise OutputError(f"cannot write {path}: the guard is read from that file; give another name", path)

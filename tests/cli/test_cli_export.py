@@ -13,6 +13,7 @@ from onnx import helper
 
 import purifier
 from onnx_models import FLOAT, linear, model_of
+from purifier.contracts import checkpoint
 from purifier.data.pixels import Preprocessing
 from purifier.onnx import loaded_code
 
@@ -32,6 +33,20 @@ def test_the_command_writes_and_shows_a_verified_file(
     images = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.25,) * 3).to_classifier(pixels)
     scores = session.run(["purifier_score"], {"images": images.numpy()})[0]
     np.testing.assert_allclose(scores, purifier.load("blur:sigma=2").score(pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["classifier.onnx", "blurred.safetensors"])
+def test_a_file_that_the_guard_is_read_from_is_not_replaced(
+    which: str, command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    source, filter_ = tmp_path / "classifier.onnx", tmp_path / "blurred.safetensors"
+    onnx.save(linear(), source)
+    checkpoint.save(purifier.load("blur"), filter_)
+    before = (tmp_path / which).read_bytes()
+    words = ["--classifier", source, "--purifier", filter_, "--image-shape", "3x8x8", "--out", tmp_path / which]
+    code, _, error = command("export", *words)
+    assert code == 2 and "the guard is read from that file; give another name" in error
+    assert (tmp_path / which).read_bytes() == before
 
 
 def test_no_cache_keeps_nothing(
