@@ -10,7 +10,7 @@ import onnx
 from onnx import ModelProto
 
 from purifier.atomic import atomic_path
-from purifier.contracts.purifier import image_shape_of
+from purifier.contracts.purifier import usual_shape_of
 from purifier.errors import ConfigError, ExportError
 from purifier.guards.exporter import Exporter, ExportReport
 from purifier.guards.guard import Guard
@@ -77,7 +77,7 @@ class OnnxExporter(Exporter):
         _check_options(image_shape, opset, batches, tolerance, noise)
         check_exportable(guard.rejection)
         target, as_input, notes = Path(path), noise == "input", []
-        shape = image_shape or image_shape_of(guard.purifier)
+        shape = image_shape or usual_shape_of(guard.purifier)
         if isinstance(guard, GuardedModule):
             candidate = from_module(guard, target, shape, opset, as_input)
             if guard.preprocessing.dtype not in ("float32", "float64"):

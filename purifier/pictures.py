@@ -20,12 +20,12 @@ from .atomic import atomic_write
 from .attacking.attack import Attack
 from .attacking.target import Target
 from .attacking.threat import Threat
-from .contracts.purifier import Purifier, dtype_of, image_shape_of
+from .contracts.purifier import Purifier, Shape, dtype_of, image_shape_of
 from .data.files import SUFFIXES, ImageFiles
 from .data.framing import read_framing
 from .data.loading import load_data
 from .data.named import CLASS_NAMES
-from .data.pixels import check_pixels
+from .data.pixels import check_pixels, fits
 from .errors import AuditError, ConfigError, DataError, PluginError
 from .foreign_code import explained
 from .guards.module import GuardedModule
@@ -137,7 +137,7 @@ def _answered(image: Tensor, name: str, *, right: bool) -> Cell:
 def read_images(
     sources: Sequence[str],
     *,
-    shape: tuple[int, int, int] | None = None,
+    shape: Shape | None = None,
     root: str | Path | None = None,
     resize: str | None = None,
     crop: str | None = None,
@@ -150,7 +150,7 @@ def read_images(
         Paths of image files, each named by its file name; and DATA specs, whose images are named ``SPEC[0]``,
         ``SPEC[1]``...
     shape
-        (C, H, W) that all must have. Files are converted to its channels, grey or colour.
+        (C, H, W) that all must have, None for any size. Files are converted to its channels, grey or colour.
     root, resize, crop
         As for ``load_data``; the sizes are for image files and folders.
 
@@ -172,7 +172,7 @@ def read_images(
             file = ImageFiles([path], MODES.get(shape[0]) if shape else None, read_framing(resize, crop))
             count, *rest = file.shape
             images_shape = (rest[0], rest[1], rest[2])
-        if shape is not None and images_shape != tuple(shape):
+        if shape is not None and not fits(images_shape, shape):
             raise DataError(
                 f"{source}: expected images {_by(shape)} (channels x height x width), which the purifier is made "
                 f"for, got {_by(images_shape)}; for files and folders give --resize and --crop",
@@ -296,5 +296,5 @@ def draw(rows: Mapping[str, Sequence[Cell]], *, columns: int, header: Sequence[s
     return content.getvalue()
 
 
-def _by(shape: tuple[int, int, int]) -> str:
-    return "x".join(map(str, shape))
+def _by(shape: Shape) -> str:
+    return "x".join("any" if size is None else str(size) for size in shape)

@@ -104,13 +104,22 @@ def _convert(value: object, hint: Any) -> object:
         raise ValueError
     if hint is int and isinstance(value, float):
         raise ValueError
-    return hint(value)
+    return number(value) if hint is float and isinstance(value, str) else hint(value)
+
+
+def number(text: str) -> float:
+    """``0.1`` or ``8/255`` as a float; raises ``ValueError`` for anything else."""
+    numerator, slash, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator) if slash else float(numerator)
+    except ZeroDivisionError:
+        raise ValueError(text) from None
 
 
 def _guess(value: object) -> object:
     if not isinstance(value, str):
         return value
-    for kind in (int, float):
+    for kind in (int, number):
         with contextlib.suppress(ValueError):
             return kind(value)
     return {"true": True, "false": False, "none": None}.get(value.lower(), value)

@@ -49,6 +49,8 @@ def test_text_and_json_values_are_converted() -> None:
         "mean": "0.1 0.2",
     }
     assert build(Options, text, what="t") == Options((1, 28, 28), 3, None, False, "margin", (0.1, 0.2))
+    fractions = build(Options, {"shape": "1x2x3", "size": "8/255", "mean": "1/4 0.5"}, what="t")
+    assert (fractions.size, fractions.mean) == (8 / 255, (0.25, 0.5))
     json = {"shape": [1, 2, 3], "size": 0.5, "start": True}
     assert build(Options, json, what="t") == Options((1, 2, 3), size=0.5)
 
@@ -65,6 +67,9 @@ def test_text_and_json_values_are_converted() -> None:
         ({"shape": "1x2x3", "start": "maybe"}, "'start': expected bool"),
         ({"shape": "1x2x3", "loss": "cw"}, "'loss': expected one of ce, margin, got 'cw'"),
         ({"shape": "1x2x3", "size": "big"}, "'size': expected"),
+        ({"shape": "1x2x3", "size": "1/0"}, "'size': expected"),
+        ({"shape": "1x2x3", "size": "1/2/3"}, "'size': expected"),
+        ({"shape": "1x2x3", "steps": "4/2"}, "'steps': expected int, got '4/2'"),
     ],
 )
 def test_wrong_values_say_what_was_expected(options: dict, message: str) -> None:

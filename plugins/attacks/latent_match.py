@@ -13,8 +13,8 @@ from purifier.attacking.attack import Attack
 from purifier.attacking.steps import random_start, steepest, unit
 from purifier.attacking.target import Target, check_differentiable
 from purifier.attacking.threat import Threat
-from purifier.contracts.purifier import LatentSpace
-from purifier.errors import ConfigError
+from purifier.contracts.purifier import LatentSpace, latent_space_of
+from purifier.errors import ConfigError, about
 from purifier.seeding import SampleGenerator
 
 from ._losses import margin
@@ -70,12 +70,8 @@ class LatentMatch(ScaleOption, Attack):
     def perturb(
         self, target: Target, pixels: Tensor, labels: Tensor, threat: Threat, generator: SampleGenerator
     ) -> Tensor:
-        space = target.purifier
-        if not isinstance(space, LatentSpace):
-            raise ConfigError(
-                "attack 'latent-match' needs a purifier with a latent space (latent_of, decoded); "
-                f"{type(space).__name__} has none"
-            )
+        with about("attack 'latent-match'"):
+            space = latent_space_of(target.purifier)
         if target.route != "exact":
             raise ConfigError(
                 f"attack 'latent-match' differentiates the purifier, which is not known along the route "

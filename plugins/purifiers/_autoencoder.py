@@ -1,7 +1,8 @@
-"""Convolutional encoder and decoder for images of any size that can be halved ``depth`` times."""
+"""Convolutional encoder and decoder for images whose sides are multiples of ``stem * 2**depth``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import TypeAlias
@@ -22,30 +23,40 @@ class Encoder(nn.Module):
 
     Parameters
     ----------
-    image_shape
-        (C, H, W); H and W are multiples of ``2**depth``.
+    colours
+        C.
+    map_size
+        (h, w) of the last map: H and W divided by ``stem * 2**depth``.
     channels
         Width of the first layer; each halving doubles it, up to 256.
     latent
         Size of the latent vector, or channels of the latent map if ``spatial``.
     spatial
-        Latent (N, latent, H / 2**depth, W / 2**depth) instead of (N, latent).
+        Latent (N, latent, h, w) instead of (N, latent).
     blocks
         Residual blocks after the last halving, on a map four times as wide; 0 for none.
+    stem
+        Side of the patches that the first layer turns into one position each; 1 for 3x3 convolutions over all pixels.
     """
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        colours: int,
+        map_size: tuple[int, int],
         channels: int,
         depth: int,
         latent: int,
         spatial: bool,
         blocks: int = 0,
+        stem: int = 1,
     ) -> None:
         super().__init__()
         widths = layer_widths(channels, depth)
-        layers: list[nn.Module] = [nn.Conv2d(image_shape[0], widths[0], 3, padding=1), nn.SiLU()]
+        patches = stem > 1
+        first = nn.Conv2d(
+            colours, widths[0], stem if patches else 3, stride=stem if patches else 1, padding=0 if patches else 1
+        )
+        layers: list[nn.Module] = [first, nn.SiLU()]
         for inner, outer in pairwise(widths):
             layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
         width = widths[-1]
@@ -55,7 +66,7 @@ class Encoder(nn.Module):
         if spatial:
             layers.append(nn.Conv2d(width, 2 * latent, 1))
         else:
-            features = width * (image_shape[1] >> depth) * (image_shape[2] >> depth)
+            features = width * math.prod(map_size)
             layers += [nn.Flatten(), nn.Linear(features, 2 * latent)]
         self.layers = nn.Sequential(*layers)
 
@@ -92,22 +103,42 @@ class Bottleneck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A latent -> logits of the pixels (N, C, H, W); the mirror image of ``Encoder`` without blocks."""
+    """A latent -> logits of the pixels (N, C, H, W); the mirror image of ``Encoder`` without blocks.
+
+    With a stem, maps are enlarged by convolutions and pixel shuffle (Shi et al. 2016), which take less time than
+    transposed convolutions. ``quiet`` starts it as 0.
+    """
 
     def __init__(
-        self, image_shape: tuple[int, int, int], channels: int, depth: int, latent: int, spatial: bool
+        self,
+        colours: int,
+        map_size: tuple[int, int],
+        channels: int,
+        depth: int,
+        latent: int,
+        spatial: bool,
+        stem: int = 1,
+        quiet: bool = False,
     ) -> None:
         super().__init__()
         widths = layer_widths(channels, depth)[::-1]
-        low = (widths[0], image_shape[1] >> depth, image_shape[2] >> depth)
+        low = (widths[0], *map_size)
         if spatial:
             layers: list[nn.Module] = [nn.Conv2d(latent, widths[0], 1), nn.SiLU()]
         else:
             size = int(torch.Size(low).numel())
             layers = [nn.Linear(latent, size), nn.SiLU(), nn.Unflatten(1, low)]
         for inner, outer in pairwise(widths):
-            layers += [nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
-        layers.append(nn.Conv2d(widths[-1], image_shape[0], 3, padding=1))
+            if stem > 1:
+                layers += [nn.Conv2d(inner, 4 * outer, 3, padding=1), nn.PixelShuffle(2), nn.SiLU()]
+            else:
+                layers += [nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
+        last = nn.Conv2d(widths[-1], colours * stem**2, 3, padding=1)
+        if quiet:
+            nn.init.zeros_(last.weight)
+            assert last.bias is not None
+            nn.init.zeros_(last.bias)
+        layers += [last, nn.PixelShuffle(stem)] if stem > 1 else [last]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -143,6 +174,8 @@ def _with_pullback(layer: nn.Module, given: Tensor) -> tuple[Tensor, Pullback]:
             return layer(given), lambda gradient: gradient @ layer.weight
         case nn.Unflatten():
             return layer(given), lambda gradient: gradient.flatten(1)
+        case nn.PixelShuffle():
+            return layer(given), lambda gradient: F.pixel_unshuffle(gradient, layer.upscale_factor)
         case nn.ConvTranspose2d():
             return layer(given), lambda gradient: F.conv2d(
                 gradient, layer.weight, stride=layer.stride, padding=layer.padding
@@ -152,6 +185,15 @@ def _with_pullback(layer: nn.Module, given: Tensor) -> tuple[Tensor, Pullback]:
                 gradient, layer.weight, stride=layer.stride, padding=padding
             )
     raise TypeError(f"no vector-Jacobian product is implemented for {layer}")
+
+
+def padded(pixels: Tensor, multiple: int) -> Tensor:
+    """Pixels (N, C, H, W), their last row and column repeated until H and W are multiples of ``multiple``."""
+    height, width = pixels.shape[-2:]
+    down, right = -height % multiple, -width % multiple
+    if type(down) is int and type(right) is int and not (down or right):  # torch has symbols for sizes that it traces
+        return pixels
+    return F.pad(pixels, (0, right, 0, down), mode="replicate")
 
 
 def layer_widths(channels: int, depth: int) -> list[int]:

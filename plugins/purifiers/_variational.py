@@ -3,103 +3,33 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from purifier.contracts.purifier import Purifier
-from purifier.data.pixels import check_shape
+from purifier.contracts.purifier import Purifier, image_shape_of
+from purifier.data.pixels import check_shape, into_range
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
 
-from ._autoencoder import EXPANSION, Decoder, Encoder, layer_widths
+from ._autoencoder import Decoder, Encoder, padded
+from ._variational_config import VariationalConfig
 
 P = ParamSpec("P")
-MAX_DEPTH, MAX_SIDE, MAX_BLOCKS, MAX_WEIGHTS = 16, 65_536, 1000, 10**9
-"""Larger values are probably mistakes, so they are errors before any memory is allocated."""
-
-
-@dataclass(frozen=True)
-class VariationalConfig:
-    """Shape and size of a variational autoencoder.
-
-    Parameters
-    ----------
-    image_shape
-        (C, H, W) of the images; H and W must be multiples of ``2**depth``.
-    channels
-        Width of the first layer, doubled at each halving up to 256.
-    depth
-        How many times the image is halved: 2 for 28x28 and 32x32, 4 or 5 for 224x224.
-    latent
-        Size of the latent vector; with ``spatial``, channels of the latent map.
-    spatial
-        Use a latent map of H / 2**depth x W / 2**depth instead of one vector; for large images.
-    blocks
-        Residual blocks where the encoder's map is smallest: much capacity for little time; worth it with the recipe
-        ``robust``.
-    sample
-        Purify with z ~ q(z|x) instead of the mean of q(z|x); needs noise.
-    score
-        How to measure how unusual an image is. ``elbo``: the negative ELBO in nats, that is -log p(x|z) at the
-        latent that is decoded to purify (instead of its mean over q(z|x)), plus the KL divergence (for a mixture, a
-        closed-form upper bound of it). ``reconstruction``: the mean squared change made by purifying. ``prior``:
-        -log p(z) in nats at the mean of q(z|x).
-    """
-
-    image_shape: tuple[int, int, int]
-    channels: int = 32
-    depth: int = 2
-    latent: int = 64
-    spatial: bool = False
-    blocks: int = 0
-    sample: bool = False
-    score: Literal["elbo", "reconstruction", "prior"] = "elbo"
-
-    def __post_init__(self) -> None:
-        if min(self.image_shape) < 1 or min(self.channels, self.depth, self.latent) < 1:
-            raise ConfigError(f"image_shape, channels, depth and latent must be positive, got {self}")
-        if not 0 <= self.blocks <= MAX_BLOCKS:
-            raise ConfigError(f"blocks must be from 0 to {MAX_BLOCKS}, got {self.blocks}")
-        height, width = self.image_shape[1:]
-        if self.depth > MAX_DEPTH or max(height, width) > MAX_SIDE:
-            raise ConfigError(
-                f"expected a depth of at most {MAX_DEPTH} and images of at most {MAX_SIDE} pixels a side, got "
-                f"depth {self.depth} and {height}x{width}"
-            )
-        if height % 2**self.depth or width % 2**self.depth:
-            raise ConfigError(
-                f"images of {height}x{width} cannot be halved {self.depth} times; lower depth, or resize the "
-                f"images to multiples of {2**self.depth}"
-            )
-        if self._weights() > MAX_WEIGHTS:
-            raise ConfigError(
-                f"these options give {self._weights():.3g} weights, expected at most {MAX_WEIGHTS:.0e}; "
-                "lower channels or latent, raise depth, or set spatial=true"
-            )
-
-    def _weights(self) -> int:
-        """The number of weights of encoder and decoder, without biases."""
-        colours, height, width = self.image_shape
-        widths = layer_widths(self.channels, self.depth)
-        pixels = 1 if self.spatial else (height >> self.depth) * (width >> self.depth)
-        convolutions = 9 * colours * widths[0] + 16 * sum(inner * outer for inner, outer in pairwise(widths))
-        wide = EXPANSION * widths[-1] if self.blocks else widths[-1]
-        blocks = (self.blocks * (2 * EXPANSION + 9) + EXPANSION) * widths[-1] ** 2 if self.blocks else 0
-        return 2 * convolutions + blocks + (2 * wide + widths[-1]) * self.latent * pixels
+SPREAD = 0.5
+"""Standard deviation of the Gaussian likelihood of purifiers with a skip: that of a Bernoulli variable at 1/2."""
 
 
 class Variational(Purifier):
     """Encodes to q(z|x) = N(mean, diag(variance)), moves z toward the prior, and decodes it.
 
-    The decoder's likelihood is Bernoulli for each value in [0, 1] (Kingma & Welling 2014, appendix C.1). Subclasses
-    add the prior.
+    The decoder's likelihood is Bernoulli for each value in [0, 1] (Kingma & Welling 2014, appendix C.1); with ``skip``,
+    Gaussian. Subclasses add the prior.
     """
 
     Config = VariationalConfig
@@ -108,8 +38,11 @@ class Variational(Purifier):
 
     def __init__(self, config: VariationalConfig) -> None:
         super().__init__(config)
-        size = (config.image_shape, config.channels, config.depth, config.latent, config.spatial)
-        self.encoder, self.decoder = Encoder(*size, config.blocks), Decoder(*size)
+        self.any_size = config.spatial
+        self.no_latent_space = "its decoder also needs the image (skip=true)" if config.skip else None
+        size = (config.image_shape[0], config.map_size, config.channels, config.depth, config.latent, config.spatial)
+        self.encoder = Encoder(*size, config.blocks, config.stem)
+        self.decoder = Decoder(*size, config.stem, quiet=config.skip)
 
     @abstractmethod
     def log_prior(self, latent: Tensor) -> Tensor:
@@ -137,21 +70,22 @@ class Variational(Purifier):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(latent,), or (latent, h, w) if spatial."""
-        config = self.config
-        height, width = (side >> config.depth for side in config.image_shape[1:])
-        return (config.latent, height, width) if config.spatial else (config.latent,)
+        """(latent,), or (latent, h, w) if spatial, for images of ``image_shape``."""
+        return (self.config.latent, *self.config.map_size) if self.config.spatial else (self.config.latent,)
 
     def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
         """Standard normal noise (N, *latent_shape) when training or if ``sample``; else None."""
         if not (self.training or self.config.sample):
             return None
-        return generator.normal(self.latent_shape, pixels)
+        shape = self.latent_shape
+        if self.config.spatial:
+            shape = (shape[0], *(-(-side // self.config.granularity) for side in pixels.shape[-2:]))
+        return generator.normal(shape, pixels)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (N, *latent_shape)."""
-        check_shape(pixels, name="pixels", shape=self.config.image_shape)
-        mean, log_variance = self.encoder(pixels)
+        check_shape(pixels, name="pixels", shape=image_shape_of(self))
+        mean, log_variance = self.encoder(padded(pixels, self.config.granularity))
         # The results are summed and exponentiated later, so they must not stay in torch.autocast's half precision.
         return mean.to(pixels.dtype), log_variance.to(pixels.dtype)
 
@@ -160,28 +94,36 @@ class Variational(Purifier):
         return self.settle(*self.encode(pixels))
 
     def decoded(self, latent: Tensor) -> Tensor:
-        """The image of a latent (N, *latent_shape): (N, C, H, W) in [0, 1]."""
-        return torch.sigmoid(self.logits(latent))
+        """The image of a latent (N, *latent_shape): (N, C, H, W) in [0, 1].
 
-    def logits(self, latent: Tensor) -> Tensor:
-        """The decoder's output (N, C, H, W) for a latent (N, *latent_shape), before the sigmoid."""
-        logits: Tensor = self.decoder(latent)
-        return logits.to(latent.dtype)
+        That of a latent map of another size is not cropped.
+
+        Raises
+        ------
+        ConfigError
+            The decoder also needs the image (``skip``).
+        """
+        if self.no_latent_space:
+            raise ConfigError(f"{type(self).__name__} has no latent space: {self.no_latent_space}")
+        logits = self.decoder(latent).to(latent.dtype)
+        if latent.shape[1:] == self.latent_shape:
+            logits = _cropped(logits, self.config.image_shape)
+        return torch.sigmoid(logits)
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Decode z = mean + std * noise (equation 10, L = 1), settled; without noise, the mean of q(z|x)."""
         mean, log_variance = self.encode(pixels)
         latent = reparameterised(mean, log_variance, noise)
-        return self.decoded(self.settle(latent, log_variance))
+        return self._image(self._output(self.settle(latent, log_variance), pixels), pixels)
 
     def loss(
         self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The two terms of the negative ELBO (equation 10), in nats per image, means over the batch."""
+        """The two terms of the negative ELBO (equation 10), in nats per value of an image, means over the batch."""
         mean, log_variance = self.encode(pixels)
         latent = reparameterised(mean, log_variance, noise)
         kl = self.training_kl(mean, log_variance, latent, labels)
-        return _terms(self.logits(latent), target, kl)
+        return self._terms(self._output(latent, pixels), pixels, target, kl)
 
     def purify_and_loss(
         self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
@@ -189,9 +131,9 @@ class Variational(Purifier):
         """Both from one pass; here the loss, too, settles the latent before decoding it, as purify does."""
         mean, log_variance = self.encode(pixels)
         latent = reparameterised(mean, log_variance, noise)
-        logits = self.logits(self.settle(latent, log_variance))
+        output = self._output(self.settle(latent, log_variance), pixels)
         kl = self.training_kl(mean, log_variance, latent, labels)
-        return torch.sigmoid(logits), _terms(logits, target, kl)
+        return self._image(output, pixels), self._terms(output, pixels, target, kl)
 
     def score(self, pixels: Tensor) -> Tensor:
         """The score that ``config.score`` selects, (N,), without noise."""
@@ -200,22 +142,51 @@ class Variational(Purifier):
     def purify_and_score(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Both from one pass; with noise there is a second decoding, because the score uses none."""
         mean, log_variance = self.encode(pixels)
-        logits = self.logits(self.settle(mean, log_variance))
-        purified = torch.sigmoid(logits)
-        if self.config.score == "prior":
-            score = -self.log_prior(mean)
-        elif self.config.score == "reconstruction":
+        output = self._output(self.settle(mean, log_variance), pixels)
+        purified = self._image(output, pixels)
+        if self.config.score == "reconstruction":
             score = (purified - pixels).square().flatten(1).mean(1)
         else:
-            score = bernoulli_nats(logits, pixels) + self.kl(mean, log_variance)
+            if self.config.score == "prior":
+                nats = -self.log_prior(mean)
+            else:
+                nats = self._nats(output, pixels, pixels) + self.kl(mean, log_variance)
+            score = self._for_usual_size(nats, pixels)
         if noise is not None:
             latent = self.settle(reparameterised(mean, log_variance, noise), log_variance)
-            purified = self.decoded(latent)
+            purified = self._image(self._output(latent, pixels), pixels)
         return purified, score
 
+    def _output(self, latent: Tensor, pixels: Tensor) -> Tensor:
+        """The decoder's output of the size of ``pixels``: logits of the image, or with ``skip`` its correction."""
+        return _cropped(self.decoder(latent).to(latent.dtype), pixels.shape)
 
-def _terms(logits: Tensor, target: Tensor, kl: Tensor) -> dict[str, Tensor]:
-    return {"reconstruction": bernoulli_nats(logits, target).mean(), "kl": kl.mean()}
+    def _image(self, output: Tensor, pixels: Tensor) -> Tensor:
+        return into_range(pixels + output) if self.config.skip else torch.sigmoid(output)
+
+    def _nats(self, output: Tensor, pixels: Tensor, target: Tensor) -> Tensor:
+        """-log p(target | z) in nats, (N,)."""
+        return gaussian_nats(pixels + output, target) if self.config.skip else bernoulli_nats(output, target)
+
+    def _terms(self, output: Tensor, pixels: Tensor, target: Tensor, kl: Tensor) -> dict[str, Tensor]:
+        values = target[0].numel()
+        return {"reconstruction": self._nats(output, pixels, target).mean() / values, "kl": kl.mean() / values}
+
+    def _for_usual_size(self, nats: Tensor, pixels: Tensor) -> Tensor:
+        """Nats (N,) of these images in proportion to the size of ``image_shape``, so that one threshold serves all."""
+        height, width = pixels.shape[-2:]
+        usual = self.config.image_shape[1] * self.config.image_shape[2]
+        if type(height) is int and type(width) is int and height * width == usual:
+            return nats
+        return nats * usual / (height * width)
+
+
+def _cropped(images: Tensor, shape: Sequence[int]) -> Tensor:
+    """The upper left corner of images (N, C, H, W) that has the last two sizes of ``shape``."""
+    height, width = shape[-2:]
+    if type(height) is int and type(width) is int and tuple(images.shape[-2:]) == (height, width):
+        return images
+    return images[..., :height, :width]
 
 
 def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor | None) -> Tensor:
@@ -227,6 +198,12 @@ def bernoulli_nats(logits: Tensor, target: Tensor) -> Tensor:
     """-log p(target | z) in nats, (N,), for logits and target (N, C, H, W)."""
     # F.binary_cross_entropy_with_logits becomes infinite in ONNX where a pixel is certain.
     return (F.softplus(logits) - logits * target).flatten(1).sum(1)
+
+
+def gaussian_nats(mean: Tensor, target: Tensor) -> Tensor:
+    """-log N(target | mean, SPREAD**2 I) in nats, (N,), for images (N, C, H, W)."""
+    squares = (target - mean).square() / (2 * SPREAD**2)
+    return (squares + math.log(SPREAD * math.sqrt(2 * math.pi))).flatten(1).sum(1)
 
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from purifier.errors import ConfigError, TrainingError
 from ._mixture import Mixture
 from ._variational import (
     Variational,
-    VariationalConfig,
     in_full_precision,
     kl_to_standard_normal,
     reparameterised,
 )
+from ._variational_config import VariationalConfig
 
 MAX_STRENGTH = 1e4
 """Far beyond this, float32 rounding shows in the latent."""
@@ -26,6 +26,9 @@ MAX_COVARIANCE_VALUES = 2**22
 """Limit on the number of covariance entries, which are multiplied out for every image."""
 FIT_IMAGES = 10_000
 """Limit on the latents for expectation-maximisation, whose time grows with them."""
+FITTED_BEFORE = -(2**40)
+"""In place of the epoch of the fit if another run fitted the mixture."""
+GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,11 @@ class GmvaeConfig(VariationalConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.spatial:
-            raise ConfigError("gmvae needs a latent vector: its covariances are full; leave spatial out, or use vae")
+        if self.spatial and self.labelled:
+            raise ConfigError(
+                "gmvae: labelled=true needs a latent vector, because no position of a map alone shows the class; leave "
+                "spatial or labelled out"
+            )
         if self.components < 1 or self.components * self.latent**2 > MAX_COVARIANCE_VALUES:
             raise ConfigError(
                 f"gmvae: expected 1 or more components and components * latent**2 <= {MAX_COVARIANCE_VALUES}, got "
@@ -79,7 +85,8 @@ class GmvaeConfig(VariationalConfig):
 class Gmvae(Variational):
     """Encodes to q(z|x), takes the mean of the product of q and the mixture, and decodes it.
 
-    With ``sample``, q is first shifted so that its mean is the sample.
+    With ``sample``, q is first shifted so that its mean is the sample. On a latent map every position is a draw of its
+    own from the same mixture, whose covariances are over the map's channels.
 
     Training has three stages: the prior is N(0, I); expectation-maximisation fits the mixture to the latents; then both
     are trained together, while the KL divergence (from one sample, equation 2 of Kingma & Welling 2014) grows to its
@@ -108,6 +115,8 @@ class Gmvae(Variational):
         """
         if epoch == 1:
             self._check_data(data)
+            if self.fitted_in > 1:  # by the run that these weights are from: its warm-up is over
+                self.fitted_in.fill_(FITTED_BEFORE)
         first = min(1 + math.ceil(self.config.pretrain * epochs), epochs)
         if not self.fitted_in and epoch >= first:
             self._fit(data)
@@ -147,32 +156,38 @@ class Gmvae(Variational):
         """The mean of the product of N(mean, diag(variance)) and the prior at the configured strength."""
         if self.config.strength == 0:
             return mean
-        return self.prior.product_mean(mean, log_variance, self.config.strength)
+        moved = self.prior.product_mean(_rows(mean), _rows(log_variance), self.config.strength)
+        return _like(moved, mean)
 
     def log_prior(self, latent: Tensor) -> Tensor:
         """log sum_k pi_k N(z | mu_k, Sigma_k)."""
-        return self.prior.log_prob(latent)
+        return _summed(self.prior.log_prob(_rows(latent)), latent)
 
     def prior_gradient(self, latent: Tensor) -> Tensor:
         """The gradient of ``log_prior``."""
-        return self.prior.log_prob_gradient(latent)
+        return _like(self.prior.log_prob_gradient(_rows(latent)), latent)
 
     def sample_prior(self, normal: Tensor, uniform: Tensor) -> Tensor:
         """Draws from the components that the uniform numbers select."""
-        return self.prior.sample(normal, uniform)
+        if not self.config.spatial:
+            return self.prior.sample(normal, uniform)
+        # One uniform number an image: its sequence of fractional parts gives each position one of its own (Weyl 1916).
+        places = torch.arange(normal[0, 0].numel(), device=normal.device)
+        each = torch.frac(uniform[:, None] + places * GOLDEN).flatten()
+        return _like(self.prior.sample(_rows(normal), each.to(normal.dtype)), normal)
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """A closed-form upper bound of the KL divergence: see ``Mixture.expected_log_prob``."""
-        entropy = 0.5 * (log_variance + 1 + math.log(2 * math.pi)).sum(1)
-        return -entropy - self.prior.expected_log_prob(mean, log_variance)
+        entropy = 0.5 * (log_variance + 1 + math.log(2 * math.pi)).flatten(1).sum(1)
+        return -entropy - _summed(self.prior.expected_log_prob(_rows(mean), _rows(log_variance)), mean)
 
     def _sampled_kl(self, mean: Tensor, log_variance: Tensor, latent: Tensor, labels: Tensor | None) -> Tensor:
         """log q(z|x) - log p(z), (N,), or log q(z|x) - log p(z, k) if labels give k."""
         squares = (latent - mean).square() * torch.exp(-log_variance)
-        posterior = -0.5 * (squares + log_variance + math.log(2 * math.pi)).sum(1)
-        joint = self.prior.log_components(latent)
+        posterior = -0.5 * (squares + log_variance + math.log(2 * math.pi)).flatten(1).sum(1)
+        joint = self.prior.log_components(_rows(latent))
         if not self.config.labelled:
-            return posterior - joint.logsumexp(1)
+            return posterior - _summed(joint.logsumexp(1), latent)
         if labels is None:
             raise ConfigError("gmvae: labelled=true needs labels, got none")
         return posterior - joint.gather(1, labels.unsqueeze(1)).squeeze(1)
@@ -215,4 +230,24 @@ class Gmvae(Variational):
         if self.config.labelled:
             self.prior.fit_classes(torch.cat(latents), torch.cat(labels))
         else:
-            self.prior.fit(torch.cat(latents), seed=int(torch.randint(2**31, ())))
+            rows = _rows(torch.cat(latents))
+            chosen_rows = torch.linspace(0, len(rows) - 1, min(len(rows), FIT_IMAGES)).long()
+            self.prior.fit(rows[chosen_rows.to(place)], seed=int(torch.randint(2**31, ())))
+
+
+def _rows(latent: Tensor) -> Tensor:
+    """A latent (N, D) as it is, and the positions of a map (N, D, h, w) as rows (N * h * w, D)."""
+    return latent if latent.ndim == 2 else latent.permute(0, 2, 3, 1).reshape(-1, latent.shape[1])
+
+
+def _like(rows: Tensor, latent: Tensor) -> Tensor:
+    """The inverse of ``_rows``: a tensor of the shape of ``latent``."""
+    if latent.ndim == 2:
+        return rows
+    count, size, height, width = latent.shape
+    return rows.reshape(count, height, width, size).permute(0, 3, 1, 2)
+
+
+def _summed(values: Tensor, latent: Tensor) -> Tensor:
+    """One value per row of ``_rows(latent)`` -> their sum for each latent, (N,)."""
+    return values if latent.ndim == 2 else values.reshape(latent.shape[0], -1).sum(1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from purifier.contracts.checkpoint import load
-from purifier.contracts.purifier import Purifier, purifiers
+from purifier.contracts.purifier import Purifier, latent_space_of, purifiers
 from purifier.data.pixels import check_shape
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
@@ -143,7 +143,13 @@ class Latent(Purifier):
             raise ConfigError(
                 f"latent: base must have a decoder, as vae and gmvae do; {config.base!r} is a {type(base).__name__}"
             )
+        latent_space_of(base)
         shape = base.config.image_shape
+        if any(side % base.config.granularity for side in shape[1:]):
+            raise ConfigError(
+                f"latent: expected a base for images with sides that are multiples of {base.config.granularity}, got "
+                f"{shape}; train one for such images"
+            )
         if config.image_shape not in (None, shape):
             raise ConfigError(f"latent: expected the base's image_shape {shape}, got {config.image_shape}")
         if config.settings.start == "bank" and config.banked * math.prod(shape) > MAX_BANK_VALUES:

@@ -12,8 +12,8 @@ from ..attacking.specs import NamedAttack, read_attack
 from ..attacking.target import check_differentiable, check_route
 from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
-from ..contracts.purifier import LatentSpace, Purifier
-from ..errors import ConfigError, GradientError
+from ..contracts.purifier import Purifier, latent_space_of
+from ..errors import ConfigError, GradientError, about
 from ..vocabulary import Route
 from .presets import BY_LABELS, EVADING, Preset
 from .report import Model
@@ -170,11 +170,8 @@ def _routes_through(one: NamedAttack, purifier: Purifier, requested: Sequence[st
     """The routes that the attack can follow through a purifier."""
     needs = one.attack.needs
     if needs == "latent":
-        if not isinstance(purifier, LatentSpace):
-            raise ConfigError(
-                f"attack {one.spec!r} needs a purifier with a latent space (latent_of, decoded); "
-                f"{type(purifier).__name__} has none"
-            )
+        with about(f"attack {one.spec!r}"):
+            latent_space_of(purifier)
         return ["exact"]
     if needs in QUERY_NEEDS:
         return ["none", "oblivious"]

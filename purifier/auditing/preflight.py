@@ -156,7 +156,7 @@ def _ways(purifier: Purifier) -> Iterator[tuple[str, Way]]:
     yield "purify_and_score", purifier.purify_and_score
     if type(purifier).surrogate is not Purifier.surrogate:
         yield "surrogate", lambda pixels, noise: [purifier.surrogate(pixels, noise)]
-    if isinstance(purifier, LatentSpace):
+    if isinstance(purifier, LatentSpace) and not purifier.no_latent_space:
         space = purifier
         yield "decoded", lambda pixels, noise: [space.decoded(space.latent_of(pixels))]
 

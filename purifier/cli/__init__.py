@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import PurifierError
-from ..foreign_code import Interrupted
 from ..torch_tools.memory import keep_freed_memory
+from ..training.interrupts import Terminated, held
 from .audit import audit
 from .calibrate import calibrate
 from .console import BROKEN_PIPE, plain_console
@@ -67,25 +67,17 @@ _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 """What Typer raises for a wrong command line; its copy of click, or click itself, has no public place."""
 
 
-class _Terminated(Interrupted):
-    """SIGTERM or SIGHUP; no handler mistakes it for a failing attack."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.code = 128 + number
-
-
-def _terminate(number: int, _: object) -> NoReturn:
-    raise _Terminated(number)
+def _end(number: int, _: object) -> None:
+    held.deliver(KeyboardInterrupt() if number == signal.SIGINT else Terminated(number))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit: 0 pass, 1 a gate failed, 2 usage or bad input, 3 inconclusive, 141 closed pipe."""
     if arguments is None:
-        for name in ("SIGTERM", "SIGHUP"):  # so that temporary files are removed
+        for name in ("SIGTERM", "SIGHUP", "SIGINT"):  # so that temporary files are removed, and training is saved
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                signal.signal(number, _terminate)
+                signal.signal(number, _end)
         keep_freed_memory()
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     try:
@@ -105,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
     except KeyboardInterrupt:
         sys.exit(130)
-    except _Terminated as end:
+    except Terminated as end:
         sys.exit(end.code)
 
 

@@ -13,6 +13,7 @@ from ..auditing.presets import PROBED
 from ..errors import ConfigError, FileError, OutputError
 from ..exclusive import exclusive
 from ..foreign_code import Attempt
+from ..specs import number
 from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
 from .console import plain_console
 from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
@@ -247,8 +248,7 @@ def _say(console: Console, line: str) -> None:
 
 def read_eps(text: str) -> float:
     """``0.1`` or ``8/255`` -> a budget in pixel units."""
-    numerator, slash, denominator = text.partition("/")
     try:
-        return float(numerator) / float(denominator) if slash else float(numerator)
-    except (ValueError, ZeroDivisionError):
+        return number(text)
+    except ValueError:
         raise ConfigError(f"eps: expected a number such as 0.1 or 8/255, got {text!r}") from None

@@ -54,6 +54,11 @@ def time_left(seconds: float, done: float, total: float) -> str:
     """The time that is left if the rest goes as fast as what is done after ``seconds``, such as ``about 1:05 left``."""
     if seconds < 1 or not 0 < done < total:
         return ""
-    minutes, rest = divmod(round(seconds * (total - done) / done), 60)
+    return f"about {duration(seconds * (total - done) / done)} left"
+
+
+def duration(seconds: float) -> str:
+    """``1:05`` or ``2:01:05``."""
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"about {hours}:{minutes:02}:{rest:02} left" if hours else f"about {minutes}:{rest:02} left"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import progress as bars
-from rich.console import Console
 
 from ..errors import SpecError
 from ..specs import split_spec
@@ -34,6 +32,12 @@ def train(
     plugin: Annotated[str, typer.Argument(help="Name of a purifier plugin, such as vae.")],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:train.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write, a .safetensors file.")],
+    size: Annotated[
+        str | None, typer.Option(help="Size of the purifier: tiny, small or base (default: what suits the images).")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Checkpoint to begin with, of the same plugin.")
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="How to train: elbo, denoise or robust, with options such as robust:eps=0.1,steps=2.")
     ] = "elbo",
@@ -48,7 +52,9 @@ def train(
     output: Annotated[str | None, OUTPUT] = None,
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step (default: 128, or what fits into memory).")
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adam or muon (default: the recipe's; robust: muon).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (default: the recipe's, 1e-3 or 5e-3).")] = None,
     schedule: Annotated[
@@ -59,9 +65,12 @@ def train(
         float | None, typer.Option(help="Decay per step of the averaged weights; 0 for no average (robust: 0.999).")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, or auto: bfloat16 if the device has it (robust: auto).")
+        str | None, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is faster (robust: auto).")
     ] = None,
-    augment: Annotated[str | None, typer.Option(help="none, shift, or flip (shifts and mirror images).")] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="none, shift, flip (shifts and mirror images) or crop (larger shifts and mirror images)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of another run.")] = False,
@@ -76,15 +85,19 @@ def train(
     skip_bad: Annotated[bool, SKIP_BAD] = False,
     max_bytes: Annotated[int | None, MAX_BYTES] = None,
     no_labels: Annotated[bool, NO_LABELS] = False,
+    max_weights: Annotated[int, typer.Option(help="Largest number of weights allowed.")] = 50_000_000,
     device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
-    save_every: Annotated[int, typer.Option(help="Epochs between two states that a run can resume from.")] = 1,
+    save_every: Annotated[
+        int, typer.Option(help="Epochs between two states, from which a run can resume, at the end of an epoch.")
+    ] = 1,
+    save_minutes: Annotated[float, typer.Option(help="Minutes between two states inside epochs.")] = 5.0,
 ) -> None:
     """Train a purifier and write its checkpoint; on several processes: torchrun -m purifier train ..."""
     from ..training.argument_checks import check_out
-    from ..training.epoch import Progress
     from ..training.loop import train as run
     from ..training.recipes import build_recipe
     from ..training.state import log_path
+    from .training_progress import training_progress
 
     name, colon, options = plugin.partition(":")
     if colon:
@@ -112,26 +125,17 @@ def train(
         preprocessing=wanted,
         no_labels=no_labels,
     )
-    console = plain_console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
-    with _bar(console) as bar:
-        task = bar.add_task("", total=None, visible=False, loss="", speed="")
-
-        def show(now: Progress) -> None:
-            bar.update(
-                task,
-                visible=True,
-                description=f"epoch {now.epoch}/{now.epochs}",
-                completed=now.images,
-                total=now.total,
-                loss=f"loss {now.loss:.4g}",
-                speed=f"{now.images_per_second:.0f} images/s",
-            )
-
+    quiet = os.environ.get("RANK", "0") != "0"
+    console = plain_console(stderr=True, soft_wrap=True, quiet=quiet)
+    with training_progress(console) as show:
         trained = run(
             plugin,
             images,
             out,
             config=config,
+            size=size,
+            init=init,
+            max_weights=max_weights,
             recipe=recipe,
             classifier=model,
             weights=None if read else weights,
@@ -154,20 +158,10 @@ def train(
             overwrite=overwrite,
             device=device,
             save_every=save_every,
+            save_minutes=save_minutes,
             progress=show,
         )
+    console = plain_console(soft_wrap=True, quiet=quiet)
     for name, value in trained.provenance["metrics"].items():
         console.print(f"{name:>20} {value:.6g}", markup=False)
     console.print(f"checkpoint {out}\nlog        {log_path(out)}", markup=False)
-
-
-def _bar(console: Console) -> bars.Progress:
-    return bars.Progress(
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.TaskProgressColumn(),
-        bars.TextColumn("{task.fields[loss]}"),
-        bars.TextColumn("{task.fields[speed]}"),
-        bars.TimeRemainingColumn(),
-        console=console,
-    )

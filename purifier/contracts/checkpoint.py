@@ -72,7 +72,7 @@ def _load(spec: str | Path) -> Purifier:
     name, options = split_spec(text)
     cls, what = purifiers.get(name), f"purifier {name!r}"
     config: object = build(cls.Config, options, what=what)
-    _without_memory(cls, config, what)
+    without_memory(cls, config, what)
     return make(cls, config, what).eval()
 
 
@@ -211,7 +211,7 @@ def _load_file(path: Path) -> Purifier:
     try:
         what = f"purifier {description['plugin']!r}"
         config: object = build(cls.Config, description["config"], what=what)
-        skeleton = _without_memory(cls, config, what)
+        skeleton = without_memory(cls, config, what)
         if skeleton is not None:
             skeleton.load_state_dict(tensors, assign=True)
         purifier = make(cls, config, what)
@@ -240,7 +240,7 @@ def _not_a_checkpoint(path: Path) -> CheckpointError:
     )
 
 
-def _without_memory(cls: type[Purifier], config: Any, what: str) -> Purifier | None:
+def without_memory(cls: type[Purifier], config: Any, what: str) -> Purifier | None:
     """The purifier built on the meta device, so absurd sizes are found before memory is allocated.
 
     None if its class cannot be built there.

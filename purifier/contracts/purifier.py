@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class Purifier(nn.Module, ABC):
     """Whether ``surrogate`` returns the same values as purify, so BPDA needs only one pass."""
     uses_labels: bool = False
     """Whether ``loss`` also takes ``labels=``, (N,) int64."""
+    any_size: bool = False
+    """Whether it takes images of other heights and widths than those of ``image_shape``."""
+    no_latent_space: str | None = None
+    """Why there is no latent space although the methods of ``LatentSpace`` exist."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -85,7 +89,10 @@ class Scheduled(Protocol):
     """A purifier that is trained in stages; training calls these methods if they exist."""
 
     def begin_epoch(self, epoch: int, epochs: int, data: ImageData) -> None:
-        """Called before each epoch (from 1), in training mode; torch's global generator follows the run's seed."""
+        """Called before each epoch (from 1), in training mode; torch's global generator follows the run's seed.
+
+        A run that resumes inside an epoch calls it again for that epoch; its weights and buffers are then put back.
+        """
 
     def figures(self) -> dict[str, float]:
         """Values to log after an epoch."""
@@ -99,6 +106,14 @@ class OnePass(Protocol):
         self, pixels: Tensor, target: Tensor, noise: Tensor | None, labels: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The result of ``purify`` and the terms of ``loss``; ``labels`` as for ``loss``."""
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A purifier that encodes an image to a normal distribution q(z|x) with independent dimensions."""
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x), each (N, ...), for pixels (N, C, H, W)."""
 
 
 @runtime_checkable
@@ -120,6 +135,19 @@ class LatentSpace(Protocol):
         """The decoder's pixels (N, C, H, W) in [0, 1] for latents (N, ...)."""
 
 
+@runtime_checkable
+class Sized(Protocol):
+    """A Config that suggests options for images and for sizes such as ``small``."""
+
+    @classmethod
+    def suggested(cls, image_shape: tuple[int, int, int], size: str | None) -> Mapping[str, Any]:
+        """Options by name for images (C, H, W). Options that a user gives override them.
+
+        ``size`` is the name of a size; None for what suits the images. Raises ``ConfigError``, naming the sizes, if
+        there is no such size.
+        """
+
+
 def dtype_of(purifier: Purifier, default: torch.dtype = torch.float32) -> torch.dtype:
     """The dtype of a purifier's weights; ``default`` if it has none."""
     tensors = chain(purifier.parameters(), purifier.buffers())
@@ -129,10 +157,34 @@ def dtype_of(purifier: Purifier, default: torch.dtype = torch.float32) -> torch.
 purifiers: Registry[Purifier] = Registry("purifier.purifiers", Purifier)
 
 
-def image_shape_of(purifier: Purifier) -> tuple[int, int, int] | None:
-    """The only image shape (C, H, W) that a purifier takes, from its config; None if it takes any."""
+Shape: TypeAlias = tuple[int, int | None, int | None]
+"""(C, H, W) of images; None for any height and width."""
+
+
+def image_shape_of(purifier: Purifier) -> Shape | None:
+    """The images (C, H, W) that a purifier takes, from its config; None if it takes any."""
+    shape = getattr(purifier.config, "image_shape", None)
+    if shape is None:
+        return None
+    return (shape[0], None, None) if purifier.any_size else (shape[0], shape[1], shape[2])
+
+
+def usual_shape_of(purifier: Purifier) -> tuple[int, int, int] | None:
+    """The images (C, H, W) that a purifier was made for, from its config; None if no size is as good as another."""
     shape = getattr(purifier.config, "image_shape", None)
     return None if shape is None else (shape[0], shape[1], shape[2])
+
+
+def latent_space_of(purifier: Purifier) -> LatentSpace:
+    """The purifier as one with a latent space; raises ``ConfigError`` with the reason if it has none."""
+    name = type(purifier).__name__
+    if not isinstance(purifier, LatentSpace):
+        raise ConfigError(f"expected a purifier with a latent space (latent_of, decoded); {name} has none")
+    if purifier.no_latent_space:
+        raise ConfigError(
+            f"expected a purifier with a latent space; {name} has none, because {purifier.no_latent_space}"
+        )
+    return purifier
 
 
 def check_purified(purifier: Purifier, purified: Tensor, pixels: Tensor) -> None:

@@ -155,7 +155,7 @@ def plain_range() -> Iterator[None]:
         _plain.reset(token)
 
 
-def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...] | None = None) -> None:
+def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: Sequence[int | None] | None = None) -> None:
     """Raise ``PixelError`` unless ``pixels`` are floats (N, C, H, W) in [0, 1], of ``shape`` if given."""
     check_shape(pixels, name=name, shape=shape)
     if not pixels.dtype.is_floating_point:
@@ -163,10 +163,11 @@ def check_pixels(pixels: Tensor, *, name: str = "pixels", shape: tuple[int, ...]
     check_range(pixels, name=name)
 
 
-def check_shape(pixels: Tensor, *, name: str, shape: tuple[int, ...] | None = None) -> None:
-    """Raise ``PixelError`` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given."""
+def check_shape(pixels: Tensor, *, name: str, shape: Sequence[int | None] | None = None) -> None:
+    """Raise ``PixelError`` unless ``pixels`` is (N, C, H, W), of ``shape`` (C, H, W) if given, None for any size."""
     if pixels.ndim != 4 or (shape is not None and not fits(pixels.shape[1:], shape)):
-        wanted = "(N, C, H, W)" if shape is None else f"(N, {', '.join(map(str, shape))})"
+        sizes = [letter if size is None else str(size) for letter, size in zip("CHW", shape or [None] * 3, strict=True)]
+        wanted = f"(N, {', '.join(sizes)})"
         advice = "resize them, or give their layout with preprocessing="
         if pixels.ndim == 3:
             advice = "for a single image, pass images[None]"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..contracts.purifier import Purifier, image_shape_of
+from ..contracts.purifier import Purifier, usual_shape_of
 from ..data.pixels import Preprocessing
 from ..foreign_code import Attempt
 from ..output import Output
@@ -49,7 +49,7 @@ def try_replacing(
     if not rejection.replaces or weight.is_meta or copied is classifier:
         return
     channels = len(preprocessing.mean) or len(preprocessing.std) or 3
-    pixels = torch.zeros(2, *(image_shape_of(purifier) or (channels, SIDE, SIDE)), device=weight.device)
+    pixels = torch.zeros(2, *(usual_shape_of(purifier) or (channels, SIDE, SIDE)), device=weight.device)
     images = preprocessing.to_classifier(pixels)
     if images.is_floating_point() and weight.is_floating_point():
         images = images.to(weight.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..contracts.purifier import Purifier, image_shape_of
 from ..data.pixels import Preprocessing
 from ..errors import ConfigError
@@ -35,17 +37,23 @@ def agreed_shape(
         (given, "image_shape is", "leave image_shape out (--image-shape on the command line)"),
     ]
     for shape, says, advice in wanted:
-        if shape is not None and any(size not in (None, own) for own, size in zip(shape, sizes, strict=True)):
+        if shape is not None and any(
+            None not in (own, size) and own != size for own, size in zip(shape, sizes, strict=True)
+        ):
             raise ConfigError(
-                f"{says} {tuple(shape)}, but the classifier takes "
-                f"{tuple('any' if size is None else size for size in sizes)} (C, H, W), {preprocessing.layout}; "
+                f"{says} {_text(shape)}, but the classifier takes "
+                f"{_text(sizes)} (C, H, W), {preprocessing.layout}; "
                 f"{advice}, or give the layout with preprocessing="
             )
-        sizes = list(shape or sizes)
+        sizes = [size if own is None else own for own, size in zip(shape or (None, None, None), sizes, strict=True)]
     agreed = [declared[0], None, None, None]
     for place, size in zip(order[1:], sizes, strict=True):
         agreed[place] = size
     return tuple(agreed)
+
+
+def _text(sizes: Sequence[int | None]) -> str:
+    return f"({', '.join('any' if size is None else str(size) for size in sizes)})"
 
 
 def places_of(preprocessing: Preprocessing) -> tuple[int, int, int, int]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..contracts.purifier import Classifying, Purifier, image_shape_of
+from ..contracts.purifier import Classifying, Purifier, usual_shape_of
 from ..data.pixels import constant_like
 from ..data.reading import sizes_of
 from ..errors import ClassifierError, ConfigError, PluginError, RejectedError
@@ -212,7 +212,7 @@ def _try_classify(purifier: Purifier) -> None:
             f"on_reject='reclassify': {type(purifier).__name__} has no classifier of its own (classify); use "
             "on_reject='abstain' or 'flag'"
         )
-    shape, weight = image_shape_of(purifier), next(purifier.parameters(), None)
+    shape, weight = usual_shape_of(purifier), next(purifier.parameters(), None)
     if shape is not None and weight is not None:
         purifier.classify(weight.new_zeros(1, *shape))
 

@@ -11,7 +11,7 @@ import torch
 
 from ..atomic import atomic_path
 from ..errors import ConfigError, OutputError
-from .state import log_path, state_path
+from .state import checked_path, log_path, state_path
 
 
 class _TrialWrite(Exception):
@@ -19,7 +19,15 @@ class _TrialWrite(Exception):
 
 
 def check_kinds(
-    plugin: object, out: object, config: object, recipe: object, progress: object, weights: object, root: object
+    plugin: object,
+    out: object,
+    config: object,
+    recipe: object,
+    progress: object,
+    weights: object,
+    root: object,
+    size: object,
+    init: object,
 ) -> None:
     """Raise ``ConfigError`` if an argument of ``purifier.train`` has the wrong type."""
     for name, value, kinds, wanted in (
@@ -29,6 +37,8 @@ def check_kinds(
         ("recipe", recipe, str, "a recipe, such as 'robust:eps=0.1'"),
         ("weights", weights, str | Path | None, "a file name"),
         ("root", root, str | Path | None, "a folder"),
+        ("size", size, str | None, "the name of a size, such as 'small'"),
+        ("init", init, str | Path | None, "a checkpoint"),
     ):
         if not isinstance(value, kinds):
             raise ConfigError(f"{name}: expected {wanted}, got {value!r}")
@@ -49,25 +59,33 @@ def check_out(out: Path, read: Iterable[object]) -> None:
         raise OutputError(f"cannot write {str(out)!r}: expected a name in UTF-8 without null characters", "")
     if out.suffix != ".safetensors":
         raise OutputError(f"cannot write {out}: expected a name ending in .safetensors", out)
-    if out.name.endswith(".train.safetensors"):
-        raise OutputError(f"cannot write {out}: .train.safetensors is for training states; give another name", out)
+    for end in (".train.safetensors", ".train-checked.safetensors"):
+        if out.name.endswith(end):
+            raise OutputError(f"cannot write {out}: {end} is for training states; give another name", out)
     for file in read:
         if isinstance(file, str | Path) and out.exists() and Path(file).exists() and out.samefile(file):
             raise OutputError(f"cannot write {out}: this run reads its weights from that file; give another name", out)
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process writes
         return
-    for path in (out, state_path(out), log_path(out)):
+    for path in (out, state_path(out), checked_path(out), log_path(out)):
         with suppress(_TrialWrite), atomic_path(path):
             raise _TrialWrite
 
 
-def check_numbers(epochs: int, batch_size: int, seed: int, save_every: int) -> None:
-    """Raise ``ConfigError`` if a number is out of range."""
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("save_every", save_every)):
+def check_numbers(
+    epochs: int, batch_size: int | None, seed: int, save_every: int, save_minutes: float, max_weights: int
+) -> None:
+    """Raise ``ConfigError`` if a number is out of range; without a batch size, one is chosen later."""
+    counts = {"epochs": epochs, "batch_size": batch_size, "save_every": save_every, "max_weights": max_weights}
+    for name, value in counts.items():
+        if name == "batch_size" and value is None:
+            continue
         if type(value) is not int or value < 1:
             raise ConfigError(f"{name}: expected a whole number, 1 or more, got {value!r}")
     if type(seed) is not int:
         raise ConfigError(f"seed: expected a whole number, got {seed!r}")
+    if not (isinstance(save_minutes, int | float) and save_minutes >= 0):
+        raise ConfigError(f"save_minutes: expected a number of minutes, 0 or more, got {save_minutes!r}")
 
 
 def device_of(name: str | torch.device) -> torch.device:

@@ -10,21 +10,32 @@ from torch import Tensor
 from ..seeding import SampleGenerator
 
 SHIFT = 2
+CROP = 8
+"""``crop`` shifts by up to this fraction of a side: 4 pixels of 32, as is usual for CIFAR-10."""
 
 
-def augmented(pixels: Tensor, generator: SampleGenerator, how: Literal["none", "shift", "flip"]) -> Tensor:
-    """Shift each of ``pixels`` (N, C, H, W) by up to 2 pixels, repeating the border; ``flip`` also mirrors one in two.
+def augmented(pixels: Tensor, generator: SampleGenerator, how: Literal["none", "shift", "flip", "crop"]) -> Tensor:
+    """Shift, and perhaps mirror, each of ``pixels`` (N, C, H, W) at random.
 
-    ``none`` changes nothing.
+    ``shift`` moves by up to 2 pixels and repeats the border; ``flip`` also mirrors one image in two. ``crop`` is a
+    random crop of the image padded by an eighth of each side, by reflection without repeating the border, and mirrors
+    one image in two. ``none`` changes nothing.
     """
     if how == "none":
         return pixels
     height, width = pixels.shape[2:]
     random = generator.uniform((3,), pixels)
-    down, right = (random[:, axis, None].mul(2 * SHIFT + 1).long() - SHIFT for axis in (0, 1))
-    rows = (torch.arange(height, device=pixels.device) + down).clamp(0, height - 1)
-    columns = (torch.arange(width, device=pixels.device) + right).clamp(0, width - 1)
-    if how == "flip":
+    rows, columns = (_moved(side, random[:, axis, None], how == "crop") for axis, side in enumerate((height, width)))
+    if how != "shift":
         columns = torch.where(random[:, 2, None] < 0.5, columns.flip(1), columns)
     images, channels = (torch.arange(size, device=pixels.device) for size in pixels.shape[:2])
     return pixels[images[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None]]
+
+
+def _moved(side: int, random: Tensor, crop: bool) -> Tensor:
+    """Where each row or column comes from, (N, side), after a move by a random number (N, 1) from [0, 1)."""
+    most = side // CROP if crop else SHIFT
+    places = torch.arange(side, device=random.device) + random.mul(2 * most + 1).long() - most
+    if not crop:
+        return places.clamp(0, side - 1)
+    return side - 1 - (side - 1 - places.abs()).abs()

@@ -19,7 +19,8 @@ from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..seeding import SampleGenerator
 from ..specs import build, split_spec
-from .epoch import explains_itself
+from .budgets import check_trainable
+from .failures import explains_itself
 from .recipe import Batch, Recipe, loss_of
 
 
@@ -57,7 +58,9 @@ class Denoise(Recipe):
     def __post_init__(self) -> None:
         if not self.eps:
             raise ConfigError("denoise: eps: expected one or more budgets, such as 0.1 0.2, got none")
-        for attack, (threat, *_) in self._choices:
+        for attack, (threat, *others) in self._choices:
+            for one in (threat, *others):
+                check_trainable(one, "denoise")
             if threat.norm not in attack.norms:
                 raise ConfigError(
                     f"denoise: {type(attack).__name__} supports {', '.join(attack.norms)}, not {threat.norm}; "
@@ -91,6 +94,18 @@ class Denoise(Recipe):
         )
         noise = draw(purifier, batch.pixels, batch.generator)
         return loss_of(purifier, adversarial, batch.pixels, noise, batch.labels)
+
+    def memory_step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
+        """A gradient of the classifier, which is what attacks take memory for, and the purifier's loss terms."""
+        assert batch.classifier is not None
+        pixels = batch.pixels.detach().clone().requires_grad_(self.needs_gradients)
+        with torch.enable_grad(), torch.autocast(pixels.device.type, enabled=False):
+            logits = batch.classifier(pixels)
+            if self.needs_gradients:
+                torch.autograd.grad(logits.sum(), pixels)
+        del logits
+        noise = draw(purifier, batch.pixels, batch.generator)
+        return loss_of(purifier, batch.pixels, batch.pixels, noise, batch.labels)
 
     @cached_property
     def _choices(self) -> list[tuple[Attack, list[Threat]]]:

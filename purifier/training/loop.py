@@ -14,25 +14,25 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from ..contracts import checkpoint
-from ..contracts.purifier import Purifier, purifiers
+from ..contracts.purifier import Purifier
 from ..data.given import Data
-from ..data.images import ImageData
-from ..errors import ConfigError, TrainingError
 from ..exclusive import exclusive
 from ..output import Output
-from ..seeding import mix_seed
-from ..specs import build
 from ..torch_tools.channels_last import channels_last, fed_channels_last
 from ..torch_tools.freezing import freeze
 from ..vocabulary import OutputKind
 from .argument_checks import check_kinds, check_numbers, check_out, device_of
+from .building import MAX_WEIGHTS, Start, built
 from .classifier_checks import check_classifier, classifier_for, fingerprint
-from .epoch import NotFinite, Progress, Run, out_of_memory
+from .epoch import Run
+from .fitting import BATCH_SIZE, fitting_batch
 from .optimisation import Follower
-from .recipe import Recipe, learned_of
+from .progress import Progress, Reporter
+from .recipe import learned_of
 from .recipes import build_recipe
-from .state import check_replaceable, log_path, read_log, read_state, state_path, write_log, write_state
+from .running import finish, run_epochs
+from .saving import Saver
+from .state import check_replaceable, read_state, settings_of, state_path
 from .torchrun import join_processes, own_device
 from .training_data import data_facts, data_settings, labelled_for, training_images
 
@@ -43,6 +43,9 @@ def train(
     out: str | Path,
     *,
     config: Mapping[str, object] | None = None,
+    size: str | None = None,
+    init: str | Path | None = None,
+    max_weights: int = MAX_WEIGHTS,
     recipe: str = "elbo",
     classifier: str | Path | nn.Module | ModelProto | None = None,
     weights: str | Path | None = None,
@@ -52,7 +55,7 @@ def train(
     output: int | str | None = None,
     output_kind: OutputKind = "logits",
     epochs: int = 10,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     optimizer: str | None = None,
     lr: float | None = None,
     schedule: str | None = None,
@@ -65,14 +68,16 @@ def train(
     overwrite: bool = False,
     device: str | torch.device = "cpu",
     save_every: int = 1,
+    save_minutes: float = 5.0,
     root: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Purifier:
     """Train a purifier and write its checkpoint; return the purifier loaded from it.
 
     Training also writes a log, ``NAME.log.jsonl``, and until it ends a state, ``NAME.train.safetensors``, next to
-    ``out``. ``resume`` continues from that state; on the CPU it reaches the same weights, bit for bit, as a run that
-    was never stopped.
+    ``out``. ``resume`` continues from that state, also in the middle of an epoch; on the CPU it reaches the same
+    weights, bit for bit, as a run that was never stopped. ``KeyboardInterrupt`` saves the state before it is raised
+    again, unless it comes in the middle of an update (then the last state stays) or there are several processes.
 
     Under torchrun each process takes its share of every batch, and the first process writes the files. The loss is
     that of one process with the same batch, except for the order of sums.
@@ -87,7 +92,17 @@ def train(
     out
         The checkpoint to write, a ``.safetensors`` file. No other run can write it meanwhile.
     config
-        Options of the plugin's Config; ``image_shape`` is taken from the data unless given.
+        Options of the plugin's Config; ``image_shape`` is taken from the data unless given. Options that are not given
+        are those of the ``size`` or of ``init``, else those that the plugin suggests for images of this size.
+    size
+        How large the purifier is, one of the sizes that the plugin has: ``tiny``, ``small`` or ``base`` for ``vae`` and
+        ``gmvae``.
+    init
+        The checkpoint to begin with, a ``.safetensors`` file or a shipped purifier: its weights and its options, with
+        which ``config`` and ``size`` must agree. A purifier that takes images of any size is trained on at the size of
+        the data. The log and the new checkpoint name its sha256.
+    max_weights
+        The largest number of weights allowed.
     recipe
         ``elbo``: the purifier's own loss on clean images. ``denoise``: from adversarial images of a classifier to the
         clean ones. ``robust``: adversarial training in front of a classifier. A recipe takes options,
@@ -95,29 +110,37 @@ def train(
     classifier, weights, random_weights, preprocessing, input, output, output_kind
         The classifier that the purifier is for, as for ``purifier.guard`` and ``purifier audit``. It is not
         changed, not by one bit. For an ONNX model the package onnx-ad computes gradients.
-    epochs, batch_size, seed
-        As usual. One left-over image joins the batch before it.
+    epochs, seed
+        As usual.
+    batch_size
+        Images per step, for all processes together; one left-over image joins the batch before it. By default 128, or
+        the largest of 64, 32, ..., 2 that fits into memory, by what steps with two and with four images take.
     optimizer, lr, schedule, clip, ema, precision, augment
         See ``Optimisation``; by default as the recipe suggests.
     resume
-        Continue from the state file; all settings except ``epochs``, ``device`` and ``save_every`` must be the same.
+        Continue from the state file; all settings except ``epochs``, ``device``, ``save_every``, ``save_minutes`` and
+        ``max_weights`` must be the same. A batch size that was chosen and the precision ``auto`` stay what they were.
         With a schedule the same weights also need the same ``epochs``.
     overwrite
         Replace another run's checkpoint, log and state. Checkpoint and log are kept until this run can replace them.
     device
         Where to train, such as ``cpu`` or ``cuda``.
     save_every
-        Number of epochs between two states.
+        Number of epochs between two states that are written at the end of an epoch.
+    save_minutes
+        Number of minutes between two states that are written inside epochs.
     root
         Folder that holds the named data sets.
     progress
-        Called every few steps and at the end of each epoch.
+        Called before and after the first step, then every few steps or seconds, and while the result of an epoch is
+        checked.
 
     Raises
     ------
     ConfigError, PluginError
-        An option, recipe or plugin is unknown or an option has an invalid value; the classifier has no gradients or
-        returns probabilities.
+        An option, size, recipe or plugin is unknown or an option has an invalid value; ``init`` does not fit; there are
+        more weights than ``max_weights``, or a step takes more memory than there is; the classifier has no gradients
+        or returns probabilities.
     SpecError, DataError, ClassifierError
         A spec cannot be read, or what it names is missing or damaged.
     TrainingError
@@ -130,23 +153,24 @@ def train(
         ``out`` cannot be written or is there already, another run is writing it, or the path of the state holds a file
         that is not a training state.
     """
-    check_kinds(plugin, out, config, recipe, progress, weights, root)
+    check_kinds(plugin, out, config, recipe, progress, weights, root, size, init)
     out = Path(out)
-    check_numbers(epochs, batch_size, seed, save_every)
+    check_numbers(epochs, batch_size, seed, save_every, save_minutes, max_weights)
     chosen = build_recipe(recipe)
-    check_out(out, (weights, *chosen.input_files))
+    check_out(out, (weights, init, *chosen.input_files))
     if not resume:
         check_replaceable(out, overwrite)
     run_device = device_of(own_device(device))
+    before = settings_of(state_path(out)) if resume else {}
     given = {"optimizer": optimizer, "lr": lr, "schedule": schedule, "clip": clip}
     given |= {"ema": ema, "precision": precision, "augment": augment}
-    optimisation = chosen.suggested.with_given(given).on(run_device)
+    optimisation = chosen.suggested.with_given(given).on(run_device, before.get("precision"))
     model = classifier_for(
         chosen, classifier, weights, random_weights, preprocessing, input, Output(output, output_kind)
     )
     images = training_images(data, root, preprocessing if model is None else model.preprocessing, chosen, optimisation)
-    purifier = _build(plugin, config or {}, images, seed, chosen).to(run_device).train()
-    follower = Follower(purifier, optimisation)
+    purifier, init_sha256 = built(Start(plugin, config or {}, size, init, max_weights), images, seed, chosen)
+    follower = Follower(purifier.to(run_device).train(), optimisation, trained=init is not None)
     settings = {
         "plugin": plugin,
         "config": dataclasses.asdict(purifier.config),
@@ -154,12 +178,11 @@ def train(
         "options": {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen) if field.init},
         "classifier": None if model is None else fingerprint(model),
         **dataclasses.asdict(optimisation),
-        "batch_size": batch_size,
+        "init": init_sha256,
         "seed": seed,
         "data": images.name,
         **data_settings(images),
     }
-    header = {**settings, "epochs": epochs, "device": str(device), **data_facts(images, model)}
     with ExitStack() as stack:
         stack.enter_context(exclusive(out) if os.environ.get("RANK", "0") == "0" else nullcontext())
         pixels = images.batch(images.spread(2))[0].to(run_device)
@@ -167,11 +190,23 @@ def train(
             stack.enter_context(freeze(model, device=run_device))
             check_classifier(model, chosen, images, run_device)
             stack.enter_context(channels_last(model, lambda images: [model(images)], pixels))
-        images = labelled_for(purifier, images, model, batch_size, run_device)
+        facts = data_facts(images, model)
+        images = labelled_for(purifier, images, model, batch_size or BATCH_SIZE, run_device)
         labels = images.labels[images.spread(2)].to(run_device)
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
         processes = join_processes(run_device)
-        entry = read_state(state_path(out), follower, settings) if resume else None
+        if resume:
+            settings["batch_size"] = batch_size or before.get("batch_size")
+        else:
+            settings["batch_size"] = fitting_batch(
+                batch_size, chosen, purifier, follower, images, model, processes, run_device
+            )
+        state = read_state(state_path(out), follower, settings) if resume else None
+        header = {**settings, "epochs": epochs, "device": str(device), **facts}
+        first = processes.rank == 0
+        saver = Saver(
+            out, follower, settings, minutes=save_minutes, writes=first, guarded=chosen.can_collapse, state=state
+        )
         run = Run(
             chosen,
             purifier,
@@ -180,103 +215,12 @@ def train(
             classifier=model,
             processes=processes,
             device=run_device,
-            batch_size=batch_size,
+            batch_size=settings["batch_size"],
             epochs=epochs,
             seed=seed,
-            progress=progress,
+            reporter=Reporter(progress if first else None, epochs, len(images)),
+            saver=saver,
         )
-        return _finish(run, out, header, _run(run, out, settings, header, entry, save_every))
-
-
-def _finish(run: Run, out: Path, header: Mapping[str, Any], entry: Mapping[str, Any]) -> Purifier:
-    """Write the checkpoint, remove the state, and return the checkpoint loaded."""
-    processes = run.processes
-    if processes.rank == 0:
-        metrics = {
-            **entry["terms"],
-            **entry.get("figures", {}),
-            "epochs": run.epochs,
-            "images_per_second": entry["images_per_second"],
-        }
-        result = run.follower.result
-        assert isinstance(result, Purifier)
-        top_level = ("recipe", "classifier", "seed", "data")
-        provenance = {name: header[name] for name in top_level}
-        training = {name: header[name] for name in header if name not in (*top_level, "plugin", "config")}
-        checkpoint.save(result, out, **provenance, training=training, metrics=metrics)
-    processes.wait()
-    trained = checkpoint.load(out)
-    processes.wait()
-    if processes.rank == 0:
-        state_path(out).unlink(missing_ok=True)
-    return trained
-
-
-def _run(
-    run: Run,
-    out: Path,
-    settings: Mapping[str, Any],
-    header: Mapping[str, Any],
-    entry: dict[str, Any] | None,
-    save_every: int,
-) -> dict[str, Any]:
-    """Train the epochs after ``entry``, writing state and log; return the entry of the last epoch."""
-    state, log, epochs = state_path(out), log_path(out), run.epochs
-    done = entry["epoch"] if entry else 0
-    if done > epochs:
-        raise TrainingError(f"{state} is already at epoch {done}, expected at most {epochs}; raise epochs")
-    writes = run.processes.rank == 0
-    entries = read_log(log, until=done) if entry else []
-    if entry and writes:  # the log is this run's own; another run's log stays until this run has finished an epoch
-        write_log(log, header, entries)
-    for epoch in range(done + 1, epochs + 1):
-        saved = "nothing has been saved yet"
-        if done:
-            saved = f"epoch {done} is saved in {state}: resume with epochs={done} to make it the checkpoint"
-        try:
-            entry = run.epoch(epoch)
-        except NotFinite as problem:
-            lr = run.follower.settings.lr
-            raise TrainingError(f"{problem}; start again with lr below {lr:g}; {saved}") from None
-        except TrainingError as problem:
-            raise TrainingError(f"{problem}; {saved}") from problem
-        except (RuntimeError, MemoryError) as problem:
-            if not out_of_memory(problem):
-                raise
-            raise TrainingError(f"out of memory; lower batch_size or the purifier's sizes; {saved}") from problem
-        if run.classifier is not None and fingerprint(run.classifier) != settings["classifier"]:
-            raise TrainingError(
-                f"{run.classifier.describe()} changed during training; remove the side effect that changes it"
-            )
-        entries.append(entry)
-        if writes:
-            write_log(log, header, entries)
-            if epoch % save_every == 0 or epoch == epochs:
-                write_state(state, run.follower, settings, entry)
-        if epoch % save_every == 0:
-            done = epoch
-    assert entry is not None  # epochs is 1 or more
-    return entry
-
-
-def _build(plugin: str, config: Mapping[str, object], data: ImageData, seed: int, recipe: Recipe) -> Purifier:
-    cls = purifiers.get(plugin)
-    sized = any(field.name == "image_shape" for field in dataclasses.fields(cls.Config))
-    options = {"image_shape": data.shape, **config} if sized else config
-    built: Any = build(cls.Config, options, what=f"purifier {plugin!r}")
-    if sized and tuple(built.image_shape) != data.shape:
-        raise ConfigError(
-            f"purifier {plugin!r}: image_shape is {tuple(built.image_shape)}, but the images of {data.name} "
-            f"are {data.shape}; leave image_shape out"
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(mix_seed(seed, "weights"))
-        purifier = checkpoint.make(cls, built, f"purifier {plugin!r}")
-    if not any(weight.requires_grad for weight in purifier.parameters()):
-        raise TrainingError(f"purifier {plugin!r} has nothing to train; use it as it is")
-    if recipe.needs_exact and purifier.gradient != "exact":
-        raise ConfigError(
-            f"purifier {plugin!r} declares a surrogate gradient, but this recipe needs an exact one; use the recipe "
-            "denoise"
-        )
-    return purifier
+        if batch_size is None and settings["batch_size"] < BATCH_SIZE:
+            run.reporter.warn(f"batches of {settings['batch_size']} images, which is what fits into memory")
+        return finish(run, out, header, run_epochs(run, out, settings, header, state, save_every))

@@ -12,8 +12,13 @@ from torch import Tensor
 from ..answering import draw
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import OnePass, Purifier
+from ..errors import TrainingError
 from ..seeding import SampleGenerator
 from .optimisation import Optimisation
+
+
+class Collapse(TrainingError):
+    """A recipe found that what the last epochs learned is worthless; training goes back to the state before them."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,27 @@ class Recipe(ABC):
         """Whether the images may be augmented differently in each epoch."""
         return True
 
+    @property
+    def can_collapse(self) -> bool:
+        """Whether ``watch`` may raise ``Collapse``."""
+        return type(self).watch is not Recipe.watch
+
     @abstractmethod
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """The weighted scalar terms, batch means, whose sum is minimised; the purifier is in training mode."""
 
+    def memory_step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
+        """The terms of a step that takes as much memory as ``step``; overridden where that takes long."""
+        return self.step(purifier, batch)
+
     def watch(self, purifier: Purifier, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures for the log after an epoch, about the purifier that would be saved, on training images."""
+        """Figures for the log after an epoch, about the purifier that would be saved, on training images.
+
+        Raises
+        ------
+        Collapse
+            Training has gone wrong, and stops.
+        """
         return {}
 
 

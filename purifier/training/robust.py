@@ -16,10 +16,11 @@ from ..attacking.steps import random_offset
 from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError
+from .budgets import check_trainable
 from .inner_attack import ascent, climb
 from .optimisation import Optimisation
-from .recipe import Batch, Recipe, purified_and_loss_of
+from .recipe import Batch, Collapse, Recipe, purified_and_loss_of
 
 WATCHED_STEPS = 10
 """Number of steps of the attack that checks training after each epoch."""
@@ -78,11 +79,11 @@ class Robust(Recipe):
     ramp: float = 0.1
     clean: float = 0.0
     distillation: float = 1.0
-    reconstruction: float = 1e-3
-    kl: float = 2e-4
+    reconstruction: float = 0.784
+    kl: float = 0.1568
 
     def __post_init__(self) -> None:
-        Threat(self.norm, self.eps)
+        check_trainable(Threat(self.norm, self.eps), "robust")
         if self.steps < 1:
             raise ConfigError(f"robust: steps must be at least 1, got {self.steps}")
         if not 0 <= self.ramp <= 1:
@@ -138,7 +139,7 @@ class Robust(Recipe):
 
         Raises
         ------
-        TrainingError
+        Collapse
             Ten steps fool most images that are right after one: catastrophic overfitting (Wong et al. 2020, section
             5.4).
         """
@@ -156,7 +157,7 @@ class Robust(Recipe):
             right = [total + more for total, more in zip(right, found, strict=True)]
             count, done = count + len(pixels), batch.done
         if right[2] < COLLAPSE * right[1] and right[1] >= ENOUGH_RIGHT and done >= self.ramp:
-            raise TrainingError(
+            raise Collapse(
                 f"catastrophic overfitting: {right[1]} of {count} images are right after one step of an attack, but "
                 f"only {right[2]} after {WATCHED_STEPS}; raise robust:steps, or lower lr"
             )

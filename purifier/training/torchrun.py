@@ -45,6 +45,14 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
+    def largest(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """The largest of all processes' values, for each of some numbers."""
+        if self.count == 1:
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64, device=device)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return [float(value) for value in found.tolist()]
+
     def synchronise(self, module: nn.Module) -> None:
         """Copy the weights and buffers of the first process to all others."""
         if self.count > 1:

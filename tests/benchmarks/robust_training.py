@@ -18,18 +18,14 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from yardstick import Reader, register
 
 from purifier.assets.build import ROBUST, ROBUST_DATA
 from purifier.assets.classifier import FashionClassifier, demo_classifier
 from purifier.contracts.checkpoint import read_tensors, write_tensors
-from purifier.contracts.purifier import Purifier, purifiers
 from purifier.data.loading import load_data
 from purifier.torch_tools.memory import keep_freed_memory
 from purifier.training.loop import train
@@ -37,52 +33,6 @@ from purifier.training.state import log_path, state_path
 
 PROBED = 4
 """Epochs trained to see how long one of the yardstick takes; the first is a warm-up and does not count."""
-RANGE = 128.0
-"""Logits from -RANGE / 2 to RANGE / 2 are pixels from 0 to 1."""
-
-
-@dataclass(frozen=True)
-class NoConfig:
-    """Nothing to choose."""
-
-
-class Written(Purifier):
-    """A classifier as a purifier: it writes its logits into the first pixels of the image it returns."""
-
-    Config = NoConfig
-    gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
-
-    def __init__(self, config: NoConfig) -> None:
-        super().__init__(config)
-        self.classifier = FashionClassifier()
-
-    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        logits = self.classifier(pixels).to(pixels.dtype)
-        written = F.pad(logits / RANGE + 0.5, (0, pixels[0].numel() - logits.shape[1]))
-        return written.view_as(pixels)
-
-    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        return {}
-
-
-class Reader(nn.Module):
-    """The classifier that ``Written`` is trained for: it reads the logits from the image.
-
-    A real image, without written logits, goes to the shipped classifier: so recipes distil that one into the yardstick
-    as they do into the purifier.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.range = nn.Parameter(torch.tensor(RANGE))
-        self.shipped = demo_classifier()
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits, rest = images.flatten(1).split([10, images[0].numel() - 10], 1)
-        if rest.any():
-            shipped: Tensor = self.shipped(images)
-            return shipped
-        return (logits - 0.5) * self.range
 
 
 def main() -> None:
@@ -142,8 +92,8 @@ def train_one(which: str, data: str, out: Path, recipe: str, epochs: int) -> Non
     if which == "purifier":
         train("vae", images, path, classifier=demo_classifier(), **options)
         return
-    purifiers.register("written", Written)
-    train("written", images, path, classifier=Reader(), **{**options, "config": None})
+    register("written", FashionClassifier)
+    train("written", images, path, classifier=Reader(demo_classifier()), **{**options, "config": None})
 
 
 def checkpoint_of(out: Path, which: str) -> Path:

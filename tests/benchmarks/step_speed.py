@@ -80,7 +80,8 @@ def stepping(batch: Batch, *, torchs: bool) -> tuple[Purifier, Callable[[], None
 def advance(recipe: Robust, purifier: Purifier, follower: Follower, batch: Batch) -> None:
     with follower.settings.autocast(batch.pixels.device):
         terms = recipe.step(purifier, batch)
-    follower.step(torch.stack(list(terms.values())).sum(), batch.done)
+    follower.backward(torch.stack(list(terms.values())).sum())
+    follower.update(batch.done)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import typer
 from typer.testing import CliRunner
 
 from purifier.cli.train import train
+from purifier.cli.training_progress import parts_of
 from purifier.contracts import checkpoint
 from purifier.errors import SpecError, TrainingError
+from purifier.training.progress import Progress
 
 app = typer.Typer()
 app.command()(train)
@@ -30,6 +33,55 @@ def test_train(tmp_path: Path) -> None:
     made = checkpoint.load(out)
     assert (made.config.channels, made.config.latent, made.config.image_shape) == (2, 3, (1, 28, 28))
     assert (made.provenance["seed"], made.provenance["metrics"]["epochs"]) == (7, 2)
+
+
+def test_a_size_and_a_checkpoint_to_begin_with(command, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    options = "--data demo:8 --epochs 1"
+    code, _, said = command(*f"train vae {options} --size tiny --set channels=2 --out {first}".split())
+    assert code == 0, said
+    code, _, said = command(*f"train vae {options} --init {first} --out {second}".split())
+    assert code == 0, said
+    one, other = checkpoint.load(first), checkpoint.load(second)
+    assert one.config == other.config and (other.config.channels, other.config.depth, other.config.spatial) == (
+        2,
+        1,
+        True,
+    )
+    assert other.provenance["training"]["init"] == one.provenance["sha256"]
+    for wrong, message in (
+        ("--size huge", "expected one of tiny, small, base"),
+        ("--max-weights 9", "at most 9: lower"),
+    ):
+        code, _, said = command(*f"train vae {options} {wrong} --out {tmp_path / 'third.safetensors'}".split())
+        assert code == 2 and message in said
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(command, tmp_path: Path) -> None:
+    out = tmp_path / "vae.safetensors"
+    line = f"train vae --data demo:64 --out {out} --epochs 3 --batch-size 16 --set channels=2 --set latent=3"
+    code, shown, said = command(*line.split())
+    assert code == 0
+    opening, first, *_, last = said.splitlines()
+    assert opening == "epoch 1/3, 0 of 192 images"
+    assert re.match(r"epoch 1/3, 16 of 192 images, loss \d+\.?\d*, [\d.]+ images/s", first)
+    assert re.match(r"epoch 3/3, 192 of 192 images, loss \d+\.?\d*, [\d.]+ images/s$", last)
+    assert len(said.splitlines()) <= 5 and f"checkpoint {out}" in shown and "epoch" not in shown.split("epochs")[0]
+
+
+@pytest.mark.parametrize(
+    ("now", "parts"),
+    [
+        (Progress(2, 9, 150, 900, 0.5, 1234.4, 75.2), ["epoch 2/9", "loss 0.5", "1234 images/s", "about 1:15 left"]),
+        (Progress(9, 9, 900, 900, 12.34567, 2.5, 0.3), ["epoch 9/9", "loss 12.35", "2.5 images/s"]),
+        (
+            Progress(2, 9, 200, 900, 0.5, 9.96, 7300, "checking", 32, 250),
+            ["epoch 2/9, checked 32 of 250 images", "loss 0.5", "9.96 images/s", "about 2:01:40 left"],
+        ),
+    ],
+)
+def test_progress_in_words(now: Progress, parts: list[str]) -> None:
+    assert parts_of(now) == parts
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ def test_muon_steps_are_orthogonal_and_as_long_as_adams() -> None:
     before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     slopes = {name: torch.randn(weight.shape, generator=chance) for name, weight in before.items()}
     loss = sum((weight * slopes[name]).sum() for name, weight in module.named_parameters())
-    Follower(module, Optimisation(optimizer="muon", lr=0.01)).step(loss, 0)
+    follower = Follower(module, Optimisation(optimizer="muon", lr=0.01))
+    follower.backward(loss)
+    follower.update(0)
     moved = {name: weight.detach() - before[name] for name, weight in module.named_parameters()}
     for name, columns in {"0.weight": 12, "2.weight": 36}.items():
         lengths = torch.linalg.svdvals(moved[name].flatten(1)) / (0.01 * 0.2 * columns**0.5)

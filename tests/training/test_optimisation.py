@@ -19,9 +19,9 @@ from purifier.contracts.purifier import Purifier
 from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator
 from purifier.training.augmentation import augmented
-from purifier.training.epoch import Progress
 from purifier.training.loop import train
 from purifier.training.optimisation import Follower, Optimisation
+from purifier.training.progress import Progress
 from purifier.training.torchrun import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,8 @@ def test_the_average_follows_slowly_after_a_quick_start() -> None:
     follower = Follower(layer, Optimisation(lr=0.1, ema=0.5))
     expected = None
     for step in range(8):
-        follower.step(layer.weight.sum(), 0)
+        follower.backward(layer.weight.sum())
+        follower.update(0)
         decay = min(0.5, (1 + step) / (10 + step))
         here = layer.weight.item()
         expected = here if expected is None else decay * expected + (1 - decay) * here
@@ -55,7 +56,8 @@ def test_the_average_follows_slowly_after_a_quick_start() -> None:
 def test_clipping_bounds_the_gradient_of_all_weights_together() -> None:
     layer = nn.Linear(2, 3)
     follower = Follower(layer, Optimisation(clip=0.5))
-    follower.step(1000 * layer(torch.ones(1, 2)).sum(), 0)
+    follower.backward(1000 * layer(torch.ones(1, 2)).sum())
+    follower.update(0)
     total = torch.cat([weight.grad.flatten() for weight in layer.parameters()]).norm()
     assert total.item() == pytest.approx(0.5, rel=1e-4)
 
@@ -79,6 +81,27 @@ def test_augmentation_moves_whole_images_the_same_in_any_batch() -> None:
         assert torch.equal(moved, pixels) == (how == "none")
 
 
+@pytest.mark.parametrize(("side", "most"), [(16, 2), (28, 3)])
+def test_a_crop_is_a_window_of_the_image_padded_by_an_eighth(side: int, most: int) -> None:
+    pixels = load_data("fashion-mnist:train:100").batch(range(100))[0][:, :, :side, :side]
+    moved = augmented(pixels, SampleGenerator(4, range(100)), "crop")
+    assert torch.equal(augmented(pixels[50:60], SampleGenerator(4, range(50, 60)), "crop"), moved[50:60])
+    places = set()
+    for image, bare in zip(moved, pixels, strict=True):
+        windows = {
+            (flip, y, x): whole[:, y : y + side, x : x + side]
+            for flip in (False, True)
+            for whole in nn.functional.pad((bare.flip(2) if flip else bare)[None], (most,) * 4, mode="reflect")
+            for y in range(2 * most + 1)
+            for x in range(2 * most + 1)
+        }
+        found = [place for place, window in windows.items() if torch.equal(image, window)]
+        assert found
+        places.add(found[0])
+    assert len({flip for flip, _, _ in places}) == 2
+    assert {y for _, y, _ in places} == {x for _, _, x in places} == set(range(2 * most + 1))
+
+
 class Overhears(nn.Module):
     """A classifier that records the precision it is called in."""
 
@@ -91,11 +114,13 @@ class Overhears(nn.Module):
         return self.net(pixels)
 
 
-@pytest.mark.parametrize(("has", "expected"), [({}, "float32"), ({"amx_bf16": True}, "bfloat16")])
+@pytest.mark.parametrize(
+    ("has", "expected"), [({}, "float32"), ({"avx512_bf16": True}, "float32"), ({"amx_bf16": True}, "bfloat16")]
+)
 def test_bfloat16_only_where_the_cpu_has_it(
     has: dict[str, bool], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, **has})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, **has})
     out = tmp_path / "a.safetensors"
     classifier = Overhears()
     train("vae", "demo:20", out, config=SMALL, recipe="robust", classifier=classifier, epochs=1)
@@ -111,7 +136,8 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_robust_run_resumes_bit_for_bit(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("purifier.training.epoch.WATCHED", 20)
+    monkeypatch.setattr("purifier.training.check.WATCHED", 20)
+    monkeypatch.setattr("purifier.training.check.SHARE", 1)
     options = {
         "recipe": "robust:ramp=0.5",
         "classifier": trained("net"),
@@ -153,11 +179,11 @@ sys.path.insert(0, sys.argv[2])
 from nets import trained
 from purifier.training.loop import train
 from purifier.training.optimisation import Follower
-lengths, step = [], Follower.step
-def noted(follower, loss, done):
-    step(follower, loss, done)
+lengths, update = [], Follower.update
+def noted(follower, done):
+    update(follower, done)
     lengths.append(float(sum(weight.grad.square().sum() for weight in follower.weights if weight.grad is not None)))
-Follower.step = noted
+Follower.update = noted
 for name, plugin, recipe in (
     ("elbo", "gmvae", "elbo"), ("denoise", "gmvae", "denoise:attacks=fgsm"), ("robust", "vae", "robust:eps=0.05")
 ):

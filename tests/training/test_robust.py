@@ -44,8 +44,9 @@ def data() -> ImageData:
 
 @pytest.fixture
 def few_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Judge each epoch on 30 images instead of 250, which would take longer than the epoch itself."""
-    monkeypatch.setattr("purifier.training.epoch.WATCHED", 30)
+    """Check each epoch, on 30 images."""
+    monkeypatch.setattr("purifier.training.check.WATCHED", 30)
+    monkeypatch.setattr("purifier.training.check.SHARE", 1)
 
 
 def robust_accuracy(classifier: nn.Module, filter_: Purifier) -> float:

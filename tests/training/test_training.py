@@ -9,59 +9,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from purifier.contracts import checkpoint
 from purifier.contracts.purifier import Purifier, purifiers
 from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.errors import CheckpointError, TrainingError
-from purifier.seeding import SampleGenerator
-from purifier.training.epoch import Progress
 from purifier.training.loop import train
+from purifier.training.progress import Progress
+from training_helpers import Noisy, NoisyConfig, same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = {"channels": 2, "latent": 4}
-
-
-@dataclass(frozen=True)
-class NoisyConfig:
-    width: int = 8
-
-
-class Noisy(Purifier):
-    """Has everything a purifier may have: buffers, drawn noise, dropout, a frozen weight."""
-
-    Config = NoisyConfig
-    gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
-
-    def __init__(self, config: NoisyConfig) -> None:
-        super().__init__(config)
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, config.width, 3, padding=1),
-            nn.BatchNorm2d(config.width),
-            nn.ReLU(),
-            nn.Dropout(0.2),
-            nn.Conv2d(config.width, 1, 3, padding=1),
-        )
-        self.register_parameter("frozen", nn.Parameter(torch.randn(2), requires_grad=False))
-
-    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
-        return generator.normal(pixels.shape[1:], pixels) if self.training else None
-
-    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        return torch.sigmoid(self.layers(pixels if noise is None else pixels + 0.1 * noise))
-
-    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        assert noise is not None
-        return {"squares": (self.purify(pixels, noise) - target).square().mean()}
 
 
 class Explodes(Noisy):
@@ -111,11 +76,6 @@ def stop_in(epoch: int) -> object:
     return progress
 
 
-def same(one: Purifier, other: Purifier) -> bool:
-    mine, theirs = one.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-
-
 def read_log(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.with_name(f"{out.stem}.log.jsonl").read_text().splitlines()]
 
@@ -144,7 +104,7 @@ def test_vae_learns_and_logs_how(images: ImageData, tmp_path: Path) -> None:
         "data": "fashion-mnist:train:200",
     }
     metrics = loaded.provenance["metrics"]
-    assert {"reconstruction", "kl", "epochs", "images_per_second"} == set(metrics)
+    assert {"reconstruction", "kl", "informative_latents", "epochs", "images_per_second"} == set(metrics)
     assert metrics["reconstruction"] == epochs[-1]["terms"]["reconstruction"]
 
 
@@ -177,7 +137,7 @@ def test_resume_is_bit_for_bit(images: ImageData, tmp_path: Path, plugin: str, s
     assert [entry.get("epoch") for entry in read_log(out)] == [None, 1, 2, 3]
     epochs: list[int] = []
     resumed = train(plugin, images, out, **options, resume=True, progress=lambda now: epochs.append(now.epoch))
-    assert epochs == ([4] if save_every == 1 else [3, 4])
+    assert sorted(set(epochs)) == ([4] if save_every == 1 else [3, 4])
     assert same(straight, resumed)
     assert [entry.get("epoch") for entry in read_log(out)] == [None, 1, 2, 3, 4]
     assert [entry["loss"] for entry in read_log(out)[1:]] == [

@@ -16,8 +16,8 @@ from purifier.contracts.checkpoint import read_tensors
 from purifier.data.images import ImageData
 from purifier.errors import ConfigError, OutputError, PluginError, SpecError, TrainingError
 from purifier.exclusive import exclusive
-from purifier.training.epoch import Progress
 from purifier.training.loop import train
+from purifier.training.progress import Progress
 
 IMAGES = ImageData("eight", torch.arange(8 * 16).view(8, 1, 4, 4) / 127, torch.zeros(8, dtype=torch.int64))
 
@@ -38,7 +38,11 @@ def too_late(now: Progress) -> None:
             r"expected the base's image_shape \(1, 28, 28\), got",
         ),
         ({"plugin": "gmvae", "config": {"components": 9}}, TrainingError, "9 components need at least as many images"),
-        ({"plugin": "gmvae", "config": {"spatial": True}}, ConfigError, "leave spatial out, or use vae"),
+        (
+            {"plugin": "gmvae", "config": {"spatial": True, "labelled": True}},
+            ConfigError,
+            "leave spatial or labelled out",
+        ),
         (
             {"plugin": "gmvae", "config": {"labelled": True}},
             TrainingError,

@@ -1,4 +1,4 @@
-"""What the recipes' tests share: a purifier that records its inputs, and a batch of real images."""
+"""What the tests share: purifiers that record their inputs or have it all, and a batch of real images."""
 
 from __future__ import annotations
 
@@ -44,6 +44,39 @@ class Recorder(Purifier):
         return {"squares": (self.purify(pixels) - target).square().mean()}
 
 
+@dataclass(frozen=True)
+class NoisyConfig:
+    width: int = 8
+
+
+class Noisy(Purifier):
+    """Has everything a purifier may have: buffers, drawn noise, dropout, a frozen weight."""
+
+    Config = NoisyConfig
+    gradient: ClassVar[Literal["exact", "surrogate"]] = "exact"
+
+    def __init__(self, config: NoisyConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, config.width, 3, padding=1),
+            nn.BatchNorm2d(config.width),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Conv2d(config.width, 1, 3, padding=1),
+        )
+        self.register_parameter("frozen", nn.Parameter(torch.randn(2), requires_grad=False))
+
+    def draw(self, pixels: Tensor, generator: SampleGenerator) -> Tensor | None:
+        return generator.normal(pixels.shape[1:], pixels) if self.training else None
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return torch.sigmoid(self.layers(pixels if noise is None else pixels + 0.1 * noise))
+
+    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        assert noise is not None
+        return {"squares": (self.purify(pixels, noise) - target).square().mean()}
+
+
 class OfBytes(nn.Module):
     """The small net for images of 0-255, uint8: no gradient can reach the pixels."""
 
@@ -63,3 +96,8 @@ def batch_of(
     generator, lasting = (SampleGenerator(seed, indices) for seed in (epoch, 0))
     classifier = TorchPixelClassifier(net or trained("net"), Preprocessing())
     return Batch(pixels, labels, generator, lasting, indices, classifier, done)
+
+
+def same(one: Purifier, other: Purifier) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)

@@ -115,7 +115,7 @@ def test_a_random_purifier_does_not_stop_the_attack_early(images):
 
 def test_a_purifier_without_a_latent_space_is_an_error(net, images):
     target = target_of(net, 64, filter_=Same, route="exact")
-    said = r"attack 'latent-match' needs a purifier with a latent space \(latent_of, decoded\); Same has none"
+    said = r"attack 'latent-match': expected a purifier with a latent space \(latent_of, decoded\); Same has none"
     with pytest.raises(ConfigError, match=said):
         read_attack(SPEC).attack.perturb(target, *images, THREATS[0], SampleGenerator(0, range(64)))
 

@@ -17,8 +17,8 @@ from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.errors import TrainingError
 from purifier.plugins.purifiers.gmvae import Gmvae, GmvaeConfig
-from purifier.training.epoch import Progress
 from purifier.training.loop import train
+from purifier.training.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,7 +80,7 @@ def test_the_mixtures_weight_grows(data: ImageData) -> None:
     gmvae = Gmvae(GmvaeConfig(image_shape=(1, 28, 28), channels=2, latent=3, components=3))
     pixels, _ = data.batch(range(50))
     mean, log_variance = gmvae.encode(pixels)
-    standard = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+    standard = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean() / 784
     found = []
     for epoch in range(1, 11):
         gmvae.begin_epoch(epoch, 10, data)
@@ -88,7 +88,7 @@ def test_the_mixtures_weight_grows(data: ImageData) -> None:
     assert gmvae.fitted_in == 5
     torch.testing.assert_close(torch.stack(found[:4]), standard.expand(4))
     torch.testing.assert_close(torch.stack(found[4:]) / found[-1], torch.tensor([1 / 3, 2 / 3, 1, 1, 1, 1]))
-    assert abs(found[-1] - standard) > 1e-3
+    assert abs(found[-1] - standard) > 1e-3 / 784
 
 
 @torch.no_grad()
@@ -127,7 +127,7 @@ def test_resume_is_bit_for_bit(data: ImageData, tmp_path: Path, stopped_in: int,
         train("gmvae", data, out, **options, progress=stop)
     epochs: list[int] = []
     resumed = train("gmvae", data, out, **options, resume=True, progress=lambda now: epochs.append(now.epoch))
-    assert epochs == list(range(stopped_in, 6))
+    assert sorted(set(epochs)) == list(range(stopped_in, 6))
     assert straight.fitted_in == resumed.fitted_in == 3
     assert same(straight, resumed)
     losses = [

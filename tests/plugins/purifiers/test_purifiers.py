@@ -32,6 +32,11 @@ SMALL = f"vae:{GRAY},channels=4,latent=8"
         (f"{SMALL},spatial=true,sample=true", (1, 28, 28)),
         (f"{SMALL},spatial=true,blocks=2", (1, 28, 28)),
         (f"{SMALL},blocks=1", (1, 28, 28)),
+        (f"{SMALL},skip=true", (1, 28, 28)),
+        ("vae:image_shape=1x27x25,channels=4,latent=3", (1, 27, 25)),
+        (f"{SMALL},spatial=true,sample=true", (1, 31, 17)),
+        (f"{SMALL},spatial=true,stem=4,depth=1,skip=true,blocks=1", (1, 33, 28)),
+        (f"gm{SMALL},spatial=true,components=3,sample=true", (1, 28, 31)),
         ("vae:image_shape=3x32x32,channels=8,depth=3,latent=16", (3, 32, 32)),
         ("vae:image_shape=3x224x224,channels=4,depth=5,latent=8", (3, 224, 224)),
         ("vae:image_shape=3x224x224,channels=4,depth=3,latent=4,spatial=true", (3, 224, 224)),
@@ -82,7 +87,7 @@ def test_kl_term_agrees_with_torch_distributions(images) -> None:
     vae, (pixels, _) = purifier.load(SMALL), images
     mean, log_variance = vae.encode(pixels)
     expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).sum(1)
-    torch.testing.assert_close(vae.loss(pixels, pixels, None)["kl"], expected.mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vae.loss(pixels, pixels, None)["kl"], expected.mean() / 784, rtol=1e-4, atol=1e-5)
 
 
 def test_elbo_is_the_bound_estimated_by_sampling(images) -> None:
@@ -96,7 +101,7 @@ def test_elbo_is_the_bound_estimated_by_sampling(images) -> None:
         for draw in range(150):
             noise = vae.draw(pixels, SampleGenerator(draw, range(4)))
             terms = vae.loss(pixels, pixels, noise)
-            closed.append(-(terms["reconstruction"] + terms["kl"]))
+            closed.append(-784 * (terms["reconstruction"] + terms["kl"]))
             z = mean + posterior.scale * noise
             log_likelihood = (
                 -F.binary_cross_entropy(vae.purify(pixels, noise), pixels, reduction="none").flatten(1).sum(1)
@@ -124,10 +129,13 @@ def test_noise_moves_a_sampling_vae_and_no_noise_is_the_mean(images) -> None:
     ("spec", "message"),
     [
         ("vae", "needs the option 'image_shape'"),
+        ("vae:image_shape=1x27x27,depth=5", "too small: a stem of 1 and a depth of 5 need .* 32 pixels .*depth to 4$"),
         (
-            "vae:image_shape=1x27x27",
-            "cannot be halved 2 times; lower depth, or resize the images to multiples of 4",
+            "vae:image_shape=1x27x7,stem=4",
+            "stem of 4 and a depth of 2 need .* 16 pixels .*resize the images, or lower stem",
         ),
+        ("vae:image_shape=1x28x28,stem=0", "depth, latent and stem must be positive"),
+        ("vae:image_shape=1x28x28,free_nats=-1", "free_nats must be a number of at least 0"),
         ("vae:image_shape=1x28x28,latent=0", "must be positive"),
         ("vae:image_shape=1x28x28,depth=100000000000", "expected a depth of at most 16"),
         ("vae:image_shape=1x28x28,blocks=-1", "blocks must be from 0 to 1000, got -1"),

@@ -1,0 +1,134 @@
+"""The batch size that fits into memory, from the memory that steps with a few images take."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.purifier import Purifier
+from ..data.images import ImageData
+from ..errors import ConfigError
+from ..foreign_code import Attempt
+from ..seeding import SampleGenerator
+from ..torch_tools.memory_use import available, peak_of
+from .failures import out_of_memory
+from .optimisation import Follower
+from .recipe import Batch, Recipe
+from .torchrun import Processes
+
+BATCH_SIZE = 128
+"""Images per step, unless it is given or does not fit."""
+SHARE = 0.8
+"""The share of the memory that a chosen batch size may take: kernels need scratch memory, and others grow too."""
+SMALLEST = 2
+"""The smallest batch size that is chosen, for each process."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory of a step in bytes: ``fixed``, and so much ``per_image`` of a process's share of the batch."""
+
+    fixed: int
+    per_image: int
+
+    def of(self, images: int) -> int:
+        """The memory of a step with so many images."""
+        return self.fixed + images * self.per_image
+
+    def largest(self, room: float) -> int:
+        """The largest number of images whose step takes at most ``room`` bytes."""
+        return int((room - self.fixed) // self.per_image) if self.per_image else BATCH_SIZE
+
+
+def fitting_batch(
+    given: int | None,
+    recipe: Recipe,
+    purifier: Purifier,
+    follower: Follower,
+    data: ImageData,
+    classifier: PixelClassifier | None,
+    processes: Processes,
+    device: torch.device,
+) -> int:
+    """``given``, or the largest of 128, 64, ..., 2 images (for all processes together) whose step fits into memory.
+
+    What the first steps would do is measured on a copy of the purifier; if that fails, memory is not checked.
+
+    Raises
+    ------
+    ConfigError
+        ``given``, or even the smallest batch, does not fit.
+    """
+    need = measured(recipe, purifier, follower, data, classifier, device)
+    room = available(device)
+    if room is not None and device.type == "cpu":
+        room //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    wanted = min(BATCH_SIZE if given is None else given, len(data))
+    largest = wanted
+    if need is not None and room is not None:
+        largest = processes.count * need.largest(room if given is not None else SHARE * room)
+    largest = -int(processes.largest([-min(largest, wanted)], device)[0])  # the smallest of all processes
+    if largest >= wanted:
+        return BATCH_SIZE if given is None else given
+    assert need is not None and room is not None
+    least = SMALLEST * processes.count
+    chosen = BATCH_SIZE
+    while chosen > max(largest, least):
+        chosen //= 2
+    if given is None and largest >= least:
+        return max(chosen, least)
+    own = -(-(least if given is None else wanted) // processes.count)
+    advice = f"lower the batch size to {chosen}, or leave it out" if largest >= least else ""
+    raise ConfigError(
+        f"a step with {own} images takes about {_gigabytes(need.of(own))}, but this process can use "
+        f"{_gigabytes(room)}: "
+        + (advice or "choose a smaller purifier (--size tiny), smaller images (--resize) or another classifier")
+    )
+
+
+def measured(
+    recipe: Recipe,
+    purifier: Purifier,
+    follower: Follower,
+    data: ImageData,
+    classifier: PixelClassifier | None,
+    device: torch.device,
+) -> Need | None:
+    """The memory of a step, beyond what is held already: the line through the peaks with two and with four images.
+
+    None if the purifier cannot be copied or the step fails otherwise than by lack of memory.
+    """
+    peaks: dict[int, int] = {}
+    with Attempt() as attempt, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        copied = copy.deepcopy(purifier)
+        for count in (2, 4):
+            indices = data.spread(min(count, len(data)))
+            pixels, labels = (part.to(device) for part in data.batch(indices))
+            generator, lasting = (SampleGenerator(seed, indices) for seed in (0, 1))
+            batch = Batch(pixels, labels, generator, lasting, indices, classifier, done=1.0)
+
+            def step(batch: Batch = batch) -> None:
+                with follower.settings.autocast(device):
+                    loss = torch.stack([term.float() for term in recipe.memory_step(copied, batch).values()]).sum()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's
+
+            copied.zero_grad(set_to_none=True)
+            peaks[len(indices)] = peak_of(step, device)
+    if attempt.error is not None:
+        if out_of_memory(attempt.error):
+            raise ConfigError(
+                "there is not enough memory for a step with a few images: choose a smaller purifier (--size tiny), "
+                "smaller images (--resize) or another classifier"
+            ) from attempt.error
+        return None
+    (few, low), (many, high) = min(peaks.items()), max(peaks.items())
+    per_image = max(0, (high - low) // (many - few)) if many > few else low // few
+    return Need(max(0, low - few * per_image) + follower.bytes_of_moments(), per_image)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2g} GB"

@@ -1,0 +1,146 @@
+"""Train a purifier with the recipe ``robust`` for a frozen CIFAR-10 classifier, and what to compare it with.
+
+``python tests/benchmarks/cifar_training.py --out cifar --classifier stock --weights stock.safetensors
+--data folder:cifar/train [--which yardstick] [--recipe robust:eps=8/255] [--epochs N] [--set channels=32 ...]``
+trains in front of ``stock``, ``resnet20`` or ``resnet56`` on all but the last 5,000 of the shuffled images, and goes on
+where it was stopped. ``yardstick`` is the classifier's architecture, from scratch, with the same loop, recipe and
+images; ``larger`` the stock architecture with ``--width`` times its channels. It prints images per second and the speed
+of matrix multiplication, and the check on training images; ``--check`` attacks held-back images with apgd-ce instead of
+training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from cifar_classifier import HELD_BACK, Stock
+from cifar_resnet import ResNet
+from robust_training import matmul_rate
+from torch import Tensor, nn
+from yardstick import Reader, register
+
+import purifier
+from purifier.classifiers.weights import load_weights, read_weights
+from purifier.data.images import ImageData
+from purifier.data.loading import load_data
+from purifier.data.pixels import Preprocessing
+from purifier.specs import number, split_spec
+from purifier.torch_tools.memory import keep_freed_memory
+from purifier.training.state import log_path, state_path
+
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CLASSIFIERS: Mapping[str, tuple[Callable[[], nn.Module], Preprocessing]] = {
+    "stock": (Stock, Preprocessing()),
+    "resnet20": (partial(ResNet, 20), IMAGENET),
+    "resnet56": (partial(ResNet, 56), IMAGENET),
+}
+CHECKED = 500
+"""Held-back images that ``--check`` attacks."""
+
+
+class Normalised(nn.Module):
+    """A classifier that normalises pixels itself."""
+
+    def __init__(self, classifier: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.classifier, self.preprocessing = classifier, preprocessing
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.preprocessing.to_classifier(pixels))
+        return logits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--classifier", choices=CLASSIFIERS, default="stock")
+    parser.add_argument("--weights", type=Path, required=True, help="of the frozen classifier")
+    parser.add_argument("--data", default="folder:cifar/train", help="DATA spec of the training images")
+    parser.add_argument("--which", choices=("purifier", "yardstick", "larger"), default="purifier")
+    parser.add_argument("--recipe", default="robust:eps=8/255")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the purifier")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--width", type=float, default=2.0, help="of the larger classifier")
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    given.out.mkdir(exist_ok=True)
+    keep_freed_memory()
+    path = given.out / f"{given.which}.safetensors"
+    frozen = frozen_classifier(given.classifier, given.weights)
+    chosen, held_back = split(load_data(given.data))
+    if given.which != "purifier":
+        make, preprocessing = CLASSIFIERS[given.classifier]
+        if given.which == "larger":
+            make, preprocessing = partial(Stock, given.width), Preprocessing()
+        register("written", lambda: Normalised(make(), preprocessing))
+    if given.check:
+        check(purifier.load(path), frozen if given.which == "purifier" else Reader(frozen), held_back, given.recipe)
+        return
+    print(
+        f"torch {torch.__version__}, one core multiplies matrices at {matmul_rate(torch.float32):.0f} GFLOP/s",
+        flush=True,
+    )
+    options: dict[str, Any] = {"recipe": given.recipe, "epochs": given.epochs, "augment": "flip", "lr": given.lr}
+    options |= {"resume": state_path(path).exists(), "overwrite": not state_path(path).exists()}
+    if given.which == "purifier":
+        config = split_spec(f"vae:{','.join(given.set)}")[1] if given.set else {}
+        purifier.train("vae", chosen, path, classifier=frozen, config=config, **options)
+    else:
+        purifier.train("written", chosen, path, classifier=Reader(frozen), **options)
+    entries = [json.loads(line) for line in log_path(path).read_text().splitlines()[1:]]
+    minutes = sum(entry["seconds"] for entry in entries) / 60
+    figures = ", ".join(f"{name} {value:.1%}" for name, value in entries[-1]["figures"].items())
+    speed = sum(entry["images_per_second"] for entry in entries) / len(entries)
+    print(f"{given.which}: {len(entries)} epochs in {minutes:.1f} minutes, {speed:.0f} images/s; {figures}")
+
+
+def frozen_classifier(name: str, weights: Path) -> nn.Module:
+    """A frozen classifier of pixels in [0, 1]."""
+    make, preprocessing = CLASSIFIERS[name]
+    classifier = make()
+    load_weights(classifier, read_weights(weights), weights)
+    return Normalised(classifier, preprocessing).eval().requires_grad_(False)
+
+
+def split(data: ImageData) -> tuple[ImageData, ImageData]:
+    """The images to learn from, and those held back, in memory as bytes."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+    parts = [order[start : start + 1000] for start in range(0, len(order), 1000)]
+    pixels, labels = zip(*data.batches(parts), strict=True)
+    images = torch.cat([(part * 255).round().to(torch.uint8) for part in pixels])
+    found = torch.cat(labels)
+    cut = len(order) - HELD_BACK
+    return (
+        ImageData(f"{data.name}, all but {HELD_BACK}", images[:cut], found[:cut]),
+        ImageData(f"{data.name}, the last {HELD_BACK}", images[cut:], found[cut:]),
+    )
+
+
+def check(made: purifier.Purifier, classifier: nn.Module, held_back: ImageData, recipe: str) -> None:
+    """Attack a checkpoint with apgd-ce on the exact route; print clean and attacked rates."""
+    threat = split_spec(recipe)[1]
+    guarded = purifier.guard(classifier, made)
+    data = held_back.batch(held_back.spread(CHECKED))
+    report = purifier.audit(
+        guarded,
+        data,
+        attacks=["apgd-ce:steps=20"],
+        eps=number(threat.get("eps", "8/255")),
+        norm=threat.get("norm", "linf"),
+        routes=["exact"],
+        batch_size=CHECKED,
+    )
+    for row in report.rows:
+        if row.result is not None:
+            print(f"{row.model:>10} {row.attack:>20} {row.route or '':>8} {row.result.share:.1%}")
+
+
+if __name__ == "__main__":
+    main()
