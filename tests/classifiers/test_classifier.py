@@ -134,7 +134,7 @@ def test_weights_that_do_not_fit_are_errors(folder: Path) -> None:
     save_file({"head.weight": torch.zeros(10, 3)}, "w.safetensors")
     with pytest.raises(ClassifierError, match="w.safetensors does not fit Net"):
         load_classifier("acme_models:make", weights="w.safetensors")
-    with pytest.raises(SpecError, match="--weights needs package.module:factory"):
+    with pytest.raises(SpecError, match="weights= \\(--weights\\) needs package.module:factory"):
         load_classifier("net.onnx", weights="w.safetensors")
     with pytest.raises(CheckpointError, match="no file"):
         load_classifier("acme_models:make", weights="absent.pt")
