@@ -99,13 +99,7 @@ def train(
     from ..training.state import log_path
     from .training_progress import training_progress
 
-    name, colon, options = plugin.partition(":")
-    if colon:
-        raise SpecError(
-            f"expected the name of a purifier plugin, got {plugin!r}; the plugin's options go in --set: {name} "
-            + " ".join(f"--set {option}" for option in (options or "KEY=VALUE").split(",")),
-            plugin,
-        )
+    _check_plain_name(plugin)
     config = split_spec(f"{plugin}:{','.join(settings)}")[1] if settings else {}
     wanted = read_preprocessing_option(preprocessing)
     model: Any = classifier
@@ -115,15 +109,7 @@ def train(
         model, wanted = read_model_options(classifier, weights, random_weights, wanted)
     read = model is not classifier
     images = load_data_option(
-        data,
-        root,
-        resize,
-        crop,
-        skip_bad,
-        max_bytes,
-        classes=classes,
-        preprocessing=wanted,
-        no_labels=no_labels,
+        data, root, resize, crop, skip_bad, max_bytes, classes=classes, preprocessing=wanted, no_labels=no_labels
     )
     quiet = os.environ.get("RANK", "0") != "0"
     console = plain_console(stderr=True, soft_wrap=True, quiet=quiet)
@@ -165,3 +151,13 @@ def train(
     for name, value in trained.provenance["metrics"].items():
         console.print(f"{name:>20} {value:.6g}", markup=False)
     console.print(f"checkpoint {out}\nlog        {log_path(out)}", markup=False)
+
+
+def _check_plain_name(plugin: str) -> None:
+    name, colon, options = plugin.partition(":")
+    if colon:
+        raise SpecError(
+            f"expected the name of a purifier plugin, got {plugin!r}; the plugin's options go in --set: {name} "
+            + " ".join(f"--set {option}" for option in (options or "KEY=VALUE").split(",")),
+            plugin,
+        )

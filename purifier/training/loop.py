@@ -14,6 +14,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
 from ..data.given import Data
 from ..exclusive import exclusive
@@ -26,9 +27,9 @@ from .building import MAX_WEIGHTS, Start, built
 from .classifier_checks import check_classifier, classifier_for, fingerprint
 from .epoch import Run
 from .fitting import BATCH_SIZE, fitting_batch
-from .optimisation import Follower
+from .optimisation import Follower, Optimisation
 from .progress import Progress, Reporter
-from .recipe import learned_of
+from .recipe import Recipe, learned_of
 from .recipes import build_recipe
 from .running import finish, run_epochs
 from .saving import Saver
@@ -173,11 +174,7 @@ def train(
     follower = Follower(purifier.to(run_device).train(), optimisation, trained=init is not None)
     settings = {
         "plugin": plugin,
-        "config": dataclasses.asdict(purifier.config),
-        "recipe": recipe,
-        "options": {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen) if field.init},
-        "classifier": None if model is None else fingerprint(model),
-        **dataclasses.asdict(optimisation),
+        **_settings(purifier, recipe, chosen, model, optimisation),
         "init": init_sha256,
         "seed": seed,
         "data": images.name,
@@ -203,10 +200,8 @@ def train(
             )
         state = read_state(state_path(out), follower, settings) if resume else None
         header = {**settings, "epochs": epochs, "device": str(device), **facts}
-        first = processes.rank == 0
-        saver = Saver(
-            out, follower, settings, minutes=save_minutes, writes=first, guarded=chosen.can_collapse, state=state
-        )
+        first, guarded = processes.rank == 0, chosen.can_collapse
+        saver = Saver(out, follower, settings, minutes=save_minutes, writes=first, guarded=guarded, state=state)
         run = Run(
             chosen,
             purifier,
@@ -224,3 +219,16 @@ def train(
         if batch_size is None and settings["batch_size"] < BATCH_SIZE:
             run.reporter.warn(f"batches of {settings['batch_size']} images, which is what fits into memory")
         return finish(run, out, header, run_epochs(run, out, settings, header, state, save_every))
+
+
+def _settings(
+    purifier: Purifier, recipe: str, chosen: Recipe, model: PixelClassifier | None, optimisation: Optimisation
+) -> dict[str, Any]:
+    """The settings of how it is trained that must be the same when a run is resumed."""
+    return {
+        "config": dataclasses.asdict(purifier.config),
+        "recipe": recipe,
+        "options": {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen) if field.init},
+        "classifier": None if model is None else fingerprint(model),
+        **dataclasses.asdict(optimisation),
+    }
