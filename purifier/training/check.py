@@ -19,7 +19,7 @@ from .recipe import Batch, Recipe
 WATCHED = 250
 """Most images in one check, spread evenly over the data."""
 LEAST = 64
-"""Fewest images in one check, unless there are fewer: with less a collapse cannot be told from chance."""
+"""Smallest number of images in a check, if there are that many; fewer cannot show a collapse."""
 SHARE = 1 / 200
 """Images watched for each image trained on."""
 PART = 32
