@@ -28,7 +28,7 @@ from purifier.training.optimisation import Follower, Optimisation
 
 HELD_BACK = 5_000
 BATCH = 250
-WIDTHS = (64, 192, 192)
+WIDTHS = (64, 192, 256)
 PATCHES = 5_000
 """Images whose 2x2 patches the first layer is made from."""
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="folder:cifar/train", help="DATA spec of the training images")
     parser.add_argument("--out", type=Path, required=True, help="a .safetensors file")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def train(model: Stock, data: ImageData, chosen: list[int], epochs: int, lr: float, seed: int) -> None:
-    """Train in place, with label smoothing, random shifts and flips."""
+    """Train in place, with label smoothing, random crops and flips."""
     follower = Follower(model, Optimisation(optimizer="muon", lr=lr, schedule="cosine"))
     steps = -(-len(chosen) // BATCH)
     for epoch in range(epochs):
@@ -105,7 +105,7 @@ def train(model: Stock, data: ImageData, chosen: list[int], epochs: int, lr: flo
         model.train()
         for step, (pixels, labels, indices) in enumerate(batches(data, chosen, epoch, seed)):
             generator = SampleGenerator(seed * 1000 + epoch, indices)
-            images = augmented(pixels, generator, "flip").contiguous(memory_format=torch.channels_last)
+            images = augmented(pixels, generator, "crop").contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
             follower.backward(loss)
             follower.update((epoch * steps + step) / (epochs * steps))
