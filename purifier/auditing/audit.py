@@ -30,6 +30,7 @@ from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import PendingRow, finished_rows, worst_cases
 from .crafting import changed_by_asking
 from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
+from .fitting import fitting_batch
 from .measured import clean_flags, flags_of_results, stronger_self_checks, weak_attacks
 from .memory_check import Answers, Weights, flags_of_memory
 from .parts import AuditedParts, audited_parts
@@ -53,7 +54,7 @@ def audit(
     attacks: Sequence[str | Attack] | None = None,
     preset: str | None = None,
     routes: Sequence[str] | None = None,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     seed: int = 0,
     eot: int = 10,
     judgements: int = 5,
@@ -98,7 +99,8 @@ def audit(
     routes
         Any of ``exact``, ``bpda``, ``oblivious``, ``none``; by default all that an attack can follow.
     batch_size
-        Images per batch; the result does not depend on it, except for rounding.
+        Images per batch; by default 250, or what fits into memory. The result does not depend on it, except for
+        rounding.
     seed
         Random seed of the attacks and the purifier.
     eot
@@ -131,7 +133,8 @@ def audit(
     AuditError, PluginError
         Classifier, purifier and data do not fit together. An attack that fails is an error of its row only.
     """
-    _check_arguments(data, {"batch_size": batch_size, "eot": eot, "judgements": judgements, "probes": probes}, out)
+    counts = {"eot": eot, "judgements": judgements, "probes": probes}
+    _check_arguments(data, counts if batch_size is None else {"batch_size": batch_size, **counts}, out)
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
     given, preset = _chosen_attacks(attacks, preset)
     reading = {"preprocessing": preprocessing, "input": input, "output": output, "output_kind": output_kind}
@@ -143,10 +146,11 @@ def audit(
     with ExitStack() as stack:
         stack.enter_context(kept_settings())
         run_device = stack.enter_context(freeze(classifier, purifier, device=device))
-        setup = parts.setup(run_device, seed=seed, batch_size=batch_size)
+        setup = parts.setup(run_device, seed=seed)
         weights = Weights(classifier=classifier, purifier=purifier)
         random = check_fit(classifier, purifier, loaded, run_device)
-        loaded = with_own_answers(loaded, setup.answers, batch_size, run_device)
+        setup = replace(setup, batch_size=fitting_batch(setup, loaded) if batch_size is None else batch_size)
+        loaded = with_own_answers(loaded, setup.answers, setup.batch_size, run_device)
         if random:
             setup = replace(setup, eot=eot, judgements=judgements)
         jobs, left_out = _with_preset(parts, jobs, preset, threats, routes, random=random)
@@ -175,7 +179,7 @@ def audit(
         **describe_guard(parts, random=random),
         threats=threats,
         seed=seed,
-        batch_size=batch_size,
+        batch_size=setup.batch_size,
         judgements=setup.judgements,
         eot=setup.eot,
         device=str(run_device),

@@ -13,7 +13,11 @@ from ..errors import DataError
 
 @torch.no_grad()
 def with_own_answers(
-    data: ImageData, logits_of: Callable[[Tensor, Sequence[int]], Tensor], batch_size: int, device: torch.device
+    data: ImageData,
+    logits_of: Callable[[Tensor, Sequence[int]], Tensor],
+    batch_size: int,
+    device: torch.device,
+    tell: Callable[[int], None] | None = None,
 ) -> ImageData:
     """The data as it is if it has labels; otherwise labelled by a classifier's answer to each image.
 
@@ -25,6 +29,8 @@ def with_own_answers(
         Pixels (n, C, H, W) on ``device``, and their positions in the data -> logits (n, K).
     batch_size, device
         How the classifier is asked.
+    tell
+        Gets the number of images answered so far, after each batch.
 
     Raises
     ------
@@ -45,4 +51,6 @@ def with_own_answers(
                 data.name,
             )
         answers.append(logits.argmax(1).cpu())
+        if tell is not None:
+            tell(indices.stop)
     return data.with_answers(torch.cat(answers))

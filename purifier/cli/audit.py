@@ -100,7 +100,9 @@ def audit(
     output_kind: Annotated[OutputKind, OUTPUT_KIND] = "logits",
     feed: Annotated[list[str] | None, FEED] = None,
     no_cache: Annotated[bool, NO_CACHE] = False,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 250,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per batch (default: 250, or what fits into memory).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     eot: Annotated[int, typer.Option(help="Noise draws per gradient, if the purifier is random.")] = 10,
     judgements: Annotated[int, typer.Option(help="Judgements per image, if the purifier is random.")] = 5,

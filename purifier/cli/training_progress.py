@@ -39,11 +39,12 @@ def training_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
                 console.print(f"epoch {now.epoch}/{now.epochs}: {now.warning}", markup=False)
                 return
             ends = now.images == now.total and now.checked == now.to_check
+            seen = [] if now.phase == "labelling" else [f"{now.images} of {now.total} images"]
             if now.phase == "starting" and not console.is_terminal:
-                console.print(f"{what}, {now.images} of {now.total} images", markup=False)
+                console.print(", ".join((what, *seen)), markup=False)
             elif not console.is_terminal and (ends or time.monotonic() - last >= LINE_SECONDS):
                 last = time.monotonic()
-                console.print(", ".join((what, f"{now.images} of {now.total} images", *rest)), markup=False)
+                console.print(", ".join((what, *seen, *rest)), markup=False)
 
         try:
             yield show
@@ -59,6 +60,8 @@ def parts_of(now: Progress) -> list[str]:
     what = f"epoch {now.epoch}/{now.epochs}"
     if now.phase == "starting":
         return [what]
+    if now.phase == "labelling":
+        return [f"labelled {now.checked} of {now.to_check} images with the classifier's answers"]
     if now.phase == "checking":
         what += f", checked {now.checked} of {now.to_check} images"
     speed = f"{now.images_per_second:.3g}" if now.images_per_second < 100 else f"{now.images_per_second:.0f}"

@@ -80,7 +80,7 @@ def check(
         if count < COLLAPSED * total and steps >= EARLY:
             warnings.append(
                 f"posterior collapse: {count} of {total} latent dimensions depend on the image, so the latent tells "
-                "the decoder next to nothing; give the KL term less weight, at least at first"
+                "the decoder next to nothing; give the KL term less weight, at least at first, or set free_nats"
             )
     return figures, warnings
 

@@ -10,15 +10,11 @@ from torch import Tensor
 
 from ..errors import PurifierError, TrainingError
 from ..foreign_code import explained
+from ..torch_tools.memory_need import out_of_memory
 
 
 class NotFinite(Exception):
     """The loss, a weight or the optimizer's state is NaN or infinite; the message says which."""
-
-
-def out_of_memory(problem: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or the CPU."""
-    return isinstance(problem, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(problem)
 
 
 def explains_itself(problem: BaseException) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -14,8 +15,8 @@ from ..data.images import ImageData
 from ..errors import ConfigError
 from ..foreign_code import Attempt
 from ..seeding import SampleGenerator
-from ..torch_tools.memory_use import available, peak_of
-from .failures import out_of_memory
+from ..torch_tools.memory_need import FEW, Need, need_of, out_of_memory
+from ..torch_tools.memory_use import available
 from .optimisation import Follower
 from .recipe import Batch, Recipe
 from .torchrun import Processes
@@ -26,22 +27,6 @@ SHARE = 0.8
 """The share of the memory that a chosen batch size may take: kernels need scratch memory, and others grow too."""
 SMALLEST = 2
 """The smallest batch size that is chosen, for each process."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """The memory of a step in bytes: ``fixed``, and so much ``per_image`` of a process's share of the batch."""
-
-    fixed: int
-    per_image: int
-
-    def of(self, images: int) -> int:
-        """The memory of a step with so many images."""
-        return self.fixed + images * self.per_image
-
-    def largest(self, room: float) -> int:
-        """The largest number of images whose step takes at most ``room`` bytes."""
-        return int((room - self.fixed) // self.per_image) if self.per_image else BATCH_SIZE
 
 
 def fitting_batch(
@@ -102,22 +87,21 @@ def measured(
 
     None if the purifier cannot be copied or the step fails otherwise than by lack of memory.
     """
-    peaks: dict[int, int] = {}
+    need = None
     with Attempt() as attempt, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         copied = copy.deepcopy(purifier)
-        for count in (2, 4):
-            indices = data.spread(min(count, len(data)))
+
+        def step(count: int) -> None:
+            indices = data.spread(count)
             pixels, labels = (part.to(device) for part in data.batch(indices))
             generator, lasting = (SampleGenerator(seed, indices) for seed in (0, 1))
             batch = Batch(pixels, labels, generator, lasting, indices, classifier, done=1.0)
-
-            def step(batch: Batch = batch) -> None:
-                with follower.settings.autocast(device):
-                    loss = torch.stack([term.float() for term in recipe.memory_step(copied, batch).values()]).sum()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch's
-
             copied.zero_grad(set_to_none=True)
-            peaks[len(indices)] = peak_of(step, device)
+            with follower.settings.autocast(device):
+                loss = torch.stack([term.float() for term in recipe.memory_step(copied, batch).values()]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+
+        need = need_of({count: partial(step, count) for count in {min(few, len(data)) for few in FEW}}, device)
     if attempt.error is not None:
         if out_of_memory(attempt.error):
             raise ConfigError(
@@ -125,9 +109,8 @@ def measured(
                 "smaller images (--resize) or another classifier"
             ) from attempt.error
         return None
-    (few, low), (many, high) = min(peaks.items()), max(peaks.items())
-    per_image = max(0, (high - low) // (many - few)) if many > few else low // few
-    return Need(max(0, low - few * per_image) + follower.bytes_of_moments(), per_image)
+    assert need is not None
+    return replace(need, fixed=need.fixed + follower.bytes_of_moments())
 
 
 def _gigabytes(size: float) -> str:

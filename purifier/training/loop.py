@@ -28,7 +28,7 @@ from .classifier_checks import check_classifier, classifier_for, fingerprint
 from .epoch import Run
 from .fitting import BATCH_SIZE, fitting_batch
 from .optimisation import Follower, Optimisation
-from .progress import Progress, Reporter
+from .progress import Progress, Reporter, labelling
 from .recipe import Recipe, learned_of
 from .recipes import build_recipe
 from .running import finish, run_epochs
@@ -188,7 +188,8 @@ def train(
             check_classifier(model, chosen, images, run_device)
             stack.enter_context(channels_last(model, lambda images: [model(images)], pixels))
         facts = data_facts(images, model)
-        images = labelled_for(purifier, images, model, batch_size or BATCH_SIZE, run_device)
+        tell = labelling(progress, epochs, len(images))
+        images = labelled_for(purifier, images, model, batch_size or BATCH_SIZE, run_device, tell)
         labels = images.labels[images.spread(2)].to(run_device)
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
         processes = join_processes(run_device)

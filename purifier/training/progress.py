@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from .check import checks_after
 
+Phase: TypeAlias = Literal["labelling", "starting", "training", "checking"]
 REPORT_STEPS = 20
 """Most steps between two readings of the loss: each one makes a GPU wait."""
 REPORT_SECONDS = 5.0
@@ -19,7 +20,8 @@ REPORT_SECONDS = 5.0
 class Progress:
     """The progress of training, passed to ``progress`` after the first step and then every few steps or seconds.
 
-    It is also passed before the first step, and while an epoch's result is checked (``phase``).
+    It is also passed while the classifier labels images that have no labels, before the first step, and while an
+    epoch's result is checked (``phase``).
     """
 
     epoch: int
@@ -33,12 +35,20 @@ class Progress:
     """Images trained on per second in this epoch, since the run was started or resumed."""
     seconds_left: float = 0.0
     """An estimate, for training and checks."""
-    phase: Literal["starting", "training", "checking"] = "training"
+    phase: Phase = "training"
     checked: int = 0
-    """Images checked so far, of ``to_check``; 0 while training."""
+    """Images checked or labelled so far, of ``to_check``; 0 while training."""
     to_check: int = 0
     warning: str = ""
     """What training does not stop for, but should be known."""
+
+
+def labelling(progress: Callable[[Progress], None] | None, epochs: int, images: int) -> Callable[[int], None] | None:
+    """A function that reports how many of the images the classifier has labelled; None without ``progress``."""
+    if progress is None:
+        return None
+    start = Progress(1, epochs, 0, epochs * images, 0.0, 0.0, phase="labelling", to_check=images)
+    return lambda labelled: progress(replace(start, checked=labelled))
 
 
 class Reporter:
@@ -102,7 +112,7 @@ class Reporter:
     def _report(
         self,
         *,
-        phase: Literal["starting", "training", "checking"] = "training",
+        phase: Phase = "training",
         checked: int = 0,
         to_check: int = 0,
         warning: str = "",

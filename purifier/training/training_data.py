@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,16 @@ def training_images(
 
 
 def labelled_for(
-    purifier: Purifier, images: ImageData, classifier: PixelClassifier | None, batch_size: int, device: torch.device
+    purifier: Purifier,
+    images: ImageData,
+    classifier: PixelClassifier | None,
+    batch_size: int,
+    device: torch.device,
+    tell: Callable[[int], None] | None = None,
 ) -> ImageData:
     """The images, labelled by the classifier's own answers if there are no labels; unlabelled without a classifier.
+
+    ``tell`` gets the number of images that the classifier has labelled so far.
 
     Raises
     ------
@@ -38,7 +46,7 @@ def labelled_for(
         The purifier learns from labels, and there is neither a label nor a classifier.
     """
     if classifier is not None:
-        return with_own_answers(images, lambda pixels, _: classifier(pixels), batch_size, device)
+        return with_own_answers(images, lambda pixels, _: classifier(pixels), batch_size, device, tell)
     if purifier.uses_labels and not images.labelled:
         raise ConfigError(
             f"{type(purifier).__name__} learns from labels, but {images.name} has none; give labels, turn that option "

@@ -78,6 +78,10 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(command, tmp_path: P
             Progress(2, 9, 200, 900, 0.5, 9.96, 7300, "checking", 32, 250),
             ["epoch 2/9, checked 32 of 250 images", "loss 0.5", "9.96 images/s", "about 2:01:40 left"],
         ),
+        (
+            Progress(1, 9, 0, 900, 0.0, 0.0, 0.0, "labelling", 32, 100),
+            ["labelled 32 of 100 images with the classifier's answers"],
+        ),
     ],
 )
 def test_progress_in_words(now: Progress, parts: list[str]) -> None:

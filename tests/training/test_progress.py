@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from purifier.training.loop import train
 from purifier.training.progress import Progress, Reporter
@@ -69,3 +70,14 @@ def test_what_progress_raises_during_a_check_reaches_the_caller(tmp_path: Path) 
     with pytest.raises(ZeroDivisionError, match="mine"):
         train("vae", "demo:40", tmp_path / "p.safetensors", config={"channels": 2, "latent": 4}, epochs=1,
               recipe="robust", classifier="demo", progress=progress)  # fmt: skip
+
+
+def test_images_without_labels_are_labelled_in_sight(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    images = torch.rand(20, 1, 28, 28)
+    config = {"channels": 2, "latent": 4}
+    train("vae", images, tmp_path / "p.safetensors", config=config, epochs=1, batch_size=8, recipe="robust",
+          classifier="demo", progress=seen.append)  # fmt: skip
+    labelled = [(now.checked, now.to_check, now.images, now.total) for now in seen if now.phase == "labelling"]
+    assert labelled == [(8, 20, 0, 20), (16, 20, 0, 20), (20, 20, 0, 20)]
+    assert [now.phase for now in seen[:4]] == ["labelling"] * 3 + ["starting"]
