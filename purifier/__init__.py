@@ -31,6 +31,8 @@ if _typing.TYPE_CHECKING:
     from .pictures import draw_purifications, purify_images, read_images
     from .rejection.calibration import calibrate
     from .seeding import SampleGenerator
+    from .timing.bench import bench
+    from .timing.report import BenchReport
     from .training.loop import train
 
 __version__ = _version("adversarial-purifier")
@@ -38,6 +40,7 @@ __version__ = _version("adversarial-purifier")
 __all__ = [
     "Attack",
     "AuditReport",
+    "BenchReport",
     "Diagnosis",
     "ExportReport",
     "Exporter",
@@ -54,6 +57,7 @@ __all__ = [
     "__version__",
     "attacks",
     "audit",
+    "bench",
     "calibrate",
     "diagnose",
     "draw_purifications",
@@ -93,6 +97,8 @@ _MEMBERS = {
     "pictures": ("draw_purifications", "purify_images", "read_images"),
     "rejection.calibration": ("calibrate",),
     "seeding": ("SampleGenerator",),
+    "timing.bench": ("bench",),
+    "timing.report": ("BenchReport",),
     "training.loop": ("train",),
 }
 _MODULE_OF = {name: module for module, names in _MEMBERS.items() for name in names}

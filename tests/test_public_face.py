@@ -12,10 +12,20 @@ import pytest
 import purifier
 
 FACE = {
-    *("Attack", "AuditReport", "Diagnosis", "ExportReport", "Exporter", "GuardedModule", "GuardedSession"),
-    *("ImageData", "Preprocessing", "Purifier", "PurifierError", "RejectedError", "SampleGenerator", "Target"),
-    *("Threat", "__version__", "attacks", "audit", "calibrate", "diagnose", "draw_purifications", "export"),
     *(
+        "Attack",
+        "AuditReport",
+        "BenchReport",
+        "Diagnosis",
+        "ExportReport",
+        "Exporter",
+        "GuardedModule",
+        "GuardedSession",
+    ),
+    *("ImageData", "Preprocessing", "Purifier", "PurifierError", "RejectedError", "SampleGenerator", "Target"),
+    *("Threat", "__version__", "attacks", "audit", "bench", "calibrate", "diagnose", "draw_purifications"),
+    *(
+        "export",
         "exporters",
         "guard",
         "into_range",
@@ -43,7 +53,7 @@ for module in pkgutil.walk_packages(purifier.__path__, "purifier."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 assert (purifier.purifiers, purifier.attacks, purifier.exporters) == registries
-functions = ("audit", "calibrate", "diagnose", "export", "guard", "load", "load_data", "save", "train")
+functions = ("audit", "bench", "calibrate", "diagnose", "export", "guard", "load", "load_data", "save", "train")
 assert all(type(getattr(purifier, name)).__name__ == "function" for name in functions)
 assert all(hasattr(purifier, name) for name in purifier.__all__)
 assert not {name for name in purifier.__all__ if type(getattr(purifier, name)).__name__ == "module"}

@@ -14,6 +14,7 @@ from ..errors import PurifierError
 from ..torch_tools.memory import keep_freed_memory
 from ..training.interrupts import Terminated, held
 from .audit import audit
+from .bench import bench
 from .calibrate import calibrate
 from .console import BROKEN_PIPE, plain_console
 from .demo import demo
@@ -58,6 +59,7 @@ for _name, _command in (
     ("report", report),
     ("purify", purify),
     ("export", export),
+    ("bench", bench),
     ("doctor", doctor),
 ):
     app.command(_name)(_command)

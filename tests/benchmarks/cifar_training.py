@@ -4,8 +4,9 @@
 --data folder:cifar/train [--which yardstick] [--recipe robust:eps=8/255] [--epochs N] [--set channels=32 ...]``
 trains in front of ``stock``, ``resnet20`` or ``resnet56`` on all but the last 5,000 of the shuffled images, and goes on
 where it was stopped. ``yardstick`` is the classifier's architecture, from scratch, with the same loop, recipe and
-images; ``larger`` the stock architecture with ``--width`` times its channels. It prints images per second and the speed
-of matrix multiplication, and the check on training images; ``--check`` attacks held-back images with apgd-ce instead of
+images; ``larger`` the stock architecture with ``--width`` times its channels. With several ``--classifier`` and
+``--weights`` each image of a batch is answered by one of them, in turn. It prints images per second and the speed of
+matrix multiplication, and the check on training images; ``--check`` attacks held-back images with apgd-ce instead of
 training.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,26 @@ class Normalised(nn.Module):
         return logits
 
 
+class InTurn(nn.Module):
+    """Classifiers that answer the images of a batch in turn: of three, the first answers images 0, 3, 6, ..."""
+
+    def __init__(self, classifiers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.classifiers = nn.ModuleList(classifiers)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        count = len(self.classifiers)
+        turns = torch.arange(len(pixels), device=pixels.device) % count
+        asked = list(self.classifiers)[: len(pixels)]
+        parts = [classifier(pixels[turn::count]) for turn, classifier in enumerate(asked)]
+        return torch.cat(parts)[turns.argsort(stable=True).argsort()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
-    parser.add_argument("--classifier", choices=CLASSIFIERS, default="stock")
-    parser.add_argument("--weights", type=Path, required=True, help="of the frozen classifier")
+    parser.add_argument("--classifier", choices=CLASSIFIERS, action="append", required=True, help="may be repeated")
+    parser.add_argument("--weights", type=Path, action="append", required=True, help="of each classifier, in order")
     parser.add_argument("--data", default="folder:cifar/train", help="DATA spec of the training images")
     parser.add_argument("--which", choices=("purifier", "yardstick", "larger"), default="purifier")
     parser.add_argument("--recipe", default="robust:eps=8/255")
@@ -73,10 +89,10 @@ def main() -> None:
     given.out.mkdir(exist_ok=True)
     keep_freed_memory()
     path = given.out / f"{given.which}.safetensors"
-    frozen = frozen_classifier(given.classifier, given.weights)
+    frozen = InTurn(map(frozen_classifier, given.classifier, given.weights))
     chosen, held_back = split(load_data(given.data))
     if given.which != "purifier":
-        make, preprocessing = CLASSIFIERS[given.classifier]
+        make, preprocessing = CLASSIFIERS[given.classifier[0]]
         if given.which == "larger":
             make, preprocessing = partial(Stock, given.width), Preprocessing()
         register("written", lambda: Normalised(make(), preprocessing))
