@@ -13,7 +13,7 @@ import torch
 
 from .onnx.cache_folder import MAX_BYTES
 from .onnx.front_cache import front_shelf
-from .onnx.runtime import CPU, CUDA, installed_wheels, working_providers
+from .onnx.runtime import CPU, CUDA, POLICIES, chosen_by, installed_wheels, working_providers
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Diagnosis:
     """The providers that this ONNX Runtime was built with."""
     working: Sequence[str]
     """The available providers that load."""
+    chosen: dict[str, str]
+    """Policy -> the provider that ONNX Runtime chooses under it, or why a guarded session refuses it."""
     warnings: Sequence[str]
     """The problems and what to do about them, one sentence each; a command is on its own line."""
     cache: str = "off"
@@ -50,6 +52,7 @@ def diagnose() -> Diagnosis:
         cuda_device=torch.cuda.get_device_name() if cuda else None,
         available=available,
         working=working,
+        chosen={policy: chosen_by(policy) for policy in POLICIES},
         cache=describe_cache(),
         warnings=findings(
             wheels=installed_wheels(),

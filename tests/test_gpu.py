@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from onnx import ModelProto
 
 import purifier
 import purifier.training
 from purifier.classifiers.loading import load_classifier
 from purifier.onnx.runtime import CUDA, open_session
+from purifier.onnx.torch_export import export_module
 
 pytestmark = pytest.mark.gpu
 
@@ -101,3 +104,21 @@ def test_gradient_steps_run_on_cuda_in_onnxruntime(images, loop: bool, tmp_path:
     (logits,) = session.run(None, {session.get_inputs()[0].name: images[0].numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), guarded(images[0]), atol=1e-2, rtol=1e-2)
+
+
+def test_a_session_takes_and_gives_tensors_on_the_gpu(images) -> None:
+    pixels, _ = images
+    session = purifier.guard(demo_graph(), "demo", providers=[IN_FLOAT32])
+    found = session(pixels.cuda())
+    assert found.is_cuda and not session(pixels).is_cuda
+    np.testing.assert_allclose(found.cpu(), session.run(None, {session.input: pixels.numpy()})[0], atol=1e-3)
+    assert session.placement()[CUDA] > 0
+    found.zero_()  # the session's memory is the tensor's own now
+    assert session(pixels.cuda()).abs().sum() > 0
+
+
+def demo_graph() -> ModelProto:
+    """The demo classifier as somebody else's ONNX file."""
+    classifier = load_classifier("demo")
+    assert isinstance(classifier, torch.nn.Module)
+    return export_module(classifier, [torch.rand(2, 1, 28, 28)], free=[[0]], inputs=["image"], outputs=["logits"])

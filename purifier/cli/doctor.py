@@ -30,6 +30,7 @@ def doctor(
     found = diagnose()
     facts = {**found.versions, "torch on CUDA": found.cuda_device or "no"}
     facts |= {provider: "loads" if provider in found.working else "does not load" for provider in found.available}
+    facts |= {f"providers={policy}": provider for policy, provider in found.chosen.items()}
     facts["cache"] = found.cache
     width = max(map(len, facts))
     for name, fact in facts.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -16,7 +16,7 @@ from ..contracts.purifier import Purifier
 from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError
 from ..onnx.reader import read_onnx
-from ..onnx.runtime import Provider
+from ..onnx.runtime import Providers
 from ..onnx.weights import SplitModel
 from ..output import Output
 from ..vocabulary import OnBadPixels, OnReject, OutputKind
@@ -57,7 +57,7 @@ def guard(
     on_bad_pixels: OnBadPixels = "raise",
     image_shape: tuple[int, int, int] | None = None,
     feed: Mapping[str, Any] | None = None,
-    providers: Sequence[Provider] | None = None,
+    providers: Providers | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
     cache: bool = True,
 ) -> GuardedSession: ...
@@ -80,7 +80,7 @@ def guard(
     check: bool = True,
     image_shape: tuple[int, int, int] | None = None,
     feed: Mapping[str, Any] | None = None,
-    providers: Sequence[Provider] | None = None,
+    providers: Providers | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
     cache: bool = True,
 ) -> Guard: ...
@@ -104,7 +104,7 @@ def guard(
     check: bool = True,
     image_shape: tuple[int, int, int] | None = None,
     feed: Mapping[str, Any] | None = None,
-    providers: Sequence[Provider] | None = None,
+    providers: Providers | None = None,
     sess_options: onnxruntime.SessionOptions | None = None,
     cache: bool = True,
 ) -> Guard:
@@ -173,7 +173,10 @@ def guard(
         For an ONNX classifier: values for its other inputs, by name, where ``run`` is not given them. A value with a
         row per image may have a single row, for all.
     providers, sess_options
-        For an ONNX classifier: as for ``onnxruntime.InferenceSession``. By default CUDA if it loads, else the CPU.
+        For an ONNX classifier: as for ``onnxruntime.InferenceSession``; ``providers`` may also be the policy by which
+        ONNX Runtime chooses among the devices it finds: ``prefer-gpu``, ``prefer-npu``, ``prefer-cpu`` (an error if
+        there is none), ``max-performance``, ``max-efficiency`` or ``min-overall-power``. By default CUDA if it loads,
+        else the CPU.
     cache
         For an ONNX classifier: False neither takes the purifier's graph from the user's cache folder nor keeps it
         there; nor does the environment variable ``PURIFIER_CACHE=0``.

@@ -16,24 +16,32 @@ from onnx import ModelProto
 
 from ..classifiers.pixel_classifier import PixelClassifier, pixel_classifier
 from ..contracts.purifier import Purifier
-from ..data.bad_pixels import check_range
 from ..data.pixels import Preprocessing
-from ..errors import ConfigError, PixelError, about
-from ..foreign_code import explained
+from ..errors import about
 from ..onnx.feeding import read_feed
 from ..onnx.guarded import guarded_parts
 from ..onnx.image_input import image_input, preprocessing_for
-from ..onnx.image_shape import agreed_shape
+from ..onnx.image_shape import agreed_shape, given_shape
 from ..onnx.labels import Labels
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.reader import read_onnx
 from ..onnx.rejection import answer_name
-from ..onnx.runtime import CPU, Provider, check_provider, explained_opening, session_arguments
+from ..onnx.runtime import (
+    CPU,
+    Providers,
+    check_provider,
+    check_providers,
+    explained_opening,
+    placement_of,
+    session_arguments,
+)
 from ..onnx.session_options import options_as_values, options_of
 from ..onnx.weights import SplitModel, Weights, arrays_of, lend, with_weights
 from ..output import LOGITS, Output
 from ..rejection.policy import rejection_of
 from ..vocabulary import OnBadPixels, OnReject
+from .bound_run import is_numeric, run_on_tensors
+from .session_images import SessionImages
 
 
 class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
@@ -71,8 +79,8 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         Values for the classifier's other inputs, by name, where ``run`` is not given them; for audits and exports too.
         A value with a row per image may have a single row, for all.
     providers, sess_options
-        As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error. By default
-        CUDA if it loads, else the CPU.
+        As for ``onnxruntime.InferenceSession``, but a requested provider that does not load is an error; ``providers``
+        may also be a policy of ONNX Runtime's, such as ``prefer-gpu``. By default CUDA if it loads, else the CPU.
     file
         The file that a ``classifier`` given as a model was read from, for errors; the model is not checked again.
     cache
@@ -101,12 +109,12 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         on_bad_pixels: OnBadPixels = "raise",
         image_shape: tuple[int, int, int] | None = None,
         feed: Mapping[str, Any] | None = None,
-        providers: Sequence[Provider] | None = None,
+        providers: Providers | None = None,
         sess_options: onnxruntime.SessionOptions | None = None,
         file: str | None = None,
         cache: bool = True,
     ) -> None:
-        _check_providers(providers)
+        check_providers(providers)
         self.rejection = rejection_of(purifier, on_reject, abstain, on_bad_pixels)
         self.file = str(classifier) if isinstance(classifier, str | Path) else file
         read = SplitModel(classifier) if isinstance(classifier, ModelProto) and file is not None else classifier
@@ -121,7 +129,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             if output.which is not None:
                 answer_name(bare, output)  # fail now if there is no such output
             self.preprocessing = preprocessing_for(image, preprocessing)
-            shape = agreed_shape(purifier, self.preprocessing, image.shape, _sizes(image_shape))
+            shape = agreed_shape(purifier, self.preprocessing, image.shape, given_shape(image_shape))
             self.image = dataclasses.replace(image, shape=shape)
         self.purifier, self.score, self.cache = copy.deepcopy(purifier), score, cache
         with about(self.file):
@@ -137,7 +145,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             )
         self._open(providers, sess_options)
 
-    def _open(self, providers: Sequence[Provider] | None, sess_options: onnxruntime.SessionOptions | None) -> None:
+    def _open(self, providers: Providers | None, sess_options: onnxruntime.SessionOptions | None) -> None:
         arguments = session_arguments(providers, sess_options)
         content, self._arrays = self._bare, {}
         with explained_opening(f"guarded {self.file or 'classifier'}"):
@@ -207,7 +215,7 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             if isinstance(images, onnxruntime.OrtValue):
                 given, count = images, images.shape()[0]
             else:
-                given = self._checked(images)
+                given = self._images.array(images)
                 count = len(given)
             input_feed = {**self.feed.of(count), **input_feed, self.input: given}
         if self.rejection.on_reject != "raise":
@@ -215,9 +223,53 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         names = list(output_names) if output_names else [output.name for output in self.get_outputs()]
         values: list[Any] = super().run([*names, SCORE, REJECTED], input_feed, run_options)
         rejected, score = values.pop(), values.pop()
-        if rejected.any():
-            raise self.rejection.error(rejected, score)
+        self._raise_rejected(rejected, score)
         return values
+
+    def _raise_rejected(self, rejected: Any, score: Any) -> None:
+        if rejected.any():
+            raise self.rejection.error(np.asarray(rejected), np.asarray(score))
+
+    @property
+    def _images(self) -> SessionImages:
+        return SessionImages(self.image, self.preprocessing, self.rejection)
+
+    def __call__(self, images: Any, **others: Any) -> Any:
+        """Answer images where they are, in a call like that of a torch module; errors are those of ``run``.
+
+        Parameters
+        ----------
+        images
+            (N, ...) as the classifier takes them: a torch tensor or another object with DLPack (CuPy, JAX), whose
+            memory is shared if it is on the session's device, or a NumPy array.
+        **others
+            The values of other inputs, by name.
+
+        Returns
+        -------
+        Tensor, or array
+            The only output; of several a tuple. On the device of a tensor, and NumPy arrays for a NumPy array. A graph
+            that gives strings, maps or sequences answers as ``run`` does.
+        """
+        outputs = self.get_outputs()
+        names = [output.name for output in outputs]
+        if isinstance(images, np.ndarray | list) or not all(map(is_numeric, outputs)):
+            values = self.run(names, {self.input: images, **others})
+        else:
+            given = self._images.tensor(images)
+            feed = {**self.feed.of(len(given)), **others}
+            tensors = {self.input: given, **{name: torch.as_tensor(value) for name, value in feed.items()}}
+            hidden = (SCORE, REJECTED) if self.rejection.on_reject == "raise" else ()
+            values = run_on_tensors(self, [*names, *hidden], tensors)
+            if hidden:
+                rejected, score = values.pop(), values.pop()
+                self._raise_rejected(rejected, score)
+            values = [value.to(given.device) for value in values]
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def placement(self) -> dict[str, int]:
+        """How many nodes of the graph, as ONNX Runtime optimised it, run on each provider."""
+        return placement_of(self)
 
     def get_outputs(self) -> list[Any]:
         """As ``onnxruntime.InferenceSession.get_outputs``: the outputs that ``run`` returns by default."""
@@ -225,45 +277,13 @@ class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         hidden = (SCORE, REJECTED) if self.rejection.on_reject == "raise" and not self.score else ()
         return [output for output in outputs if output.name not in hidden]
 
-    def _checked(self, images: Any) -> np.ndarray[Any, Any]:
-        failure = f"{self.input}: expected a NumPy array of images, got {type(images).__name__}"
-        with explained(failure, PixelError):
-            found = np.asarray(images)
-        if isinstance(images, list) and found.dtype == np.float64 and self.image.dtype != "uint8":
-            found = found.astype(self.image.dtype)  # as ONNX Runtime reads a list of Python floats
-        self._check(found)
-        return found
-
-    def _check(self, images: np.ndarray[Any, Any]) -> None:
-        layout, wanted = self.preprocessing.layout, self.image.shape
-        fits = images.ndim == 4 and all(
-            size is None or size == got for size, got in zip(wanted, images.shape, strict=True)
-        )
-        if not fits and images.shape[1:] == tuple(wanted[1:]):
-            raise PixelError(f"{self.input}: the classifier takes {wanted[0]} images per call, got {images.shape[0]}")
-        if not fits:
-            letters = [letter if size is None else str(size) for letter, size in zip(layout, wanted, strict=True)]
-            raise PixelError(
-                f"{self.input}: expected images ({', '.join(letters)}), got {images.shape}; resize them, or set "
-                "their layout in preprocessing="
-            )
-        if images.dtype != np.dtype(self.image.dtype):
-            raise PixelError(
-                f"{self.input}: expected {self.image.dtype} images, got {images.dtype}; convert them with "
-                f".astype({self.image.dtype!r})"
-            )
-        if self.image.dtype != "uint8" and self.rejection.on_bad_pixels != "reject":
-            # torch does not support negative strides, which reversed channels have.
-            values = torch.tensor(np.ascontiguousarray(images))
-            check_range(self.preprocessing.to_pixels(values), name=self.input, clamp=self.rejection.clamps)
-
 
 def _restored(
     cls: type[GuardedSession],
     facts: dict[str, Any],
     stored: tuple[bytes, Weights],
     graph: tuple[bytes, list[str]],
-    providers: Sequence[Provider] | None,
+    providers: Providers | None,
     options: dict[str, Any] | None,
 ) -> GuardedSession:
     """The session that was pickled; unless it was given providers, it takes the best ones here."""
@@ -275,25 +295,3 @@ def _restored(
     made._weights = {name: known[name] for name in graph[1]}
     made._open(providers, options_of(options))
     return made
-
-
-def _sizes(image_shape: Any) -> tuple[int, int, int] | None:
-    if image_shape is None:
-        return None
-    if (
-        not isinstance(image_shape, tuple | list)
-        or len(image_shape) != 3
-        or not all(type(size) is int and size > 0 for size in image_shape)
-    ):
-        raise ConfigError(f"image_shape: expected (C, H, W), three positive integers, got {image_shape!r}")
-    channels, height, width = image_shape
-    return channels, height, width
-
-
-def _check_providers(providers: Any) -> None:
-    """Raise unless these are names, or names with options; ``purifier.onnx.runtime`` checks that they exist."""
-    entries = providers if isinstance(providers, list | tuple) else [] if providers is None else [None]
-    for entry in entries:
-        name = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
-        if not isinstance(name, str):
-            raise ConfigError(f"providers: expected a list of names or (name, options) pairs, got {providers!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..contracts.purifier import Purifier, image_shape_of
 from ..data.pixels import Preprocessing
@@ -59,3 +60,17 @@ def _text(sizes: Sequence[int | None]) -> str:
 def places_of(preprocessing: Preprocessing) -> tuple[int, int, int, int]:
     """Where the classifier's layout has N, C, H and W."""
     return (0, 3, 1, 2) if preprocessing.layout == "NHWC" else (0, 1, 2, 3)
+
+
+def given_shape(image_shape: Any) -> tuple[int, int, int] | None:
+    """The argument ``image_shape``; raise ``ConfigError`` unless it is None or (C, H, W)."""
+    if image_shape is None:
+        return None
+    if (
+        not isinstance(image_shape, tuple | list)
+        or len(image_shape) != 3
+        or not all(type(size) is int and size > 0 for size in image_shape)
+    ):
+        raise ConfigError(f"image_shape: expected (C, H, W), three positive integers, got {image_shape!r}")
+    channels, height, width = image_shape
+    return channels, height, width

@@ -17,15 +17,26 @@ from ..errors import ClassifierError, ConfigError
 from ..foreign_code import Attempt, explained, first_line
 
 Provider: TypeAlias = str | tuple[str, dict[str, Any]]
+Providers: TypeAlias = Sequence[Provider] | str
+"""Names and options, best first; or a policy by which ONNX Runtime chooses among the devices that it finds."""
+POLICIES = tuple(
+    name.lower().replace("_", "-")
+    for name in onnxruntime.OrtExecutionProviderDevicePolicy.__members__
+    if name != "DEFAULT"
+)
+WANTED_DEVICES = {"prefer-cpu": "CPU", "prefer-gpu": "GPU", "prefer-npu": "NPU"}
+"""The kind of device that a session must get under a policy."""
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+"""ONNX Runtime's key for keeping which provider runs which node."""
 _ERROR, _FATAL = 3, 4
 
 
 def open_session(
     model: bytes | str | Path | ModelProto,
     *,
-    providers: Sequence[Provider] | None = None,
+    providers: Providers | None = None,
     options: onnxruntime.SessionOptions | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a session on CUDA if it really loads, else on the CPU; or on exactly the requested providers.
@@ -35,7 +46,7 @@ def open_session(
     model
         A file, its bytes, or the model itself.
     providers
-        ONNX Runtime's provider names, best first, or (name, options) pairs.
+        ONNX Runtime's provider names, best first, or (name, options) pairs; or one of ``POLICIES``.
     options
         Session options; without them only errors are logged.
 
@@ -54,13 +65,21 @@ def open_session(
     return session
 
 
-def session_arguments(
-    providers: Sequence[Provider] | None, options: onnxruntime.SessionOptions | None
-) -> dict[str, Any]:
+def session_arguments(providers: Providers | None, options: onnxruntime.SessionOptions | None) -> dict[str, Any]:
     """The keyword arguments of ``onnxruntime.InferenceSession``, after checking the providers' names."""
+    if isinstance(providers, str) and options is not None:
+        raise ConfigError(
+            f"providers: the policy {providers!r} is part of the session options; set it in them, with "
+            "set_provider_selection_policy, and leave providers out"
+        )
     if options is None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERROR
+        options.add_session_config_entry(RECORD_PLACEMENT, "1")
+    if isinstance(providers, str):
+        policy = providers.upper().replace("-", "_")
+        options.set_provider_selection_policy(onnxruntime.OrtExecutionProviderDevicePolicy.__members__[policy])
+        return {"sess_options": options, "providers": None, "enable_fallback": 0}
     if providers is None:
         chosen: list[Provider] = [CUDA, CPU] if loads(CUDA) else [CPU]
     else:
@@ -90,19 +109,70 @@ def explained_opening(model: str | Path) -> AbstractContextManager[None]:
     )
 
 
-def check_provider(session: onnxruntime.InferenceSession, providers: Sequence[Provider] | None) -> None:
-    """Raise ``ConfigError`` unless the session runs on the first requested provider."""
+def check_provider(session: onnxruntime.InferenceSession, providers: Providers | None) -> None:
+    """Raise ``ConfigError`` unless the session runs on the first requested provider, or as its policy says."""
     used = session.get_providers()[0]
-    if providers and used != _name(providers[0]):
+    if isinstance(providers, str):
+        wanted = WANTED_DEVICES.get(providers)
+        kinds = {device.device.type.name for device in onnxruntime.get_ep_devices() if device.ep_name == used}
+        if wanted is not None and wanted not in kinds:
+            raise ConfigError(
+                f"providers: {providers!r} finds no {wanted}, ONNX Runtime chose {used}; run `purifier doctor` to see "
+                f"why, or choose {used}"
+            )
+    elif providers and used != _name(providers[0]):
         raise ConfigError(
             f"providers: expected {_name(providers[0])}, got {used} from ONNX Runtime; run `purifier doctor` to see "
             f"why, or choose {used}"
         )
 
 
+def check_providers(providers: Any) -> None:
+    """Raise unless this is a policy, names, or names with options; opening a session checks that they exist."""
+    if isinstance(providers, str) and providers in POLICIES:
+        return
+    if isinstance(providers, str):
+        raise ConfigError(
+            f"providers: expected a list such as [{CUDA!r}], or one of {', '.join(POLICIES)}, got {providers!r}"
+        )
+    entries = providers if isinstance(providers, list | tuple) else [] if providers is None else [None]
+    for entry in entries:
+        name = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        if not isinstance(name, str):
+            raise ConfigError(f"providers: expected a list of names or (name, options) pairs, got {providers!r}")
+
+
+def placement_of(session: onnxruntime.InferenceSession) -> dict[str, int]:
+    """How many nodes of a session's optimised graph run on each provider.
+
+    Raises
+    ------
+    ConfigError
+        The session was opened with options that do not record this.
+    """
+    with explained(
+        "placement: the session's options do not record it",
+        ConfigError,
+        f'add sess_options.add_session_config_entry("{RECORD_PLACEMENT}", "1")',
+        describe=first_line,
+    ):
+        parts = session.get_provider_graph_assignment_info()
+    found: dict[str, int] = {}
+    for part in parts:
+        found[part.ep_name] = found.get(part.ep_name, 0) + len(part.get_nodes())
+    return found
+
+
 def working_providers() -> list[str]:
     """The providers that really load here, in ONNX Runtime's order; opens a session for each to find out."""
     return [name for name in onnxruntime.get_available_providers() if loads(name)]
+
+
+def chosen_by(policy: str) -> str:
+    """The provider that ONNX Runtime chooses under one of ``POLICIES``, or why no session gets it."""
+    with Attempt((ConfigError, ClassifierError)) as attempt:
+        return str(open_session(_tiny(), providers=policy).get_providers()[0])
+    return "none: " + str(attempt.error).partition(";")[0].removeprefix("providers: ")
 
 
 @functools.cache

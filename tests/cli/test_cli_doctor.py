@@ -26,6 +26,7 @@ def test_the_doctor_shows_versions_and_providers(command: Command) -> None:
         assert version(name) in shown
     assert version("adversarial-purifier") in shown
     assert CPU in shown
+    assert re.search(f"^providers=prefer-cpu +{CPU}$", shown, re.MULTILINE) and "providers=prefer-gpu" in shown
     assert "ready: " in shown
 
 
@@ -106,7 +107,7 @@ def test_each_problem_comes_with_advice(facts: dict[str, object], advice: list[s
 
 def test_cuda_means_torch_and_onnxruntime() -> None:
     def found(device: str | None, *working: str) -> Diagnosis:
-        return Diagnosis({}, device, [CUDA, CPU], working, [])
+        return Diagnosis({}, device, [CUDA, CPU], working, {}, [])
 
     assert found("H200", CPU).missing("cuda") == [CUDA]
     assert found(None, CUDA, CPU).missing("cuda") == ["torch on CUDA"]

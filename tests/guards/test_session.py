@@ -248,11 +248,24 @@ def test_an_unavailable_provider_is_an_error() -> None:
         GuardedSession(classifier(), load("blur"), providers=["AbacusExecutionProvider"])
 
 
+def test_a_policy_chooses_the_provider_or_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = GuardedSession(classifier(), load("blur"), providers="prefer-cpu")
+    assert session.get_providers() == [CPU]
+    expected = GuardedSession(classifier(), load("blur"), providers=[CPU])(pixels())
+    assert all(map(torch.equal, session(pixels()), expected))
+    assert GuardedSession(classifier(), load("blur"), providers="max-performance").get_providers()
+    if all(device.device.type.name != "NPU" for device in onnxruntime.get_ep_devices()):
+        with pytest.raises(ConfigError, match=r"providers: 'prefer-npu' finds no NPU, ONNX Runtime chose \w+; run"):
+            GuardedSession(classifier(), load("blur"), providers="prefer-npu")
+    with pytest.raises(ConfigError, match="'prefer-cpu' is part of the session options; set it in them"):
+        GuardedSession(classifier(), load("blur"), providers="prefer-cpu", sess_options=onnxruntime.SessionOptions())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"providers": [5]}, r"providers: expected a list of names .*, got \[5\]"),
-        ({"providers": CPU}, "got 'CPUExecutionProvider'"),
+        ({"providers": CPU}, r"expected a list such as .* or one of .*prefer-gpu.*, got 'CPUExecutionProvider'"),
         ({"providers": [(CPU,)]}, "providers: expected a list"),
         ({"input": 1.5}, "input: expected a position or a name, got 1.5"),
     ],
