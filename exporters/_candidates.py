@@ -85,7 +85,7 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
         flat = FlatGuard(copy.deepcopy(guard).cpu().eval())
     front = PurifierFront(flat.guard.purifier, guard.preprocessing)
     scored = guard.score or guard.rejection.active
-    images = _images(front, _in_layout(shape, guard.preprocessing), mixed=scored)
+    images = random_images(front, in_layout(shape, guard.preprocessing), mixed=scored)
     examples = [images(2)]
     inputs = [guard.input if guard.input.isidentifier() else "images"]
     if noise:
@@ -124,7 +124,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
     quiet = copy.deepcopy(guard.purifier).cpu()
     scored = guard.score or guard.rejection.active
     front = PurifierFront(quiet, guard.preprocessing, scored, guard.rejection, guard.output).eval()
-    given = _in_layout(shape or (None, None, None), guard.preprocessing)
+    given = in_layout(shape or (None, None, None), guard.preprocessing)
     declared = tuple(size or want for size, want in zip(guard.image.shape, given, strict=True))
     tap, shown = purified_name(guard.classifier), shown_outputs(guard.score, guard.rejection)
     kind = Output(kind=guard.output.kind)  # the reference's classify returns the answer alone
@@ -173,7 +173,7 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
     return Candidate(
         raise_opset(model, opset),
         guard.input,
-        _images(front, declared, mixed=scored),
+        random_images(front, declared, mixed=scored),
         reference,
         tap,
         noise=_noise(front) if noise else None,
@@ -205,7 +205,7 @@ class _Unguarded:
         return {**found, self.answer: answer} if answer is not None and self.answer is not None else found
 
 
-def _images(front: PurifierFront, shape: tuple[int | None, ...], *, mixed: bool) -> Callable[[int], Tensor]:
+def random_images(front: PurifierFront, shape: tuple[int | None, ...], *, mixed: bool) -> Callable[[int], Tensor]:
     """Batch size -> random images; if ``mixed``, every second one is as usual to the purifier as possible."""
 
     @torch.no_grad()
@@ -229,7 +229,7 @@ def _noise(front: PurifierFront) -> Callable[[Tensor], Tensor]:
     return lambda batch: noise_for(front.purifier, front.pixels(batch), seed=len(batch))
 
 
-def _in_layout(shape: tuple[int | None, ...], preprocessing: Preprocessing) -> tuple[int | None, ...]:
+def in_layout(shape: tuple[int | None, ...], preprocessing: Preprocessing) -> tuple[int | None, ...]:
     """(C, H, W) in the classifier's layout, after a free batch size."""
     channels, height, width = shape
     inner = (height, width, channels) if preprocessing.layout == "NHWC" else (channels, height, width)

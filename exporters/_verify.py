@@ -182,7 +182,7 @@ class Verifier:
             if by_rejection and isinstance(value, np.ndarray) and value.shape == wanted.shape:
                 value, wanted = value[comparable], wanted[comparable]
             errors.append(
-                _compare(value, wanted, self.path, name, tolerance, allow_nonfinite=by_rejection or name == SCORE)
+                compare(value, wanted, self.path, name, tolerance, allow_nonfinite=by_rejection or name == SCORE)
             )
         return max(errors)
 
@@ -230,14 +230,14 @@ def _parts(found: Any, expected: Any, path: Path, name: str) -> Iterator[tuple[A
     yield np.array([[*row.values()] for row in others]), np.array([[*row.values()] for row in rows])
 
 
-def _compare(found: Any, expected: Any, path: Path, name: str, tolerance: float, *, allow_nonfinite: bool) -> float:
+def compare(found: Any, expected: Any, path: Path, name: str, tolerance: float, *, allow_nonfinite: bool) -> float:
     """The largest difference, relative to the output's scale if that is above 1.
 
     NaN and infinity are errors; if ``allow_nonfinite``, they must be the same in both instead.
     """
     if isinstance(expected, list | Mapping):
         pairs = _parts(found, expected, path, name)
-        errors = (_compare(*pair, path, name, tolerance, allow_nonfinite=allow_nonfinite) for pair in pairs)
+        errors = (compare(*pair, path, name, tolerance, allow_nonfinite=allow_nonfinite) for pair in pairs)
         return max(errors, default=0.0)
     got, wanted = np.asarray(found), np.asarray(expected)
     where = f"batch {len(wanted) if wanted.ndim else 0}, output {name!r}"

@@ -23,6 +23,7 @@ from purifier.onnx.opset import opset_of
 from purifier.rejection.policy import check_exportable
 
 from ._candidates import from_module, from_session, too_large
+from ._options import check_batches, check_shape, check_tolerance
 from ._verify import COARSE_TOLERANCE, Candidate, Verifier
 
 Noise = Literal["mean", "input"]
@@ -109,20 +110,13 @@ def _draws(guard: Guard, candidate: Candidate) -> bool:
 
 def _check_options(shape: Any, opset: Any, batches: Any, tolerance: Any, noise: Any) -> None:
     newest = onnx.defs.onnx_opset_version()  # above this, torch silently writes opset 18
-    if shape is not None and not (_are_sizes(shape) and len(shape) == 3):
-        raise ConfigError(f"image_shape: expected (C, H, W), three positive integers, got {shape!r}")
+    check_shape(shape)
     if type(opset) is not int or not OPSET <= opset <= newest:
         raise ConfigError(f"opset: expected an integer from {OPSET} to {newest}, got {opset!r}")
-    if not _are_sizes(batches) or not batches:
-        raise ConfigError(f"batches: expected positive batch sizes, such as (1, 2, 7), got {batches!r}")
-    if not isinstance(tolerance, int | float) or not tolerance >= 0:
-        raise ConfigError(f"tolerance: expected a number, 0 or more, got {tolerance!r}")
+    check_batches(batches)
+    check_tolerance(tolerance)
     if noise not in get_args(Noise):
         raise ConfigError(f"noise: expected 'mean' or 'input', got {noise!r}")
-
-
-def _are_sizes(values: Any) -> bool:
-    return isinstance(values, tuple | list | range) and all(type(value) is int and value > 0 for value in values)
 
 
 def _check_model(model: ModelProto, path: Path) -> None:

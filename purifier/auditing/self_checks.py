@@ -18,6 +18,7 @@ from ..errors import GradientError
 from ..foreign_code import Attempt
 from ..seeding import SampleGenerator, mix_seed
 from ..vocabulary import Norm, Route
+from .bounds_check import flags_of_bounds
 from .comparing import count_flipped, exceeds_one_percent, significant_drop
 from .crafting import craft
 from .gradient_check import Precision, flags_of_gradient
@@ -98,6 +99,7 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
         if setup.classifier.differentiable:
             flags += probe(
                 lambda: flags_of_gradient(setup, compared, threats, precisions),
+                lambda: flags_of_bounds(setup, compared),
                 lambda: flags_of_jumps(setup, compared),
                 lambda: flags_of_reach(setup, compared, threats),
             )

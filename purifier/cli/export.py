@@ -100,7 +100,8 @@ def export(
     report = export_guard(guarded, out, format=format, **options)
 
     console = plain_console(soft_wrap=True)
-    console.print(f"{report.path}  {report.size / 1e6:.2f} MB, {report.format}, opset {report.opset}", markup=False)
+    opset = "" if report.opset is None else f", opset {report.opset}"
+    console.print(f"{report.path}  {report.size / 1e6:.2f} MB, {report.format}{opset}", markup=False)
     table = Table("batch", "largest relative error")
     for batch, error in report.max_error.items():
         table.add_row(str(batch), f"{error:.1e}")

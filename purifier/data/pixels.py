@@ -135,8 +135,10 @@ def into_range(pixels: Tensor) -> Tensor:
     2.11) none at the bounds either: attackers would get no gradient for such pixels, and a guard would look stronger.
     """
     clamped = pixels.clamp(0, 1)
-    if torch.compiler.is_exporting():
+    if torch.onnx.is_in_onnx_export():
         return clamped
+    if torch.compiler.is_exporting():  # a program keeps no detach, and may be attacked too
+        return torch.where(pixels < 0, 0.0, torch.where(pixels > 1, 1.0, pixels))
     slack = 0.0 if _plain.get() else RANGE_SLACK
     near = (pixels >= -slack) & (pixels <= 1 + slack)
     return clamped.detach() + torch.where(near, pixels - pixels.detach(), 0)

@@ -22,7 +22,8 @@ class ExportReport:
     format: str
     size: int
     """Bytes on disk."""
-    opset: int
+    opset: int | None
+    """Of an ONNX file; None for other formats."""
     max_error: Mapping[int, float] = field(default_factory=dict)
     """Batch size -> largest absolute difference from the guard, relative to the output's scale."""
     notes: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ from purifier.auditing import gradient_check
 from purifier.auditing.audit import audit
 from purifier.auditing.parts import audited_parts
 from purifier.auditing.reach_check import flags_of_reach
-from purifier.data.pixels import Preprocessing
+from purifier.data.pixels import Preprocessing, into_range
 from purifier.guards.guard import guard
 from purifier.torch_tools.freezing import freeze
 
@@ -46,6 +46,28 @@ def test_a_module_without_doubles_is_checked_in_float32(classifier, data):
     (flag,) = raised(before, DetachedFactor(), data)
     factor = float(re.search(r"directions are ([\d.]+) times what the gradient says", flag.evidence)[1])
     assert flag.name == "gradient-wrong" and factor == pytest.approx(2, abs=0.1)  # of pixels * pixels.detach()
+
+
+class Clamped(Floats):
+    """Images are in range anyway, so this changes nothing but the gradient."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        black_or_white = (images <= 0) | (images >= 1)
+        return torch.where(black_or_white, images.detach(), super().forward(images))
+
+
+class IntoRange(Floats):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return into_range(super().forward(images))
+
+
+def test_a_clamp_that_cuts_the_gradient_of_black_and_white_pixels_is_seen_in_float32(classifier, data):
+    flags = raised(Behind(classifier, before=Clamped()), Broken(), data)
+    assert names(flags) == {"gradient-wrong"}
+    assert re.search(
+        r"0 at every black and white pixel of (\d+) of \1 images, .* use purifier.into_range", flags[-1].evidence
+    )
+    assert raised(Behind(classifier, before=IntoRange()), Broken(), data) == []
 
 
 class MaxPool(Broken):
