@@ -23,11 +23,12 @@ from ..seeding import SampleGenerator
 from ..vocabulary import OnBadPixels, OnReject
 from .attributes import attribute_of
 from .compiled_check import check_in_graph
+from .hub_folder import Pretrained
 from .signature import class_like, find_input
 from .trial import try_replacing
 
 
-class GuardedModule(nn.Module):
+class GuardedModule(Pretrained, nn.Module):
     """A torch classifier behind a purifier; made by ``guard``.
 
     ``forward`` has the classifier's own signature and return value. The image is purified, whether it is passed by

@@ -41,10 +41,11 @@ from ..output import LOGITS, Output
 from ..rejection.policy import rejection_of
 from ..vocabulary import OnBadPixels, OnReject
 from .bound_run import is_numeric, run_on_tensors
+from .hub_folder import Pretrained
 from .session_images import SessionImages
 
 
-class GuardedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
+class GuardedSession(Pretrained, onnxruntime.InferenceSession):  # type: ignore[misc]
     """An ONNX classifier behind a purifier: one graph with the classifier's own inputs and outputs.
 
     ``run`` first checks the shape and range of the images. ONNX Runtime's other ways to run (IO binding, OrtValues,
