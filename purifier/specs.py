@@ -64,15 +64,19 @@ def build(cls: type[T], options: Mapping[str, object], *, what: str) -> T:
         raise ConfigError(f"{what} needs the option {missing[0]!r} ({describe_type(hints[missing[0]])})")
     values = {}
     for name, value in options.items():
-        try:
-            values[name] = value if name == "options" else _convert(value, hints[name])
-        except (ValueError, OverflowError):
-            expected = describe_type(hints[name])
-            raise ConfigError(f"{what}: option {name!r}: expected {expected}, got {value!r}") from None
+        values[name] = value if name == "options" else converted(value, hints[name], name, what=what)
     try:
         return cls(**values)
     except (ValueError, ArithmeticError, MemoryError) as error:
         raise ConfigError(f"{what}: invalid options: {error or type(error).__name__}; change them") from error
+
+
+def converted(value: object, hint: Any, name: str, *, what: str) -> object:
+    """The value of the option ``name`` as its type says; raises ``ConfigError`` if it cannot be one."""
+    try:
+        return _convert(value, hint)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{what}: option {name!r}: expected {describe_type(hint)}, got {value!r}") from None
 
 
 def _convert(value: object, hint: Any) -> object:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
+
+import purifier
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PACKAGE = EXAMPLES / "plugin_package"
@@ -83,3 +93,46 @@ def test_the_gate_in_ci(least: str, code: int, tmp_path: Path) -> None:
     done = run("sh", EXAMPLES / "audit_in_ci" / "audit.sh", folder=tmp_path, FAIL_UNDER=least)
     assert done.returncode == code, done.stdout + done.stderr
     assert (tmp_path / "audited" / "report.json").is_file()
+
+
+def test_the_server_in_the_docs_is_the_example() -> None:
+    assert (EXAMPLES / "serve_litserve.py").read_text() in (EXAMPLES.parent / "docs" / "serving.md").read_text()
+
+
+@pytest.mark.integration
+def test_the_litserve_example_answers_requests_in_batches(tmp_path: Path) -> None:
+    guarded = purifier.guard("demo", "demo")
+    purifier.export(guarded, tmp_path / "guarded.onnx")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, EXAMPLES / "serve_litserve.py", "guarded.onnx", "--port", port, "--accelerator", "cpu"]
+    pixels, _ = purifier.load_data("demo:8").batch(range(8))
+    expected = guarded(pixels).argmax(1).tolist()
+    with subprocess.Popen([str(part) for part in command], cwd=tmp_path, start_new_session=True) as server:
+        try:
+            until(port, server, seconds=120)
+            with ThreadPoolExecutor(8) as pool:
+                found = list(pool.map(partial(asked, port), pixels.tolist()))
+            assert [answer["class"] for answer in found] == expected
+            assert asked(port, (pixels[0] + 7).tolist()) == {"class": None, "logits": None}
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def until(port: int, server: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until a server listens."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"the server does not listen, exit code {server.poll()}")
+
+
+def asked(port: int, pixels: list[object]) -> dict[str, object]:
+    """What the server answers to an image."""
+    content = json.dumps({"pixels": pixels}).encode()
+    request = Request(f"http://127.0.0.1:{port}/predict", content, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=60) as answer:
+        return dict(json.loads(answer.read()))

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 import typer
 from rich.table import Table
 
+from ..specs import split_spec
 from ..vocabulary import OnBadPixels, OnReject, OutputKind
 from .console import plain_console
 from .options import (
@@ -70,6 +71,10 @@ def export(
         typer.Option(help="Largest difference from the guard, relative to the output's scale (default: 0.0001)."),
     ] = None,
     format: Annotated[str, typer.Option(help="The exporter to use; `purifier list` shows them.")] = "onnx",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another option of the exporter; may be repeated."),
+    ] = None,
 ) -> None:
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
     from torch import nn
@@ -96,7 +101,8 @@ def export(
         feed=read_feed_option(feed),
     )
     given = {"image_shape": shape, "noise": noise, "tolerance": tolerance}
-    options = {name: value for name, value in given.items() if value is not None}
+    named = {name: value for name, value in given.items() if value is not None}
+    options = {**split_spec(f"{format}:{','.join(settings or ())}")[1], **named} if settings else named
     report = export_guard(guarded, out, format=format, **options)
 
     console = plain_console(soft_wrap=True)

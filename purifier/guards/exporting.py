@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ..contracts.purifier import Purifier
 from ..errors import ConfigError, ExportError, OutputError
 from ..foreign_code import explained, is_exception
+from ..specs import converted
 from .exporter import ExportReport, exporters
 from .guard import Guard
 from .precision import refuse_double
@@ -64,6 +65,10 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
             raise ConfigError(
                 f"exporter {format!r} has no option {name!r}; its options are: {', '.join(known) or 'none'}"
             )
+    hints = get_type_hints(exporter.export)
+    for name, value in options.items():  # such as on a command line
+        if isinstance(value, str) and name in hints:
+            options[name] = converted(value, hints[name], name, what=f"exporter {format!r}")
     advice = "make it raise an exception instead"
     with explained("the classifier failed", partial(ExportError, path=path), advice, passing=is_exception):
         return exporter.export(guard, path, **options)
