@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ MAX_CHANNELS = 256
 EXPANSION = 4
 """How much wider the map between residual blocks is than the one inside them."""
 
+Norm: TypeAlias = Literal["none", "batch"]
 Pullback: TypeAlias = Callable[[Tensor], Tensor]
 
 
@@ -37,6 +38,9 @@ class Encoder(nn.Module):
         Residual blocks after the last halving, on a map four times as wide; 0 for none.
     stem
         Side of the patches that the first layer turns into one position each; 1 for 3x3 convolutions over all pixels.
+    norm
+        ``batch``: the blocks are ``Preactivated`` instead, ``blocks`` of them on the last map and one on each map after
+        another halving, and batch normalisation ends each of these maps.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Encoder(nn.Module):
         spatial: bool,
         blocks: int = 0,
         stem: int = 1,
+        norm: Norm = "none",
     ) -> None:
         super().__init__()
         widths = layer_widths(channels, depth)
@@ -57,10 +62,15 @@ class Encoder(nn.Module):
             colours, widths[0], stem if patches else 3, stride=stem if patches else 1, padding=0 if patches else 1
         )
         layers: list[nn.Module] = [first, nn.SiLU()]
-        for inner, outer in pairwise(widths):
-            layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
+        normalised = norm == "batch"
+        for level, (inner, outer) in enumerate(pairwise(widths), start=1):
+            layers.append(nn.Conv2d(inner, outer, 4, stride=2, padding=1, bias=not normalised))
+            if normalised:
+                layers += [Preactivated(outer) for _ in range(blocks if level == depth else min(1, blocks))]
+                layers.append(nn.BatchNorm2d(outer))
+            layers.append(nn.SiLU())
         width = widths[-1]
-        if blocks:
+        if blocks and not normalised:
             narrow, width = width, EXPANSION * width
             layers += [nn.Conv2d(narrow, width, 1), *(Bottleneck(width) for _ in range(blocks)), nn.SiLU()]
         if spatial:
@@ -96,6 +106,24 @@ class Bottleneck(nn.Module):
             nn.SiLU(),
             last,
         )
+
+    def forward(self, features: Tensor) -> Tensor:
+        change: Tensor = self.layers(features)
+        return features + change
+
+
+class Preactivated(nn.Module):
+    """x + f(x), where f has two 3x3 convolutions, each after batch normalisation (He et al. 2016, "Identity mappings in
+    deep residual networks", figure 4e).
+
+    f starts as 0, as that of ``Bottleneck``.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        first, last = (nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2))
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(nn.BatchNorm2d(width), nn.SiLU(), first, nn.BatchNorm2d(width), nn.SiLU(), last)
 
     def forward(self, features: Tensor) -> Tensor:
         change: Tensor = self.layers(features)

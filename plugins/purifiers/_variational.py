@@ -41,7 +41,7 @@ class Variational(Purifier):
         self.any_size = config.spatial
         self.no_latent_space = "its decoder also needs the image (skip=true)" if config.skip else None
         size = (config.image_shape[0], config.map_size, config.channels, config.depth, config.latent, config.spatial)
-        self.encoder = Encoder(*size, config.blocks, config.stem)
+        self.encoder = Encoder(*size, config.blocks, config.stem, config.norm)
         self.decoder = Decoder(*size, config.stem, quiet=config.skip)
 
     @abstractmethod
