@@ -1,0 +1,242 @@
+"""From a graph to a program: finds operators, inlines functions, computes what is known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+from torch import Tensor
+
+from ...errors import ClassifierError
+from ...foreign_code import explained
+from . import operators
+from .frames import Draft, Frame, Scope
+from .functions import InferredTypes, standard_function, with_attributes
+from .node import Node, attributes_of
+from .on_quantised import adapted
+from .program import NOTHING, UNUSED, Program, Subgraph
+from .table import Call, Operator, find_operator
+from .types import computing
+from .values import Quantised, Value, read_tensor
+
+ADVICE = "attacks that need no gradients still work on this classifier, through ONNX Runtime (queries only)"
+MOST_FOLDED, GROWTH = 2**20, 4
+"""Elements up to which a value is computed beforehand; and beyond, how many times as large as what it is made of."""
+MAX_DEPTH = 100
+"""How deep functions may call each other."""
+
+
+class Compiler:
+    """Compiles the graph of a model that ``purifier.onnx.reader`` has accepted, and keeps what cannot be computed."""
+
+    def __init__(self, model: ModelProto, file: str) -> None:
+        operators.load()
+        self.file = file
+        self._functions = {(function.domain, function.name): function for function in model.functions}
+        self._types = InferredTypes(model)
+        self._opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
+        self._missing: dict[str, None] = {}
+        self._depth = 0
+        self.root = Frame()
+
+    def compile(self, graph: GraphProto, outputs: Collection[str]) -> tuple[Program, frozenset[str]]:
+        """The program for some outputs, and which straight-through operators their gradients go through.
+
+        Raises
+        ------
+        ClassifierError
+            Nodes that the outputs need have operators that cannot be computed, or are malformed.
+        """
+        scope = Scope(self.root)
+        stored = {tensor.name for tensor in graph.initializer}
+        inputs = []
+        for value in graph.input:
+            if value.name not in stored:
+                scope.names[value.name] = self.root.new_slot()
+                self.root.carrying.add(scope.names[value.name])
+                inputs.append(scope.names[value.name])
+        self._fill(graph, scope, self._opsets, needed_nodes(graph, outputs))
+        if self._missing:
+            raise ClassifierError(
+                f"{self.file}: gradients of this graph cannot be computed: no support for "
+                f"{', '.join(self._missing)}; {ADVICE}",
+                self.file,
+            )
+        return self.root.finish(inputs, [self._slot(name, scope) for name in outputs])
+
+    def _fill(self, graph: GraphProto, scope: Scope, opsets: Mapping[str, int], nodes: Iterable[NodeProto]) -> None:
+        kept = list(nodes)
+        read = {name for node in kept for name in node.input} | {value.name for value in graph.output}
+        holds_bodies = any(attribute.HasField("g") for node in kept for attribute in node.attribute)
+        for tensor in graph.initializer:
+            if tensor.name in read or holds_bodies:
+                with self._explained(f"the stored tensor {tensor.name!r}"):
+                    scope.names[tensor.name] = scope.frame.constant(read_tensor(tensor))
+        for node in kept:
+            self._add(node, scope, opsets)
+
+    def _add(self, proto: NodeProto, scope: Scope, opsets: Mapping[str, int]) -> None:
+        function = self._functions.get((proto.domain, proto.op_type))
+        if function is not None:
+            return self._inline(function, proto, scope)
+        domain = _domain(proto.domain)
+        opset = opsets.get(domain, 1)
+        found = find_operator(domain, proto.op_type, opset)
+        if found is not None:
+            with self._explained(_title(proto)):
+                return self._add_step(found, proto, scope, domain, opset, opsets)
+        function = standard_function(proto, opset, self._types)
+        if function is not None:
+            return self._inline(function, proto, scope)
+        self._missing[f"{proto.op_type} of domain {domain or 'ai.onnx'} (opset {opset})"] = None
+        scope.names.update((name, scope.frame.new_slot()) for name in proto.output if name)
+        return None
+
+    def _inline(self, function: FunctionProto, proto: NodeProto, scope: Scope) -> None:
+        inner = Scope(scope.frame)
+        given = [self._slot(name, scope) for name in proto.input]
+        given += [NOTHING] * (len(function.input) - len(given))
+        inner.names.update(zip(function.input, given, strict=False))
+        attributes = {attribute.name: attribute for attribute in (*function.attribute_proto, *proto.attribute)}
+        opsets = {_domain(entry.domain): entry.version for entry in function.opset_import} or self._opsets
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ClassifierError(f"{self.file}: its functions call each other more than {MAX_DEPTH} deep", self.file)
+        for node in function.node:
+            self._add(with_attributes(node, attributes), inner, opsets)
+        self._depth -= 1
+        for formal, name in zip(function.output, proto.output, strict=False):
+            if name:
+                scope.names[name] = self._slot(formal, inner)
+
+    def _add_step(
+        self, found: Operator, proto: NodeProto, scope: Scope, domain: str, opset: int, opsets: Mapping[str, int]
+    ) -> None:
+        frame = scope.frame
+        slots = [self._slot(name, scope) for name in proto.input]
+        bodies: list[tuple[Frame, frozenset[str]]] = []
+        captured: list[int] = []
+
+        def compile_body(graph: GraphProto) -> Subgraph:
+            program, inner, surrogates = self._body(graph, scope, opsets)
+            body = Subgraph(program, len(captured))
+            captured.extend(inner.captured)
+            bodies.append((inner, surrogates))
+            return body
+
+        node = Node(
+            proto.op_type,
+            domain,
+            opset,
+            tuple(proto.input),
+            tuple(proto.output),
+            attributes_of(proto),
+            {place: frame.constants[slot] for place, slot in enumerate(slots) if slot in frame.constants},
+            compile_body,
+        )
+        call = adapted(found.build(node), found.quantised)
+        slots += captured
+        if not found.random and all(slot in frame.constants for slot in slots):
+            known = _folded(call, [frame.constants[slot] for slot in slots], always=not slots)
+            if known is not None:
+                scope.names.update((n, frame.constant(v)) for n, v in zip(proto.output, known, strict=False) if n)
+                return
+        outputs = tuple(frame.new_slot() if name else UNUSED for name in proto.output)
+        scope.names.update((name, slot) for name, slot in zip(proto.output, outputs, strict=True) if name)
+        closed = found.host | found.blind
+        carried = {slot for place, slot in enumerate(slots) if place not in closed and slot in frame.carrying}
+        if not found.differentiable:
+            carried = set()
+        surrogates = frozenset().union(*(names for _, names in bodies)) if carried else frozenset()
+        if carried and found.straight(node):
+            surrogates |= {proto.op_type}
+        if carried:
+            frame.carrying.update(outputs)
+        frame.drafts.append(
+            Draft(call, tuple(slots), outputs, found.host, _title(proto), frozenset(carried), surrogates)
+        )
+
+    def _body(
+        self, graph: GraphProto, scope: Scope, opsets: Mapping[str, int]
+    ) -> tuple[Program, Frame, frozenset[str]]:
+        inner = Scope(Frame(scope.frame), scope)
+        inputs = []
+        for value in graph.input:
+            inner.names[value.name] = inner.frame.new_slot()
+            inner.frame.carrying.add(inner.names[value.name])
+            inputs.append(inner.names[value.name])
+        self._fill(graph, inner, opsets, graph.node)
+        program, surrogates = inner.frame.finish(inputs, [self._slot(value.name, inner) for value in graph.output])
+        return program, inner.frame, surrogates
+
+    def _slot(self, name: str, scope: Scope) -> int:
+        found = scope.find(name)
+        if found is None:
+            raise ClassifierError(
+                f"{self.file}: nothing before it computes {name!r}, which a node reads; run onnx.checker.check_model "
+                "on it, and export it again",
+                self.file,
+            )
+        return found
+
+    def _explained(self, what: str) -> Any:
+        return explained(
+            f"{self.file}: gradients of this graph cannot be computed: {what} failed",
+            partial(ClassifierError, path=self.file),
+            ADVICE,
+        )
+
+
+def needed_nodes(graph: GraphProto, outputs: Collection[str]) -> list[NodeProto]:
+    """The nodes on which the outputs depend, in order."""
+    wanted, kept = set(outputs), []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted |= _reads(node)
+    return kept[::-1]
+
+
+def _reads(node: NodeProto) -> set[str]:
+    """The names that a node reads, those in its bodies included."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            found |= {value.name for value in graph.output}
+            found.update(*(_reads(inner) for inner in graph.node))
+    return found
+
+
+def _folded(call: Call, given: list[Value], *, always: bool) -> list[Value] | None:
+    """The outputs of a step whose inputs are all known, unless they would take much more memory than these."""
+    with torch.no_grad(), computing(None, torch.device("cpu")):
+        found = call(*given)
+    outputs = list(found) if type(found) is tuple else [found]
+    size = sum(_elements(value) for value in outputs)
+    if not always and size > max(MOST_FOLDED, GROWTH * sum(_elements(value) for value in given)):
+        return None
+    return [_owned(value) for value in outputs]
+
+
+def _elements(value: Value) -> int:
+    if isinstance(value, list):
+        return sum(_elements(part) for part in value)
+    held = value.values if isinstance(value, Quantised) else value
+    return held.numel() if isinstance(held, Tensor) else 0
+
+
+def _owned(value: Value) -> Value:
+    """A tensor with memory of its own, because a module moves and converts what it holds."""
+    return value.contiguous() if isinstance(value, Tensor) else value
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _title(proto: NodeProto) -> str:
+    name = proto.name or next(iter(proto.output), "")
+    return f"{proto.op_type} {name!r}"
