@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import onnx
 import torch
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 from torch import Tensor
@@ -83,7 +84,7 @@ class Compiler:
         if function is not None:
             return self._inline(function, proto, scope)
         domain = _domain(proto.domain)
-        opset = opsets.get(domain, 1)
+        opset = opsets.get(domain, 1 if domain else onnx.defs.onnx_opset_version())
         found = find_operator(domain, proto.op_type, opset)
         if found is not None:
             with self._explained(_title(proto)):
@@ -101,7 +102,7 @@ class Compiler:
         given += [NOTHING] * (len(function.input) - len(given))
         inner.names.update(zip(function.input, given, strict=False))
         attributes = {attribute.name: attribute for attribute in (*function.attribute_proto, *proto.attribute)}
-        opsets = {_domain(entry.domain): entry.version for entry in function.opset_import} or self._opsets
+        opsets = self._opsets | {_domain(entry.domain): entry.version for entry in function.opset_import}
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise ClassifierError(f"{self.file}: its functions call each other more than {MAX_DEPTH} deep", self.file)

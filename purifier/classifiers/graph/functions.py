@@ -40,7 +40,7 @@ def standard_function(node: NodeProto, opset: int, types: InferredTypes) -> Func
     with Attempt():  # onnx has no entry for the operator
         schema = onnx.defs.get_schema(node.op_type, opset, domain)
         if schema.has_function:
-            return schema.function_body
+            return _with_defaults(schema)
         if schema.has_context_dependent_function:
             given = [types.of(name).SerializeToString() for name in node.input]
             versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
@@ -49,6 +49,17 @@ def standard_function(node: NodeProto, opset: int, types: InferredTypes) -> Func
             )
             return FunctionProto.FromString(body) if body else None
     return None
+
+
+def _with_defaults(schema: onnx.defs.OpSchema) -> FunctionProto:
+    """An operator's body with the attributes that it has where a node gives none."""
+    body = FunctionProto()
+    body.CopyFrom(schema.function_body)
+    known = {attribute.name for attribute in body.attribute_proto}
+    for name, attribute in schema.attributes.items():
+        if attribute.default_value.name and name not in known:
+            body.attribute_proto.add().CopyFrom(attribute.default_value)
+    return body
 
 
 def with_attributes(node: NodeProto, given: Mapping[str, AttributeProto]) -> NodeProto:

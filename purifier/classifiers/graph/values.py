@@ -1,4 +1,4 @@
-"""What flows through a graph: tensors, quantised numbers that carry gradients, lists for sequences, None for nothing."""
+"""What flows through a graph: tensors, quantised numbers with gradients, lists for sequences, None for nothing."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import TensorProto, TypeProto
+from onnx import TensorProto, TypeProto, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
 from purifier.classifiers.graph.module import GraphModule
@@ -46,8 +46,6 @@ def as_value(array: Any, kind: TypeProto) -> Any:
         case "optional_type":
             return as_value(array, kind.optional_type.elem_type)
     if isinstance(array, TensorProto):
-        from onnx import numpy_helper
-
         array = numpy_helper.to_array(array)
     return from_array(np.asarray(array), kind.tensor_type.elem_type)
 
@@ -71,7 +69,7 @@ def compare_value(value: Any, array: Any, kind: TypeProto, case: Any) -> None:
     if array is None or value is None:
         assert array is None and value is None
         return None
-    wanted = from_array(np.asarray(array), kind.tensor_type.elem_type)
+    wanted = as_value(array, kind)
     if isinstance(wanted, Quantised):
         wanted = wanted.genuine()
     assert tuple(value.shape) == tuple(wanted.shape)

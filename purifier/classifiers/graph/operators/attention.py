@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -21,6 +22,11 @@ def heads(given: Tensor, count: int) -> Tensor:
 
 def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """(N, H, L, D) each -> (N, H, L, D); ``mask`` is added, or says where to look."""
+    if query.dtype in (torch.float16, torch.bfloat16) and query.device.type == "cpu":
+        # torch rounds more often there than ONNX Runtime, which computes in float32.
+        own = None if mask is None or mask.dtype == torch.bool else mask.float()
+        parts = query.float(), key.float(), value.float(), mask if own is None else own
+        return functional.scaled_dot_product_attention(*parts, scale=scale).to(query.dtype)
     return functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
 
 
@@ -30,6 +36,8 @@ def attention(node: Node) -> Call:
     shown, wanted = node.integer("qk_matmul_output_mode"), len(node.outputs) > 3 and bool(node.outputs[3])
     precision = node.attributes.get("softmax_precision")
     several = any(node.outputs[1:])
+    after = node.integer("right_window_size", -1)
+    window = node.integer("left_window_size", -1), 0 if causal else after
 
     def run(
         query: Tensor,
@@ -52,7 +60,7 @@ def attention(node: Node) -> Call:
             key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
         scale = node.number("scale", 1 / math.sqrt(query.shape[-1]))
         past = 0 if past_key is None else past_key.shape[2]
-        bias = _bias(query, key, mask, past if causal else None, lengths)
+        bias = _bias(query, key, mask, past, lengths, window)
         if softcap or wanted or (precision is not None and float_type(precision) != query.dtype):
             made, scores = _in_steps(query, key, value, bias, scale)
         else:
@@ -80,23 +88,15 @@ def attention(node: Node) -> Call:
     return run
 
 
-def _bias(query: Tensor, key: Tensor, mask: Tensor | None, past: int | None, lengths: Tensor | None) -> Tensor | None:
-    """One mask of what may be seen, or what is added: the graph's, of the past, and of keys that are padding."""
+def _bias(
+    query: Tensor, key: Tensor, mask: Tensor | None, past: int, lengths: Tensor | None, window: tuple[int, int]
+) -> Tensor | None:
+    """One mask of what may be seen, or what is added: the graph's, of a window, and of keys that are padding."""
     rows, columns = query.shape[2], key.shape[2]
     if mask is not None and mask.shape[-1] < columns:
         fill = False if mask.dtype == torch.bool else -math.inf
         mask = functional.pad(mask, (0, columns - mask.shape[-1]), value=fill)
-    seen = None
-    steps = torch.arange(columns, device=query.device)
-    if past is not None:
-        # With lengths, the last rows of the query are the last of the keys that are not padding.
-        first = torch.full((1, 1, 1, 1), past, device=query.device)
-        if lengths is not None:
-            first = (lengths - rows).reshape(-1, 1, 1, 1)
-        seen = steps <= torch.arange(rows, device=query.device).reshape(1, 1, -1, 1) + first
-    if lengths is not None:
-        inside = steps < lengths.reshape(-1, 1, 1, 1)
-        seen = inside if seen is None else seen & inside
+    seen = _window(rows, columns, past, lengths, window, query.device)
     if seen is None:
         return mask
     if mask is None:
@@ -104,3 +104,22 @@ def _bias(query: Tensor, key: Tensor, mask: Tensor | None, past: int | None, len
     if mask.dtype == torch.bool:
         return mask & seen
     return torch.where(seen, mask, torch.full((), -math.inf, dtype=mask.dtype, device=mask.device))
+
+
+def _window(
+    rows: int, columns: int, past: int, lengths: Tensor | None, window: tuple[int, int], device: torch.device
+) -> Tensor | None:
+    """Which keys each query may see, bool (N or 1, 1, rows or 1, columns); None for all. -1 is no bound."""
+    steps = torch.arange(columns, device=device)
+    seen: list[Tensor] = [] if lengths is None else [steps < lengths.reshape(-1, 1, 1, 1)]
+    if window != (-1, -1):
+        # With lengths, the last rows of the query are the last of the keys that are not padding.
+        first = (
+            torch.full((1, 1, 1, 1), past, device=device) if lengths is None else (lengths - rows).reshape(-1, 1, 1, 1)
+        )
+        places = torch.arange(rows, device=device).reshape(1, 1, -1, 1) + first
+        if window[0] >= 0:
+            seen.append(steps >= places - window[0])
+        if window[1] >= 0:
+            seen.append(steps <= places + window[1])
+    return functools.reduce(torch.logical_and, seen) if seen else None

@@ -81,7 +81,8 @@ def _transposed_padding(node: Node, windows: Windows, sizes: Any) -> tuple[list[
     begins, ends = [], []
     for axis in range(rank):
         total = windows.strides[axis] * (sizes[axis] - 1) + extra[axis] + windows.extents[axis] - wanted[axis]
-        first = total - total // 2 if windows.auto_pad == "SAME_LOWER" else total // 2
+        half = int(total / 2)
+        first = total - half if windows.auto_pad == "SAME_LOWER" else half
         begins.append(first)
         ends.append(total - first)
     return begins + ends, extra

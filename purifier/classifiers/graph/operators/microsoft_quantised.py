@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -198,7 +199,7 @@ def matmul_integer_to_float(node: Node) -> Call:
 
 def _without_constants(node: Node) -> Node:
     """The node as one whose inputs stand elsewhere than those of MatMulInteger."""
-    return Node(node.op_type, node.domain, node.opset, (), node.outputs, node.attributes)
+    return dataclasses.replace(node, inputs=(), constants={})
 
 
 @operator("QAttention", **FACTS, blind=(3, 4, 5, 6, 7))

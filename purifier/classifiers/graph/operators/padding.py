@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -75,7 +76,7 @@ def _on_values(given: Any, pads: list[int], axes: list[int] | None, mode: str, f
 
 @operator("Pad", domain=MICROSOFT, host=(1, 3), quantised="itself")
 def microsoft_pad(node: Node) -> Call:
-    return pad(Node(node.op_type, "", 18, node.inputs, node.outputs, node.attributes, node.constants))
+    return pad(dataclasses.replace(node, opset=18))
 
 
 @operator("Col2Im", since=18, host=(1, 2))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..node import Node
+from ..node import Node, integers_of
 from ..table import Call, operator, simple
 from .convolution import CONVOLUTIONS
 from .windows import Windows, is_symmetric, surrounded
@@ -168,11 +168,10 @@ def max_unpool(node: Node) -> Call:
             )
         ]
         own = [*values.shape[:2], *inferred]
-        flat = values.new_zeros(math.prod(own)).scatter(0, index.reshape(-1), values.reshape(-1)).reshape(own)
-        wanted = known if known is not None else None if shape is None else [int(size) for size in shape.tolist()]
-        if wanted is None or list(wanted) == own:
-            return flat
-        # The indices count in a tensor of the wanted shape.
-        return values.new_zeros(math.prod(wanted)).scatter(0, index.reshape(-1), values.reshape(-1)).reshape(wanted)
+        made = values.new_zeros(math.prod(own)).scatter(0, index.reshape(-1), values.reshape(-1)).reshape(own)
+        wanted = known if known is not None else None if shape is None else integers_of(shape)
+        if wanted is None or wanted == own:
+            return made
+        return surrounded(made, [0] * rank + [size - had for size, had in zip(wanted[2:], own[2:], strict=True)])
 
     return run

@@ -19,7 +19,7 @@ Integers = Tensor | Quantised
 
 
 def along(factor: Tensor, given: Tensor, axis: int, block: int = 0) -> Tensor:
-    """A scale or zero point shaped for a tensor: one for all, one for each index of an axis, or for each block of it."""
+    """A scale or zero point shaped for a tensor: one for all, or for each index of an axis, or each block of it."""
     if block:
         place = axis % given.ndim
         return factor.repeat_interleave(block, place).narrow(place, 0, given.shape[place])

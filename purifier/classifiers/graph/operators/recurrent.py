@@ -118,10 +118,7 @@ def gru(node: Node) -> Call:
             mixed = functional.linear(past, repeated[: 2 * hidden], both[: 2 * hidden])
             update, reset = gate(_limited(given[:, : 2 * hidden] + mixed, clip)).split(hidden, 1)
             last, own = repeated[2 * hidden :], both[2 * hidden :]
-            if after:
-                inner = reset * functional.linear(past, last, own)
-            else:
-                inner = functional.linear(reset * past, last, own)
+            inner = reset * functional.linear(past, last, own) if after else functional.linear(reset * past, last, own)
             new = act(_limited(given[:, 2 * hidden :] + inner, clip))
             return ((1 - update) * new + update * past,)
 

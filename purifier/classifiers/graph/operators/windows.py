@@ -51,7 +51,7 @@ class Windows:
         return smaller + larger if self.auto_pad == "SAME_UPPER" else larger + smaller
 
     def counts(self, sizes: Sequence[int], pads: Sequence[int], *, ceil: bool) -> list[int]:
-        """How many windows there are along each axis; with ``ceil``, also one that begins in the image but ends later."""
+        """How many windows lie along each axis; with ``ceil``, also one that begins in the image but ends later."""
         rank, found = len(self.kernel), []
         for axis, (size, extent, stride) in enumerate(zip(sizes, self.extents, self.strides, strict=True)):
             room = size + pads[axis] + pads[axis + rank] - extent
