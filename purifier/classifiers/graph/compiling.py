@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...foreign_code import explained
 from . import operators
 from .frames import Draft, Frame, Scope
 from .functions import InferredTypes, standard_function, with_attributes
+from .fusing import fuse
 from .node import Node, attributes_of
 from .on_quantised import adapted
 from .program import NOTHING, UNUSED, Program, Subgraph
@@ -66,6 +67,7 @@ class Compiler:
                 f"{', '.join(self._missing)}; {ADVICE}",
                 self.file,
             )
+        fuse(self.root)
         return self.root.finish(inputs, [self._slot(name, scope) for name in outputs])
 
     def _fill(self, graph: GraphProto, scope: Scope, opsets: Mapping[str, int], nodes: Iterable[NodeProto]) -> None:
@@ -157,7 +159,19 @@ class Compiler:
         if carried:
             frame.carrying.update(outputs)
         frame.drafts.append(
-            Draft(call, tuple(slots), outputs, found.host, _title(proto), frozenset(carried), surrogates)
+            Draft(
+                call,
+                tuple(slots),
+                outputs,
+                found.host,
+                _title(proto),
+                frozenset(carried),
+                surrogates,
+                node.op_type,
+                node.domain,
+                node.opset,
+                node.attributes,
+            )
         )
 
     def _body(
@@ -169,7 +183,8 @@ class Compiler:
             inner.names[value.name] = inner.frame.new_slot()
             inner.frame.carrying.add(inner.names[value.name])
             inputs.append(inner.names[value.name])
-        self._fill(graph, inner, opsets, graph.node)
+        self._fill(graph, inner, opsets, needed_nodes(graph, [value.name for value in graph.output]))
+        fuse(inner.frame)
         program, surrogates = inner.frame.finish(inputs, [self._slot(value.name, inner) for value in graph.output])
         return program, inner.frame, surrogates
 
@@ -192,13 +207,27 @@ class Compiler:
 
 
 def needed_nodes(graph: GraphProto, outputs: Collection[str]) -> list[NodeProto]:
-    """The nodes on which the outputs depend, in order."""
-    wanted, kept = set(outputs), []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted |= _reads(node)
-    return kept[::-1]
+    """The nodes on which the outputs depend, each after those that it reads; some tools write them in another order."""
+    makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    reads = [sorted({makers[name] for name in _reads(node) if name in makers}) for node in graph.node]
+    ordered: dict[int, None] = {}
+    waiting = [(makers[name], False) for name in reversed([*outputs]) if name in makers]
+    entered: set[int] = set()
+    while waiting:
+        place, done = waiting.pop()
+        if done:
+            ordered[place] = None
+        elif place not in entered:
+            entered.add(place)
+            waiting.append((place, True))
+            waiting += [(before, False) for before in reversed(reads[place])]
+    return [graph.node[place] for place in _as_written(ordered, reads)]
+
+
+def _as_written(ordered: Iterable[int], reads: Sequence[Sequence[int]]) -> list[int]:
+    """The nodes in the order of the file, if that is possible."""
+    kept = list(ordered)
+    return sorted(kept) if all(before < place for place in kept for before in reads[place]) else kept
 
 
 def _reads(node: NodeProto) -> set[str]:

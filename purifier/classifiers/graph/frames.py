@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .program import NOTHING, UNUSED, Program, Step
 from .table import Call
@@ -23,6 +24,10 @@ class Draft:
     """Slots of inputs through which a gradient may come."""
     surrogates: frozenset[str]
     """Operators, here or in a body, whose gradient is a straight-through surrogate."""
+    op_type: str = ""
+    domain: str = ""
+    opset: int = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..node import Node, integers_of
 from ..table import Call, operator
-from ..values import Quantised
+from ..values import Quantised, straight_through
 from .interpolation import Axis, Resampling, nearest_places, places, weights
 
 
@@ -72,7 +72,8 @@ def resize(node: Node) -> Call:
 def _kept(call: Call, given: Any) -> Any:
     """In the type of what is given; integers are rounded towards zero, as ONNX Runtime does."""
     if isinstance(given, Quantised):
-        return Quantised(call(given.values), given.element_type)
+        made = call(given.values)
+        return Quantised(straight_through(made, made.detach().trunc()), given.element_type)
     if given.is_floating_point():
         return call(given)
     return call(given.float()).trunc().to(given.dtype)

@@ -65,6 +65,14 @@ def optional(node: Node) -> Call:
     return lambda value=None: value
 
 
+@operator("ZipMap", domain="ai.onnx.ml")
+def zip_map(node: Node) -> Call:
+    """For each row, a dict from class to its number."""
+    names = [name.decode() for name in node.attributes.get("classlabels_strings", [])]
+    classes = names or node.integers("classlabels_int64s")
+    return lambda given: [dict(zip(classes, row.unbind(), strict=True)) for row in given]
+
+
 def _held(value: Any = None) -> Any:
     if value is None:
         raise ValueError("the optional is empty")
