@@ -17,7 +17,7 @@ from . import operators
 from .frames import Draft, Frame, Scope
 from .functions import InferredTypes, standard_function, with_attributes
 from .fusing import fuse
-from .node import Node, attributes_of
+from .node import Beforehand, Node, attributes_of
 from .on_quantised import adapted
 from .program import NOTHING, UNUSED, Program, Subgraph
 from .table import Call, Operator, find_operator
@@ -137,10 +137,13 @@ class Compiler:
             tuple(proto.input),
             tuple(proto.output),
             attributes_of(proto),
-            {place: frame.constants[slot] for place, slot in enumerate(slots) if slot in frame.constants},
-            compile_body,
+            Beforehand(
+                {place: frame.constants[slot] for place, slot in enumerate(slots) if slot in frame.constants},
+                compile_body,
+            ),
         )
         call = adapted(found.build(node), found.quantised)
+        node.beforehand.forget()
         slots += captured
         if not found.random and all(slot in frame.constants for slot in slots):
             known = _folded(call, [frame.constants[slot] for slot in slots], always=not slots)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
@@ -38,7 +39,7 @@ def standard_function(node: NodeProto, opset: int, types: InferredTypes) -> Func
     """The body that the ONNX standard gives for an operator, if it does."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     with Attempt():  # onnx has no entry for the operator
-        schema = onnx.defs.get_schema(node.op_type, opset, domain)
+        schema: Any = onnx.defs.get_schema(node.op_type, opset, domain)  # its stubs lack functions
         if schema.has_function:
             return _with_defaults(schema)
         if schema.has_context_dependent_function:
@@ -51,7 +52,7 @@ def standard_function(node: NodeProto, opset: int, types: InferredTypes) -> Func
     return None
 
 
-def _with_defaults(schema: onnx.defs.OpSchema) -> FunctionProto:
+def _with_defaults(schema: Any) -> FunctionProto:
     """An operator's body with the attributes that it has where a node gives none."""
     body = FunctionProto()
     body.CopyFrom(schema.function_body)

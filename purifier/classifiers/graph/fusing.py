@@ -224,7 +224,7 @@ def _without_scale(drafts: Drafts, query: int, key: int, scale: float) -> tuple[
 
 
 def _attending(scale: float, axis: int) -> Callable[..., Any]:
-    def call(query: Any, key: Any, value: Any, mask: Tensor | None = None) -> Tensor:
+    def call(query: Any, key: Any, value: Any, mask: Tensor | None = None) -> Any:
         query, key, value = (part.genuine() if isinstance(part, Quantised) else part for part in (query, key, value))
         if query.ndim == key.ndim == value.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]:
             return functional.scaled_dot_product_attention(query, key.mT, value, mask, scale=scale)

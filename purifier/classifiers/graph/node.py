@@ -23,6 +23,18 @@ class Body(Protocol):
         ...
 
 
+@dataclass
+class Beforehand:
+    """What is known while a graph is compiled, and dropped afterwards: it would keep all weights in memory."""
+
+    constants: Mapping[int, Value] = field(default_factory=dict)
+    """Values of the inputs that are known, by position."""
+    compile_body: Callable[[GraphProto], Body] | None = None
+
+    def forget(self) -> None:
+        self.constants, self.compile_body = {}, None
+
+
 @dataclass(frozen=True)
 class Node:
     """A node of a graph, once its operator is found.
@@ -37,9 +49,12 @@ class Node:
     """Names, empty where absent."""
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
-    constants: Mapping[int, Value] = field(default_factory=dict)
-    """Values of the inputs that are known beforehand, by position."""
-    compile_body: Callable[[GraphProto], Body] | None = None
+    beforehand: Beforehand = field(default_factory=Beforehand)
+
+    @property
+    def constants(self) -> Mapping[int, Value]:
+        """Values of the inputs that are known beforehand, by position."""
+        return self.beforehand.constants
 
     def has(self, name: str) -> bool:
         return name in self.attributes
@@ -65,8 +80,8 @@ class Node:
 
     def body(self, name: str) -> Body:
         """The compiled subgraph in an attribute."""
-        assert self.compile_body is not None
-        return self.compile_body(self.attributes[name])
+        assert self.beforehand.compile_body is not None
+        return self.beforehand.compile_body(self.attributes[name])
 
     def constant(self, position: int) -> Tensor | None:
         """The input at a position, if it is a tensor that is known beforehand."""

@@ -102,7 +102,7 @@ def torch_type(element_type: int) -> torch.dtype:
 
 def name_of(element_type: int) -> str:
     """``uint8``, ``float16`` and so on, for messages."""
-    known = {int(number): name.lower() for name, number in TensorProto.DataType.items()}
+    known: dict[int, str] = {int(number): name.lower() for name, number in TensorProto.DataType.items()}
     return known.get(element_type, f"element type {element_type}")
 
 

@@ -17,7 +17,7 @@ from ..types import FLOATS, float_type
 
 def heads(given: Tensor, count: int) -> Tensor:
     """(N, L, H * D) -> (N, H, L, D)."""
-    return given.unflatten(-1, (count, -1)).transpose(1, 2)
+    return given.reshape(*given.shape[:-1], count, given.shape[-1] // count).transpose(1, 2)
 
 
 def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:

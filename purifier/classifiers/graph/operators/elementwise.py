@@ -56,7 +56,7 @@ def sign(node: Node) -> Call:
     """The gradient is that of the identity within [-1, 1], as in binary nets (Hubara et al., 2016, eq. 4)."""
     take = widened(torch.sign)
 
-    def run(given: Tensor) -> Tensor:
+    def run(given: Tensor) -> Any:
         if not given.is_floating_point():
             return take(given)
         return straight_through(given.clamp(-1, 1), torch.sign(given.detach()))

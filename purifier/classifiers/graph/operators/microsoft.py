@@ -199,7 +199,7 @@ def _key_mask(mask: Tensor, rows: int, columns: int) -> Tensor:
     """What a ``mask_index`` of any of its shapes lets each query see, bool (N or 1, 1, L or 1, S)."""
     steps = torch.arange(columns, device=mask.device)
     if mask.ndim == 1:  # where each sequence ends, and then, if there are twice as many, where it begins
-        ends, *starts = mask.split(rows)
+        ends, *starts = torch.split(mask, rows)
         seen = steps < ends[:, None]
         if starts:
             seen = seen & (steps >= starts[0][:, None])
@@ -275,7 +275,7 @@ def multi_head_attention(node: Node) -> Call:
             ]
         if past_key is not None:
             parts[1:] = [torch.cat([past_key, parts[1]], 2), torch.cat([past_value, parts[2]], 2)]
-        made = attend(node, *parts, mask, added)
+        made = attend(node, parts[0], parts[1], parts[2], mask, added)
         return (made, *parts[1:]) if several else made
 
     return run
@@ -294,4 +294,5 @@ def trilu(node: Node) -> Call:
 
 @operator("Inverse", domain=MICROSOFT)
 def inverse(node: Node) -> Call:
-    return torch.linalg.inv
+    call: Call = torch.linalg.inv
+    return call

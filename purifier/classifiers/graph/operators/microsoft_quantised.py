@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..node import Node
+from ..node import Beforehand, Node
 from ..table import MICROSOFT, Call, operator
 from ..values import Quantised, element_type_of, numbers, wide
 from .attention import heads
@@ -174,7 +174,7 @@ def microsoft_qlinear_conv(node: Node) -> Call:
 def dynamic_quantize_matmul(node: Node) -> Call:
     quantize, product = dynamic_quantize_linear(node), matmul_integer(_without_constants(node))
 
-    def run(given: Tensor, weight: Integers, weight_scale: Tensor, weight_zero: Any = None, bias: Any = None) -> Tensor:
+    def run(given: Tensor, weight: Integers, weight_scale: Tensor, weight_zero: Any = None, bias: Any = None) -> Any:
         values, scale, zero = quantize(given)
         sums = product(values, weight, zero, weight_zero).values
         made = sums.to(given.dtype) * (scale * weight_scale)
@@ -190,7 +190,7 @@ def matmul_integer_to_float(node: Node) -> Call:
     def run(
         first: Integers, second: Integers, scale: Tensor, second_scale: Tensor,
         zero: Any = None, second_zero: Any = None, bias: Any = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Any:  # fmt: skip
         made = product(first, second, zero, second_zero).values.to(scale.dtype) * (scale * second_scale)
         return made if bias is None else made + bias
 
@@ -199,7 +199,7 @@ def matmul_integer_to_float(node: Node) -> Call:
 
 def _without_constants(node: Node) -> Node:
     """The node as one whose inputs stand elsewhere than those of MatMulInteger."""
-    return dataclasses.replace(node, inputs=(), constants={})
+    return dataclasses.replace(node, inputs=(), beforehand=Beforehand())
 
 
 @operator("QAttention", **FACTS, blind=(3, 4, 5, 6, 7))
@@ -234,9 +234,7 @@ def matmul_of_bits(node: Node) -> Call:
             whole = torch.stack([whole & 15, whole >> 4], -1).reshape(columns, -1)
         return whole[:, :count]
 
-    def run(
-        given: Tensor, packed: Tensor, scales: Tensor, zeros: Any = None, _: Any = None, bias: Any = None
-    ) -> Tensor:
+    def run(given: Tensor, packed: Tensor, scales: Tensor, zeros: Any = None, _: Any = None, bias: Any = None) -> Any:
         blocks = -(-rows // block)
         weight = unpacked(packed, blocks * block).to(scales.dtype).reshape(columns, blocks, block)
         if zeros is None:

@@ -35,12 +35,9 @@ def max_pool(node: Node) -> Call:
     if plain and is_symmetric(fixed) and all(2 * p <= k for p, k in zip(fixed, windows.kernel, strict=False)):
         padding = fixed[:rank]
 
-        def direct(images: Tensor) -> Tensor:
-            if not images.is_floating_point():
-                return pool(images.double(), windows.kernel, windows.strides, padding, windows.dilations).to(
-                    images.dtype
-                )
-            return pool(images, windows.kernel, windows.strides, padding, windows.dilations)  # type: ignore[no-any-return]
+        def direct(images: Tensor) -> Any:
+            values = images if images.is_floating_point() else images.double()
+            return pool(values, windows.kernel, windows.strides, padding, windows.dilations).to(images.dtype)
 
         return direct
 

@@ -56,7 +56,8 @@ def _mean(given: Tensor, axes: list[int], kept: bool) -> Tensor:
 
 def _norm(given: Tensor, axes: list[int], kept: bool) -> Tensor:
     if given.is_floating_point():
-        return torch.linalg.vector_norm(given, 2, axes, kept)
+        norm: Tensor = torch.linalg.vector_norm(given, 2, axes, kept)
+        return norm
     return given.double().square().sum(axes, kept).sqrt().to(given.dtype)
 
 
@@ -115,7 +116,7 @@ def _cumulative(call: Call) -> Callable[[Node], Call]:
         def run(given: Tensor, axis: Tensor) -> Tensor:
             along = int(axis)
             values = given.flip(along) if backwards else given
-            found = call(values, along, dtype=given.dtype)
+            found: Tensor = call(values, along, dtype=given.dtype)
             if exclusive:
                 first = torch.full_like(found.narrow(along, 0, 1), 0 if call is torch.cumsum else 1)
                 found = torch.cat([first, found.narrow(along, 0, found.shape[along] - 1)], along)

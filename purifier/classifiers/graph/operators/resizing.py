@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..node import Node, integers_of
+from ..node import Node
 from ..table import Call, operator
 from ..values import Quantised, straight_through
 from .interpolation import Axis, Resampling, nearest_places, places, weights
@@ -57,7 +57,7 @@ def resize(node: Node) -> Call:
         if parts[0] is not None and parts[0].numel():
             axes = [_scaled(size, scale) for size, scale in zip(own, _floats(parts[0]), strict=True)]
         else:
-            axes = _sized(own, integers_of(parts[1]), policy)
+            axes = _sized(own, _integers(parts[1]), policy)
         if how.transform == "tf_crop_and_resize":
             bounds = _floats(roi)
             axes = [
@@ -86,6 +86,10 @@ def _mode(node: Node) -> str:
 
 def _floats(value: Any) -> list[float]:
     return [float(number) for number in value.reshape(-1).tolist()]
+
+
+def _integers(value: Any) -> list[int]:
+    return [int(number) for number in value.reshape(-1).tolist()]
 
 
 def _scaled(size: int, scale: float) -> Axis:

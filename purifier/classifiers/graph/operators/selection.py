@@ -58,7 +58,8 @@ def unique(node: Node) -> Call:
     def run(given: Tensor) -> tuple[Tensor, ...]:
         values = given.reshape(-1) if axis is None else given
         along = 0 if axis is None else axis
-        found, inverse, counts = values.unique(dim=along, return_inverse=True, return_counts=True)
+        taken: Any = torch.unique(values, dim=along, return_inverse=True, return_counts=True)
+        found, inverse, counts = taken
         size = found.shape[along]
         places = torch.arange(inverse.numel(), device=given.device)
         first = torch.full((size,), inverse.numel(), device=given.device)

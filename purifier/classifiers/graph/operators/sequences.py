@@ -46,9 +46,9 @@ def split_to_sequence(node: Node) -> Call:
 
     def run(given: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
         if sizes is None:
-            return list(given.split(1, axis)) if kept else list(given.unbind(axis))
+            return list(torch.split(given, 1, axis)) if kept else list(given.unbind(axis))
         lengths = integers_of(sizes)
-        return list(given.split(lengths[0] if sizes.ndim == 0 else lengths, axis))
+        return list(torch.split(given, lengths[0] if sizes.ndim == 0 else lengths, axis))
 
     return run
 

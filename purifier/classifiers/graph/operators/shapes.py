@@ -145,7 +145,9 @@ def expand(node: Node) -> Call:
 
     def run(given: Tensor, shape: Tensor) -> Tensor:
         sizes = known if known is not None else integers_of(shape)
-        return given.expand(torch.broadcast_shapes(given.shape, sizes))
+        own = [1] * (len(sizes) - given.ndim) + list(given.shape)
+        wanted = [1] * (given.ndim - len(sizes)) + list(sizes)
+        return given.expand([had if size == 1 else size for had, size in zip(own, wanted, strict=True)])
 
     return run
 
@@ -169,12 +171,13 @@ def split(node: Node) -> Call:
 
     def run(given: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         if known is not None:
-            return given.split(known, axis)
+            return torch.split(given, known, axis)
         if sizes is not None:
-            return given.split(integers_of(sizes), axis)
+            return torch.split(given, integers_of(sizes), axis)
         length = given.shape[axis]
         part = -(-length // count)
-        return given.split([max(0, min(part, length - place * part)) for place in range(count)], axis)
+        lengths = [max(0, min(part, length - place * part)) for place in range(count)]
+        return torch.split(given, lengths, axis)
 
     return run
 

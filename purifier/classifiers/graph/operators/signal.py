@@ -16,7 +16,7 @@ def fourier(node: Node) -> Call:
     inverse, half = bool(node.integer("inverse")), bool(node.integer("onesided"))
     fixed = node.integer("axis", 1) if node.opset < 20 else None
 
-    def run(given: Tensor, length: Any = None, axis: Any = None) -> Tensor:
+    def run(given: Tensor, length: Any = None, axis: Any = None) -> Any:
         along = fixed if fixed is not None else -2 if axis is None else int(axis)
         along = along % given.ndim
         size = given.shape[along] if length is None else int(length)
