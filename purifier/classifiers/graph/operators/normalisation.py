@@ -24,21 +24,23 @@ def batch_normalization(node: Node) -> Call:
         if not together:
             return (given - mean) * torch.rsqrt(variance + epsilon) * scale + bias
         if not trains:
-            dtype = given.dtype
-            if given.dtype != scale.dtype or given.dtype != mean.dtype:
-                return _plain(given.to(mean.dtype), scale.to(mean.dtype), bias.to(mean.dtype), mean, variance).to(dtype)
-            return functional.batch_norm(given, mean, variance, scale, bias, False, 0.0, epsilon)
+            plain = given.dtype == scale.dtype == mean.dtype and not (mean.requires_grad or variance.requires_grad)
+            if plain:
+                return functional.batch_norm(given, mean, variance, scale, bias, False, 0.0, epsilon)
+            return _normalised(given, scale, bias, mean, variance)
         axes = [0, *range(2, given.ndim)]
         own, spread = given.mean(axes), given.var(axes, correction=0)
-        made = _plain(given, scale, bias, own, spread)
         return (
-            made,
+            _normalised(given, scale, bias, own, spread),
             mean * momentum + own.to(mean.dtype) * (1 - momentum),
             variance * momentum + spread.to(variance.dtype) * (1 - momentum),
         )
 
-    def _plain(given: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return functional.batch_norm(given, mean, variance, scale, bias, False, 0.0, epsilon)
+    def _normalised(given: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        shape = (-1, *[1] * (given.ndim - 2))
+        factor = torch.rsqrt(variance + epsilon) * scale.to(variance.dtype)
+        shift = bias.to(variance.dtype) - mean.to(variance.dtype) * factor
+        return (given.to(variance.dtype) * factor.reshape(shape) + shift.reshape(shape)).to(given.dtype)
 
     return run
 

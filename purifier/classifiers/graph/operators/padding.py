@@ -48,7 +48,7 @@ def _sources(size: int, before: int, after: int, mode: str) -> Tensor:
     return torch.where(folded < size, folded, period - folded)
 
 
-@operator("Pad", host=(1, 3), quantised="itself")
+@operator("Pad", host=(1, 2, 3), quantised="itself")
 def pad(node: Node) -> Call:
     mode = node.text("mode", "constant")
     if node.opset < 11:
@@ -74,7 +74,7 @@ def _on_values(given: Any, pads: list[int], axes: list[int] | None, mode: str, f
     return padded(given, pads, axes, mode, fill)
 
 
-@operator("Pad", domain=MICROSOFT, host=(1, 3), quantised="itself")
+@operator("Pad", domain=MICROSOFT, host=(1, 2, 3), quantised="itself")
 def microsoft_pad(node: Node) -> Call:
     return pad(dataclasses.replace(node, opset=18))
 

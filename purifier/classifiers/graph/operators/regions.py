@@ -11,7 +11,7 @@ from ..node import Node
 from ..table import Call, operator
 
 
-@operator("RoiAlign", blind=(2,))
+@operator("RoiAlign", blind=(1, 2))
 def roi_align(node: Node) -> Call:
     size = node.integer("output_height", 1), node.integer("output_width", 1)
     ratio, scale = node.integer("sampling_ratio"), node.number("spatial_scale", 1.0)
