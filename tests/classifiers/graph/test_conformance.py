@@ -35,7 +35,7 @@ def test_operators_give_what_onnx_expects(letter: str) -> None:
 
 
 def test_the_lists_name_cases_that_exist() -> None:
-    assert LEFT_OUT | IGNORED <= set(all_cases())
+    assert set(all_cases()) >= LEFT_OUT | IGNORED
 
 
 def test_most_cases_are_supported() -> None:

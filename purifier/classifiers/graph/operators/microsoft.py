@@ -122,18 +122,13 @@ def gemm_fast_gelu(node: Node) -> Call:
 
 @operator("BiasSoftmax", domain=MICROSOFT)
 def bias_softmax(node: Node) -> Call:
-    axis, inner = node.integer("axis", 1), bool(node.integer("is_inner_broadcast", 1))
+    axis = node.integer("axis", 1)
+    if not node.integer("is_inner_broadcast", 1):
+        raise ValueError("BiasSoftmax with is_inner_broadcast=0 is not supported")
 
     def run(given: Tensor, bias: Tensor) -> Tensor:
-        start = axis % given.ndim
-        if not inner and bias.ndim < given.ndim:  # the bias has the first axes, and is repeated over those before axis
-            bias = bias.reshape(
-                *bias.shape[: bias.ndim - (given.ndim - start)],
-                *[1] * (given.ndim - bias.ndim),
-                *bias.shape[bias.ndim - (given.ndim - start) :],
-            )
         summed = given + bias
-        return torch.softmax(summed.flatten(start), -1).reshape(summed.shape)
+        return torch.softmax(summed.flatten(axis % given.ndim), -1).reshape(summed.shape)
 
     return run
 
@@ -219,7 +214,7 @@ def attend(node: Node, query: Tensor, key: Tensor, value: Tensor, mask: Any, bia
         added = hidden if added is None else added + hidden
     if node.integer("unidirectional"):
         causal = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
-        future = torch.where(causal, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
+        future = torch.where(causal, 0.0, -math.inf).to(query.dtype)
         added = future if added is None else added + future
     return scaled_dot_product(query, key, value, added, scale).transpose(1, 2).flatten(2)
 

@@ -109,12 +109,6 @@ def qlinear_average_pool(node: Node) -> Call:
     return of_one(lambda given: pool(given.movedim(-1, 1)).movedim(1, -1) if last else pool(given))
 
 
-@operator("QLinearReduceMean", **FACTS, **SCALES)
-def qlinear_reduce_mean(node: Node) -> Call:
-    axes, kept = node.integers("axes"), bool(node.integer("keepdims", 1))
-    return of_one(lambda given: given.mean(axes or list(range(given.ndim)), keepdim=kept))
-
-
 @operator("QLinearConcat", **FACTS, blind=(0, 1), straight=True)
 def qlinear_concat(node: Node) -> Call:
     axis = node.integer("axis")

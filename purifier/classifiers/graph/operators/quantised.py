@@ -76,11 +76,13 @@ def dequantize_linear(node: Node) -> Call:
 
 @operator("DynamicQuantizeLinear", since=11, straight=True)
 def dynamic_quantize_linear(node: Node) -> Call:
-    """Scale and zero point are taken as constants by the gradient: what they add to it is rounding noise."""
+    """The gradient is that of the identity: the range follows the values, so that nothing saturates for good."""
 
     def run(given: Tensor) -> tuple[Quantised, Tensor, Tensor]:
         scale, zero = _dynamic_range(given.detach())
-        return quantise(wide(given) / scale, zero, TensorProto.UINT8), scale.to(given.dtype), zero.to(torch.uint8)
+        real = wide(given) / scale
+        made = straight_through(real, (real.detach().round() + zero).clamp(0, 255))
+        return Quantised(made, TensorProto.UINT8), scale.to(given.dtype), zero.to(torch.uint8)
 
     return run
 
