@@ -61,6 +61,32 @@ def rounded(exact: Tensor) -> Tensor:
     return straight_through(exact, exact.detach().round())
 
 
+class _Limited(torch.autograd.Function):
+    """Limits of which neither carries a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, lowest: Any, highest: Any) -> Tensor:
+        inside = torch.ones_like(given, dtype=torch.bool) if lowest is None else given >= lowest
+        ctx.save_for_backward(inside if highest is None else inside & (given <= highest))
+        return given.clamp(lowest, highest)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        return upstream[0] * ctx.saved_tensors[0], None, None
+
+
+def limited(given: Tensor, lowest: Any, highest: Any) -> Tensor:
+    """``given.clamp(lowest, highest)``, with the gradient of the identity on the limits too.
+
+    torch has none there, and half of it if the limits are tensors. But black and white pixels lie on the limits of the
+    Clip with which an image is often received, and would have no gradient.
+    """
+    if not given.requires_grad or any(isinstance(bound, Tensor) and bound.requires_grad for bound in (lowest, highest)):
+        return given.clamp(lowest, highest)
+    found: Tensor = _Limited.apply(given, lowest, highest)
+    return found
+
+
 def wide(values: Tensor) -> Tensor:
     """As floats in which numbers of 16 bits are exact: float64 if they are, else float32."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()

@@ -272,3 +272,18 @@ def test_initializers_that_are_inputs_too_are_constants() -> None:
     module = GraphModule(model)
     assert module.input_names == ("image",)
     assert np.allclose(module(images())["logits"], by_runtime(model, {"image": images().numpy()})["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("bounds", ["zero, one", "zero", ", one"])
+def test_limits_have_a_gradient_where_black_and_white_pixels_lie(bounds: str) -> None:
+    module = GraphModule(
+        parsed(f"""
+        net (float[N, 4] image) => (float[N, 4] logits) {{
+            zero = Constant <value = float {{0.0}}> ()
+            one = Constant <value = float {{1.0}}> ()
+            logits = Clip (image, {bounds})
+        }}""")
+    )
+    leaf = torch.tensor([[0.0, 1.0, -0.5, 1.5]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(leaf)["logits"].sum(), leaf)
+    assert gradient.tolist() == [[1, 1, float("zero" not in bounds), float("one" not in bounds)]]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..node import Node
 from ..table import Call, operator, simple
 from ..types import WIDENED
-from ..values import straight_through
+from ..values import limited, straight_through
 from .arithmetic import widened
 
 PLAIN: dict[str, Call] = {
@@ -59,7 +59,7 @@ def sign(node: Node) -> Call:
     def run(given: Tensor) -> Any:
         if not given.is_floating_point():
             return take(given)
-        return straight_through(given.clamp(-1, 1), torch.sign(given.detach()))
+        return straight_through(limited(given, -1, 1), torch.sign(given.detach()))
 
     return run
 
@@ -68,7 +68,7 @@ def sign(node: Node) -> Call:
 def clip(node: Node) -> Call:
     if node.opset < 11:
         lowest, highest = node.attributes.get("min"), node.attributes.get("max")
-        return lambda given: given if lowest is None and highest is None else given.clamp(lowest, highest)
+        return lambda given: _limited(given, lowest, highest)
     known = [node.constant(place) if node.given(place) else None for place in (1, 2)]
     numbers = [None if bound is None else bound.item() for bound in known]
     if all(bound is not None or not node.given(place) for place, bound in zip((1, 2), known, strict=True)):
@@ -85,4 +85,4 @@ def _limited(given: Tensor, lowest: Any = None, highest: Any = None) -> Tensor:
     if isinstance(lowest, Tensor) != isinstance(highest, Tensor) and None not in (lowest, highest):
         lowest, highest = (torch.as_tensor(bound, dtype=given.dtype) for bound in (lowest, highest))
     # Where the limits cross, the upper one holds, as in ONNX.
-    return given.clamp(lowest, highest)
+    return limited(given, lowest, highest)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..node import Node
 from ..table import Call, operator
 from ..types import SHORT_FLOATS, float_type, is_integer, range_of
-from ..values import EXACT_FLOAT32, Quantised, element_type_of, numbers, rounded, straight_through, wide
+from ..values import EXACT_FLOAT32, Quantised, element_type_of, limited, numbers, rounded, straight_through, wide
 from .casts import to_short_float
 from .convolution import convolution
 
@@ -36,7 +36,7 @@ def quantise(given: Tensor, zero: Tensor | float, kind: int, *, saturate: bool =
         shifted = given + zero
         return Quantised(straight_through(shifted, to_short_float(shifted, kind, saturate)), kind)
     low, high = range_of(kind)
-    return Quantised((rounded(given) + zero).clamp(low, high), kind)
+    return Quantised(limited(rounded(given) + zero, low, high), kind)
 
 
 def dequantise(value: Integers, scale: Tensor, zero: Integers | None = None) -> Tensor:
