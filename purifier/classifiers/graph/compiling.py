@@ -86,6 +86,9 @@ class Compiler:
         if function is not None:
             return self._inline(function, proto, scope)
         domain = _domain(proto.domain)
+        if (domain, proto.op_type) == ("", "Identity"):
+            scope.names[proto.output[0]] = self._slot(proto.input[0], scope)
+            return None
         opset = opsets.get(domain, 1 if domain else onnx.defs.onnx_opset_version())
         found = find_operator(domain, proto.op_type, opset)
         if found is not None:

@@ -19,8 +19,8 @@ def adapted(call: Call, how: OnQuantised) -> Call:
             return call
         case "first":
             return _on_first(call)
-        case "all":
-            return _on_all(call)
+        case "all" | "wraps":
+            return _on_all(call, wraps=how == "wraps")
     return _converting(call)
 
 
@@ -45,12 +45,13 @@ def _on_first(call: Call) -> Call:
     return run
 
 
-def _on_all(call: Call) -> Call:
+def _on_all(call: Call, *, wraps: bool) -> Call:
     def run(*given: Any) -> Any:
         kinds = [value.element_type for value in given if type(value) is Quantised]
         if not kinds:
             return call(*given)
-        return _wrapped(call(*[_number(value) for value in given]), kinds[0])
+        found = call(*[_number(value) for value in given])
+        return _wrapped(_around(found, kinds[0]) if wraps else found, kinds[0])
 
     return run
 
@@ -71,15 +72,17 @@ def _is_number(value: Tensor | Quantised) -> bool:
 
 
 def _wrapped(found: Any, kind: int) -> Any:
-    """Floats among the outputs as ``Quantised``; integers wrap around as they do in their type."""
+    """Floats among the outputs as ``Quantised``."""
     if type(found) is tuple:
         return tuple(_wrapped(part, kind) for part in found)
     if isinstance(found, list):
         return [_wrapped(part, kind) for part in found]
-    if not found.is_floating_point():
+    return Quantised(found, kind) if found.is_floating_point() else found
+
+
+def _around(found: Tensor, kind: int) -> Tensor:
+    """Numbers in the range of their type, beyond whose end they begin anew."""
+    if not is_integer(kind):
         return found
-    if is_integer(kind):
-        low, high = range_of(kind)
-        outside = (found.detach() - low).remainder(high - low + 1) + low - found.detach()
-        found = found + outside
-    return Quantised(found, kind)
+    low, high = range_of(kind)
+    return found + ((found.detach() - low).remainder(high - low + 1) + low - found.detach())

@@ -11,7 +11,7 @@ from .node import Node
 Call: TypeAlias = Callable[..., Any]
 """Takes the inputs in order, absent ones at the end left out; returns the output, or a tuple of several."""
 Build: TypeAlias = Callable[[Node], Call]
-OnQuantised: TypeAlias = Literal["converts", "first", "all", "itself"]
+OnQuantised: TypeAlias = Literal["converts", "first", "all", "wraps", "itself"]
 MICROSOFT = "com.microsoft"
 
 
@@ -31,7 +31,7 @@ class Operator:
     """Whether a node's gradient is a straight-through surrogate."""
     quantised: OnQuantised
     """Whether it converts ``Quantised`` to integers without gradients, works on the values of its first input or of
-    all as if they were floats, or knows ``Quantised`` itself."""
+    all as if they were floats, may leave the range of their type so that they wrap around, or knows ``Quantised``."""
     random: bool
 
 

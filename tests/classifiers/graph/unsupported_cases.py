@@ -55,3 +55,17 @@ UNCERTAIN: Mapping[str, tuple[str, ...]] = {
     "the tolerance is below the rounding of float16, or of a Fourier transform whose result is 0": ROUNDING,
 }
 """Cases that may pass by chance, or on another machine."""
+
+UNSUPPORTED_OPERATORS: Mapping[str, tuple[str, ...]] = {
+    "": (
+        *("ImageDecoder", "MelWeightMatrix", "RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit"),
+        "TfIdfVectorizer",
+    ),
+    "ai.onnx.ml": (
+        *("Binarizer", "CastMap", "CategoryMapper", "DictVectorizer", "FeatureVectorizer", "Imputer", "LabelEncoder"),
+        *("LinearClassifier", "LinearRegressor", "Normalizer", "OneHotEncoder", "SVMClassifier", "SVMRegressor"),
+        *("Scaler", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"),
+    ),
+    "ai.onnx.preview.training": ("Adagrad", "Adam", "Gradient", "Momentum"),
+}
+"""Operators of ONNX, by domain, that are in no table and no function; docs/onnx.md lists them too."""

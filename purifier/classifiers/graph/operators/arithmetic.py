@@ -49,7 +49,7 @@ def _divided(first: Tensor, second: Tensor) -> Tensor:
 
 
 for _name, _pair in {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": _divided}.items():
-    operator(_name, quantised="converts" if _name == "Div" else "all")(
+    operator(_name, quantised="converts" if _name == "Div" else "wraps")(
         functools.partial(lambda node, pair: broadcast(node, widened(pair)), pair=_pair)
     )
 

@@ -145,17 +145,15 @@ def lp_normalization(node: Node) -> Call:
     return run
 
 
-@operator("Dropout")
+@operator("Dropout", host=(1, 2))
 def dropout(node: Node) -> Call:
     """Dropout passes everything on, unless the graph itself says that it trains."""
-    if node.opset < 12:
-        return lambda given, *_: (given, torch.ones_like(given, dtype=torch.bool))
-    seed = node.attributes.get("seed")
+    seed, with_mask = node.attributes.get("seed"), any(node.outputs[1:])
 
     def run(given: Tensor, ratio: Tensor | None = None, training: Tensor | None = None) -> Any:
         share = 0.5 if ratio is None else float(ratio)
         if training is None or not bool(training) or share == 0:
-            return given, torch.ones_like(given, dtype=torch.bool)
+            return (given, torch.ones_like(given, dtype=torch.bool)) if with_mask else given
         generator = None if seed is None else torch.Generator(given.device).manual_seed(int(seed))
         kept = torch.rand(given.shape, generator=generator, device=given.device) >= share
         return torch.where(kept, given, 0.0) / (1 - share), kept
