@@ -14,12 +14,12 @@ from torch import Tensor
 from ...errors import ClassifierError
 from ...foreign_code import explained
 from . import operators
-from .frames import Draft, Frame, Scope
+from .frames import Draft, Finished, Frame, Scope
 from .functions import InferredTypes, standard_function, with_attributes
 from .fusing import fuse
 from .node import Beforehand, Node, attributes_of
 from .on_quantised import adapted
-from .program import NOTHING, UNUSED, Program, Subgraph
+from .program import NOTHING, UNUSED, Subgraph
 from .table import Call, Operator, find_operator
 from .types import computing
 from .values import Quantised, Value, read_tensor
@@ -44,8 +44,8 @@ class Compiler:
         self._depth = 0
         self.root = Frame()
 
-    def compile(self, graph: GraphProto, outputs: Collection[str]) -> tuple[Program, frozenset[str]]:
-        """The program for some outputs, and which straight-through operators their gradients go through.
+    def compile(self, graph: GraphProto, outputs: Collection[str]) -> Finished:
+        """The program for some outputs.
 
         Raises
         ------
@@ -123,14 +123,14 @@ class Compiler:
     ) -> None:
         frame = scope.frame
         slots = [self._slot(name, scope) for name in proto.input]
-        bodies: list[tuple[Frame, frozenset[str]]] = []
         captured: list[int] = []
+        within: set[str] = set()
 
         def compile_body(graph: GraphProto) -> Subgraph:
-            program, inner, surrogates = self._body(graph, scope, opsets)
-            body = Subgraph(program, len(captured))
+            inner, finished = self._body(graph, scope, opsets)
+            body = Subgraph(finished.program, len(captured))
             captured.extend(inner.captured)
-            bodies.append((inner, surrogates))
+            within.update(finished.surrogates)
             return body
 
         node = Node(
@@ -159,30 +159,14 @@ class Compiler:
         carried = {slot for place, slot in enumerate(slots) if place not in closed and slot in frame.carrying}
         if not found.differentiable:
             carried = set()
-        surrogates = frozenset().union(*(names for _, names in bodies)) if carried else frozenset()
-        if carried and found.straight(node):
-            surrogates |= {proto.op_type}
+        surrogates = frozenset({*within, *([proto.op_type] if found.straight(node) else [])} if carried else ())
         if carried:
             frame.carrying.update(outputs)
         frame.drafts.append(
-            Draft(
-                call,
-                tuple(slots),
-                outputs,
-                found.host,
-                _title(proto),
-                frozenset(carried),
-                surrogates,
-                node.op_type,
-                node.domain,
-                node.opset,
-                node.attributes,
-            )
+            Draft(call, tuple(slots), outputs, found.host, _title(proto), frozenset(carried), surrogates, node)
         )
 
-    def _body(
-        self, graph: GraphProto, scope: Scope, opsets: Mapping[str, int]
-    ) -> tuple[Program, Frame, frozenset[str]]:
+    def _body(self, graph: GraphProto, scope: Scope, opsets: Mapping[str, int]) -> tuple[Frame, Finished]:
         inner = Scope(Frame(scope.frame), scope)
         inputs = []
         for value in graph.input:
@@ -191,8 +175,7 @@ class Compiler:
             inputs.append(inner.names[value.name])
         self._fill(graph, inner, opsets, needed_nodes(graph, [value.name for value in graph.output]))
         fuse(inner.frame)
-        program, surrogates = inner.frame.finish(inputs, [self._slot(value.name, inner) for value in graph.output])
-        return program, inner.frame, surrogates
+        return inner.frame, inner.frame.finish(inputs, [self._slot(value.name, inner) for value in graph.output])
 
     def _slot(self, name: str, scope: Scope) -> int:
         found = scope.find(name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
+from .node import Node
 from .program import NOTHING, UNUSED, Program, Step
 from .table import Call
 from .values import Value
@@ -24,10 +25,18 @@ class Draft:
     """Slots of inputs through which a gradient may come."""
     surrogates: frozenset[str]
     """Operators, here or in a body, whose gradient is a straight-through surrogate."""
-    op_type: str = ""
-    domain: str = ""
-    opset: int = 0
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    node: Node | None
+    """What it was made from; None for a draft that stands for several."""
+
+
+class Finished(NamedTuple):
+    """A program, and the way that its gradients take."""
+
+    program: Program
+    surrogates: frozenset[str]
+    """The straight-through operators on the way."""
+    inputs: frozenset[int]
+    """The slots of inputs that the way leads to."""
 
 
 @dataclass
@@ -71,8 +80,8 @@ class Frame:
                 self.carrying.add(slot)
         return self.captured[outer]
 
-    def finish(self, inputs: Iterable[int], outputs: Iterable[int]) -> tuple[Program, frozenset[str]]:
-        """The program without steps that nobody needs, and the straight-through operators on its gradient's way."""
+    def finish(self, inputs: Iterable[int], outputs: Iterable[int]) -> Finished:
+        """The program without steps that nobody needs."""
         given, wanted = tuple(inputs), tuple(outputs)
         live, differentiated = set(wanted), set(wanted)
         kept: list[tuple[Draft, tuple[int, ...]]] = []
@@ -93,7 +102,7 @@ class Frame:
             for draft, frees in reversed(kept)
         ]
         program = Program(tuple(steps), self.size, given, wanted, tuple(self.captured.values()))
-        return program, frozenset(surrogates)
+        return Finished(program, frozenset(surrogates), frozenset(differentiated.intersection(given)))
 
 
 @dataclass

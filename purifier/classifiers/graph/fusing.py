@@ -31,7 +31,7 @@ class Drafts:
     def maker(self, slot: int, *types: str) -> Draft | None:
         """The draft that makes a slot, if it is one of these operators of ONNX."""
         found = self._makers.get(slot)
-        return found if found is not None and found.domain == "" and found.op_type in types else None
+        return found if found is not None and is_one_of(found, types) else None
 
     def known(self, slot: int) -> Tensor | None:
         found = self.frame.constants.get(slot)
@@ -56,9 +56,7 @@ class Drafts:
     def made(self, last: Draft, call: Callable[..., Any], inputs: Sequence[int]) -> Draft:
         """A draft that stands for a pattern whose last draft is ``last``."""
         carried = frozenset(inputs) & self.frame.carrying if last.carried else frozenset[int]()
-        return dataclasses.replace(
-            last, call=call, inputs=tuple(inputs), carried=carried, host=frozenset(), op_type="", domain="fused"
-        )
+        return dataclasses.replace(last, call=call, inputs=tuple(inputs), carried=carried, host=frozenset(), node=None)
 
 
 def fuse(frame: Frame) -> None:
@@ -66,11 +64,20 @@ def fuse(frame: Frame) -> None:
     drafts = Drafts(frame)
     for pattern in PATTERNS:
         for place, draft in enumerate(frame.drafts):
-            if draft.domain == "" and len(draft.outputs) == 1:
+            if draft.node is not None and len(draft.outputs) == 1:
                 found = pattern(drafts, draft)
                 if found is not None:
                     frame.drafts[place] = found
         drafts = Drafts(frame)
+
+
+def is_one_of(draft: Draft, types: Sequence[str]) -> bool:
+    """Whether a draft is one of these operators of ONNX."""
+    return draft.node is not None and draft.node.domain == "" and draft.node.op_type in types
+
+
+def attribute(draft: Draft, name: str, default: Any = None) -> Any:
+    return default if draft.node is None else draft.node.attributes.get(name, default)
 
 
 def both_ways(inputs: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -81,12 +88,12 @@ def both_ways(inputs: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def _gelu(drafts: Drafts, last: Draft) -> Draft | None:
     """x * 0.5 * (1 + erf(x / sqrt(2))), in any order."""
-    if last.op_type != "Mul":
+    if not is_one_of(last, ["Mul"]):
         return None
     for factor, rest in both_ways(last.inputs):
         inner = drafts.maker(rest, "Mul")
         for second, third in both_ways(inner.inputs) if inner is not None else ():
-            for half, given, share in ((factor, second, third), (second, factor, third)):
+            for half, given, share in ((factor, second, third), (second, factor, third), (second, third, factor)):
                 if drafts.is_number(half, 0.5) and _is_error_function(drafts, share, given):
                     return drafts.made(last, functional.gelu, [given])
     return None
@@ -100,22 +107,22 @@ def _is_error_function(drafts: Drafts, slot: int, given: int) -> bool:
     scaled = None if error is None else drafts.maker(error.inputs[0], "Mul", "Div")
     if scaled is None:
         return False
-    if scaled.op_type == "Div":
+    if is_one_of(scaled, ["Div"]):
         return scaled.inputs[0] == given and drafts.is_number(scaled.inputs[1], math.sqrt(2))
     return drafts.other(scaled, math.sqrt(0.5)) == given
 
 
 def _gated(drafts: Drafts, last: Draft) -> Draft | None:
     """x * sigmoid(x), and x * hardsigmoid(x) as hard swish has it."""
-    if last.op_type != "Mul":
+    if not is_one_of(last, ["Mul"]):
         return None
     for given, gate in both_ways(last.inputs):
         sigmoid = drafts.maker(gate, "Sigmoid", "HardSigmoid")
         if sigmoid is None or sigmoid.inputs[0] != given:
             continue
-        if sigmoid.op_type == "Sigmoid":
+        if is_one_of(sigmoid, ["Sigmoid"]):
             return drafts.made(last, functional.silu, [given])
-        slope, offset = sigmoid.attributes.get("alpha", 0.2), sigmoid.attributes.get("beta", 0.5)
+        slope, offset = attribute(sigmoid, "alpha", 0.2), attribute(sigmoid, "beta", 0.5)
         if math.isclose(slope, 1 / 6, rel_tol=CLOSE) and offset == 0.5:
             return drafts.made(last, functional.hardswish, [given])
     return None
@@ -123,7 +130,7 @@ def _gated(drafts: Drafts, last: Draft) -> Draft | None:
 
 def _layer_norm(drafts: Drafts, last: Draft) -> Draft | None:
     """(x - mean) / sqrt(mean((x - mean)^2) + eps) * scale + bias over the last axis, as opsets before 17 write it."""
-    if last.op_type != "Add":
+    if not is_one_of(last, ["Add"]):
         return None
     for rest, bias in both_ways(last.inputs):
         product = drafts.maker(rest, "Mul")
@@ -156,7 +163,7 @@ def _standardised(drafts: Drafts, slot: int) -> tuple[int, float] | None:
         square = drafts.maker(mean.inputs[0], "Pow", "Mul")
         if square is None or square.inputs[0] != centred:
             continue
-        if square.inputs[1] != centred and not (square.op_type == "Pow" and drafts.is_number(square.inputs[1], 2)):
+        if square.inputs[1] != centred and not (is_one_of(square, ["Pow"]) and drafts.is_number(square.inputs[1], 2)):
             continue
         difference = drafts.maker(centred, "Sub")
         own = None if difference is None else drafts.maker(difference.inputs[1], "ReduceMean")
@@ -166,16 +173,16 @@ def _standardised(drafts: Drafts, slot: int) -> tuple[int, float] | None:
 
 
 def _is_over_last(drafts: Drafts, mean: Draft) -> bool:
-    axes = mean.attributes.get("axes")
+    axes = attribute(mean, "axes")
     if axes is None and len(mean.inputs) > 1:
         known = drafts.known(mean.inputs[1])
         axes = None if known is None else known.tolist()
-    return axes is not None and list(axes) == [-1] and bool(mean.attributes.get("keepdims", 1))
+    return axes is not None and list(axes) == [-1] and bool(attribute(mean, "keepdims", 1))
 
 
 def _linear(drafts: Drafts, last: Draft) -> Draft | None:
     """x @ W + b with known W (in, out) and b (out,)."""
-    if last.op_type != "Add":
+    if not is_one_of(last, ["Add"]):
         return None
     for rest, bias in both_ways(last.inputs):
         product, shift = drafts.maker(rest, "MatMul"), drafts.known(bias)
@@ -193,23 +200,26 @@ def _affine(given: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _attention(drafts: Drafts, last: Draft) -> Draft | None:
     """softmax(q @ k + mask) @ v; ``k`` is turned already."""
-    softmax = drafts.maker(last.inputs[0], "Softmax") if last.op_type == "MatMul" else None
-    if softmax is None or softmax.attributes.get("axis", -1 if softmax.opset >= 13 else 1) not in (-1, 3):
+    softmax = drafts.maker(last.inputs[0], "Softmax") if is_one_of(last, ["MatMul"]) else None
+    if softmax is None or softmax.node is None:
+        return None
+    axis = softmax.node.integer("axis", -1 if softmax.node.opset >= 13 else 1)
+    if axis not in (-1, 3):
         return None
     scores, mask = drafts.maker(softmax.inputs[0], "MatMul", "Add"), None
-    if scores is not None and scores.op_type == "Add":
+    if scores is not None and is_one_of(scores, ["Add"]):
         for rest, added in both_ways(scores.inputs):
             found = drafts.maker(rest, "MatMul")
             if found is not None and drafts.known(added) is not None:
                 scores, mask = found, added
                 break
-    if scores is None or scores.op_type != "MatMul":
+    if scores is None or not is_one_of(scores, ["MatMul"]):
         return None
     query, key, scale = *scores.inputs, 1.0
     for _ in range(2):
         query, key, scale = _without_scale(drafts, query, key, scale)
     given = [query, key, last.inputs[1], *([] if mask is None else [mask])]
-    return drafts.made(last, _attending(scale, softmax.attributes.get("axis", -1)), given)
+    return drafts.made(last, _attending(scale, axis), given)
 
 
 def _without_scale(drafts: Drafts, query: int, key: int, scale: float) -> tuple[int, int, float]:

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
 from ...errors import ConfigError
 from .compiling import Compiler
-from .types import FLOATS, INTEGERS, computing, is_integer, name_of
+from .types import FLOATS, INTEGERS, computing
 from .values import Quantised, Value, genuine, rounded
 
 CONSTANT = "constant_"
 SMALL = 64
 """Elements of the largest integer constant that stays on the CPU: it may be a shape, which is read as numbers."""
-ROUNDED_INPUT = "{} input"
+ROUNDED_INPUT = "uint8 input"
 
 
 class GraphModule(nn.Module):
@@ -45,7 +45,7 @@ class GraphModule(nn.Module):
 
     straight_through: tuple[str, ...]
     """Operators on the gradient's way that have no useful derivative (rounding, casts to integers), whose gradient is
-    therefore that of the identity; ``uint8 input`` and the like for an integer input. Empty if gradients are exact."""
+    therefore that of the identity; and ``uint8 input`` if images are rounded. Empty if gradients are exact."""
 
     def __init__(self, model: ModelProto, outputs: Sequence[str] | None = None, file: str = "the ONNX model") -> None:
         super().__init__()
@@ -55,7 +55,8 @@ class GraphModule(nn.Module):
         self.output_names = tuple(outputs or (value.name for value in model.graph.output))
         self._input_types = tuple(value.type.tensor_type.elem_type for value in inputs)
         compiler = Compiler(model, file)
-        self._program, surrogates = compiler.compile(model.graph, self.output_names)
+        finished = compiler.compile(model.graph, self.output_names)
+        self._program = finished.program
         read = {slot for step in self._program.steps for slot in step.inputs} | set(self._program.outputs)
         self._kept: list[tuple[int, int | None]] = []
         """Slots of constants that are buffers, and their element types where these are not those of the buffers."""
@@ -63,8 +64,9 @@ class GraphModule(nn.Module):
         for slot, value in compiler.root.constants.items():
             if slot in read:
                 self._keep(slot, value)
-        image = [ROUNDED_INPUT.format(name_of(kind)) for kind in self._input_types[:1] if is_integer(kind)]
-        self.straight_through = (*image, *sorted(surrogates))
+        kinds = zip(self._program.inputs, self._input_types, strict=True)
+        rounded_input = any(kind == TensorProto.UINT8 and slot in finished.inputs for slot, kind in kinds)
+        self.straight_through = (*([ROUNDED_INPUT] if rounded_input else []), *sorted(finished.surrogates))
         self._precision: torch.dtype | None = None
         self._device = torch.device("cpu")
 
@@ -99,6 +101,10 @@ class GraphModule(nn.Module):
         with computing(self._precision, self._device):
             found = self._program.run(slots)
         return {name: _given_back(value) for name, value in zip(self.output_names, found, strict=True)}
+
+    def count_steps(self) -> int:
+        """The number of steps that a call computes, those of bodies apart."""
+        return len(self._program.steps)
 
     def _fed(self, value: Value, kind: int) -> Value:
         if not isinstance(value, Tensor):

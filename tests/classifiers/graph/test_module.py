@@ -287,3 +287,16 @@ def test_limits_have_a_gradient_where_black_and_white_pixels_lie(bounds: str) ->
     leaf = torch.tensor([[0.0, 1.0, -0.5, 1.5]], requires_grad=True)
     (gradient,) = torch.autograd.grad(module(leaf)["logits"].sum(), leaf)
     assert gradient.tolist() == [[1, 1, float("zero" not in bounds), float("one" not in bounds)]]
+
+
+def test_a_branch_that_is_never_taken_needs_no_support() -> None:
+    model = parsed("""
+        net (float[N, 3] image) => (float[N, 3] logits) {
+            yes = Constant <value = bool {1}> ()
+            logits = If (yes) <
+                then_branch = a () => (float[N, 3] y) { y = Neg (image) },
+                else_branch = b () => (float[N, 3] z) { z = StringNormalizer (image) }
+            >
+        }""")
+    given = torch.rand(2, 3)
+    assert torch.equal(GraphModule(model)(given)["logits"], -given)

@@ -111,6 +111,15 @@ def test_an_integer_input_takes_floats_with_gradients() -> None:
     assert module.straight_through == ("uint8 input",)
 
 
+def test_integers_that_are_no_image_are_not_reported() -> None:
+    model = onnx.parser.parse_model(f"""{HEAD}
+        net (float[N, 4] image, uint8[N, 1] place) => (float[N, 1] logits) {{
+            where = Cast <to = 7> (place)
+            logits = GatherElements <axis = 1> (image, where)
+        }}""")
+    assert GraphModule(model).straight_through == ()
+
+
 def test_an_integer_output_with_a_gradient_is_given_as_floats() -> None:
     module = GraphModule(parsed(QDQ + "logits = QuantizeLinear (image, scale, zero)", made="uint8"))
     given = torch.tensor([[0.5, 1.0, 1.5, 2.0]])

@@ -15,14 +15,13 @@ from ..values import Value
 
 @operator("If", host=(0,), quantised="itself")
 def branch(node: Node) -> Call:
-    bodies = [node.body("else_branch"), node.body("then_branch")]
-    several = len(node.outputs) > 1
-
-    def run(condition: Tensor, *captured: Value) -> Any:
-        found = bodies[bool(condition)]([], captured)
-        return tuple(found) if several else found[0]
-
-    return run
+    known = node.constant(0)
+    names = ("else_branch", "then_branch")
+    if known is not None:
+        only = node.body(names[bool(known)])
+        return lambda _, *captured: _outputs(node, only([], captured))
+    bodies = [node.body(name) for name in names]
+    return lambda condition, *captured: _outputs(node, bodies[bool(condition)]([], captured))
 
 
 @operator("Loop", host=(0, 1), quantised="itself")
