@@ -59,6 +59,8 @@ class Compiler:
             if value.name not in stored:
                 scope.names[value.name] = self.root.new_slot()
                 self.root.carrying.add(scope.names[value.name])
+                if value.type.HasField("tensor_type"):
+                    self.root.shaped.add(scope.names[value.name])
                 inputs.append(scope.names[value.name])
         self._fill(graph, scope, self._opsets, needed_nodes(graph, outputs))
         if self._missing:
@@ -162,9 +164,9 @@ class Compiler:
         surrogates = frozenset({*within, *([proto.op_type] if found.straight(node) else [])} if carried else ())
         if carried:
             frame.carrying.update(outputs)
-        frame.drafts.append(
-            Draft(call, tuple(slots), outputs, found.host, _title(proto), frozenset(carried), surrogates, node)
-        )
+        way = frozenset(carried), surrogates
+        fixed = _follow_shapes(frame, found, proto.op_type, slots, outputs)
+        frame.drafts.append(Draft(call, tuple(slots), outputs, found.host, _title(proto), *way, node, fixed))
 
     def _body(self, graph: GraphProto, scope: Scope, opsets: Mapping[str, int]) -> tuple[Frame, Finished]:
         inner = Scope(Frame(scope.frame), scope)
@@ -193,6 +195,20 @@ class Compiler:
             partial(ClassifierError, path=self.file),
             ADVICE,
         )
+
+
+def _follow_shapes(frame: Frame, found: Operator, op_type: str, slots: Sequence[int], outputs: Sequence[int]) -> bool:
+    """Note which outputs the shapes of the inputs determine; return whether they determine the values."""
+    if found.random or not found.shaped:
+        return False
+    asks = op_type in ("Shape", "Size")
+    fixed = frame.is_shaped(slots[0]) if asks else all(frame.is_fixed(slot) for slot in slots)
+    if fixed:
+        frame.fixed.update(outputs)
+    read = [slot for place, slot in enumerate(slots) if place in found.host]
+    if fixed or (all(frame.is_shaped(slot) for slot in slots) and all(frame.is_fixed(slot) for slot in read)):
+        frame.shaped.update(outputs)
+    return fixed
 
 
 def needed_nodes(graph: GraphProto, outputs: Collection[str]) -> list[NodeProto]:

@@ -27,6 +27,8 @@ class Draft:
     """Operators, here or in a body, whose gradient is a straight-through surrogate."""
     node: Node | None
     """What it was made from; None for a draft that stands for several."""
+    fixed: bool = False
+    """Whether the shapes of the inputs determine what it makes."""
 
 
 class Finished(NamedTuple):
@@ -52,6 +54,10 @@ class Frame:
     """Slots of the frame around it, and the slots here that get their values."""
     carrying: set[int] = field(default_factory=set)
     """Slots whose values may carry a gradient."""
+    shaped: set[int] = field(default_factory=set)
+    """Slots whose values have shapes that the shapes of the inputs determine; that of a constant is one too."""
+    fixed: set[int] = field(default_factory=set)
+    """Slots whose values themselves are determined by the shapes of the inputs, as parts of shapes are."""
 
     def new_slot(self) -> int:
         self.size += 1
@@ -80,6 +86,12 @@ class Frame:
                 self.carrying.add(slot)
         return self.captured[outer]
 
+    def is_fixed(self, slot: int) -> bool:
+        return slot in self.constants or slot in self.fixed
+
+    def is_shaped(self, slot: int) -> bool:
+        return slot in self.constants or slot in self.shaped
+
     def finish(self, inputs: Iterable[int], outputs: Iterable[int]) -> Finished:
         """The program without steps that nobody needs."""
         given, wanted = tuple(inputs), tuple(outputs)
@@ -98,7 +110,7 @@ class Frame:
             frees = (last | unread) - self.constants.keys() - {UNUSED}
             kept.append((draft, tuple(sorted(frees))))
         steps = [
-            Step(draft.call, draft.inputs, draft.outputs, frees, draft.host, draft.title)
+            Step(draft.call, draft.inputs, draft.outputs, frees, draft.host, draft.title, draft.fixed)
             for draft, frees in reversed(kept)
         ]
         program = Program(tuple(steps), self.size, given, wanted, tuple(self.captured.values()))

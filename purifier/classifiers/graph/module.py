@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from .compiling import Compiler
+from .specialising import MOST, Specialised, keeping, specialised
 from .types import FLOATS, INTEGERS, computing
 from .values import Quantised, Value, genuine, rounded
 
@@ -56,7 +57,10 @@ class GraphModule(nn.Module):
         self._input_types = tuple(value.type.tensor_type.elem_type for value in inputs)
         compiler = Compiler(model, file)
         finished = compiler.compile(model.graph, self.output_names)
-        self._program = finished.program
+        self._program = keeping(finished.program)
+        self._specialised: dict[Any, Specialised] = {}
+        """By the shapes of the inputs, precision and device."""
+        self._has_fixed = any(step.fixed for step in self._program.steps)
         read = {slot for step in self._program.steps for slot in step.inputs} | set(self._program.outputs)
         self._kept: list[tuple[int, int | None]] = []
         """Slots of constants that are buffers, and their element types where these are not those of the buffers."""
@@ -99,8 +103,28 @@ class GraphModule(nn.Module):
         for slot, name, kind in zip(self._program.inputs, self.input_names, self._input_types, strict=True):
             slots[slot] = self._fed(fed[name], kind)
         with computing(self._precision, self._device):
-            found = self._program.run(slots)
+            found = self._run(slots)
         return {name: _given_back(value) for name, value in zip(self.output_names, found, strict=True)}
+
+    def _run(self, slots: list[Value]) -> list[Value]:
+        """The outputs; what the shapes of the inputs determine is computed once."""
+        given = [slots[slot] for slot in self._program.inputs]
+        if not self._has_fixed or not all(isinstance(value, Tensor | Quantised) for value in given):
+            return self._program.run(slots)
+        shapes = tuple((value.values if isinstance(value, Quantised) else value).shape for value in given)
+        key = (shapes, self._precision, self._device)
+        known = self._specialised.get(key)
+        if known is not None:
+            for slot, value in known.values.items():
+                slots[slot] = value
+            return known.program.run(slots)
+        found = self._program.run(slots)
+        made = specialised(self._program, slots)
+        if made is not None:
+            if len(self._specialised) >= MOST:
+                self._specialised.pop(next(iter(self._specialised)))
+            self._specialised[key] = made
+        return found
 
     def count_steps(self) -> int:
         """The number of steps that a call computes, those of bodies apart."""

@@ -27,6 +27,8 @@ class Step:
     host: frozenset[int]
     title: str
     """Names the node in errors."""
+    fixed: bool
+    """Whether the shapes of the inputs determine what it makes, as of one that computes a shape."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ class Operator:
     """Whether it converts ``Quantised`` to integers without gradients, works on the values of its first input or of
     all as if they were floats, may leave the range of their type so that they wrap around, or knows ``Quantised``."""
     random: bool
+    shaped: bool
+    """Whether the shapes of its inputs, and the values of those on the host, determine the shapes of its outputs."""
 
 
 _table: dict[tuple[str, str], list[Operator]] = {}
@@ -48,6 +50,7 @@ def operator(
     straight: bool | Callable[[Node], bool] = False,
     quantised: OnQuantised = "converts",
     random: bool = False,
+    shaped: bool = True,
 ) -> Callable[[Build], Build]:
     """Register a function as what computes operators from opset ``since`` on."""
 
@@ -60,7 +63,15 @@ def operator(
                 raise ValueError(f"{name} is registered twice for opset {since}")
             entries.append(
                 Operator(
-                    since, build, frozenset(host), frozenset(blind), differentiable, is_straight, quantised, random
+                    since,
+                    build,
+                    frozenset(host),
+                    frozenset(blind),
+                    differentiable,
+                    is_straight,
+                    quantised,
+                    random,
+                    shaped,
                 )
             )
             entries.sort(key=lambda entry: entry.since)

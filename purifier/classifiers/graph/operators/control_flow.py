@@ -13,7 +13,7 @@ from ..table import Call, operator
 from ..values import Value
 
 
-@operator("If", host=(0,), quantised="itself")
+@operator("If", host=(0,), quantised="itself", shaped=False)
 def branch(node: Node) -> Call:
     known = node.constant(0)
     names = ("else_branch", "then_branch")
@@ -24,7 +24,7 @@ def branch(node: Node) -> Call:
     return lambda condition, *captured: _outputs(node, bodies[bool(condition)]([], captured))
 
 
-@operator("Loop", host=(0, 1), quantised="itself")
+@operator("Loop", host=(0, 1), quantised="itself", shaped=False)
 def loop(node: Node) -> Call:
     body, given_count = node.body("body"), len(node.inputs)
     states = given_count - 2
@@ -56,7 +56,7 @@ def _stacked(values: Sequence[Tensor], axis: int = 0) -> Tensor:
     return torch.stack(list(values), axis) if values else torch.zeros(0)
 
 
-@operator("Scan", since=8, quantised="itself")
+@operator("Scan", since=8, quantised="itself", shaped=False)
 def scan_batches(node: Node) -> Call:
     """As it was in opset 8: a batch axis, and the number of steps of each batch as first input."""
     body, given_count, scanned = node.body("body"), len(node.inputs), node.integer("num_scan_inputs")
@@ -77,7 +77,7 @@ def scan_batches(node: Node) -> Call:
     return run
 
 
-@operator("Scan", since=9, quantised="itself")
+@operator("Scan", since=9, quantised="itself", shaped=False)
 def scan(node: Node) -> Call:
     body, given_count, scanned = node.body("body"), len(node.inputs), node.integer("num_scan_inputs")
     states = given_count - scanned

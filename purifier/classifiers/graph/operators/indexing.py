@@ -90,12 +90,12 @@ def one_hot(node: Node) -> Call:
     return run
 
 
-@operator("NonZero", since=9, differentiable=False)
+@operator("NonZero", since=9, differentiable=False, shaped=False)
 def non_zero(node: Node) -> Call:
     return lambda given: given.nonzero().T.contiguous()
 
 
-@operator("Compress", since=9, blind=(1,), quantised="first")
+@operator("Compress", since=9, blind=(1,), quantised="first", shaped=False)
 def compress(node: Node) -> Call:
     axis = node.integer("axis") if node.has("axis") else None
 

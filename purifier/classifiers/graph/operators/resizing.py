@@ -153,9 +153,11 @@ def _by_torch(given: Tensor, axes: dict[int, Axis], how: Resampling) -> Tensor |
 
 @functools.lru_cache(maxsize=64)
 def _index(axis: Axis, how: Resampling) -> Tensor:
-    return torch.from_numpy(nearest_places(axis, how))
+    with torch.inference_mode(False):  # a kept tensor must be one that gradients can use
+        return torch.from_numpy(nearest_places(axis, how))
 
 
 @functools.lru_cache(maxsize=64)
 def _matrix(axis: Axis, how: Resampling) -> Tensor:
-    return torch.from_numpy(weights(axis, how))
+    with torch.inference_mode(False):
+        return torch.from_numpy(weights(axis, how))

@@ -50,7 +50,7 @@ def top_k(node: Node) -> Call:
     return run
 
 
-@operator("Unique", since=11, differentiable=False)
+@operator("Unique", since=11, differentiable=False, shaped=False)
 def unique(node: Node) -> Call:
     axis = node.integer("axis") if node.has("axis") else None
     ordered = bool(node.integer("sorted", 1))
@@ -75,7 +75,7 @@ def unique(node: Node) -> Call:
     return run
 
 
-@operator("NonMaxSuppression", since=10, host=(2, 3, 4), differentiable=False)
+@operator("NonMaxSuppression", since=10, host=(2, 3, 4), differentiable=False, shaped=False)
 def non_max_suppression(node: Node) -> Call:
     centers = bool(node.integer("center_point_box"))
 

@@ -26,21 +26,24 @@ def _without(sequence: list[Value], place: Tensor | None = None) -> list[Value]:
     return made
 
 
-simple("SequenceConstruct", lambda *values: list(values), since=11, quantised="itself")
-simple("SequenceEmpty", list, since=11, quantised="itself")
-simple("SequenceAt", lambda sequence, place: sequence[int(place)], since=11, host=(1,), quantised="itself")
-simple("SequenceInsert", _inserted, since=11, host=(2,), quantised="itself")
-simple("SequenceErase", _without, since=11, host=(1,), quantised="itself")
+simple("SequenceConstruct", lambda *values: list(values), since=11, quantised="itself", shaped=False)
+simple("SequenceEmpty", list, since=11, quantised="itself", shaped=False)
+simple(
+    "SequenceAt", lambda sequence, place: sequence[int(place)], since=11, host=(1,), quantised="itself", shaped=False
+)
+simple("SequenceInsert", _inserted, since=11, host=(2,), quantised="itself", shaped=False)
+simple("SequenceErase", _without, since=11, host=(1,), quantised="itself", shaped=False)
 simple(
     "SequenceLength",
     lambda sequence: torch.tensor(len(sequence)),
     since=11,
     differentiable=False,
     quantised="itself",
+    shaped=False,
 )
 
 
-@operator("SplitToSequence", since=11, host=(1,), quantised="first")
+@operator("SplitToSequence", since=11, host=(1,), quantised="first", shaped=False)
 def split_to_sequence(node: Node) -> Call:
     axis, kept = node.integer("axis"), bool(node.integer("keepdims", 1))
 
@@ -53,19 +56,19 @@ def split_to_sequence(node: Node) -> Call:
     return run
 
 
-@operator("ConcatFromSequence", since=11)
+@operator("ConcatFromSequence", since=11, shaped=False)
 def concat_from_sequence(node: Node) -> Call:
     axis, new = node.integer("axis"), bool(node.integer("new_axis"))
     return lambda sequence: torch.stack(sequence, axis) if new else torch.cat(sequence, axis)
 
 
-@operator("Optional", since=15, quantised="itself")
+@operator("Optional", since=15, quantised="itself", shaped=False)
 def optional(node: Node) -> Call:
     assert not node.has("type") or isinstance(node.attributes["type"], TypeProto)
     return lambda value=None: value
 
 
-@operator("ZipMap", domain="ai.onnx.ml")
+@operator("ZipMap", domain="ai.onnx.ml", shaped=False)
 def zip_map(node: Node) -> Call:
     """For each row, a dict from class to its number."""
     names = [name.decode() for name in node.attributes.get("classlabels_strings", [])]
@@ -83,5 +86,5 @@ def _is_held(value: Any = None) -> Tensor:
     return torch.tensor(value is not None)
 
 
-simple("OptionalGetElement", _held, since=15, quantised="itself")
-simple("OptionalHasElement", _is_held, since=15, quantised="itself", differentiable=False)
+simple("OptionalGetElement", _held, since=15, quantised="itself", shaped=False)
+simple("OptionalHasElement", _is_held, since=15, quantised="itself", differentiable=False, shaped=False)
