@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +20,23 @@ def wrapped(index: Tensor, size: int) -> Tensor:
     return torch.where(found < 0, found + size, found)
 
 
+class Prepared:
+    """What is made of an index for a shape, remembered while the same tensor comes again, as one in the file does."""
+
+    def __init__(self, make: Callable[[Tensor, torch.Size], Any]) -> None:
+        self._make = make
+        self._known: tuple[weakref.ref[Tensor], torch.Size, Any] | None = None
+
+    def __call__(self, index: Tensor, shape: torch.Size) -> Any:
+        known = self._known
+        if known is not None and known[0]() is index and known[1] == shape:
+            return known[2]
+        made = self._make(index, shape)
+        if not torch.is_inference_mode_enabled():
+            self._known = weakref.ref(index), shape, made
+        return made
+
+
 @operator("Gather", blind=(1,), quantised="first")
 def gather(node: Node) -> Call:
     axis, known = node.integer("axis"), node.constant(1)
@@ -27,12 +47,13 @@ def gather(node: Node) -> Call:
     if steps is not None:
         return lambda given, _: given.narrow(axis, *steps)
 
+    prepare = Prepared(lambda index, shape: wrapped(index, shape[axis]).reshape(-1))
+
     def run(given: Tensor, index: Tensor) -> Tensor:
         if index.ndim == 0 and index.device.type == "cpu":
             return given.select(axis, int(index))
         start = axis % given.ndim
-        places = wrapped(index, given.shape[start])
-        found = given.index_select(start, places.reshape(-1))
+        found = given.index_select(start, prepare(index, given.shape))
         return found.reshape(*given.shape[:start], *index.shape, *given.shape[start + 1 :])
 
     return run
@@ -49,26 +70,28 @@ def _as_range(index: Tensor | None) -> tuple[int, int] | None:
 @operator("GatherElements", since=11, blind=(1,), quantised="first")
 def gather_elements(node: Node) -> Call:
     axis = node.integer("axis")
-    return lambda given, index: given.gather(axis, wrapped(index, given.shape[axis]))
+    prepare = Prepared(lambda index, shape: wrapped(index, shape[axis]))
+    return lambda given, index: given.gather(axis, prepare(index, given.shape))
 
 
-def split_index(given: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-    """Indices (..., k) as one tensor for each of the first k axes, counted from the beginning."""
-    return tuple(wrapped(part, size) for part, size in zip(index.unbind(-1), given.shape, strict=False))
+def split_index(index: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    """Indices (..., k) as one tensor for each of the first k axes of a shape, counted from the beginning."""
+    return tuple(wrapped(part, size) for part, size in zip(index.unbind(-1), shape, strict=False))
 
 
 @operator("GatherND", since=11, blind=(1,), quantised="first")
 def gather_nd(node: Node) -> Call:
     shared = node.integer("batch_dims")
+    prepare = Prepared(split_index)
 
     def run(given: Tensor, index: Tensor) -> Tensor:
         if not shared:
-            return given[split_index(given, index)]
+            return given[prepare(index, given.shape)]
         batch = given.shape[:shared]
         flat = given.reshape(-1, *given.shape[shared:])
         places = index.reshape(len(flat), *index.shape[shared:])
         rows = torch.arange(len(flat), device=given.device).reshape(-1, *[1] * (places.ndim - 2))
-        found = flat[(rows, *split_index(flat[0], places))]
+        found = flat[(rows, *split_index(places, flat.shape[1:]))]
         return found.reshape(*batch, *found.shape[1:])
 
     return run

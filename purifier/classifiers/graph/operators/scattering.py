@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..node import Node
 from ..table import Call, operator
-from .indexing import split_index, wrapped
+from .indexing import Prepared, split_index, wrapped
 
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
@@ -17,8 +17,10 @@ REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 def _scatter(node: Node) -> Call:
     axis, reduction = node.integer("axis"), node.text("reduction", "none")
 
+    prepare = Prepared(lambda index, shape: wrapped(index, shape[axis]))
+
     def run(given: Tensor, index: Tensor, updates: Tensor) -> Tensor:
-        places = wrapped(index, given.shape[axis])
+        places = prepare(index, given.shape)
         if reduction == "none":
             return given.scatter(axis, places, updates)
         return given.scatter_reduce(axis, places, updates, REDUCTIONS[reduction])
@@ -31,15 +33,11 @@ operator("Scatter", "ScatterElements", since=9, blind=(1,), quantised="all")(_sc
 
 @operator("ScatterND", since=11, blind=(1,), quantised="all")
 def scatter_nd(node: Node) -> Call:
-    reduction = node.text("reduction", "none")
+    reduction, prepare = node.text("reduction", "none"), Prepared(_rows_of)
 
     def run(given: Tensor, index: Tensor, updates: Tensor) -> Tensor:
-        depth = index.shape[-1]
-        places = torch.zeros(index.shape[:-1], dtype=torch.int64, device=index.device)
-        for part, size in zip(split_index(given, index), given.shape, strict=False):
-            places = places * size + part
-        rows = given.reshape(given.shape[:depth].numel(), -1)
-        target = places.reshape(-1, 1).expand(-1, rows.shape[1])
+        rows = given.reshape(given.shape[: index.shape[-1]].numel(), -1)
+        target = prepare(index, given.shape).expand(-1, rows.shape[1])
         values = updates.reshape(-1, rows.shape[1])
         if reduction == "none":
             made = rows.scatter(0, target, values)
@@ -48,6 +46,14 @@ def scatter_nd(node: Node) -> Call:
         return made.reshape(given.shape)
 
     return run
+
+
+def _rows_of(index: Tensor, shape: torch.Size) -> Tensor:
+    """Where the indices (..., k) lie among all combinations of the first k axes, (n, 1)."""
+    places = torch.zeros(index.shape[:-1], dtype=torch.int64, device=index.device)
+    for part, size in zip(split_index(index, shape), shape, strict=False):
+        places = places * size + part
+    return places.reshape(-1, 1)
 
 
 @operator("TensorScatter", since=24, blind=(2,))
