@@ -286,6 +286,14 @@ OLD: dict[str, tuple[str, int, list[Any], dict[str, Any], tuple[int, ...]]] = {
         {"hidden_size": 3, "direction": "bidirectional"},
         (),
     ),
+    "LSTM, both ways": (
+        "LSTM",
+        14,
+        [floats(3, 2, 4), floats(2, 12, 4), floats(2, 12, 3), floats(2, 24), None, floats(2, 2, 3), floats(2, 2, 3)],
+        {"hidden_size": 3, "direction": "bidirectional"},
+        (),
+    ),
+    "LSTM, without bias": ("LSTM", 14, [floats(3, 2, 4), floats(1, 12, 4), floats(1, 12, 3)], {"hidden_size": 3}, ()),
     "GRU": (
         "GRU",
         14,
@@ -294,7 +302,7 @@ OLD: dict[str, tuple[str, int, list[Any], dict[str, Any], tuple[int, ...]]] = {
         (),
     ),
 }
-SEVERAL = {"Split 11": 3, "TopK 10": 2, "LSTM": 3, "GRU": 2}
+SEVERAL = {"Split 11": 3, "TopK 10": 2, "LSTM": 3, "LSTM, both ways": 3, "LSTM, without bias": 1, "GRU": 2}
 
 
 @pytest.mark.parametrize("name", OLD)

@@ -145,4 +145,31 @@ def lstm(node: Node) -> Call:
 
         return step
 
-    return _recurrent(node, 4, 2, ["Sigmoid", "Tanh", "Tanh"], cell)
+    general = _recurrent(node, 4, 2, ["Sigmoid", "Tanh", "Tanh"], cell)
+    unusual = ("activations", "clip", "input_forget", "layout")
+    if any(node.has(name) for name in unusual) or node.given(4) or node.given(7) or node.text("direction") == "reverse":
+        return general
+    return _by_torch(node)
+
+
+def _by_torch(node: Node) -> Call:
+    """The usual LSTM, by torch's own, which has the gates in another order."""
+    hidden = node.integer("hidden_size")
+
+    def run(given: Tensor, weights: Tensor, repeated: Tensor, *more: Any) -> tuple[Tensor, ...]:
+        bias, _, first, memory = [*more, *[None] * (4 - len(more))][:4]
+        parts = [weights, repeated, *([] if bias is None else torch.split(bias, 4 * hidden, 1))]
+        turned = [_reordered(part, hidden) for part in parts]
+        flat = [part[place] for place in range(len(weights)) for part in turned]
+        start = given.new_zeros(len(weights), given.shape[1], hidden)
+        state = [start if value is None else value for value in (first, memory)]
+        output, last, kept = torch.lstm(given, state, flat, bias is not None, 1, 0.0, False, len(weights) == 2, False)
+        return output.reshape(*output.shape[:2], len(weights), hidden).transpose(1, 2), last, kept
+
+    return run
+
+
+def _reordered(weight: Tensor, hidden: int) -> Tensor:
+    """Gates of input, output, forget, cell as input, forget, cell, output."""
+    entry, out, forget, cell = torch.split(weight, hidden, 1)
+    return torch.cat([entry, forget, cell, out], 1)
