@@ -19,8 +19,8 @@ from purifier.classifiers.graph.module import GraphModule
 
 FINE, COARSE, PARTS = 0.3, 6.0, 24
 """L2 length of half a path, in multiples of the range of the pixels, the second for files that round; its parts."""
-LEVELS = 2
-"""How far each element of an integer image is moved, each way."""
+LEVELS, MOVED = 2, 0.01
+"""How far an element of an integer image is moved, each way, and the share of elements that are, by their gradient."""
 MEASURABLE, ROUGH_MEASURABLE = 1e-3, 0.1
 """The smallest change of logits on a path, as a share of their range, that shows well enough beside rounding."""
 GROWTHS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
@@ -106,7 +106,8 @@ def with_model(case: Case, model: ModelProto, shown: str | None) -> Case:
 def error_along(case: Case, answer: str, upstream: Tensor, rough: bool) -> float:
     start = gradient_at(case, case.images, answer, upstream)
     if case.module.straight_through[:1] == ("uint8 input",):
-        ahead, parts = LEVELS * start.sign(), 2 * LEVELS
+        largest = start.abs() >= start.abs().flatten().kthvalue(int(start.numel() * (1 - MOVED))).values
+        ahead, parts = LEVELS * start.sign() * largest, 2 * LEVELS
     else:
         ahead, parts = start / start.norm() * case.scale * (COARSE if rough else FINE), PARTS
     places = [2 * place / parts - 1 for place in range(parts + 1)]

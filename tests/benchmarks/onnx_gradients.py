@@ -30,12 +30,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradient_errors import Case, error_across, error_along, random_like, sensitive, spread_of
 from markdown_table import MISSING, markdown_table
 from onnx import ModelProto
 from torch import Tensor, nn
 from zoo_table import SETTINGS, plain, without_paths
 
+from gradient_errors import Case, error_across, error_along, random_like, sensitive, spread_of
 from purifier.classifiers.graph.module import GraphModule
 from purifier.data.preprocessing import Preprocessing
 from purifier.foreign_code import Attempt, is_purifier_error

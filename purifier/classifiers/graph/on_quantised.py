@@ -39,7 +39,7 @@ def _on_first(call: Call) -> Call:
         if type(given[0]) is not Quantised:
             return call(*[genuine(value) for value in given])
         kind = given[0].element_type
-        others = [_as_floats(value, given[0].values.dtype, kind) for value in given[1:]]
+        others = [_as_floats(value, kind) for value in given[1:]]
         return _wrapped(call(given[0].values, *others), kind)
 
     return run
@@ -56,7 +56,7 @@ def _on_all(call: Call, *, wraps: bool) -> Call:
     return run
 
 
-def _as_floats(value: Any, dtype: torch.dtype, kind: int) -> Any:
+def _as_floats(value: Any, kind: int) -> Any:
     """A further input of the same type as the first (a padding value, for one) as floats; others as they are."""
     if type(value) is Quantised:
         return value.values if value.element_type == kind else value.genuine()

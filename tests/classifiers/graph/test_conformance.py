@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from conformance import all_cases, check_case
-from unsupported_cases import UNCERTAIN, UNSUPPORTED
 
+from conformance import all_cases, check_case
 from purifier.foreign_code import Attempt, is_exception
+from unsupported_cases import UNCERTAIN, UNSUPPORTED
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LEFT_OUT = {name for names in UNSUPPORTED.values() for name in names}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
-from peers import check_agreement
 
+from peers import check_agreement
 from purifier.classifiers.graph.module import GraphModule
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import all_cases, as_value
 
+from conformance import all_cases, as_value
 from purifier.classifiers.graph import operators
 from purifier.classifiers.graph.module import GraphModule
 from purifier.classifiers.graph.table import find_operator, known_operators

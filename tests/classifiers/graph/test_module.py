@@ -11,8 +11,8 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from peers import by_runtime, check_agreement
 
+from peers import by_runtime, check_agreement
 from purifier.classifiers.graph.module import GraphModule
 from purifier.errors import ClassifierError, ConfigError
 

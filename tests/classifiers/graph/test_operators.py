@@ -6,10 +6,10 @@ from typing import Any
 
 import onnx
 import pytest
-from unsupported_cases import UNSUPPORTED_OPERATORS
 
 from purifier.classifiers.graph import operators
 from purifier.classifiers.graph.table import find_operator, known_operators, operator
+from unsupported_cases import UNSUPPORTED_OPERATORS
 
 operators.load()
 

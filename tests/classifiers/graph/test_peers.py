@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peers import check_agreement, one_node
 
+from peers import check_agreement, one_node
 from purifier.classifiers.graph.module import GraphModule
 
 MS = "com.microsoft"

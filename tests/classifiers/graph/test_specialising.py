@@ -7,8 +7,8 @@ import copy
 import onnx
 import pytest
 import torch
-from peers import by_runtime
 
+from peers import by_runtime
 from purifier.classifiers.graph.module import GraphModule
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>

@@ -7,8 +7,8 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto
-from peers import check_agreement
 
+from peers import check_agreement
 from purifier.classifiers.graph.module import GraphModule
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
@@ -43,6 +43,19 @@ CASES = {
         logits = DequantizeLinear (both, scale, zero)
         """,
         2,
+    ),
+    "mixed with constants": (
+        QDQ
+        + """
+        q = QuantizeLinear (image, scale, zero)
+        level = Constant <value = float {0.5}> ()
+        light = Greater (image, level)
+        other = Constant <value = uint8[2, 4] {1, 2, 3, 4, 5, 6, 7, 8}> ()
+        chosen = Where (light, q, other)
+        both = Concat <axis = 1> (chosen, other)
+        logits = DequantizeLinear (both, scale, zero)
+        """,
+        [[0, 0, 1, 1], [0, 1, 0, 1]],
     ),
     "MatMulInteger": (
         QDQ
