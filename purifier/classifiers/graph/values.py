@@ -39,9 +39,15 @@ class Quantised:
 class _Rounded(torch.autograd.Function):
     """A function without useful gradient, differentiated as the identity (Bengio et al., 2013, arXiv 1308.3432)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, exact: Tensor, rounded: Tensor) -> Tensor:
+    def forward(exact: Tensor, rounded: Tensor) -> Tensor:
         return rounded.view_as(rounded)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        return
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
@@ -64,11 +70,17 @@ def rounded(exact: Tensor) -> Tensor:
 class _Limited(torch.autograd.Function):
     """Limits of which neither carries a gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, given: Tensor, lowest: Any, highest: Any) -> Tensor:
+    def forward(given: Tensor, lowest: Any, highest: Any) -> Tensor:
+        return given.clamp(lowest, highest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        given, lowest, highest = inputs
         inside = torch.ones_like(given, dtype=torch.bool) if lowest is None else given >= lowest
         ctx.save_for_backward(inside if highest is None else inside & (given <= highest))
-        return given.clamp(lowest, highest)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:

@@ -101,6 +101,20 @@ def test_saturated_values_have_no_gradient() -> None:
     assert gradient.tolist() == [[0, 1, 0, 1]]
 
 
+def test_integers_wrap_around_with_and_without_gradients() -> None:
+    module = GraphModule(parsed("q = Cast <to = 2> (image) logits = Cast <to = 1> (q)"))
+    given = torch.tensor([[300.7, 255.9, 0.5, 513.0]])
+    assert module(given)["logits"].tolist() == [[44, 255, 0, 1]]
+    assert module(given.requires_grad_())["logits"].tolist() == [[44, 255, 0, 1]]
+
+
+def test_gradients_by_torch_func_are_the_same() -> None:
+    module = GraphModule(parsed(CASES["quantise and back"][0]))
+    given = torch.tensor([[-9.0, 0.5, 30.0, 1.0]])
+    found = torch.func.grad(lambda image: module(image)["logits"].sum())(given)
+    assert found.tolist() == [[0, 1, 0, 1]]
+
+
 def test_values_stay_exact_beyond_float32() -> None:
     """Sums of 300 products of 255 and 127 exceed 2**24."""
     random = np.random.default_rng(0)

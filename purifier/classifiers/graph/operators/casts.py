@@ -35,14 +35,10 @@ def cast(value: Tensor | Quantised, element_type: int, *, saturate: bool = True,
     if element_type in SHORT_FLOATS:
         exact = wide(given)
         return Quantised(straight_through(exact, to_short_float(exact, element_type, saturate, mode)), element_type)
-    if element_type in SHORT_INTEGERS:
-        low, high = range_of(element_type)
-        whole = numbers(given) if not given.is_floating_point() else wide(given)
-        kept = (whole.detach().trunc() - low).remainder(high - low + 1) + low
-        return Quantised(straight_through(whole, kept), element_type)
-    if element_type in INTEGERS and given.requires_grad:
-        exact = wide(given).double() if element_type not in _NARROW else wide(given)
-        return Quantised(straight_through(exact, exact.detach().trunc()), element_type)
+    if element_type in SHORT_INTEGERS or (element_type in INTEGERS and given.requires_grad):
+        exact = wide(given) if given.is_floating_point() else numbers(given)
+        exact = exact if element_type in SHORT_INTEGERS or element_type in _NARROW else exact.double()
+        return Quantised(straight_through(exact, _within(exact.detach().trunc(), element_type)), element_type)
     if isinstance(value, Quantised) and element_type in INTEGERS:
         return given.to(torch.int64).to(INTEGERS[element_type])
     dtype = torch_type(element_type)
@@ -54,6 +50,12 @@ def cast(value: Tensor | Quantised, element_type: int, *, saturate: bool = True,
 
 
 _NARROW = (TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16)
+
+
+def _within(whole: Tensor, element_type: int) -> Tensor:
+    """Whole numbers in the range of a type, beyond whose end they begin anew; 64 bits are not looked at."""
+    low, high = range_of(element_type)
+    return whole if high - low >= 2**53 else (whole - low).remainder(high - low + 1) + low
 
 
 def to_short_float(given: Tensor, element_type: int, saturate: bool = True, mode: str = "up") -> Tensor:
@@ -89,10 +91,6 @@ def _powers_of_two(array: np.ndarray[Any, Any], saturate: bool, mode: str) -> np
 def _is_rounding(node: Node) -> bool:
     to = node.integer("to")
     return to in INTEGERS or to in SHORT_INTEGERS or to in SHORT_FLOATS
-
-
-def _to_number(node: Node) -> bool:
-    return node.integer("to") not in (TensorProto.BOOL, TensorProto.STRING)
 
 
 @operator("Cast", straight=_is_rounding, quantised="itself")
