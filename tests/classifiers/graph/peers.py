@@ -21,12 +21,16 @@ def one_node(
     domain: str = "",
     version: int = 17,
     outputs: int = 1,
+    shown: Sequence[int] = (),
     constants: Sequence[int] = (),
     **attributes: Any,
 ) -> tuple[ModelProto, dict[str, np.ndarray]]:
-    """A model of one node, and what to feed it; inputs at ``constants`` are stored in the model."""
+    """A model of one node, and what to feed it; inputs at ``constants`` are stored in the model.
+
+    ``shown`` are the outputs that the node has, if not all of the first ``outputs``.
+    """
     names = ["" if array is None else f"i{place}" for place, array in enumerate(inputs)]
-    made = [f"o{place}" for place in range(outputs)]
+    made = [f"o{place}" if place in (shown or range(outputs)) else "" for place in range(outputs)]
     node = helper.make_node(op_type, names, made, domain=domain, **attributes)
     held = {name: array for name, array in zip(names, inputs, strict=True) if name}
     fed = {name: array for place, (name, array) in enumerate(held.items()) if int(name[1:]) not in constants}
@@ -35,7 +39,7 @@ def one_node(
         for name, array in fed.items()
     ]
     stored = [onnx.numpy_helper.from_array(array, name) for name, array in held.items() if name not in fed]
-    graph = helper.make_graph([node], "one", values, [ValueInfoProto(name=name) for name in made], stored)
+    graph = helper.make_graph([node], "one", values, [ValueInfoProto(name=name) for name in made if name], stored)
     imports = [helper.make_opsetid("", version), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=8), fed
 

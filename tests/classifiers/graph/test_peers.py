@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from peers import check_agreement, one_node
+from peers import by_torch, check_agreement, one_node
 from purifier.classifiers.graph.module import GraphModule
 
 MS = "com.microsoft"
@@ -157,6 +157,9 @@ FUSED: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
         [ints(2, 5, 8), ints(8, 24, dtype=np.int8), floats(24), SCALE, SCALE, None, ZERO, number(0, np.int8)],
         {"num_heads": 2},
     ),
+    "Inverse": ("Inverse", [floats(2, 3, 3) + 3 * np.eye(3, dtype=np.float32)], {}),
+    "Trilu": ("Trilu", [floats(3, 4), number(1, np.int64)], {"upper": 0}),
+    "Pad": ("Pad", [floats(2, 3), int64(1, 0, 0, 2), number(0.5)], {}),
     "QuantizeLinear": ("QuantizeLinear", [floats(3, 4), SCALE, ZERO], {}),
     "DequantizeLinear": ("DequantizeLinear", [ints(3, 4), SCALE, ZERO], {}),
 }
@@ -170,6 +173,76 @@ def test_fused_operators_agree_with_onnx_runtime(name: str) -> None:
     op_type, inputs, attributes = FUSED[name]
     model, feed = one_node(op_type, inputs, domain=MS, **attributes)
     check_agreement(model, feed, tolerance=NOT_EXACT.get(name, 2e-5), steps=1 if op_type.startswith("Q") else 0)
+
+
+def test_further_outputs_agree_with_onnx_runtime() -> None:
+    skip = [TOKENS, floats(2, 5, 8), floats(8), floats(8), floats(8)]
+    check_agreement(*one_node("SkipLayerNormalization", skip, domain=MS, outputs=4, shown=(0, 3), epsilon=1e-5))
+    past = [TOKENS, floats(8, 24), floats(24), None, floats(2, 2, 2, 3, 4)]
+    check_agreement(*one_node("Attention", past, domain=MS, outputs=2, num_heads=2), tolerance=2e-5)
+    keys = [TOKENS, floats(2, 6, 8), floats(2, 6, 8), None, None, None, floats(2, 2, 3, 4), floats(2, 2, 3, 4)]
+    check_agreement(*one_node("MultiHeadAttention", keys, domain=MS, outputs=3, num_heads=2), tolerance=2e-5)
+    check_agreement(*one_node("SimplifiedLayerNormalization", [TOKENS, floats(8)], outputs=2))
+    check_agreement(*one_node("SimplifiedLayerNormalization", [TOKENS, floats(8)]))
+    check_agreement(*one_node("LayerNormalization", [TOKENS, floats(8), floats(8)], outputs=3))
+
+
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div", "Pow"])
+def test_before_opset_7_the_second_operand_is_aligned_with_an_axis(op_type: str) -> None:
+    first, second = np.abs(floats(2, 3, 4)), np.abs(floats(3))
+    model, feed = one_node(op_type, [first, second], version=6, broadcast=1, axis=1)
+    call = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power}[op_type]
+    found = by_torch(model, feed)["o0"].numpy()
+    np.testing.assert_allclose(found, call(first, second.reshape(3, 1)), rtol=1e-5)
+
+
+def by_formula(op_type: str, given: list[torch.Tensor]) -> torch.Tensor:
+    """The same from torch's own functions."""
+    first, *others = given
+    match op_type:
+        case "BiasAdd":
+            return first + others[0] + others[1]
+        case "BiasSoftmax":
+            return torch.softmax(first + others[0], -1)
+        case "GroupNorm":
+            normed = torch.nn.functional.group_norm(first.movedim(-1, 1), 2, *others, 1e-5)
+            return torch.nn.functional.silu(normed).movedim(1, -1)
+        case "FusedMatMulActivation":
+            return torch.tanh(first @ others[0].T * 0.5)
+        case "GemmFastGelu":
+            return torch.nn.functional.gelu(first @ others[0] + others[1], approximate="tanh")
+        case "NhwcConv" | "NhwcFusedConv":
+            made = torch.conv2d(first.movedim(-1, 1), *others[:2]).movedim(1, -1)
+            return made if op_type == "NhwcConv" else torch.relu(made + others[2])
+        case "MultiHeadAttention":
+            parts = [part.transpose(1, 2) for part in first.unbind(3)]
+            return torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+    raise ValueError(op_type)
+
+
+NO_KERNEL: dict[str, tuple[list[np.ndarray], dict[str, Any]]] = {
+    "BiasAdd": ([floats(2, 3, 4), floats(4), floats(2, 3, 4)], {}),
+    "BiasSoftmax": ([floats(2, 3, 4), floats(2, 1, 4)], {"axis": 2, "is_inner_broadcast": 1}),
+    "FusedMatMulActivation": (
+        [floats(3, 4), floats(5, 4)],
+        {"transB": 1, "activation": "Tanh", "alpha": 0.5},
+    ),
+    "GemmFastGelu": ([floats(3, 4), floats(4, 5), floats(5)], {}),
+    "GroupNorm": ([floats(2, 5, 5, 4), floats(4), floats(4)], {"groups": 2, "activation": 1, "channels_last": 1}),
+    "MultiHeadAttention": ([floats(2, 5, 2, 3, 4)], {"num_heads": 2}),
+    "NhwcConv": ([floats(2, 7, 7, 4), WEIGHT, BIAS], {}),
+    "NhwcFusedConv": ([floats(2, 7, 7, 4), WEIGHT, BIAS, floats(2, 5, 5, 6)], {"activation": "Relu"}),
+}
+"""Operators that ONNX Runtime has for GPUs alone, or in this form."""
+
+
+@pytest.mark.parametrize("name", NO_KERNEL)
+def test_fused_operators_of_gpus_agree_with_their_formula(name: str) -> None:
+    inputs, attributes = NO_KERNEL[name]
+    model, feed = one_node(name, inputs, domain=MS, **attributes)
+    given = [torch.from_numpy(array) for array in inputs]
+    found = by_torch(model, feed)["o0"]
+    assert torch.allclose(found, by_formula(name, given), rtol=1e-4, atol=1e-5)
 
 
 OLD: dict[str, tuple[str, int, list[Any], dict[str, Any], tuple[int, ...]]] = {

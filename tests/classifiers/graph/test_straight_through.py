@@ -156,6 +156,41 @@ def test_an_integer_output_with_a_gradient_is_given_as_floats() -> None:
     assert found.tolist() == [[15, 20, 25, 30]]
 
 
+def test_sums_of_quantised_numbers_wrap_around() -> None:
+    body = QDQ + "q = QuantizeLinear (image, scale, zero) s = Add (q, q) logits = DequantizeLinear (s, scale, zero)"
+    leaf = torch.tensor([[0.5, 1.0, 12.0, 13.0]], requires_grad=True)
+    found = GraphModule(parsed(body))(leaf)["logits"]
+    numbers = np.array([15, 20, 130, 140], np.uint8)
+    wanted = ((numbers + numbers).astype(np.float32) - 10) * np.float32(0.1)
+    assert torch.allclose(found, torch.from_numpy(wanted))
+    assert torch.allclose(torch.autograd.grad(found.sum(), leaf)[0], torch.full((1, 4), 2.0))
+
+
+def test_the_sign_has_a_gradient_between_its_levels() -> None:
+    leaf = torch.tensor([[-2.0, -1.0, 0.3, 1.5]], requires_grad=True)
+    module = GraphModule(parsed("logits = Sign (image)"))
+    found = module(leaf)["logits"]
+    assert found.tolist() == [[-1, -1, 1, 1]]
+    assert torch.autograd.grad(found.sum(), leaf)[0].tolist() == [[0, 1, 1, 0]]
+    assert module.straight_through == ("Sign",)
+
+
+def test_parts_of_quantised_numbers_keep_their_gradients() -> None:
+    body = """
+        q = QuantizeLinear (image, scale, zero)
+        a, b = Split <axis = 1> (q)
+        parts = SplitToSequence <axis = 1> (q)
+        place = Constant <value = int64 {2}> ()
+        c = SequenceAt (parts, place)
+        both = Concat <axis = 1> (b, c)
+        logits = DequantizeLinear (both, scale, zero)"""
+    leaf = torch.tensor([[0.2, 0.4, 0.6, 0.8]], requires_grad=True)
+    found = GraphModule(parsed(QDQ + body))(leaf)["logits"]
+    assert torch.allclose(found, torch.tensor([[0.6, 0.8, 0.6]]))
+    (gradient,) = torch.autograd.grad(found.sum(), leaf)
+    assert gradient.tolist() == [[0, 0, 2, 1]]
+
+
 EXACT = {
     "none": "logits = Relu (image)",
     "of constants": QDQ
