@@ -16,16 +16,13 @@ from torch.nn.parameter import is_lazy
 
 from ..classifiers.loading import read_classifier
 from ..classifiers.logits import are_probabilities
-from ..classifiers.onnx_gradient import OnnxGradientClassifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..data.images import ImageData
-from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..guards.module import GuardedModule
 from ..guards.precision import dtype_advice
 from ..guards.signature import classifier_alone
-from ..onnx.image_input import image_input, preprocessing_for
 from ..output import LOGITS, Output
 from ..torch_tools.fingerprint import bits_of
 from .recipe import Recipe
@@ -59,9 +56,6 @@ def classifier_for(
         model, preprocessing = read_classifier(
             given, weights=weights, random_weights=random_weights, preprocessing=preprocessing
         )
-    if isinstance(model, ModelProto) and recipe.needs_gradients:
-        wanted = None if preprocessing is None else read_preprocessing(preprocessing)
-        return OnnxGradientClassifier(model, preprocessing_for(image_input(model, input), wanted), input, output)
     if isinstance(model, GuardedModule):
         raise ConfigError("classifier: this model is already guarded; give its .classifier")
     if not isinstance(model, nn.Module | ModelProto):
