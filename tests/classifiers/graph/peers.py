@@ -72,3 +72,23 @@ def check_agreement(model: ModelProto, feed: Mapping[str, Any], *, tolerance: fl
             np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance)
         else:
             assert np.abs(got.astype(np.int64) - wanted.astype(np.int64)).max(initial=0) <= steps
+
+
+random = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return random.normal(size=shape).astype(np.float32)
+
+
+def ints(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    return random.integers(limits.min, limits.max + 1, shape).astype(dtype)
+
+
+def number(value: float, dtype: Any = np.float32) -> np.ndarray:
+    return np.array(value, dtype)
+
+
+def int64(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
