@@ -38,7 +38,7 @@ from .plan import Job, plan, plan_preset
 from .preflight import FIRST_IMAGES, check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .probing import probe
-from .report import AuditReport, Flag, WorstCase
+from .report import AuditReport, Flag, Model, WorstCase
 from .running import run_jobs
 from .self_checks import SelfChecks, self_check
 from .setup import AuditSetup
@@ -162,13 +162,13 @@ def audit(
         about = DataDigest(loaded)
         answers = Answers(setup, loaded) if jobs else None
         rows = run_jobs(setup, loaded, jobs, about, progress)
-        cases = worst_cases(rows, parts.strongest, setup.judgements, setup.eot)
+        cases = worst_cases(rows, parts.routes, setup.judgements, setup.eot)
         checks = self_check(setup, loaded, threats, count=probes) if jobs else None
         if checks is None or answers is None:
             flags = clean_flags(setup, loaded, rows)
         else:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags += _flags_of_run(setup, loaded, rows, cases, checks, parts.strongest, decisive=decisive)
+            flags += _flags_of_run(setup, loaded, rows, cases, checks, parts.routes, decisive=decisive)
             flags += dict.fromkeys([*answers.flags(), *weights.flags()])
     report = AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -203,7 +203,7 @@ def _flags_of_run(
     rows: Sequence[PendingRow],
     cases: Sequence[WorstCase],
     checks: SelfChecks,
-    strongest: Route,
+    strongest: Mapping[Model, Route],
     *,
     decisive: bool,
 ) -> list[Flag]:
