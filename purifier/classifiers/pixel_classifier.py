@@ -152,7 +152,7 @@ class OnnxPixelClassifier(PixelClassifier):
     @property
     def surrogates(self) -> tuple[str, ...]:  # type: ignore[override]
         """See the base class."""
-        return () if self.white_box is None else self.white_box.surrogates
+        return self.white_box.surrogates if self.differentiable and self.white_box is not None else ()
 
     def _compared(self, model: ModelProto) -> WhiteBox:
         if self.labels_only:

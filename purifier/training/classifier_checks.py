@@ -31,6 +31,13 @@ CHECKED_IMAGES = 64
 """How many images the classifier is checked on."""
 
 
+WITHOUT_GRADIENTS = (
+    "use the torch module (package.module:factory with --weights) without detach, no_grad or rounding, or use the "
+    "recipe denoise with attacks that need no gradients: denoise:attacks=square, or "
+    "denoise:attacks=transfer:surrogate=package.module:factory;weights=FILE"
+)
+
+
 def classifier_for(
     recipe: Recipe,
     given: str | Path | nn.Module | ModelProto | None,
@@ -68,7 +75,13 @@ def classifier_for(
         raise ConfigError(
             f"classifier: {type(model).__name__} has no weights yet; load them, or run it on an image once"
         )
-    return classifier_alone(model, preprocessing=preprocessing, input=input, output=output)
+    found = classifier_alone(model, preprocessing=preprocessing, input=input, output=output)
+    if recipe.needs_gradients and not found.differentiable and found.queries_only:
+        raise ConfigError(
+            f"this recipe needs gradients of the classifier, but {found.describe()} has none ({found.queries_only}); "
+            f"{WITHOUT_GRADIENTS}"
+        )
+    return found
 
 
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:
@@ -99,10 +112,7 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
         raise TrainingError(f"{classifier.describe()} returns NaN or infinity for an image of {data.name}; fix it")
     if recipe.needs_gradients and (gradient is None or not gradient.any()):  # rounding makes gradients 0
         raise ConfigError(
-            f"this recipe needs gradients of the classifier, but {classifier.describe()} has none; use the torch "
-            "module (package.module:factory with --weights) without detach, no_grad or rounding, or use the recipe "
-            "denoise with attacks that need no gradients: denoise:attacks=square, or "
-            "denoise:attacks=transfer:surrogate=package.module:factory;weights=FILE"
+            f"this recipe needs gradients of the classifier, but {classifier.describe()} has none; {WITHOUT_GRADIENTS}"
         )
     if gradient is not None and not gradient.isfinite().all():
         raise TrainingError(
