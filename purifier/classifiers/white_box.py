@@ -24,6 +24,8 @@ HALF_PATH, ROUGH_HALF_PATH, PARTS = 0.3, 6.0, 12
 """L2 length of half the path in pixel units; the second where it rounds, whose steps show on a short one. Its parts."""
 MEASURABLE, ROUGH_MEASURABLE = 1e-3, 0.1
 """The smallest rise along the path, as a share of the answers' range, that shows well enough beside rounding."""
+MARGIN = 0.3
+"""How far images stay from black and white, so that paths stay in [0, 1]."""
 COUNT, SIDE = 2, 224
 """Images that are compared, and the sides of those whose size is free."""
 
@@ -53,7 +55,8 @@ def example_pixels(shape: tuple[int | None, ...], preprocessing: Preprocessing) 
     generator = torch.Generator().manual_seed(0)
     smooth = torch.rand((COUNT, channels, 7, 7), generator=generator)
     smooth = nn.functional.interpolate(smooth, size=(height, width), mode="bilinear")
-    return 0.7 * smooth + 0.3 * torch.rand((COUNT, channels, height, width), generator=generator)
+    pixels = 0.7 * smooth + 0.3 * torch.rand((COUNT, channels, height, width), generator=generator)
+    return MARGIN + (1 - 2 * MARGIN) * pixels
 
 
 def is_tensor(value: object) -> bool:
@@ -140,7 +143,7 @@ def compare(white_box: WhiteBox, by_runtime: Callable[[Tensor], Tensor], pixels:
     by_runtime
         Pixels -> answers by ONNX Runtime.
     pixels
-        A few images, (n, C, H, W) in [0, 1].
+        A few images, (n, C, H, W), at least ``MARGIN`` from 0 and 1.
 
     Raises
     ------
@@ -164,6 +167,7 @@ def compare(white_box: WhiteBox, by_runtime: Callable[[Tensor], Tensor], pixels:
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     start = _gradient(white_box, pixels, upstream)
     ahead = start / start.norm().clamp_min(1e-30) * (ROUGH_HALF_PATH if rough else HALF_PATH)
+    ahead = ahead.clamp(-MARGIN, MARGIN)  # integer images would wrap around outside [0, 1]
     ends = [by_runtime((pixels + sign * ahead).float()).double() for sign in (1, -1)]
     rise = float(((ends[0] - ends[1]) * upstream).sum())
     places = [2 * place / PARTS - 1 for place in range(PARTS + 1)]
