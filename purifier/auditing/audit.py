@@ -17,6 +17,7 @@ from ..atomic import check_writable
 from ..attacking.attack import Attack
 from ..attacking.threat import Threat
 from ..classifiers.own_answers import with_own_answers
+from ..data.folders import read_classes
 from ..data.given import Data, check_data, read_data
 from ..data.images import ImageData
 from ..errors import ConfigError
@@ -31,6 +32,7 @@ from .counting import PendingRow, finished_rows, worst_cases
 from .crafting import changed_by_asking
 from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
 from .fitting import fitting_batch
+from .keeping import Keeper
 from .measured import clean_flags, flags_of_results, stronger_self_checks, weak_attacks
 from .memory_check import Answers, Weights, flags_of_memory
 from .parts import AuditedParts, audited_parts
@@ -67,6 +69,8 @@ def audit(
     output_kind: OutputKind = "logits",
     feed: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    class_names: str | Path | Sequence[str] | None = None,
+    keep_adversarial: bool = False,
     out: str | Path | None = None,
 ) -> AuditReport:
     """Attack a guarded classifier and the classifier alone, and measure the accuracy that remains.
@@ -121,8 +125,14 @@ def audit(
         a second while an attack runs, when the steps done may be a fraction, and once all are done. The words are such
         as "pgd exact linf 0.1, 37 of 60 images, right so far: 92.0% clean, 41.0% worst case", where 37 is the number
         of images that the attack asked about last. If it raises an exception, the audit ends with it.
+    class_names
+        The names of the classes in the order of the labels, or a file with one per line; by default the data's own.
+    keep_adversarial
+        Whether to keep all adversarial images, in ``report.details.adversarial`` and ``adversarial.npz``. They are held
+        in memory until the end.
     out
-        Folder for ``report.json``; checked before the audit starts.
+        Folder for ``report.json``, ``results.npz`` (each image's results) and ``examples.npz`` (a few images); checked
+        before the audit starts.
 
     Raises
     ------
@@ -136,6 +146,7 @@ def audit(
     counts = {"eot": eot, "judgements": judgements, "probes": probes}
     _check_arguments(data, counts if batch_size is None else {"batch_size": batch_size, **counts}, out)
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
+    named = None if class_names is None else read_classes(class_names)
     given, preset = _chosen_attacks(attacks, preset)
     reading = {"preprocessing": preprocessing, "input": input, "output": output, "output_kind": output_kind}
     parts = audited_parts(guard, **reading, feed=feed)
@@ -161,7 +172,8 @@ def audit(
         stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
         about = DataDigest(loaded)
         answers = Answers(setup, loaded) if jobs else None
-        rows = run_jobs(setup, loaded, jobs, about, progress)
+        keeper = Keeper(keep_adversarial)
+        rows = run_jobs(setup, loaded, jobs, about, progress, keeper)
         cases = worst_cases(rows, parts.strongest, setup.judgements, setup.eot)
         checks = self_check(setup, loaded, threats, count=probes) if jobs else None
         if checks is None or answers is None:
@@ -170,10 +182,13 @@ def audit(
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
             flags += _flags_of_run(setup, loaded, rows, cases, checks, parts.strongest, decisive=decisive)
             flags += dict.fromkeys([*answers.flags(), *weights.flags()])
+        created, data_facts = datetime.now(UTC).isoformat(timespec="seconds"), about.facts()
+        owner = {"created": created, "data_sha256": data_facts["sha256"]}
+        details = keeper.details(setup, rows, loaded.labels, owner)
     report = AuditReport(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=created,
         versions=versions(jobs),
-        data=about.facts(),
+        data=data_facts,
         classifier=describe_classifier(classifier),
         preprocessing=as_json(classifier.preprocessing),
         **describe_guard(parts, random=random),
@@ -191,6 +206,8 @@ def audit(
         probes=probes,
         gradient_check=None if checks is None else checks.gradient_check,
         rows=finished_rows(rows, calibration, setup.judgements, setup.eot),
+        class_names=list(named or loaded.classes) or None,
+        details=details,
     )
     if out is not None:
         report.save(out)
