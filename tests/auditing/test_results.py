@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from audit_helpers import NoConfig, Noisy, OnlySome
+from audit_helpers import Give, NoConfig, Noisy
 from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
 from purifier.data.images import ImageData
@@ -45,8 +45,7 @@ def test_the_results_of_the_images_add_up_to_the_figures(kept):
         members = [
             place
             for place, row in enumerate(kept.rows)
-            if row.model == case.model
-            and (row.threat is None or (row.threat == case.threat and row.route in case.routes))
+            if row.model == case.model and row.threat in (None, case.threat) and row.route in (None, *case.routes)
         ]
         assert found.worst(members).sum() == pytest.approx(case.result.correct)
 
@@ -138,9 +137,14 @@ def test_pickles_are_never_loaded(kept, tmp_path):
 
 
 def test_a_failed_attack_has_no_results(classifier, data):
-    found = audit(guard(classifier, "blur"), data, eps=EPS, attacks=("noise", OnlySome(parity=5)), probes=6)
-    broken = dataclasses.replace(found, rows=[*found.rows])
-    assert np.isfinite(broken.results.counted).all()
+    failing = Give(make=lambda pixels, labels: pixels * torch.nan)
+    found = audit(guard(classifier, "blur"), data, eps=EPS, attacks=("noise", failing), probes=6)
+    assert any(row.error for row in found.rows)
+    for row, counted, answers in zip(found.rows, found.results.counted, found.results.answers, strict=True):
+        assert np.isnan(counted).all() == (row.error is not None)
+        assert (answers == -1).all() == (row.error is not None)
+    guarded = [place for place, row in enumerate(found.rows) if row.model == "guarded"]
+    assert np.isfinite(found.results.worst(guarded)).all()
 
 
 def test_a_random_guard_has_shares(classifier, data):
