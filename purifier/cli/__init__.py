@@ -56,13 +56,13 @@ for _name, _command in (
     ("train", train),
     ("calibrate", calibrate),
     ("audit", audit),
-    ("report", report),
     ("purify", purify),
     ("export", export),
     ("bench", bench),
     ("doctor", doctor),
 ):
     app.command(_name)(_command)
+app.add_typer(report, name="report")
 
 
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -103,17 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(end.code)
 
 
-def _command_in(arguments: Sequence[str]) -> typer.core.TyperCommand | None:
-    """The command among the arguments; None if there is none."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
-    found = next((group.commands[word] for word in arguments if word in group.commands), None)
-    assert found is None or isinstance(found, typer.core.TyperCommand)
-    return found
+def _command_in(arguments: Sequence[str]) -> tuple[str, typer.core.TyperCommand | typer.core.TyperGroup | None]:
+    """The command among the arguments, after the words that call it; ``purifier`` and None if there is none."""
+    found: Any = typer.main.get_command(app)
+    words = ["purifier"]
+    for word in arguments:
+        if isinstance(found, typer.core.TyperGroup) and word in found.commands:
+            found = found.commands[word]
+            words.append(word)
+    return " ".join(words), found if len(words) > 1 else None
 
 
 def _as_typed(message: str, arguments: Sequence[str]) -> str:
-    command = _command_in(arguments)
+    _, command = _command_in(arguments)
     options = {} if command is None else {one.name or "": max(one.opts, key=len) for one in command.params}
     return as_typed(message, {name: typed for name, typed in options.items() if typed.startswith("--")}, arguments)
 
@@ -125,8 +127,7 @@ def _help_and_exit() -> NoReturn:
 
 def _usage(error: Any, arguments: Sequence[str]) -> str:
     """What Typer found wrong with the command line, and where its options are listed."""
-    command = _command_in(arguments)
-    words = "purifier" if command is None else f"purifier {command.name}"
+    words, _ = _command_in(arguments)
     return f"{error.format_message().removesuffix('.')}; `{words} --help` lists the options"
 
 

@@ -14,6 +14,7 @@ from ..auditing.statistics import Rate
 from .summary import clean_row
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 460, 300, 52, 14, 18, 44
+ROUTE_STYLES = {"exact": "white-box", "bpda": "guarded", "oblivious": "undefended", "none": "none"}
 POINTS = 200
 """Largest number of points of a curve."""
 
@@ -58,6 +59,8 @@ class Curve:
     """A ROC curve of one attack."""
 
     attack: str
+    kind: str
+    """Its style, by route."""
     line: str
 
 
@@ -87,7 +90,7 @@ def eps_charts(report: AuditReport) -> list[EpsChart]:
     return charts
 
 
-def _kinds(report: AuditReport) -> list[tuple[str, str, str, str]]:
+def _kinds(report: AuditReport) -> Sequence[tuple[str, str, str, str]]:
     own = "guarded" if report.model == "guarded" else "classifier alone"
     found = [
         (f"{own}, all attacks", "guarded", report.model, "all"),
@@ -109,10 +112,11 @@ def _series(report: AuditReport, name: str, kind: str, model: str, scope: str, n
     )
     points = [
         Point(
-            x_of(eps / largest),
-            y_of(rate.share),
-            *(y_of(bound) for bound in rate.interval),
-            f"{name}, eps {eps:.4g}: {rate} of {rate.count} images",
+            x=x_of(eps / largest),
+            y=y_of(rate.share),
+            low=y_of(rate.interval[0]),
+            high=y_of(rate.interval[1]),
+            text=f"{name}, eps {eps:.4g}: {rate} of {rate.count} images",
         )
         for eps, rate in figures
     ]
@@ -129,10 +133,9 @@ def roc_curves(report: AuditReport, results: Results | None) -> list[Curve]:
         if row.detection is None or row.detection.auc is None or row.threat is None:
             continue
         fooled = (results.plain[clean] > 0.5) & (results.plain[at] <= 0.5)
-        scores = (
-            np.where(np.isnan(part), np.inf, part) for part in (results.scores[at][fooled], results.scores[clean])
-        )
-        curves.append(Curve(row_name(row), _roc(*scores)))
+        ranked = np.where(np.isnan(results.scores), np.inf, results.scores)  # such images are rejected
+        kind = ROUTE_STYLES.get(row.route or "", "none")
+        curves.append(Curve(row_name(row), kind, _roc(ranked[at][fooled], ranked[clean])))
     return curves
 
 

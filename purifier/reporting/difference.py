@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 
 from ..auditing.comparing import significant_drop
@@ -32,7 +33,8 @@ class Change:
     of the same images."""
     gained: int | None
     verdict: str
-    """worse, better or chance: McNemar's test at 1% on the same images, else where intervals do not meet."""
+    """same, worse, better or within chance: McNemar's test at 1% on the same images, else where intervals do not
+    meet."""
 
 
 @dataclass(frozen=True)
@@ -98,38 +100,45 @@ def _change(
     before, after = (None if one is None else one[0] for one in (old, new))
     if old is None or new is None or before is None or after is None:
         return Change(name, before, after, None, None, "only in the " + ("new" if before is None else "old"))
-    results = None if reports is None else (reports[0].results, reports[1].results)
-    if results is not None and results[0] is not None and results[1] is not None:
-        import torch
+    results = [None, None] if reports is None else [report.results for report in reports]
+    was, now = (
+        None if found is None else torch.from_numpy(found.worst(figure[1]))
+        for found, figure in zip(results, (old, new), strict=True)
+    )
+    if was is None or now is None:
+        apart = before.interval[0] > after.interval[1] or after.interval[0] > before.interval[1]
+        return Change(name, before, after, None, None, _verdict(before, after, apart))
+    lost, gained = int(((was > 0.5) & (now <= 0.5)).sum()), int(((was <= 0.5) & (now > 0.5)).sum())
+    beyond = significant_drop(was, now) is not None or significant_drop(now, was) is not None
+    return Change(name, before, after, lost, gained, _verdict(before, after, beyond))
 
-        was, now = (
-            torch.from_numpy(found.worst(rows)) for found, rows in zip(results, (old[1], new[1]), strict=True) if found
-        )
-        lost, gained = int(((was > 0.5) & (now <= 0.5)).sum()), int(((was <= 0.5) & (now > 0.5)).sum())
-        worse, better = significant_drop(was, now), significant_drop(now, was)
-        return Change(name, before, after, lost, gained, "worse" if worse else "better" if better else "chance")
-    apart = before.interval[0] > after.interval[1] or after.interval[0] > before.interval[1]
-    verdict = ("worse" if after.share < before.share else "better") if apart else "chance"
-    return Change(name, before, after, None, None, verdict)
+
+def _verdict(before: Rate, after: Rate, beyond: bool) -> str:
+    """``beyond`` says whether a change is beyond chance."""
+    if before.share == after.share:
+        return "same"
+    if not beyond:
+        return "within chance"
+    return "worse" if after.share < before.share else "better"
 
 
 def _facts(old: AuditReport, new: AuditReport) -> list[tuple[str, str, str]]:
-    found = []
-    for name in (*FACTS, *SETTINGS):
-        before, after = getattr(old, name), getattr(new, name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            keys = [key for key in dict.fromkeys((*before, *after)) if key not in UNIMPORTANT]
-            pairs = [(f"{name}.{key}", before.get(key), after.get(key)) for key in keys]
-        else:
-            pairs = [(name, before, after)]
-        found += [(key, _short(one), _short(other)) for key, one, other in pairs if one != other]
-    return found
+    names = (*FACTS, *SETTINGS)
+    before, after = (_flat("", {name: getattr(report, name) for name in names}) for report in (old, new))
+    found = [(name, before.get(name), after.get(name)) for name in dict.fromkeys((*before, *after))]
+    return [(name, _short(one), _short(other)) for name, one, other in found if one != other]
+
+
+def _flat(name: str, value: object) -> dict[str, object]:
+    """Nested mappings as one, with names such as ``purifier.config.latent``."""
+    if not isinstance(value, dict):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    inner = [(f"{name}.{key}".lstrip("."), one) for key, one in value.items() if key not in UNIMPORTANT]
+    return {key: one for place, part in inner for key, one in _flat(place, part).items()}
 
 
 def _short(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
 def print_difference(found: Difference, console: Console) -> None:
@@ -153,8 +162,8 @@ def print_difference(found: Difference, console: Console) -> None:
     sheet.print(console)
     say(
         console,
-        "change: beyond chance by McNemar's test at 1% on the same images; without their results, where the intervals "
-        "do not meet",
+        "worse and better: beyond chance by McNemar's test at 1% on the same images; without their results, where the "
+        "intervals do not meet",
     )
     for name in found.raised:
         say(console, f" {name}", lead="new flag", lead_style="bold red")

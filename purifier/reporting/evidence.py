@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..auditing.report import AuditReport
 from ..auditing.statistics import Rate
 from .findings import findings
-from .markdown import escaped, table, worst_table
+from .markdown import escaped, joined, table, worst_table
 from .summary import attacker, clean_row, command_text, limits, verdict
 from .taxonomy import ATLAS_VERSION, EVADE, NIST_NAME, mitigations_of, technique_of
 
@@ -22,7 +22,7 @@ def to_evidence(report: AuditReport) -> str:
     parts = [
         f"# Evidence sheet: robustness of {escaped(report.classifier['description'])}",
         PREAMBLE,
-        f"Audited {escaped(report.created)}. **{head.title}.** {escaped(' '.join(head.sentences))}",
+        f"Audited {escaped(report.created)}. **{escaped(head.title)}.** {escaped(' '.join(head.sentences))}",
         "## Metrics",
         "Shares of images with 95% Wilson intervals.",
         table(["clean images", "share", "images"], _clean(report)),
@@ -42,7 +42,7 @@ def to_evidence(report: AuditReport) -> str:
         "## Limits",
         *(f"- {escaped(text)}" for text in limits(report)),
     ]
-    return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
+    return joined(parts)
 
 
 def _clean(report: AuditReport) -> list[tuple[str, object, object]]:

@@ -46,10 +46,10 @@ def rule_of(finding: Finding) -> tuple[str, str, str]:
     return rules().get(finding.rule, ("", "", ""))
 
 
-def gate_findings(report: AuditReport, least: float | None) -> list[Finding]:
-    """The worst cases that miss a gate of ``least``, a share of images; none without a gate."""
+def gate_findings(report: AuditReport, least: float | None) -> list[Finding] | None:
+    """The worst cases that miss a gate of ``least``, a share of images; None without a gate."""
     if least is None:
-        return []
+        return None
     return [
         Finding(GATE, "error", f"{case.threat}: {case.result} of {case.result.count} images, less than {least:.1%}")
         for case in report.gate(least)

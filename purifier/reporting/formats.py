@@ -46,7 +46,7 @@ def render(
     if to == "md":
         return to_markdown(report, missed)
     if to == "junit":
-        return to_junit(report, missed, gated=least is not None)
+        return to_junit(report, missed)
     if to == "sarif":
         return to_sarif(report, missed)
     if to == "csv":

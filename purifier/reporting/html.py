@@ -18,7 +18,7 @@ from ..auditing.statistics import Rate, rate
 from . import charts
 from .findings import Finding, findings, rule_of
 from .strips import class_name, strips_of
-from .summary import attacker, clean_row, command_text, counted, limits, verdict, worst_of
+from .summary import attacker, command_text, counted, date_text, limits, verdict, worst_of
 from .taxonomy import ATLAS_VERSION, EVADE, NIST_NAME, Term, mitigations_of, technique_of
 
 MOST_CLASSES = 100
@@ -54,13 +54,15 @@ class ClassLine:
     worst: Rate
 
 
-def to_html(report: AuditReport, missed: Sequence[Finding] = (), *, class_names: Sequence[str] | None = None) -> str:
+def to_html(
+    report: AuditReport, missed: Sequence[Finding] | None = None, *, class_names: Sequence[str] | None = None
+) -> str:
     """The page. Whatever comes from the report is escaped.
 
     Parameters
     ----------
     missed
-        The gates that were missed.
+        The gates that were missed; None if there was no gate.
     class_names
         Names of the classes in the order of the labels; by default the report's.
     """
@@ -72,6 +74,7 @@ def to_html(report: AuditReport, missed: Sequence[Finding] = (), *, class_names:
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("report.html")
+    detected = [row for row in report.rows if row.detection is not None and row.threat is not None]
     found: dict[str, Any] = {
         "report": report,
         "verdict": verdict(report, missed),
@@ -83,11 +86,12 @@ def to_html(report: AuditReport, missed: Sequence[Finding] = (), *, class_names:
         "x_of": charts.x_of,
         "matrices": [(model, _matrix(report, model)) for model in _models(report)],
         "strips": strips_of(report, names),
-        "wrong": [(one, *rule_of(one)) for one in findings(report, missed)],
+        "wrong": [(one, *rule_of(one)) for one in findings(report, missed or ())],
         "quiet": _quiet(report),
         "probed": PROBED,
         "curves": charts.roc_curves(report, report.results),
-        "detections": [row for row in report.rows if row.detection is not None and row.threat is not None],
+        "detections": detected,
+        "routes": [(route, charts.ROUTE_STYLES.get(route or "", "none")) for route in _routes(detected)],
         "row_name": charts.row_name,
         "rejections": [row for row in report.rows if row.rejected is not None],
         "classes": _classes(report, names),
@@ -96,6 +100,7 @@ def to_html(report: AuditReport, missed: Sequence[Finding] = (), *, class_names:
         "hashes": _hashes(report),
         "settings": _settings(report),
         "command": command_text(report),
+        "date": date_text(report),
         "limits": limits(report),
         "attacker": attacker,
         "evade": EVADE,
@@ -106,6 +111,10 @@ def to_html(report: AuditReport, missed: Sequence[Finding] = (), *, class_names:
     return page.render(found) + "\n"
 
 
+def _routes(rows: Sequence[Row]) -> list[str | None]:
+    return list(dict.fromkeys(row.route for row in rows))
+
+
 def _models(report: AuditReport) -> list[str]:
     """The audited model first."""
     return [report.model, *(["undefended"] if report.model == "guarded" else [])]
@@ -113,11 +122,9 @@ def _models(report: AuditReport) -> list[str]:
 
 def _compared(report: AuditReport) -> list[Compared]:
     both = report.model == "guarded"
-    clean = [
-        None if (row := clean_row(report, model)) is None else row.result for model in (report.model, "undefended")
-    ]
-    alone = clean[1] if both and not report.agreement else None
-    lines = [Compared("clean images", alone, clean[0], True)]
+    clean = {row.model: row.result for row in report.rows if row.threat is None}
+    alone = clean.get("undefended") if both and not report.agreement else None
+    lines = [Compared("clean images", alone, clean.get(report.model), True)]
     cases = {(case.threat, case.scope, case.model): case for case in report.worst_case}
     for threat, scope in dict.fromkeys((case.threat, case.scope) for case in report.worst_case):
         own, other = cases.get((threat, scope, report.model)), cases.get((threat, scope, "undefended"))

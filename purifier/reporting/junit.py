@@ -15,13 +15,13 @@ NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 PACKAGE = "purifier"
 
 
-def to_junit(report: AuditReport, missed: Sequence[Finding] = (), *, gated: bool = False) -> str:
-    """One test case for each flag, attack and, if ``gated``, worst case; ``missed`` are missed gates.
+def to_junit(report: AuditReport, missed: Sequence[Finding] | None = None) -> str:
+    """One test case for each flag, attack and, with gates, worst case; ``missed`` are missed gates, None without.
 
     A flag that was raised and a missed gate are failures, an attack that failed is an error, and flags that were not
     looked for are skipped.
     """
-    cases = [*_flag_cases(report), *_attack_cases(report), *(_gate_cases(report, missed) if gated else ())]
+    cases = [*_flag_cases(report), *_attack_cases(report), *(() if missed is None else _gate_cases(report, missed))]
     broken = {kind: sum(case.find(kind) is not None for case in cases) for kind in ("failure", "error")}
     root = ElementTree.Element("testsuites")
     suite = ElementTree.SubElement(

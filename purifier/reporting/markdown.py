@@ -12,16 +12,16 @@ from .findings import Finding, findings, rule_of
 from .summary import command_text, counted, limits, verdict
 from .taxonomy import ATLAS_VERSION, NIST_NAME, technique_of
 
-MARKS = {"good": "🟢", "doubt": "🟡", "bad": "🔴"}
+MARKS = {"good": "🟢", "doubt": "🟡", "bad": "🔴", "plain": "🔵"}
 
 
-def to_markdown(report: AuditReport, missed: Sequence[Finding] = ()) -> str:
-    """The verdict, what was audited, worst cases, every attack, and what is wrong; ``missed`` are missed gates."""
+def to_markdown(report: AuditReport, missed: Sequence[Finding] | None = None) -> str:
+    """The verdict, worst cases, every attack, and what is wrong; ``missed`` are missed gates, None without any."""
     head = verdict(report, missed)
     parts = [
         f"# Audit: {escaped(report.data['name'])}",
-        f"{MARKS[head.light]} **{head.title}.** {escaped(' '.join(head.sentences))}",
-        *_findings(report, missed),
+        f"{MARKS[head.light]} **{escaped(head.title)}.** {escaped(' '.join(head.sentences))}",
+        *_findings(report, missed or ()),
         "## Worst case",
         worst_table(report),
         "## Every attack",
@@ -33,7 +33,15 @@ def to_markdown(report: AuditReport, missed: Sequence[Finding] = ()) -> str:
         "## Limits",
         *(f"- {escaped(text)}" for text in limits(report)),
     ]
-    return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
+    return joined(parts)
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Paragraphs, tables and list items as a document: items of one list below each other, all else apart."""
+    text = ""
+    for before, part in zip(("", *parts), parts, strict=False):
+        text += ("\n" if before.startswith("- ") and part.startswith("- ") else "\n\n" if before else "") + part
+    return text + "\n"
 
 
 def escaped(text: object) -> str:
@@ -84,9 +92,9 @@ def _terms(row: Row) -> tuple[str, str]:
     return ("", "") if term is None else (term.id, term.nist)
 
 
-def _findings(report: AuditReport, missed: Sequence[Finding]) -> list[str]:
+def _findings(report: AuditReport, missed: Sequence[Finding] | None) -> list[str]:
     lines = []
-    for finding in findings(report, missed):
+    for finding in findings(report, missed or ()):
         _, why, what_to_do = rule_of(finding)
         advice = escaped(f" {why} What to do: {what_to_do}." if why else "")
         lines.append(f"- **{escaped(finding.rule)}**: {escaped(finding.text)}.{advice}")

@@ -16,9 +16,9 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 ATLAS = "MITRE ATLAS"
 
 
-def to_sarif(report: AuditReport, missed: Sequence[Finding] = ()) -> str:
-    """One run; ``missed`` are the gates that were missed. Each result names MITRE ATLAS' technique of evasion."""
-    found = findings(report, missed)
+def to_sarif(report: AuditReport, missed: Sequence[Finding] | None = None) -> str:
+    """One run; ``missed`` are missed gates, None without any. Each result names MITRE ATLAS' technique of evasion."""
+    found = findings(report, missed or ())
     known = rules()
     names = [*known, *dict.fromkeys(one.rule for one in found if one.rule not in known)]
     head = verdict(report, missed)

@@ -58,7 +58,7 @@ def _strip(report: AuditReport, found: Examples, at: int, names: Sequence[str] |
     clean, adversarial, purified = (
         torch.from_numpy(part[at]) for part in (found.clean, found.adversarial, found.purified)
     )
-    images = [("clean", clean), ("adversarial", adversarial), (f"difference × {GAIN}", difference(clean, adversarial))]
+    images = [("clean", clean), ("adversarial", adversarial), (f"change × {GAIN}", difference(clean, adversarial))]
     if not purified.isnan().any():
         images.append(("purified", purified.clamp(0, 1)))
     answers = [

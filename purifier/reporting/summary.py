@@ -12,7 +12,7 @@ from ..auditing.report import AuditReport, Row, WorstCase
 from ..auditing.statistics import Rate
 from .findings import Finding
 
-Light = Literal["good", "doubt", "bad"]
+Light = Literal["good", "doubt", "bad", "plain"]
 LOWER_BOUND = (
     "An attack that fails proves nothing: a stronger one may exist, so robustness is at most what is shown here. Only "
     "a certificate bounds it from below, and this is none."
@@ -36,28 +36,37 @@ class Verdict:
     sentences: Sequence[str]
 
 
-def verdict(report: AuditReport, missed: Sequence[Finding] = ()) -> Verdict:
-    """What the audit found, for people who know nothing of attacks; ``missed`` are the gates that were missed."""
-    sentences = [_clean_sentence(report)]
-    case = worst_of(report)
-    if case is not None:
-        sentences = [_worst_sentence(report, case), _knowledge(report, case.threat), *sentences]
-        alone = _undefended(report, case.threat)
-        if alone is not None:
-            sentences.append(
-                f"The classifier alone, without its guard, keeps {with_count(alone.result)} under the same attacks."
-            )
-    if missed:
-        return Verdict("bad", "The gate was missed", sentences)
-    if not report.conclusive:
-        doubts = [*dict.fromkeys(flag.name for flag in report.flags)]
-        doubts += [] if report.complete else ["an attack failed"]
-        doubts += [] if report.probes else ["flags were not looked for"]
-        why = f"The figures may be too high to trust: {', '.join(doubts)}."
-        return Verdict("doubt", "This audit is inconclusive", [why, *sentences])
+def verdict(report: AuditReport, missed: Sequence[Finding] | None = None) -> Verdict:
+    """What the audit found, for people who know nothing of attacks.
+
+    ``missed`` are the gates that were missed; None if there was no gate.
+    """
+    case, clean = worst_of(report), _clean_sentence(report)
     if case is None:
-        return Verdict("doubt", "Nothing was attacked", sentences)
-    return Verdict("good", "This audit is conclusive", ["No sign was found that its figures are too high.", *sentences])
+        return Verdict("doubt", "Nothing was attacked", [clean])
+    doubts = _doubts(report)
+    at_most = "at most " if doubts else ""
+    title = f"{at_most}{with_count(case.result)} stay {counted(report)} under attack"
+    sentences = [_worst_sentence(report, case), _knowledge(report, case.threat), clean]
+    alone = _undefended(report, case.threat)
+    if alone is not None:
+        sentences.append(
+            f"The classifier alone, without its guard, keeps {with_count(alone.result)} under the same attacks."
+        )
+    too_high = f"These figures may be too high: {', '.join(doubts)}."
+    sentences.append(too_high if doubts else "No sign was found that these figures are too high.")
+    if missed:
+        return Verdict("bad", f"Gate missed: {title}", sentences)
+    if doubts:
+        return Verdict("doubt", f"Inconclusive: {title}", sentences)
+    return Verdict("plain", title, sentences) if missed is None else Verdict("good", f"Gate passed: {title}", sentences)
+
+
+def _doubts(report: AuditReport) -> list[str]:
+    """Why an audit is inconclusive; empty if it is conclusive."""
+    found = [*dict.fromkeys(f"flag {flag.name}" for flag in report.flags)]
+    found += [] if report.complete else ["an attack failed"]
+    return found + ([] if report.probes else ["flags were not looked for"])
 
 
 def worst_of(report: AuditReport) -> WorstCase | None:
@@ -151,6 +160,11 @@ def limits(report: AuditReport) -> list[str]:
     if report.probes == 0:
         found.append("The report is older than the flags: signs of masked gradients were not looked for.")
     return [*found, *(f"Left out: {reason}" for reason in report.left_out)]
+
+
+def date_text(report: AuditReport) -> str:
+    """When the audit ended, in UTC."""
+    return report.created.replace("T", " ").replace("+00:00", " UTC")
 
 
 def command_text(report: AuditReport) -> str | None:
