@@ -16,7 +16,7 @@ class Examples:
     """M images under attacks on the audited model; pixels are float32 in [0, 1]."""
 
     rows: Array
-    """Which row of the report attacked each image, (M,) int64."""
+    """Which row of the report attacked each image, (M,) int64; for images that held, the attack that came closest."""
     indices: Array
     """Their positions in the data, (M,) int64."""
     labels: Array

@@ -37,6 +37,7 @@ class _Example:
     answers: tuple[int, int]
     confidences: tuple[float, float]
     rejected: float
+    margin: float
 
 
 @dataclass
@@ -64,9 +65,11 @@ class Keeper:
             wrong = bool(judged.shares[at] <= 0.5)
             if wrong:
                 held.pop(index, None)
-            room = len(fell) < EACH if wrong else index in held or len(held) < POOL
-            if room:
-                (fell if wrong else held)[index] = _Example(
+            margin = float(judged.margins[at].nan_to_num(torch.inf))
+            pool, most = (fell, EACH) if wrong else (held, POOL)
+            closer = index in pool and margin < pool[index].margin  # of one that held, the attack that came closest
+            if closer or (index not in pool and len(pool) < most):
+                pool[index] = _Example(
                     row,
                     index,
                     int(attacked.labels[at]),
@@ -76,6 +79,7 @@ class Keeper:
                     (int(clean.answers[at]), int(judged.answers[at])),
                     (float(clean.confidences[at]), float(judged.confidences[at])),
                     np.nan if judged.rejected is None else float(judged.rejected[at]),
+                    margin,
                 )
 
     def details(

@@ -40,10 +40,12 @@ def check_facts(found: Mapping[str, Any]) -> None:
     if not {"description", "sha256"} <= set(found["classifier"]):
         raise ValueError("no classifier")
     kinds = {"fpr": float, "threshold": float, "data": str, "count": int}
-    calibration, names = found["calibration"], found["class_names"]
+    calibration, names, command = found["calibration"], found["class_names"], found.get("command")
     if calibration is not None and {name: type(value) for name, value in calibration.items()} != kinds:
         raise ValueError(f"calibration {calibration}")
     if any((row.get("detection") or {}).get("held") and not calibration for row in found["rows"]):
         raise ValueError("images rejected without a calibration")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"class names {names}")
+    if command is not None and not (isinstance(command, list) and all(isinstance(word, str) for word in command)):
+        raise TypeError(f"command: expected a list of words, got {command!r}")

@@ -111,7 +111,5 @@ def _as_text(found: AuditReport, out: Path | None) -> str:
     with nullcontext() if out is None else console.capture() as captured:
         print_report(found, console)
         if found.command is not None:
-            if not isinstance(found.command, list) or not all(isinstance(word, str) for word in found.command):
-                raise TypeError(f"command: expected a list of words, got {found.command!r}")
             console.print(f"made by {shlex.join(found.command)}", markup=False, soft_wrap=True)
     return "" if captured is None else captured.get()

@@ -101,6 +101,7 @@ def to_html(
         "settings": _settings(report),
         "command": command_text(report),
         "date": date_text(report),
+        "version": report.versions.get("purifier", "of an unknown version"),
         "limits": limits(report),
         "attacker": attacker,
         "evade": EVADE,

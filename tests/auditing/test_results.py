@@ -92,6 +92,12 @@ def test_examples_that_fell_are_wrong_and_those_that_held_are_right_under_every_
         assert kept.rows[row].model == "guarded" and before == label == results.labels[index]
         assert (after != label) == fell == (results.own[row][index] < 0.5)
         assert fell or worst[index] == 1
+        margins = [
+            results.margins[place][index]
+            for place, other in enumerate(kept.rows)
+            if (other.model, other.threat) == ("guarded", kept.rows[row].threat)
+        ]
+        assert fell or results.margins[row][index] == min(margins)
 
 
 def test_they_come_back_from_their_files_when_asked_for(kept, tmp_path):

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import junitparser
 import pytest
-from conftest import HOSTILE
 from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as SarifLog
 
 from purifier.auditing.flags import FLAGS
@@ -21,6 +20,7 @@ from purifier.reporting.findings import OTHER_RULES
 from purifier.reporting.formats import render
 from purifier.reporting.summary import verdict
 from purifier.reporting.taxonomy import technique_of
+from report_helpers import HOSTILE
 
 FORMATS = ("html", "md", "junit", "sarif", "csv", "evidence")
 

@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import HOSTILE, audited
 
 import purifier
 from purifier.auditing.flags import FLAGS
 from purifier.auditing.report import Flag
 from purifier.reporting.formats import render
 from purifier.reporting.strips import data_uri
+from report_helpers import HOSTILE, audited
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 FIGURE = re.compile(r"\d+\.\d%")
