@@ -30,7 +30,7 @@ from ..vocabulary import Norm, OutputKind, Route
 from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import PendingRow, finished_rows, worst_cases
 from .crafting import changed_by_asking
-from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
+from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, settings_of, versions
 from .fitting import fitting_batch
 from .keeping import Keeper
 from .measured import clean_flags, flags_of_results, stronger_self_checks, weak_attacks
@@ -166,10 +166,7 @@ def audit(
             setup = replace(setup, eot=eot, judgements=judgements)
         jobs, left_out = _with_preset(parts, jobs, preset, threats, routes, random=random)
         flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
-        sample = loaded.batch(range(min(FIRST_IMAGES, len(loaded))))[0].to(run_device)
-        setup.state.own = changed_by_asking(setup, sample)
-        stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
-        stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
+        _lay_out(stack, setup, loaded)
         about = DataDigest(loaded)
         answers = Answers(setup, loaded) if jobs else None
         keeper = Keeper(keep_adversarial)
@@ -182,22 +179,17 @@ def audit(
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
             flags += _flags_of_run(setup, loaded, rows, cases, checks, parts.strongest, decisive=decisive)
             flags += dict.fromkeys([*answers.flags(), *weights.flags()])
-        created, data_facts = datetime.now(UTC).isoformat(timespec="seconds"), about.facts()
-        owner = {"created": created, "data_sha256": data_facts["sha256"]}
-        details = keeper.details(setup, rows, loaded.labels, owner)
+        created, found = datetime.now(UTC).isoformat(timespec="seconds"), about.facts()
+        details = keeper.details(setup, rows, loaded.labels, {"created": created, "data_sha256": found["sha256"]})
     report = AuditReport(
         created=created,
         versions=versions(jobs),
-        data=data_facts,
+        data=found,
         classifier=describe_classifier(classifier),
         preprocessing=as_json(classifier.preprocessing),
         **describe_guard(parts, random=random),
         threats=threats,
-        seed=seed,
-        batch_size=setup.batch_size,
-        judgements=setup.judgements,
-        eot=setup.eot,
-        device=str(run_device),
+        **settings_of(setup),
         preset=preset,
         left_out=left_out,
         flags=flags,
@@ -212,6 +204,15 @@ def audit(
     if out is not None:
         report.save(out)
     return report
+
+
+def _lay_out(stack: ExitStack, setup: AuditSetup, data: ImageData) -> None:
+    """Note what the modules change themselves when asked, and lay them out channels-last where that changes nothing."""
+    sample = data.batch(range(min(FIRST_IMAGES, len(data))))[0].to(setup.device)
+    classifier, purifier = setup.classifier, setup.purifier
+    setup.state.own = changed_by_asking(setup, sample)
+    stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
+    stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
 
 
 def _flags_of_run(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import FileError
 from .arrays import Array, read_arrays, write_arrays
 from .examples import ADVERSARIAL_FILE, EXAMPLES_FILE, Examples, read_examples
 from .results import RESULTS_FILE, Results, read_results
+
+Kept = TypeVar("Kept")
 
 
 class Details:
@@ -42,24 +45,12 @@ class Details:
     @cached_property
     def results(self) -> Results | None:
         """None if the audit kept none."""
-        found = self._read(RESULTS_FILE)
-        if found is None:
-            return self._given[0]
-        try:
-            return read_results(found, *self._shape)
-        except (KeyError, ValueError) as error:
-            raise self._damaged(RESULTS_FILE, error) from error
+        return self._kept(RESULTS_FILE, lambda arrays: read_results(arrays, *self._shape)) or self._given[0]
 
     @cached_property
     def examples(self) -> Examples | None:
         """None if the audit kept none."""
-        found = self._read(EXAMPLES_FILE)
-        if found is None:
-            return self._given[1]
-        try:
-            return read_examples(found, self._shape[0])
-        except (KeyError, ValueError) as error:
-            raise self._damaged(EXAMPLES_FILE, error) from error
+        return self._kept(EXAMPLES_FILE, lambda arrays: read_examples(arrays, self._shape[0])) or self._given[1]
 
     @property
     def adversarial(self) -> Mapping[str, Array] | None:
@@ -88,9 +79,13 @@ class Details:
             return None
         return read_arrays(self._folder / name, self._owner)
 
-    def _damaged(self, name: str, error: Exception) -> FileError:
-        path = Path(self._folder or ".", name)
-        return FileError(f"{path} does not fit its report ({error}); run the audit again", path)
+    def _kept(self, name: str, read: Callable[[Mapping[str, Array]], Kept]) -> Kept | None:
+        found = self._read(name)
+        try:
+            return None if found is None else read(found)
+        except (KeyError, ValueError) as error:
+            path = Path(self._folder or ".", name)
+            raise FileError(f"{path} does not fit its report ({error}); run the audit again", path) from error
 
 
 def vars_of(found: Results | Examples) -> dict[str, Array]:
