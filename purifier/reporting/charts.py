@@ -13,7 +13,7 @@ from ..auditing.results import Results
 from ..auditing.statistics import Rate
 from .summary import clean_row
 
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 460, 300, 52, 14, 18, 44
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 460, 300, 52, 14, 24, 44
 ROUTE_STYLES = {"exact": "white-box", "bpda": "guarded", "oblivious": "undefended", "none": "none"}
 POINTS = 200
 """Largest number of points of a curve."""
