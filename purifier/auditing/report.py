@@ -245,9 +245,10 @@ class AuditReport:
         return json.dumps({"schema_version": whole.pop("schema_version"), **whole}, indent=1, allow_nan=False) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``report.json`` into a folder, after the files of ``details``, each atomically; return its path."""
-        (self.details or Details(self.owner, (0, 0))).save(Path(folder))
-        return atomic_write(Path(folder) / FILE_NAME, self.to_json())
+        """Write ``report.json`` into a folder, then the files of ``details``, each atomically; return its path."""
+        path = atomic_write(Path(folder) / FILE_NAME, self.to_json())
+        (self.details or Details(self.owner, (0, 0))).save(path.parent)
+        return path
 
     @classmethod
     def load(cls, path: str | Path) -> AuditReport:

@@ -12,7 +12,7 @@ from audit_helpers import Give, NoConfig, Noisy
 from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
 from purifier.data.images import ImageData
-from purifier.errors import FileError
+from purifier.errors import FileError, OutputError
 from purifier.guards.guard import guard
 
 EPS = 0.05
@@ -132,6 +132,13 @@ def test_files_of_another_audit_and_damaged_ones_are_errors(kept, tmp_path):
     (tmp_path / "third" / "report.json").write_text(text)
     with pytest.raises(FileError, match="belongs to another audit: expected created '1999-01-01T00:00:00"):
         _ = AuditReport.load(tmp_path / "third").examples
+
+
+def test_a_report_is_written_even_if_the_rest_cannot_be(kept, tmp_path):
+    (tmp_path / "results.npz").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*results.npz: it is a folder"):
+        kept.save(tmp_path)
+    assert AuditReport.load(tmp_path) == kept
 
 
 def test_pickles_are_never_loaded(kept, tmp_path):
