@@ -79,3 +79,15 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return int(stopped.value.code or 0), shown.out, shown.err
 
     return run
+
+
+@pytest.fixture
+def queries_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ONNX model has gradients: torch computes none of them."""
+    from purifier.classifiers.pixel_classifier import OnnxPixelClassifier
+    from purifier.errors import ClassifierError
+
+    def unsupported(*_: object) -> None:
+        raise ClassifierError("no support for the operator Sorcery; queries only", "")
+
+    monkeypatch.setattr(OnnxPixelClassifier, "_compared", unsupported)

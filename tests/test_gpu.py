@@ -117,6 +117,14 @@ def test_a_session_takes_and_gives_tensors_on_the_gpu(images) -> None:
     assert session(pixels.cuda()).abs().sum() > 0
 
 
+def test_cuda_graphs_answer_like_the_session_without(images) -> None:
+    pixels = images[0].cuda()
+    plain = purifier.guard(demo_graph(), "demo", providers=[IN_FLOAT32])
+    captured = purifier.guard(demo_graph(), "demo", providers=[(CUDA, {"use_tf32": "0", "enable_cuda_graph": "1"})])
+    for batch in (pixels[:8], pixels[8:16], pixels[:3], pixels[16:24]):
+        torch.testing.assert_close(captured(batch), plain(batch), atol=1e-3, rtol=1e-3)
+
+
 def demo_graph() -> ModelProto:
     """The demo classifier as somebody else's ONNX file."""
     classifier = load_classifier("demo")

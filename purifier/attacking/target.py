@@ -217,11 +217,13 @@ class Target(nn.Module):
 
     def _purify(self, pixels: Tensor, *, scored: bool) -> tuple[Tensor, Tensor]:
         noise = draw(self.purifier, pixels, self.generator)
-        if self.route == "bpda" and self.purifier.surrogate_purifies and not scored:
+        # Behind a classifier that rounds, bpda is the strongest route, and an exact purifier is differentiated itself.
+        replaces = self.route == "bpda" and not (self.classifier.surrogates and self.purifier.gradient == "exact")
+        if replaces and self.purifier.surrogate_purifies and not scored:
             return self.purifier.surrogate(pixels, noise), pixels.new_zeros(len(pixels))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (scored or self.route != "bpda")):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (scored or not replaces)):
             purified, score = purify(self.purifier, pixels, noise, scored=scored)
-        if self.route == "bpda":
+        if replaces:
             purified = _Bpda.apply(pixels, noise, purified.detach(), self.purifier)
         return purified, pixels.new_zeros(len(pixels)) if score is None else score
 
@@ -260,14 +262,25 @@ def check_route(classifier: PixelClassifier, purifier: Purifier, route: Route) -
         raise GradientError(
             f"{type(purifier).__name__} has no exact gradient (it declares a surrogate); use the route bpda"
         )
+    if route == "exact" and classifier.surrogates:
+        raise GradientError(
+            f"{classifier.describe()} has no exact gradient, because {', '.join(classifier.surrogates)} round; use the "
+            "route bpda"
+        )
+
+
+def strongest_route(classifier: PixelClassifier, purifier: Purifier) -> Route:
+    """The route of gradients on which purifier and classifier hide nothing."""
+    return "exact" if purifier.gradient == "exact" and not classifier.surrogates else "bpda"
 
 
 def check_differentiable(classifier: PixelClassifier, route: Route) -> None:
     """Raise ``GradientError`` if the classifier has no gradients."""
     if not classifier.differentiable:
         raise GradientError(
-            f"route {route!r} needs gradients of the classifier, but {classifier.describe()} has none; "
-            "use the torch module instead (package.module:factory with --weights), run query attacks (route none, "
+            f"route {route!r} needs gradients of the classifier, but {classifier.describe()} has none"
+            + (f" ({classifier.queries_only})" if classifier.queries_only else "")
+            + "; use the torch module instead (package.module:factory with --weights), run query attacks (route none, "
             "with an attack that needs no gradient), or evaluate clean images only (--attack none)"
         )
 

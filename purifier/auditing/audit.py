@@ -40,7 +40,7 @@ from .plan import Job, plan, plan_preset
 from .preflight import FIRST_IMAGES, check_fit, everything_asked
 from .presets import DEFAULT_PRESET, PROBED, preset_of
 from .probing import probe
-from .report import AuditReport, Flag, WorstCase
+from .report import AuditReport, Flag, Model, WorstCase
 from .running import run_jobs
 from .self_checks import SelfChecks, self_check
 from .setup import AuditSetup
@@ -171,13 +171,13 @@ def audit(
         answers = Answers(setup, loaded) if jobs else None
         keeper = Keeper(keep_adversarial)
         rows = run_jobs(setup, loaded, jobs, about, progress, keeper)
-        cases = worst_cases(rows, parts.strongest, setup.judgements, setup.eot)
+        cases = worst_cases(rows, parts.routes, setup.judgements, setup.eot)
         checks = self_check(setup, loaded, threats, count=probes) if jobs else None
         if checks is None or answers is None:
             flags = clean_flags(setup, loaded, rows)
         else:
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags += _flags_of_run(setup, loaded, rows, cases, checks, parts.strongest, decisive=decisive)
+            flags += _flags_of_run(setup, loaded, rows, cases, checks, parts.routes, decisive=decisive)
             flags += dict.fromkeys([*answers.flags(), *weights.flags()])
         created, found = datetime.now(UTC).isoformat(timespec="seconds"), about.facts()
         details = keeper.details(setup, rows, loaded.labels, {"created": created, "data_sha256": found["sha256"]})
@@ -221,7 +221,7 @@ def _flags_of_run(
     rows: Sequence[PendingRow],
     cases: Sequence[WorstCase],
     checks: SelfChecks,
-    strongest: Route,
+    strongest: Mapping[Model, Route],
     *,
     decisive: bool,
 ) -> list[Flag]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attacking.target import Target
+from ..errors import GradientError
 from ..seeding import SampleGenerator, mix_seed
 from .probing import fresh
 from .report import Flag
@@ -32,7 +33,10 @@ def flags_of_bounds(setup: AuditSetup, batch: Batch) -> Iterator[Flag]:
     black, white = pixels <= 0, pixels >= 1
     bound = black | white
     inside = torch.where(black, INWARDS, torch.where(white, 1 - INWARDS, pixels))
-    at, near = (_gradient(setup, batch, images) for images in (pixels, inside))
+    try:
+        at, near = (_gradient(setup, batch, images) for images in (pixels, inside))
+    except GradientError:  # cut off: another flag
+        return
     length = near.flatten(1).norm(dim=1)
     there = (near * bound).flatten(1).norm(dim=1)
     counted = (bound.flatten(1).float().mean(1) >= NOTABLE) & (there > NOTABLE * length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attacking.threat import Threat
 from ..vocabulary import Route
 from .counting import PendingRow, white_box_rows
-from .report import WHITE_BOX, Flag
+from .report import WHITE_BOX, Flag, Model
 
 DECISIVE_JUDGEMENTS = 5
 """With this many judgements of a random guard, being right in all or wrong in all of them is hardly chance."""
@@ -57,13 +57,13 @@ def by_chance(labels: Tensor) -> tuple[float, float]:
     return share, share + Z95 * math.sqrt(share * (1 - share) / len(labels))
 
 
-def compare(rows: Sequence[PendingRow], strongest: Route, *, decisive: bool = True) -> list[Flag]:
+def compare(rows: Sequence[PendingRow], strongest: Mapping[Model, Route], *, decisive: bool = True) -> list[Flag]:
     """Compare the rows with each other and return the flags raised; rows with errors are left out.
 
     ``decisive`` says that being right in all judgements or wrong in all of them is almost never chance: see
     ``count_flipped``.
 
-    ``strongest`` is the route that sees most of the purifier. Without a gradient attack along it there is no white-box
+    ``strongest`` is the route that sees most of each model. Without a gradient attack along it there is no white-box
     result that another attack could beat.
     """
     flags = []
@@ -72,8 +72,7 @@ def compare(rows: Sequence[PendingRow], strongest: Route, *, decisive: bool = Tr
         attacked = [row for row in rows if row.job is not None and row.model == model and not row.error]
         for threat in dict.fromkeys(row.threat for row in attacked):
             of_threat = [row for row in attacked if row.threat == threat]
-            needed = "exact" if model == "undefended" else strongest
-            black_box = _black_box_wins(clean, of_threat, needed) if decisive else ()
+            black_box = _black_box_wins(clean, of_threat, strongest[model]) if decisive else ()
             found = [*black_box, *_more_effort_wins(clean, of_threat)]
             flags += [Flag(name, f"{threat}, {model}: {evidence}") for name, evidence in found]
         flags += [Flag("not-monotone", f"{model}: {evidence}") for evidence in _not_monotone(clean, attacked)]

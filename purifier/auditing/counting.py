@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,8 +24,10 @@ from .statistics import Rate, rate
 class PendingRow:
     """A row of the report in progress: how often each image was judged right."""
 
-    def __init__(self, model: Model, job: Job | None = None, route: Route | None = None) -> None:
-        self.model, self.job, self._route = model, job, route
+    def __init__(
+        self, model: Model, job: Job | None = None, route: Route | None = None, alone: Route = "exact"
+    ) -> None:
+        self.model, self.job, self._route, self._alone = model, job, route, alone
         self.error: str | None = None
         self.attacked = 0
         self.seconds = 0.0
@@ -60,8 +62,8 @@ class PendingRow:
 
     @property
     def route(self) -> Route | None:
-        """None for clean images. On the undefended classifier every attack with gradients is ``exact``."""
-        return "exact" if self.model == "undefended" and self.differentiates else self._route
+        """None for clean images. On the undefended classifier every attack with gradients follows one route."""
+        return self._alone if self.model == "undefended" and self.differentiates else self._route
 
     @property
     def shares(self) -> Tensor:
@@ -187,11 +189,13 @@ def finished_rows(rows: Sequence[PendingRow], calibration: Calibration | None, j
     return [row.finished(clean[row.model], threshold, judgements, eot) for row in rows]
 
 
-def worst_cases(rows: Sequence[PendingRow], strongest: Route, judgements: int, eot: int) -> list[WorstCase]:
+def worst_cases(
+    rows: Sequence[PendingRow], strongest: Mapping[Model, Route], judgements: int, eot: int
+) -> list[WorstCase]:
     """The worst case for each threat and model, over all routes run and over the white-box routes.
 
     An image counts as right if it is right when clean and under every attack. ``strongest`` is the route that sees
-    most of this purifier; without a row along it there is no white-box case.
+    most of each model; without a row along it there is no white-box case.
     """
     clean = _clean(rows)
     cases = []
@@ -203,8 +207,7 @@ def worst_cases(rows: Sequence[PendingRow], strongest: Route, judgements: int, e
                     for row in rows
                     if row.model == model and row.threat == threat and (scope == "all" or row.route in WHITE_BOX)
                 ]
-                needed = "exact" if model == "undefended" else strongest
-                if not members or (scope == "white-box" and needed not in [row.route for row in members]):
+                if not members or (scope == "white-box" and strongest[model] not in [row.route for row in members]):
                     continue
                 shares = base.shares
                 for row in members:

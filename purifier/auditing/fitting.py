@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from ..attacking.target import Target
+from ..attacking.target import Target, strongest_route
 from ..data.images import ImageData
 from ..errors import ConfigError
 from ..foreign_code import Attempt
 from ..seeding import SampleGenerator
 from ..torch_tools.memory_need import FEW, Need, need_of, out_of_memory
 from ..torch_tools.memory_use import available
-from ..vocabulary import Route
 from .probing import fresh
 from .setup import AuditSetup
 
@@ -49,7 +48,7 @@ def measured(setup: AuditSetup, data: ImageData) -> Need | None:
     need = None
     with Attempt() as attempt:
         classifier, purifier = fresh(setup)
-        route: Route = "exact" if purifier.gradient == "exact" else "bpda"
+        route = strongest_route(classifier, purifier)
 
         def ask(indices: Sequence[int]) -> None:
             pixels = setup.batch(data, indices).pixels

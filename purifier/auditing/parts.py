@@ -11,6 +11,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from ..attacking.target import strongest_route
 from ..classifiers.loading import read_classifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..contracts.purifier import Classifying, Purifier
@@ -44,9 +45,12 @@ class AuditedParts:
         return None if self.guard is None else self.purifier
 
     @property
-    def strongest(self) -> Route:
-        """The route on which the purifier hides nothing from attacks."""
-        return "exact" if self.purifier.gradient == "exact" else "bpda"
+    def routes(self) -> Mapping[Model, Route]:
+        """For each model the route of gradients on which it hides nothing from attacks."""
+        return {
+            "guarded": strongest_route(self.classifier, self.purifier),
+            "undefended": strongest_route(self.classifier, Unpurified()),
+        }
 
     def setup(
         self, device: torch.device, *, seed: int = 0, eot: int = 1, judgements: int = 1, batch_size: int = 250

@@ -142,9 +142,10 @@ def jobs_of(
             f"attack {one.spec!r} needs logits, and the classifier gives labels only; use one that needs labels, such "
             f"as {BY_LABELS}"
         )
-    possible = ["none"] if queries else ["exact"]
+    alone: Route = "bpda" if classifier.surrogates else "exact"
+    possible = ["none"] if queries else [alone]
     if purifier is not None:
-        possible = _routes_through(one, purifier, requested)
+        possible = _routes_through(one, purifier, requested, rounds=bool(classifier.surrogates))
     elif needs == "latent":
         raise ConfigError(f"attack {one.spec!r} needs a purifier with a latent space, but there is no purifier")
     routes = [route for route in get_args(Route) if route in possible and (requested is None or route in requested)]
@@ -162,19 +163,23 @@ def jobs_of(
         return [Job(one, nothing, route, model="undefended") for route in routes]
     jobs = [Job(one, nothing, route) for route in routes]
     if "oblivious" not in routes and needs != "latent":
-        jobs.append(Job(one, nothing, "none" if queries else "exact", model="undefended"))
+        jobs.append(Job(one, nothing, "none" if queries else alone, model="undefended"))
     return jobs
 
 
-def _routes_through(one: NamedAttack, purifier: Purifier, requested: Sequence[str] | None) -> list[str]:
-    """The routes that the attack can follow through a purifier."""
+def _routes_through(
+    one: NamedAttack, purifier: Purifier, requested: Sequence[str] | None, *, rounds: bool
+) -> list[str]:
+    """The routes that the attack can follow through a purifier; ``rounds``: the classifier has no exact gradient."""
     needs = one.attack.needs
     if needs == "latent":
         with about(f"attack {one.spec!r}"):
             latent_space_of(purifier)
-        return ["exact"]
+        return ["bpda" if rounds else "exact"]
     if needs in QUERY_NEEDS:
         return ["none", "oblivious"]
+    if rounds and not (requested is not None and "exact" in requested):
+        return ["bpda", "oblivious"]
     if purifier.gradient == "exact" or (requested is not None and "exact" in requested):
         return ["exact", "bpda", "oblivious"]
     return ["bpda", "oblivious"]

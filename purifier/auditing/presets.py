@@ -55,6 +55,13 @@ PRESETS = {
 }
 
 
+def names_in(name: str) -> set[str]:
+    """The names and the specs of all attacks that a preset may run."""
+    preset = preset_of(name)
+    specs = {*preset.sequence, *preset.apart, *(one for evading in EVADING.values() for one in evading), BY_LABELS}
+    return specs | {spec.partition(":")[0] for spec in specs}
+
+
 def preset_of(name: str) -> Preset:
     """The preset of that name.
 

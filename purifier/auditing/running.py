@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..attacking.target import Spent
+from ..attacking.target import Spent, strongest_route
 from ..attacking.threat import Threat
 from ..data.images import ImageData
 from ..data.pixels import check_pixels
@@ -50,7 +50,8 @@ def _run(
     setup: AuditSetup, data: ImageData, jobs: Sequence[Job], about: DataDigest, watch: Watch, keeper: Keeper
 ) -> list[PendingRow]:
     clean: dict[Model, PendingRow] = {model: PendingRow(model) for model in setup.subjects}
-    plans = [(job, _rows_for(job)) for job in jobs]
+    alone = strongest_route(setup.classifier, setup.alone.purifier)
+    plans = [(job, _rows_for(job, alone)) for job in jobs]
     for start in range(0, len(data), setup.batch_size):
         indices = range(start, min(start + setup.batch_size, len(data)))
         watch.batch(len(indices))
@@ -135,10 +136,10 @@ def _attack(
             row.add(worst[row.model], on_clean[row.model].replaced(at, judged))
 
 
-def _rows_for(job: Job) -> list[PendingRow]:
+def _rows_for(job: Job, alone: Route) -> list[PendingRow]:
     """The rows a job fills: one for the model it attacks, then one for the model its images are transferred to."""
     if job.route != "oblivious":
-        return [PendingRow(job.model, job, job.route)]
+        return [PendingRow(job.model, job, job.route, alone)]
     # The undefended classifier has no purifier, so on it these images are the white-box attack.
-    own: Route = "exact" if job.named.attack.needs == "gradient" else "none"
-    return [PendingRow("undefended", job, own), PendingRow("guarded", job, "oblivious")]
+    own: Route = alone if job.named.attack.needs == "gradient" else "none"
+    return [PendingRow("undefended", job, own, alone), PendingRow("guarded", job, "oblivious")]

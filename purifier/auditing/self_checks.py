@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attacking.specs import read_attack
-from ..attacking.target import Spent, Target
+from ..attacking.target import Spent, Target, strongest_route
 from ..attacking.threat import Threat
 from ..data.images import ImageData
 from ..errors import GradientError
@@ -96,7 +96,7 @@ def self_check(setup: AuditSetup, data: ImageData, threats: Sequence[Threat], *,
     if NOT_A_FUNCTION.isdisjoint(flag.name for flag in flags):
         compared = first.select(torch.arange(min(count, COMPARED_IMAGES, len(first.indices))))
         flags += probe(lambda: flags_of_paths(setup, compared, threats))
-        if setup.classifier.differentiable:
+        if setup.classifier.differentiable and not setup.classifier.surrogates:
             flags += probe(
                 lambda: flags_of_gradient(setup, compared, threats, precisions),
                 lambda: flags_of_bounds(setup, compared),
@@ -115,7 +115,7 @@ def _flags_of_right_images(
     right = _right_images(setup, data, count)
     if right is None:
         return
-    route: Route = "exact" if setup.purifier.gradient == "exact" else "bpda"
+    route = strongest_route(setup.classifier, setup.purifier)
     try:
         yield from _flags_of_gradients(setup, right, route, threats)
         plain = setup.accepting  # a rejection would hide what the gradients find
@@ -140,7 +140,7 @@ def _through_purify(setup: AuditSetup, batch: Batch, threat: Threat, left: Tenso
         return left
     with Attempt() as attempt:
         direct = dataclasses.replace(setup, purifier=AsExact(setup.purifier))
-        found = _shares(direct, batch, PGD, threat, "exact")
+        found = _shares(direct, batch, PGD, threat, strongest_route(direct.classifier, direct.purifier))
     return left if attempt.error is not None else found
 
 

@@ -13,8 +13,8 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from ..data.pixels import Preprocessing
-from ..errors import ClassifierError
-from ..foreign_code import explained, is_exception
+from ..errors import ClassifierError, PurifierError
+from ..foreign_code import Attempt, explained, is_exception
 from ..onnx.feeding import NOTHING, Feed, check_fed
 from ..onnx.image_input import image_input
 from ..onnx.labels import Labels, as_tensors
@@ -23,6 +23,7 @@ from ..onnx.runtime import open_session
 from ..output import LOGITS, Output, check_tensors
 from ..torch_tools.fingerprint import sha256_of
 from .logits import one_row_per_image
+from .white_box import Source, WhiteBox, compare, example_pixels, is_tensor
 
 
 class PixelClassifier(nn.Module):
@@ -33,6 +34,10 @@ class PixelClassifier(nn.Module):
     """The ONNX file that it is, if known; errors name it."""
     labels_only = False
     """Whether its logits only say which class it chooses."""
+    surrogates: tuple[str, ...] = ()
+    """Its operations that round, whose gradient is that of the identity; it then has no exact gradient."""
+    queries_only = ""
+    """Why it has no gradients."""
 
     def __init__(self, preprocessing: Preprocessing, output: Output = LOGITS) -> None:
         super().__init__()
@@ -91,9 +96,11 @@ class Verdict(NamedTuple):
 
 
 class OnnxPixelClassifier(PixelClassifier):
-    """An ONNX model behind its preprocessing, run by ONNX Runtime: logits, no gradients."""
+    """An ONNX model behind its preprocessing, run by ONNX Runtime; torch computes its gradients.
 
-    differentiable = False
+    Whether it has gradients is found out when somebody first asks: torch then takes over its graph, and is compared
+    with ONNX Runtime.
+    """
 
     def __init__(
         self,
@@ -113,6 +120,8 @@ class OnnxPixelClassifier(PixelClassifier):
         self._weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
         self.session = open_session(content)
         self.feed = feed
+        self._source = Source(model)
+        self.white_box: WhiteBox | None = None
         self.labels = Labels(model, output) if output.labels else None
         self.labels_only = self.labels is not None
         self.answer = output if self.labels is None else self.labels.as_logits
@@ -123,7 +132,47 @@ class OnnxPixelClassifier(PixelClassifier):
         self.threshold = float(facts["purifier.threshold"]) if "purifier.threshold" in facts else None
 
     def forward(self, pixels: Tensor) -> Tensor:
+        wanted = pixels.dtype == torch.float64 or (pixels.requires_grad and torch.is_grad_enabled())
+        if wanted and self.differentiable:
+            assert self.white_box is not None
+            return one_row_per_image(self.answer.to_logits(self.white_box(pixels)), pixels)
         return self.verdict(pixels).logits
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]  # found out once
+        """Whether torch computes the same answers, with gradients that agree with ONNX Runtime."""
+        model = self._source.taken()
+        if model is not None:
+            with Attempt((PurifierError,)) as attempt:
+                self.white_box = self._compared(model)
+            if attempt.error is not None:
+                self.queries_only = str(attempt.error).partition(";")[0]
+        return self.white_box is not None
+
+    @property
+    def surrogates(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See the base class."""
+        return self.white_box.surrogates if self.differentiable and self.white_box is not None else ()
+
+    def _compared(self, model: ModelProto) -> WhiteBox:
+        if self.labels_only:
+            raise ClassifierError("it answers with a class and nothing else", "")
+        found = image_input(model, self.name)
+        pixels = example_pixels(found.shape, self.preprocessing)
+        fixed = self.fixed_batch if isinstance(self.fixed_batch, int) else None
+
+        def by_runtime(pixels: Tensor) -> dict[str, Any]:
+            parts = [self._run(part) for part in self._parts(self.preprocessing.to_classifier(pixels).numpy())]
+            return {name: torch.cat([part[name] for part in parts]) for name, one in parts[0].items() if is_tensor(one)}
+
+        with explained("it fails on random images", partial(ClassifierError, path="")):
+            outputs = by_runtime(pixels)
+            answer = self.answer.find(outputs)
+        name = next(name for name, value in outputs.items() if value is answer)
+        white_box = WhiteBox(model, name, self.name, self.preprocessing, self.feed, fixed, self.describe())
+        with explained("its gradient cannot be computed", partial(ClassifierError, path="")):
+            compare(white_box.eval(), lambda images: by_runtime(images)[name], pixels)
+        return white_box.requires_grad_(False)
 
     @property
     def marks(self) -> bool:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -16,10 +17,12 @@ from ..training.interrupts import Terminated, held
 from .audit import audit
 from .bench import bench
 from .calibrate import calibrate
+from .config import with_config
 from .console import BROKEN_PIPE, plain_console
 from .demo import demo
 from .doctor import doctor
 from .export import export
+from .init import init
 from .list import list_plugins
 from .purify import purify
 from .report import report
@@ -46,12 +49,17 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with options (default: purifier.toml, if there is one).")
+    ] = None,
+    no_config: Annotated[bool, typer.Option("--no-config", help="Read no purifier.toml.")] = False,
 ) -> None:
     """Options that come before the command."""
 
 
 for _name, _command in (
     ("demo", demo),
+    ("init", init),
     ("list", list_plugins),
     ("train", train),
     ("calibrate", calibrate),
@@ -83,6 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep_freed_memory()
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     try:
+        given, configured = with_config(given, _commands())
+        if configured:
+            plain_console(stderr=True, soft_wrap=True).print(
+                f"from the configuration: {', '.join(configured)}", markup=False
+            )
         sys.exit(typer.main.get_command(app).main(given, prog_name="purifier", standalone_mode=False) or 0)
     except _ClickError as error:
         if not given:  # the error is the help
@@ -101,6 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except Terminated as end:
         sys.exit(end.code)
+
+
+def _commands() -> dict[str, typer.core.TyperCommand]:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return {name: one for name, one in group.commands.items() if isinstance(one, typer.core.TyperCommand)}
 
 
 def _command_in(arguments: Sequence[str]) -> tuple[str, typer.core.TyperCommand | typer.core.TyperGroup | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,8 @@ from .progress import audit_progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..auditing.report import AuditReport, WorstCase
+    from ..auditing.gates import Gate, Passed
+    from ..auditing.report import AuditReport
 
 CLEAN_ONLY, NO_PURIFIER = "none", "none"
 AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits", feed=None)
@@ -109,8 +111,12 @@ def audit(
     probes: Annotated[int, typer.Option(help="Largest number of images used to look for flags.")] = PROBED,
     device: Annotated[str, typer.Option(help="Device to run on: cpu or cuda.")] = "cpu",
     fail_under: Annotated[
-        float | None,
-        typer.Option(help="Fail if the worst case's 95% interval reaches below this share of images, such as 0.5."),
+        list[str] | None,
+        typer.Option(
+            metavar="SHARE|NAME=SHARE",
+            help="Fail if the worst case's 95% interval reaches below this share of images, such as 0.5; or that of "
+            "clean images (clean=0.85) or of an attack (pgd=0.65). May be repeated.",
+        ),
     ] = None,
     class_names: Annotated[
         Path | None,
@@ -127,7 +133,7 @@ def audit(
     from ..auditing.table import print_report
     from ..guards.guard import guard
 
-    _check_request(attack, preset, out / FILE_NAME, overwrite, fail_under)
+    gates = _check_request(attack, preset, out / FILE_NAME, overwrite, fail_under)
     threats = [read_eps(text) for text in eps]
     model, wanted = read_model_options(classifier, weights, random_weights, read_preprocessing_option(preprocessing))
     reading = Reading(
@@ -186,14 +192,15 @@ def audit(
     if saving.error is not None:
         raise saving.error
     console.print(f"report {out / FILE_NAME}", markup=False, soft_wrap=True)
-    _end(report, fail_under, console)
+    _end(report, gates, console)
 
 
 def _check_request(
-    attack: list[str] | None, preset: str | None, path: Path, overwrite: bool, fail_under: float | None
-) -> None:
-    """Raise for options that contradict each other, and for a report that could not or should not be written."""
-    from ..auditing.report import check_gate
+    attack: list[str] | None, preset: str | None, path: Path, overwrite: bool, fail_under: Sequence[str] | None
+) -> list[Gate]:
+    """The gates; raise for options that contradict each other, and for a report that could not be written."""
+    from ..auditing.gates import read_gate
+    from ..auditing.presets import DEFAULT_PRESET, names_in
 
     if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
         raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
@@ -203,10 +210,15 @@ def _check_request(
             f"{path} already has the report of {_found_in(path)}; replace it by --overwrite, or choose another --out",
             path,
         )
-    if fail_under is not None:
-        check_gate(fail_under, "--fail-under")
-        if attack == [CLEAN_ONLY]:
-            raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
+    gates = [read_gate(text) for text in fail_under or ()]
+    if attack == [CLEAN_ONLY] and any(gate.needs_attacks for gate in gates):
+        raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
+    named = set(attack or ()) | {one.partition(":")[0] for one in attack or ()}
+    if preset or not attack:
+        named |= names_in(preset or DEFAULT_PRESET)
+    for gate in gates:
+        gate.check_attacks(named - {CLEAN_ONLY})
+    return gates
 
 
 def _found_in(path: Path) -> str:
@@ -221,36 +233,45 @@ def _found_in(path: Path) -> str:
     return f"an audit of {found.created} ({found.classifier['description']}, {about})"
 
 
-def _end(report: AuditReport, least: float | None, console: Console) -> None:
+def _end(report: AuditReport, gates: Sequence[Gate], console: Console) -> None:
     """Exit with the code for the result of the report."""
-    failed = [] if least is None else report.gate(least)
-    for case in failed:
-        _say(console, f"gate failed, {case.threat}: {_lower(report, case)}, less than the {least:.1%} of --fail-under")
+    from ..auditing.gates import look
+
+    found = look(report, gates)
+    failed = [one for one in found if not one.passed]
+    for one in failed:
+        _say(console, f"gate failed, {_lower(report, one)}, less than {_least(one)}")
     if failed:  # even if flags were raised: robustness is no higher than the audit found
         raise typer.Exit(FAILED)
     cases = [case for case in report.worst_case if case.scope == "white-box" and case.model == report.model]
     white_box = {case.threat: case.multi_step for case in cases}
-    untested = [] if least is None else [threat for threat in report.threats if not white_box.get(threat)]
+    attacked = any(gate.needs_attacks for gate in gates)
+    untested = [threat for threat in report.threats if not white_box.get(threat)] if attacked else []
     for threat in untested:
         ran = "only one-step attacks ran" if threat in white_box else "no white-box attack ran"
         advice = "add one that takes steps, such as --attack pgd, or use a preset"
         if threat not in white_box:
             advice += "; an ONNX classifier has no gradients for one, so audit its torch module instead"
         _say(console, f"gate undecided, {threat}: {ran}, so the result proves nothing; {advice}")
-    if least is not None and not untested and not report.conclusive:
+    if gates and not untested and not report.conclusive:
         _say(console, "gate undecided: the audit is inconclusive, see above")
     if untested or not report.conclusive:
         raise typer.Exit(INCONCLUSIVE)
-    for case in report.worst_case if least is not None else ():
-        if case.model == report.model and case.scope == "all":
-            _say(
-                console, f"gate passed, {case.threat}: {_lower(report, case)}, at least the {least:.1%} of --fail-under"
-            )
+    for one in found:
+        _say(console, f"gate passed, {_lower(report, one)}, at least {_least(one)}")
 
 
-def _lower(report: AuditReport, case: WorstCase) -> str:
+def _lower(report: AuditReport, found: Passed) -> str:
     counted = report.right + " or rejected" * report.rejects
-    return f"the 95% interval of images that are {counted} in the worst case begins at {case.result.interval[0]:.1%}"
+    case = " in the worst case" * found.is_worst_case
+    return (
+        f"{found.where}: the 95% interval of images that are {counted}{case} begins at {found.result.interval[0]:.1%}"
+    )
+
+
+def _least(found: Passed) -> str:
+    named = "" if found.is_worst_case else f" {found.gate.what}"
+    return f"the {found.gate.least:.1%} of --fail-under{named}"
 
 
 def _say(console: Console, line: str) -> None:

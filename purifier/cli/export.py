@@ -79,7 +79,7 @@ def export(
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
     from torch import nn
 
-    from ..guards.exporting import check_not_read
+    from ..guards.exporting import check_not_read, typed_options
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard
 
@@ -102,7 +102,8 @@ def export(
     )
     given = {"image_shape": shape, "noise": noise, "tolerance": tolerance}
     named = {name: value for name, value in given.items() if value is not None}
-    options = {**split_spec(f"{format}:{','.join(settings or ())}")[1], **named} if settings else named
+    typed = split_spec(f"{format}:{','.join(settings)}")[1] if settings else {}
+    options = {**typed_options(format, typed), **named}
     report = export_guard(guarded, out, format=format, **options)
 
     console = plain_console(soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -65,13 +65,18 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
             raise ConfigError(
                 f"exporter {format!r} has no option {name!r}; its options are: {', '.join(known) or 'none'}"
             )
-    hints = get_type_hints(exporter.export)
-    for name, value in options.items():  # such as on a command line
-        if isinstance(value, str) and name in hints:
-            options[name] = converted(value, hints[name], name, what=f"exporter {format!r}")
     advice = "make it raise an exception instead"
     with explained("the classifier failed", partial(ExportError, path=path), advice, passing=is_exception):
         return exporter.export(guard, path, **options)
+
+
+def typed_options(format: str, options: Mapping[str, str]) -> dict[str, object]:
+    """Options of an exporter as its types say, from what was typed; unknown ones stay as they are."""
+    hints, what = get_type_hints(exporters.get(format)().export), f"exporter {format!r}"
+    return {
+        name: converted(value, hints[name], name, what=what) if name in hints else value
+        for name, value in options.items()
+    }
 
 
 def check_not_read(path: Path, sources: Iterable[str | Path | None]) -> None:

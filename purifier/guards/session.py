@@ -40,7 +40,7 @@ from ..onnx.weights import SplitModel, Weights, arrays_of, lend, with_weights
 from ..output import LOGITS, Output
 from ..rejection.policy import rejection_of
 from ..vocabulary import OnBadPixels, OnReject
-from .bound_run import is_numeric, run_on_tensors
+from .bound_run import FixedMemory, captures, is_numeric, run_on_tensors
 from .hub_folder import Pretrained
 from .session_images import SessionImages
 
@@ -159,6 +159,7 @@ class GuardedSession(Pretrained, onnxruntime.InferenceSession):  # type: ignore[
             super().__init__(content.SerializeToString(), **arguments)
         check_provider(self, providers)
         self._given, self._opened = (providers, sess_options), self.get_providers()
+        self._fixed = FixedMemory(self) if captures(self) else None
 
     @functools.cached_property
     def classifier(self) -> ModelProto:
@@ -223,11 +224,11 @@ class GuardedSession(Pretrained, onnxruntime.InferenceSession):  # type: ignore[
             return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
         names = list(output_names) if output_names else [output.name for output in self.get_outputs()]
         values: list[Any] = super().run([*names, SCORE, REJECTED], input_feed, run_options)
-        rejected, score = values.pop(), values.pop()
-        self._raise_rejected(rejected, score)
+        self._raise_rejected(values)
         return values
 
-    def _raise_rejected(self, rejected: Any, score: Any) -> None:
+    def _raise_rejected(self, values: list[Any]) -> None:
+        rejected, score = values.pop(), values.pop()  # the last outputs, which are asked for to know this
         if rejected.any():
             raise self.rejection.error(np.asarray(rejected), np.asarray(score))
 
@@ -249,8 +250,8 @@ class GuardedSession(Pretrained, onnxruntime.InferenceSession):  # type: ignore[
         Returns
         -------
         Tensor, or array
-            The only output; of several a tuple. On the device of a tensor, and NumPy arrays for a NumPy array. A graph
-            that gives strings, maps or sequences answers as ``run`` does.
+            The only output, or a tuple; on the device of a tensor, and NumPy arrays for a NumPy array. A graph that
+            gives strings, maps or sequences answers as ``run`` does.
         """
         outputs = self.get_outputs()
         names = [output.name for output in outputs]
@@ -261,10 +262,10 @@ class GuardedSession(Pretrained, onnxruntime.InferenceSession):  # type: ignore[
             feed = {**self.feed.of(len(given)), **others}
             tensors = {self.input: given, **{name: torch.as_tensor(value) for name, value in feed.items()}}
             hidden = (SCORE, REJECTED) if self.rejection.on_reject == "raise" else ()
-            values = run_on_tensors(self, [*names, *hidden], tensors)
+            run = functools.partial(run_on_tensors, self) if self._fixed is None else self._fixed.run
+            values = run([*names, *hidden], tensors)
             if hidden:
-                rejected, score = values.pop(), values.pop()
-                self._raise_rejected(rejected, score)
+                self._raise_rejected(values)
             values = [value.to(given.device) for value in values]
         return values[0] if len(values) == 1 else tuple(values)
 

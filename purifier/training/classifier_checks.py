@@ -16,22 +16,26 @@ from torch.nn.parameter import is_lazy
 
 from ..classifiers.loading import read_classifier
 from ..classifiers.logits import are_probabilities
-from ..classifiers.onnx_gradient import OnnxGradientClassifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..data.images import ImageData
-from ..data.preprocessing import read_preprocessing
 from ..errors import ConfigError, TrainingError
 from ..foreign_code import explained
 from ..guards.module import GuardedModule
 from ..guards.precision import dtype_advice
 from ..guards.signature import classifier_alone
-from ..onnx.image_input import image_input, preprocessing_for
 from ..output import LOGITS, Output
 from ..torch_tools.fingerprint import bits_of
 from .recipe import Recipe
 
 CHECKED_IMAGES = 64
 """How many images the classifier is checked on."""
+
+
+WITHOUT_GRADIENTS = (
+    "use the torch module (package.module:factory with --weights) without detach, no_grad or rounding, or use the "
+    "recipe denoise with attacks that need no gradients: denoise:attacks=square, or "
+    "denoise:attacks=transfer:surrogate=package.module:factory;weights=FILE"
+)
 
 
 def classifier_for(
@@ -59,9 +63,6 @@ def classifier_for(
         model, preprocessing = read_classifier(
             given, weights=weights, random_weights=random_weights, preprocessing=preprocessing
         )
-    if isinstance(model, ModelProto) and recipe.needs_gradients:
-        wanted = None if preprocessing is None else read_preprocessing(preprocessing)
-        return OnnxGradientClassifier(model, preprocessing_for(image_input(model, input), wanted), input, output)
     if isinstance(model, GuardedModule):
         raise ConfigError("classifier: this model is already guarded; give its .classifier")
     if not isinstance(model, nn.Module | ModelProto):
@@ -74,7 +75,13 @@ def classifier_for(
         raise ConfigError(
             f"classifier: {type(model).__name__} has no weights yet; load them, or run it on an image once"
         )
-    return classifier_alone(model, preprocessing=preprocessing, input=input, output=output)
+    found = classifier_alone(model, preprocessing=preprocessing, input=input, output=output)
+    if recipe.needs_gradients and not found.differentiable and found.queries_only:
+        raise ConfigError(
+            f"this recipe needs gradients of the classifier, but {found.describe()} has none ({found.queries_only}); "
+            f"{WITHOUT_GRADIENTS}"
+        )
+    return found
 
 
 def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageData, device: torch.device) -> None:
@@ -105,10 +112,7 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
         raise TrainingError(f"{classifier.describe()} returns NaN or infinity for an image of {data.name}; fix it")
     if recipe.needs_gradients and (gradient is None or not gradient.any()):  # rounding makes gradients 0
         raise ConfigError(
-            f"this recipe needs gradients of the classifier, but {classifier.describe()} has none; use the torch "
-            "module (package.module:factory with --weights) without detach, no_grad or rounding, or use the recipe "
-            "denoise with attacks that need no gradients: denoise:attacks=square, or "
-            "denoise:attacks=transfer:surrogate=package.module:factory;weights=FILE"
+            f"this recipe needs gradients of the classifier, but {classifier.describe()} has none; {WITHOUT_GRADIENTS}"
         )
     if gradient is not None and not gradient.isfinite().all():
         raise TrainingError(

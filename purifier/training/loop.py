@@ -110,7 +110,7 @@ def train(
         ``robust:eps=0.1,steps=2``: the fields of ``Robust`` and so on.
     classifier, weights, random_weights, preprocessing, input, output, output_kind
         The classifier that the purifier is for, as for ``purifier.guard`` and ``purifier audit``. It is not
-        changed, not by one bit. For an ONNX model the package onnx-ad computes gradients.
+        changed, not by one bit. For an ONNX model torch computes gradients.
     epochs, seed
         As usual.
     batch_size

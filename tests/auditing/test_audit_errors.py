@@ -224,7 +224,7 @@ def test_a_classifier_that_returns_no_tensor_is_told_to(make, got, alone, data):
         audit(model if alone else guard(model, "identity"), data, attacks=())
 
 
-def test_errors_about_an_onnx_file_name_it(onnx_classifier, data, tmp_path):
+def test_errors_about_an_onnx_file_name_it(onnx_classifier, data, tmp_path, queries_only):
     file = tmp_path / "mine.onnx"
     broken = onnx.ModelProto()
     broken.CopyFrom(onnx_classifier)

@@ -112,6 +112,6 @@ def test_the_report_says_in_which_precision_gradients_were_checked(single, preci
     assert audit(model, data, attacks=("fgsm",), eps=0.05, probes=2).gradient_check == precision
 
 
-def test_no_precision_is_named_where_no_gradient_was_checked(classifier, onnx_classifier, data):
+def test_no_precision_is_named_where_no_gradient_was_checked(classifier, onnx_classifier, data, queries_only):
     assert audit(classifier, data, attacks=()).gradient_check is None
     assert audit(onnx_classifier, data, attacks=("square:queries=2",), probes=2).gradient_check is None

@@ -71,7 +71,7 @@ def test_each_budget_has_its_own_sequence(small):
     ]
 
 
-def test_attacks_that_cannot_run_are_left_out_with_a_reason(small, classifier, data, onnx_classifier):
+def test_attacks_that_cannot_run_are_left_out_with_a_reason(small, classifier, data, onnx_classifier, queries_only):
     found = audit(guard(classifier, Masking(NoConfig())), data, preset="thorough")
     assert not rows(found, attack="cw") and rows(found, attack="pgd:steps=5")
     assert any("attack 'cw' supports l2, not linf" in reason for reason in found.left_out)

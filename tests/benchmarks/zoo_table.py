@@ -112,11 +112,11 @@ def tried(path: Path, chosen: purifier.Purifier) -> str:
     return f"{word}{where}: {without_paths(str(attempt.error), path)}"
 
 
-def plain(path: Path) -> onnxruntime.InferenceSession:
+def plain(model: Path | bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=CPU)
+    return onnxruntime.InferenceSession(model, options, providers=CPU)
 
 
 def images_for(guarded: purifier.GuardedSession) -> dict[str, Any]:

@@ -35,7 +35,19 @@ def test_version(command) -> None:
 def test_no_command_shows_help(command) -> None:
     code, out, err = command()
     assert code == 2
-    for name in ("demo", "list", "train", "calibrate", "audit", "report", "purify", "export", "bench", "doctor"):
+    for name in (
+        "demo",
+        "init",
+        "list",
+        "train",
+        "calibrate",
+        "audit",
+        "report",
+        "purify",
+        "export",
+        "bench",
+        "doctor",
+    ):
         assert re.search(rf"^\W*{name} +[A-Z]", out + err, flags=re.MULTILINE), name
 
 

@@ -186,3 +186,44 @@ def test_the_gate_of_a_classifier_alone_is_about_that_classifier(command, folder
 )
 def test_the_time_left(seconds, done, said):
     assert time_left(seconds, done, 10) == said
+
+
+GATED = [*AUDIT, "--eps", "0.001"]
+
+
+def test_gates_on_clean_images_and_on_attacks(folder, command):
+    names = (
+        "--fail-under",
+        "clean=0.8",
+        "--fail-under",
+        "pgd=0.1",
+        "--fail-under",
+        "pgd:steps=3=0.1",
+        "--fail-under",
+        "0.1",
+    )
+    code, shown, _ = command(*GATED, *PGD, *names)
+    assert code == 3 or code == 0  # --probes 1 may leave it inconclusive, but no gate failed
+    assert "gate failed" not in shown
+    code, shown, _ = command(*GATED, *PGD, "--fail-under", "clean=0.99", "--fail-under", "robust=0.0")
+    assert code == 1
+    assert re.search(r"gate failed, clean images: .* begins at 83.9%, less than the 99.0% of --fail-under clean", shown)
+    code, shown, _ = command(*GATED, *PGD, "--fail-under", "pgd=0.999")
+    assert code == 1 and len(re.findall(r"gate failed, pgd:steps=3 (exact|bpda|oblivious) linf 0.001", shown)) == 3
+    code, _, _ = command(*GATED, "--attack", "none", "--fail-under", "clean=0.8")
+    assert code in (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("gate", "says"),
+    [
+        ("fgsm=0.5", "expected robust, clean or an attack of this audit (pgd, pgd:steps=3), got 'fgsm'"),
+        ("clean=", "expected a share of images in [0, 1] such as 0.6, or NAME=SHARE such as clean=0.85, got 'clean='"),
+        ("many", "got 'many'"),
+        ("clean=85", "--fail-under: expected a share of images in [0, 1], such as 0.5, got 85"),
+        ("nan", "expected a share of images in [0, 1]"),
+    ],
+)
+def test_gates_that_cannot_be_are_errors_before_the_audit(gate, says, folder, command):
+    code, shown, complaint = command(*GATED, *PGD, "--fail-under", gate)
+    assert code == 2 and says in complaint and not shown and not (folder / "found").exists()

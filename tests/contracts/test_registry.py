@@ -28,7 +28,7 @@ def distribution(folder: Path, name: str, entries: str, modules: dict[str, str] 
 def test_built_ins_are_listed_and_loaded() -> None:
     assert {"vae", "identity", "blur", "bit-depth"} <= set(purifiers)
     assert {"fgsm", "rfgsm", "pgd"} <= set(attacks.names())
-    assert exporters.names() == ["onnx"]
+    assert exporters.names() == ["onnx", "torch", "triton"]
     assert issubclass(purifiers.get("vae"), Purifier)
     assert purifiers.name_of(purifiers.get("bit-depth")) == "bit-depth"
 

@@ -81,10 +81,10 @@ def test_a_model_that_exists_is_kept(guarded: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"device": "tpu"}, "option 'device': expected one of cpu, cuda, tensorrt, got 'tpu'"),
+        ({"device": "tpu"}, "device: expected one of cpu, cuda, tensorrt, got 'tpu'"),
         ({"instances": 0}, "instances: expected a whole number of at least 1, got 0"),
         ({"delay": -1}, "delay: expected a whole number of at least 0"),
-        ({"max_batch": "many"}, "option 'max_batch': expected int, got 'many'"),
+        ({"max_batch": "many"}, "max_batch: expected a whole number of at least 1, got 'many'"),
         ({"opset": 18}, "has no option 'opset'"),
     ],
 )
@@ -117,6 +117,8 @@ def test_the_command_takes_an_exporters_own_options(command: Any, tmp_path: Path
     code, shown, _ = command("export", *options, "--set", "instances=3", "--set", "device=cpu")
     assert code == 0 and "triton, opset" in shown.replace("\n", " ")
     assert parsed(path).instance_group[0].count == 3
+    code, _, said = command("export", *options[:-3], tmp_path / "c", "--format", "triton", "--set", "instances=x")
+    assert code == 2 and "option 'instances': expected int, got 'x'" in said
     code, _, said = command("export", *options[:-3], tmp_path / "b", "--format", "triton", "--set", "depth=3")
     assert code == 2 and "no option 'depth'" in said
 

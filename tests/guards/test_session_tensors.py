@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import purifier
 from onnx_models import FLOAT, linear, model_of
 from purifier.errors import ConfigError, PixelError, RejectedError
 from purifier.guards import bound_run
-from purifier.guards.bound_run import device_of, run_on_tensors
+from purifier.guards.bound_run import FixedMemory, captures, device_of, run_on_tensors
 from purifier.onnx.runtime import CPU, RECORD_PLACEMENT
 
 
@@ -168,3 +169,14 @@ def test_any_session_runs_on_tensors(images: torch.Tensor) -> None:
     (found,) = run_on_tensors(plain, ["logits"], {"images": images})
     np.testing.assert_array_equal(found, plain.run(None, {"images": images.numpy()})[0])
     assert device_of(plain) == torch.device("cpu")
+
+
+def test_fixed_memory_answers_every_shape_and_thread() -> None:
+    plain = onnxruntime.InferenceSession(linear().SerializeToString(), providers=[CPU])
+    fixed = FixedMemory(plain)
+    batches = [torch.rand(count, 3, 8, 8) for count in (1, 4, 1, 4, 4, 2)] * 4
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda images: fixed.run(["logits"], {"images": images})[0], batches))
+    for images, logits in zip(batches, found, strict=True):
+        np.testing.assert_allclose(logits, plain.run(None, {"images": images.numpy()})[0], rtol=1e-5, atol=1e-6)
+    assert not captures(plain)

@@ -114,7 +114,6 @@ def test_every_kind_learns(
 
 
 def test_training_for_an_onnx_classifier_matches_torch(tmp_path: Path) -> None:
-    pytest.importorskip("onnx_ad")
     net = trained("net")
     images = (torch.rand(2, 1, 28, 28),)
     torch.onnx.export(net, images, tmp_path / "net.onnx", dynamo=True, external_data=False, verbose=False)

@@ -1,0 +1,1 @@
+"""ONNX graphs computed by torch: any classifier in a file gets gradients."""

@@ -1,0 +1,188 @@
+"""An ONNX classifier computed by torch, for its gradients, once it has been compared with ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from ..data.pixels import Preprocessing
+from ..errors import ClassifierError
+from ..onnx.feeding import Feed
+from .graph.module import GraphModule
+
+DIFFERENCE, ROUGH_DIFFERENCE = 1e-3, 0.05
+"""The largest difference of the answers from ONNX Runtime's, as a share of their range; the second where it rounds."""
+ERROR, ROUGH_ERROR = 0.05, 0.25
+"""The largest relative error of the rise that the gradient predicts along a path."""
+HALF_PATH, ROUGH_HALF_PATH, PARTS = 0.3, 6.0, 12
+"""L2 length of half the path in pixel units; the second where it rounds, whose steps show on a short one. Its parts."""
+MEASURABLE, ROUGH_MEASURABLE = 1e-3, 0.1
+"""The smallest rise along the path, as a share of the answers' range, that shows well enough beside rounding."""
+MARGIN = 0.3
+"""How far images stay from black and white, so that paths stay in [0, 1]."""
+COUNT, SIDE = 2, 224
+"""Images that are compared, and the sides of those whose size is free."""
+
+
+class Source:
+    """A model that is taken at most once; copies of whoever holds it share it."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model: ModelProto | None = model
+
+    def taken(self) -> ModelProto | None:
+        """The model at the first call, then None."""
+        model, self._model = self._model, None
+        return model
+
+    def __deepcopy__(self, memo: object) -> Source:
+        copied = Source.__new__(Source)
+        copied._model = self._model
+        return copied
+
+
+def example_pixels(shape: tuple[int | None, ...], preprocessing: Preprocessing) -> Tensor:
+    """Random pixels (2, C, H, W), smooth but for some noise, for an image input of this shape."""
+    sizes = [shape[place] for place in ((0, 3, 1, 2) if preprocessing.layout == "NHWC" else (0, 1, 2, 3))]
+    channels = sizes[1] or len(preprocessing.mean) or len(preprocessing.std) or 3
+    height, width = (size or SIDE for size in sizes[2:])
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.rand((COUNT, channels, 7, 7), generator=generator)
+    smooth = nn.functional.interpolate(smooth, size=(height, width), mode="bilinear")
+    pixels = 0.7 * smooth + 0.3 * torch.rand((COUNT, channels, height, width), generator=generator)
+    return MARGIN + (1 - 2 * MARGIN) * pixels
+
+
+def is_tensor(value: object) -> bool:
+    """Whether an output is a tensor, not strings, a sequence or a map."""
+    return isinstance(value, Tensor)
+
+
+class WhiteBox(nn.Module):
+    """The answer of an ONNX model to pixels, by torch.
+
+    Parameters
+    ----------
+    model
+        The model, with all its weights.
+    answer
+        The name of the output that is its answer.
+    image
+        The name of the input that takes the images.
+    preprocessing
+        How it wants them.
+    feed
+        Values for its other inputs.
+    fixed_batch
+        The number of images that it takes, if that is fixed.
+    file
+        How errors call the model.
+
+    Raises
+    ------
+    ClassifierError
+        The graph has an operator without support.
+    """
+
+    def __init__(
+        self,
+        model: ModelProto,
+        answer: str,
+        image: str,
+        preprocessing: Preprocessing,
+        feed: Feed,
+        fixed_batch: int | None,
+        file: str,
+    ) -> None:
+        super().__init__()
+        self.graph = GraphModule(model, [answer], file)
+        self.answer, self.image, self.feed, self.fixed_batch = answer, image, feed, fixed_batch
+        # A uint8 image is rounded by the graph module, with a straight-through gradient.
+        self.preprocessing = (
+            dataclasses.replace(preprocessing, dtype="float32") if preprocessing.dtype == "uint8" else preprocessing
+        )
+
+    @property
+    def surrogates(self) -> tuple[str, ...]:
+        """The operators whose gradient is straight-through."""
+        return self.graph.straight_through
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        dtype = torch.float64 if pixels.dtype == torch.float64 else None
+        images = self.preprocessing.to_classifier(pixels, dtype)
+        if self.fixed_batch is None:
+            return self._answer(images)
+        return torch.cat([self._padded(part, self.fixed_batch) for part in torch.split(images, self.fixed_batch)])
+
+    def _padded(self, images: Tensor, size: int) -> Tensor:
+        missing = size - len(images)
+        filled = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
+        return self._answer(filled)[: len(images)]
+
+    def _answer(self, images: Tensor) -> Tensor:
+        others = {name: torch.as_tensor(value).to(images.device) for name, value in self.feed.of(len(images)).items()}
+        wanted = {name: value for name, value in others.items() if name in self.graph.input_names}
+        found: Mapping[str, Any] = self.graph(**{self.image: images, **wanted})
+        answer: Tensor = found[self.answer]
+        return answer
+
+
+def compare(white_box: WhiteBox, by_runtime: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
+    """Compare answers, and the rise along a path in the gradient's direction, with those of ONNX Runtime.
+
+    Where the answers hardly change along the path, the gradient cannot be judged, and passes.
+
+    Parameters
+    ----------
+    by_runtime
+        Pixels -> answers by ONNX Runtime.
+    pixels
+        A few images, (n, C, H, W), at least ``MARGIN`` from 0 and 1.
+
+    Raises
+    ------
+    ClassifierError
+        They differ by more than rounding explains.
+    """
+    rough = bool(white_box.surrogates) or white_box.preprocessing.dtype == "float16"
+    leaf = pixels.clone().requires_grad_()
+    answers = white_box(leaf)
+    if not answers.requires_grad:
+        raise ClassifierError("no gradient reaches the images", "")
+    expected = by_runtime(pixels).double()
+    spread = float(expected.max() - expected.min()) or 1.0
+    difference = float((answers.detach().double() - expected).abs().max()) / spread
+    if not difference <= (ROUGH_DIFFERENCE if rough else DIFFERENCE):
+        raise ClassifierError(
+            f"torch's answers differ from ONNX Runtime's by {difference:.2g} of their range, expected at most "
+            f"{ROUGH_DIFFERENCE if rough else DIFFERENCE:g}",
+            "",
+        )
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    start = _gradient(white_box, pixels, upstream)
+    ahead = start / start.norm().clamp_min(1e-30) * (ROUGH_HALF_PATH if rough else HALF_PATH)
+    ahead = ahead.clamp(-MARGIN, MARGIN)  # integer images would wrap around outside [0, 1]
+    ends = [by_runtime((pixels + sign * ahead).float()).double() for sign in (1, -1)]
+    rise = float(((ends[0] - ends[1]) * upstream).sum())
+    places = [2 * place / PARTS - 1 for place in range(PARTS + 1)]
+    slopes = [float((_gradient(white_box, pixels + place * ahead, upstream) * ahead).sum()) for place in places]
+    said = sum((first + second) / PARTS for first, second in itertools.pairwise(slopes))
+    least = (ROUGH_MEASURABLE if rough else MEASURABLE) * spread * expected.numel() ** 0.5
+    error = abs(rise - said) / max(abs(said), abs(rise), 1e-30)
+    if max(abs(said), abs(rise)) > least and not error <= (ROUGH_ERROR if rough else ERROR):
+        raise ClassifierError(
+            f"the gradient predicts a rise of {said:.3g} along a path, and ONNX Runtime's answers rise by {rise:.3g}",
+            "",
+        )
+
+
+def _gradient(white_box: WhiteBox, pixels: Tensor, upstream: Tensor) -> Tensor:
+    leaf = pixels.detach().float().requires_grad_()
+    (gradient,) = torch.autograd.grad((white_box(leaf).double() * upstream).sum(), leaf)
+    return gradient.double()
