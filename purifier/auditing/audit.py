@@ -17,6 +17,7 @@ from ..atomic import check_writable
 from ..attacking.attack import Attack
 from ..attacking.threat import Threat
 from ..classifiers.own_answers import with_own_answers
+from ..data.folders import read_classes
 from ..data.given import Data, check_data, read_data
 from ..data.images import ImageData
 from ..errors import ConfigError
@@ -29,8 +30,9 @@ from ..vocabulary import Norm, OutputKind, Route
 from .comparing import DECISIVE_JUDGEMENTS, compare
 from .counting import PendingRow, finished_rows, worst_cases
 from .crafting import changed_by_asking
-from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, versions
+from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, settings_of, versions
 from .fitting import fitting_batch
+from .keeping import Keeper
 from .measured import clean_flags, flags_of_results, stronger_self_checks, weak_attacks
 from .memory_check import Answers, Weights, flags_of_memory
 from .parts import AuditedParts, audited_parts
@@ -67,6 +69,8 @@ def audit(
     output_kind: OutputKind = "logits",
     feed: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    class_names: str | Path | Sequence[str] | None = None,
+    keep_adversarial: bool = False,
     out: str | Path | None = None,
 ) -> AuditReport:
     """Attack a guarded classifier and the classifier alone, and measure the accuracy that remains.
@@ -121,8 +125,14 @@ def audit(
         a second while an attack runs, when the steps done may be a fraction, and once all are done. The words are such
         as "pgd exact linf 0.1, 37 of 60 images, right so far: 92.0% clean, 41.0% worst case", where 37 is the number
         of images that the attack asked about last. If it raises an exception, the audit ends with it.
+    class_names
+        The names of the classes in the order of the labels, or a file with one per line; by default the data's own.
+    keep_adversarial
+        Whether to keep all adversarial images, in ``report.details.adversarial`` and ``adversarial.npz``. They are held
+        in memory until the end.
     out
-        Folder for ``report.json``; checked before the audit starts.
+        Folder for ``report.json``, ``results.npz`` (each image's results) and ``examples.npz`` (a few images); checked
+        before the audit starts.
 
     Raises
     ------
@@ -136,6 +146,7 @@ def audit(
     counts = {"eot": eot, "judgements": judgements, "probes": probes}
     _check_arguments(data, counts if batch_size is None else {"batch_size": batch_size, **counts}, out)
     threats = [Threat(norm, budget) for budget in _budgets(eps)]
+    named = None if class_names is None else read_classes(class_names)
     given, preset = _chosen_attacks(attacks, preset)
     reading = {"preprocessing": preprocessing, "input": input, "output": output, "output_kind": output_kind}
     parts = audited_parts(guard, **reading, feed=feed)
@@ -155,13 +166,11 @@ def audit(
             setup = replace(setup, eot=eot, judgements=judgements)
         jobs, left_out = _with_preset(parts, jobs, preset, threats, routes, random=random)
         flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
-        sample = loaded.batch(range(min(FIRST_IMAGES, len(loaded))))[0].to(run_device)
-        setup.state.own = changed_by_asking(setup, sample)
-        stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
-        stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
+        _lay_out(stack, setup, loaded)
         about = DataDigest(loaded)
         answers = Answers(setup, loaded) if jobs else None
-        rows = run_jobs(setup, loaded, jobs, about, progress)
+        keeper = Keeper(keep_adversarial)
+        rows = run_jobs(setup, loaded, jobs, about, progress, keeper)
         cases = worst_cases(rows, parts.routes, setup.judgements, setup.eot)
         checks = self_check(setup, loaded, threats, count=probes) if jobs else None
         if checks is None or answers is None:
@@ -170,19 +179,17 @@ def audit(
             decisive = not random or judgements >= DECISIVE_JUDGEMENTS
             flags += _flags_of_run(setup, loaded, rows, cases, checks, parts.routes, decisive=decisive)
             flags += dict.fromkeys([*answers.flags(), *weights.flags()])
+        created, found = datetime.now(UTC).isoformat(timespec="seconds"), about.facts()
+        details = keeper.details(setup, rows, loaded.labels, {"created": created, "data_sha256": found["sha256"]})
     report = AuditReport(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=created,
         versions=versions(jobs),
-        data=about.facts(),
+        data=found,
         classifier=describe_classifier(classifier),
         preprocessing=as_json(classifier.preprocessing),
         **describe_guard(parts, random=random),
         threats=threats,
-        seed=seed,
-        batch_size=setup.batch_size,
-        judgements=setup.judgements,
-        eot=setup.eot,
-        device=str(run_device),
+        **settings_of(setup),
         preset=preset,
         left_out=left_out,
         flags=flags,
@@ -191,10 +198,21 @@ def audit(
         probes=probes,
         gradient_check=None if checks is None else checks.gradient_check,
         rows=finished_rows(rows, calibration, setup.judgements, setup.eot),
+        class_names=list(named or loaded.classes) or None,
+        details=details,
     )
     if out is not None:
         report.save(out)
     return report
+
+
+def _lay_out(stack: ExitStack, setup: AuditSetup, data: ImageData) -> None:
+    """Note what the modules change themselves when asked, and lay them out channels-last where that changes nothing."""
+    sample = data.batch(range(min(FIRST_IMAGES, len(data))))[0].to(setup.device)
+    classifier, purifier = setup.classifier, setup.purifier
+    setup.state.own = changed_by_asking(setup, sample)
+    stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
+    stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
 
 
 def _flags_of_run(

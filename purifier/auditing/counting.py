@@ -34,6 +34,7 @@ class PendingRow:
         self._spent = Spent()
         self._parts: list[Judged] = []
         self._own: list[Judged] = []
+        self._given: list[int] = []
 
     @property
     def threat(self) -> Threat | None:
@@ -85,6 +86,18 @@ class PendingRow:
         found = [part.rejected for part in self._parts if part.rejected is not None]
         return torch.cat(found) if found else None
 
+    def kept(self, name: str) -> Tensor | None:
+        """A field of ``Judged`` under this attack alone, (N,); None if the model has none."""
+        found = [part for part in (getattr(one, name) for one in self._own) if part is not None]
+        return torch.cat(found) if found else None
+
+    def given(self, count: int) -> Tensor:
+        """Which of ``count`` images the attack was given, bool (count,)."""
+        return torch.zeros(count, dtype=torch.bool).index_fill(0, torch.tensor(self._given, dtype=torch.long), True)
+
+    def __str__(self) -> str:
+        return f"{self.model}: {CLEAN}" if self.job is None else f"{self.model}: {self.job}"
+
     @property
     def seen(self) -> Seen | None:
         """What this attack alone did, with scores; None for a model that has no score."""
@@ -99,9 +112,10 @@ class PendingRow:
         self._parts.append(judged)
         self._own.append(own)
 
-    def cost(self, attacked: int, spent: Spent, seconds: float) -> None:
-        """Add the cost of crafting the next batch."""
-        self.attacked += attacked
+    def cost(self, attacked: Sequence[int], spent: Spent, seconds: float) -> None:
+        """Add the cost of crafting the next batch, of the images at these positions of the data."""
+        self.attacked += len(attacked)
+        self._given += attacked
         self._spent.queries += spent.queries
         self._spent.gradients += spent.gradients
         self._spent.passes += spent.passes

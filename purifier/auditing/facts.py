@@ -23,6 +23,7 @@ from ..rejection.calibration import Calibration
 from .parts import AuditedParts
 from .plan import Job
 from .report import OWN_ANSWERS
+from .setup import AuditSetup
 
 
 def versions(jobs: Sequence[Job]) -> dict[str, str]:
@@ -113,6 +114,12 @@ class DataDigest:
             **({"labels": OWN_ANSWERS} if self._data.own_answers else {}),
             **({"skipped": len(self._data.skipped)} if self._data.skipped else {}),
         }
+
+
+def settings_of(setup: AuditSetup) -> dict[str, Any]:
+    """The report's fields about how the audit was run."""
+    names = ("seed", "batch_size", "judgements", "eot")
+    return {**{name: getattr(setup, name) for name in names}, "device": str(setup.device)}
 
 
 def as_json(config: Any) -> dict[str, Any]:

@@ -33,6 +33,12 @@ class Judged:
     """The share in which it is rejected, (n,) float64; None if the model marks no images as rejected."""
     scores: Tensor | None
     """The purifier's scores, (n,) float32; None for the undefended classifier, which has none."""
+    answers: Tensor
+    """The class answered in the first judgement, (n,) int64; -1 for none."""
+    margins: Tensor
+    """In the first judgement, the true class's logit minus the largest other, (n,) float32; NaN without an answer."""
+    confidences: Tensor
+    """In the first judgement, the softmax of the class answered, (n,) float32; NaN without an answer."""
 
     def worse_of(self, at: Tensor, other: Judged) -> Judged:
         """These results, with ``other``'s m at positions ``at`` (m,) wherever ``other`` counts less often."""
@@ -49,7 +55,7 @@ class Judged:
         return Judged._of(joined)
 
     def select(self, keep: Tensor) -> Judged:
-        """The results of some of the images: ``keep`` is a mask (n,)."""
+        """The results of some of the images: ``keep`` is a mask (n,), or positions (m,)."""
 
         def kept(name: str) -> Tensor | None:
             values = getattr(self, name)
@@ -68,25 +74,32 @@ def judge(setup: AuditSetup, model: Model, batch: Batch, what: str) -> Judged:
     """How often each image is right, rejected, and what it scores; ``what`` is ``CLEAN`` or names the attack."""
     subject = setup.subjects[model]
     if not len(batch.labels):
-        none = torch.zeros(0, dtype=torch.float64)
-        return Judged(none, none, none, none if subject.marks else None, torch.zeros(0) if model == "guarded" else None)
-    rights, rejections, plains = [], [], []
+        none, some = torch.zeros(0, dtype=torch.float64), torch.zeros(0)
+        scores = some if model == "guarded" else None
+        return Judged(none, none, none, none if subject.marks else None, scores, none.long(), some, some)
+    rights, rejections, plains, first = [], [], [], None
     rejecting = model == "guarded" and setup.rejection.active
     for judgement in range(setup.judgements if model == "guarded" else 1):
         seed = mix_seed(setup.seed, "judge", what, judgement)
         given = subject.ask(batch.pixels, seed, batch.indices)
+        first = first or given
         rights.append(given.right(batch.labels))
         plains.append(_plainly(setup, batch, seed) if rejecting else rights[-1])
         if given.rejected is not None:
             rejections.append(given.rejected)
     right, rejected = torch.stack(rights), torch.stack(rejections) if rejections else None
     score = subject.score(batch.pixels)
+    assert first is not None
+    answers, margins, confidences = first.said(batch.labels)
     return Judged(
         shares=_share(right if rejected is None or what == CLEAN else right | rejected),
         right=_share(right),
         plain=_share(torch.stack(plains)),
         rejected=None if rejected is None else _share(rejected),
         scores=None if score is None else score.cpu(),
+        answers=answers.cpu(),
+        margins=margins.cpu(),
+        confidences=confidences.cpu(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +13,16 @@ from ..atomic import atomic_write
 from ..attacking.threat import Threat
 from ..errors import ConfigError, FileError, PurifierError
 from ..vocabulary import Needs
-from .detection import Detection, read_detection
+from .details import Details
+from .detection import Detection
+from .examples import Examples
 from .presets import PROBED
+from .report_json import check_facts, flat, nested
 from .report_versions import SCHEMA_VERSION, upgraded
-from .statistics import Rate, read_rate
+from .results import Results
+from .statistics import Rate
 
 FILE_NAME = "report.json"
-PURIFIER_FACTS = {"plugin", "surrogate", "file"}
-RATES = ("worst_of_n", "majority", "right", "rejected")
-"""Fields of rows and worst cases that hold a rate; the first two are in both."""
 WHITE_BOX = ("exact", "bpda")
 """The routes that see the purifier and follow gradients; no other result may be called white-box."""
 
@@ -153,7 +154,11 @@ class AuditReport:
     gradient_check: Literal["float64", "float32"] | None = None
     """The precision in which gradients were compared with finite differences for ``gradient-wrong``: float32 if the
     models do not run in float64. None if they were not compared, or the report is older than this field."""
+    class_names: Sequence[str] | None = None
+    """The names of the classes, in the order of the labels; None if they are not known."""
     schema_version: int = SCHEMA_VERSION
+    details: Details | None = field(default=None, compare=False)
+    """What is kept besides the JSON; see ``results`` and ``examples``."""
 
     def __repr__(self) -> str:
         """One line: what was audited, the headline for each threat, the number of rows, and the verdict."""
@@ -165,6 +170,27 @@ class AuditReport:
         verdict = "conclusive" if self.conclusive else f"inconclusive ({', '.join(doubts) or 'flags not looked for'})"
         about = f"{self.model} model, {self.data['count']} images of {self.data['name']}"
         return f"<AuditReport: {about}; {', '.join(figures)}; {len(self.rows)} rows; {verdict}>"
+
+    @property
+    def owner(self) -> dict[str, str]:
+        """What the files beside ``report.json`` name, to tell whether they belong to it."""
+        return {"created": self.created, "data_sha256": str(self.data["sha256"])}
+
+    @property
+    def results(self) -> Results | None:
+        """The results of each image, read when first asked for; None if the audit kept none.
+
+        Raises
+        ------
+        FileError
+            ``results.npz`` is damaged, or belongs to another audit.
+        """
+        return None if self.details is None else self.details.results
+
+    @property
+    def examples(self) -> Examples | None:
+        """A few images that fell and that held, read when first asked for; as ``results``."""
+        return None if self.details is None else self.details.examples
 
     @property
     def rejects(self) -> bool:
@@ -212,14 +238,17 @@ class AuditReport:
 
     def to_json(self) -> str:
         """The report as JSON text; the fields of each ``result`` are merged into its row."""
-        whole = dataclasses.asdict(self)
+        whole = dataclasses.asdict(dataclasses.replace(self, details=None))
+        del whole["details"]
         for name in ("rows", "worst_case"):
-            whole[name] = [_flat(entry) for entry in whole[name]]
+            whole[name] = [flat(entry) for entry in whole[name]]
         return json.dumps({"schema_version": whole.pop("schema_version"), **whole}, indent=1, allow_nan=False) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``report.json`` into a folder atomically; return its path."""
-        return atomic_write(Path(folder) / FILE_NAME, self.to_json())
+        """Write ``report.json`` into a folder, then the files of ``details``, each atomically; return its path."""
+        path = atomic_write(Path(folder) / FILE_NAME, self.to_json())
+        (self.details or Details(self.owner, (0, 0))).save(path.parent)
+        return path
 
     @classmethod
     def load(cls, path: str | Path) -> AuditReport:
@@ -248,22 +277,18 @@ class AuditReport:
             )
         try:
             found = upgraded(found)
-            if not found["rows"] or not set(found["purifier"] or PURIFIER_FACTS) >= PURIFIER_FACTS:
-                raise ValueError("no rows, or no purifier")
-            if not {"description", "sha256"} <= set(found["classifier"]):
-                raise ValueError("no classifier")
-            _check_calibration(found["calibration"])
-            if any((row.get("detection") or {}).get("held") and not found["calibration"] for row in found["rows"]):
-                raise ValueError("images rejected without a calibration")
-            return cls(
+            check_facts(found)
+            report = cls(
                 **{
                     **found,
                     "threats": [Threat(**threat) for threat in found["threats"]],
-                    "rows": [_row(row) for row in found["rows"]],
+                    "rows": [Row(**nested(row)) for row in found["rows"]],
                     "flags": [Flag(**flag) for flag in found["flags"]],
-                    "worst_case": [WorstCase(**_nested(case)) for case in found["worst_case"]],
+                    "worst_case": [WorstCase(**nested(case)) for case in found["worst_case"]],
                 }
             )
+            details = Details(report.owner, (len(report.rows), report.data["count"]), path.parent)
+            return dataclasses.replace(report, details=details)
         except (KeyError, TypeError, ValueError, AttributeError, PurifierError) as error:
             raise FileError(f"{path} is not a complete report ({error!r}); run the audit again", path) from error
 
@@ -272,29 +297,3 @@ def check_gate(least: float, name: str = "gate") -> None:
     """Raise ``ConfigError`` unless ``least``, which the user knows as ``name``, is a share of images."""
     if not 0 <= least <= 1:
         raise ConfigError(f"{name}: expected a share of images in [0, 1], such as 0.5, got {least}")
-
-
-def _flat(entry: dict[str, Any]) -> dict[str, Any]:
-    result = entry.pop("result") or dict.fromkeys(field.name for field in dataclasses.fields(Rate))
-    return {**entry, **result}
-
-
-def _nested(entry: dict[str, Any]) -> dict[str, Any]:
-    rates = {field.name: entry.pop(field.name) for field in dataclasses.fields(Rate)}
-    return {
-        **entry,
-        "threat": entry["threat"] and Threat(**entry["threat"]),
-        "result": None if rates["count"] is None else read_rate(rates),
-        **{name: entry[name] and read_rate(entry[name]) for name in RATES if name in entry},
-    }
-
-
-def _row(entry: dict[str, Any]) -> Row:
-    detection = entry["detection"]
-    return Row(**{**_nested(entry), "detection": detection and read_detection(detection)})
-
-
-def _check_calibration(found: Mapping[str, Any] | None) -> None:
-    kinds = {"fpr": float, "threshold": float, "data": str, "count": int}
-    if found is not None and {name: type(value) for name, value in found.items()} != kinds:
-        raise ValueError(f"calibration {found}")

@@ -20,6 +20,7 @@ from .counting import PendingRow
 from .crafting import craft
 from .facts import DataDigest
 from .judging import CLEAN, Judged, judge
+from .keeping import Keeper
 from .plan import QUERY_NEEDS, Job
 from .report import Model
 from .setup import AuditSetup, Batch
@@ -35,16 +36,19 @@ def run_jobs(
     jobs: Sequence[Job],
     about: DataDigest,
     progress: Progress | None,
+    keeper: Keeper,
 ) -> list[PendingRow]:
-    """Run all jobs on all batches; ``about`` is told of each batch."""
+    """Run all jobs on all batches; ``about`` is told of each batch, ``keeper`` of what each attack found."""
     watch = Watch(progress, jobs, len(data), setup.batch_size, setup.eot)
     try:
-        return _run(setup, data, jobs, about, watch)
+        return _run(setup, data, jobs, about, watch, keeper)
     except ProgressFailed as failed:
         raise failed.error from None
 
 
-def _run(setup: AuditSetup, data: ImageData, jobs: Sequence[Job], about: DataDigest, watch: Watch) -> list[PendingRow]:
+def _run(
+    setup: AuditSetup, data: ImageData, jobs: Sequence[Job], about: DataDigest, watch: Watch, keeper: Keeper
+) -> list[PendingRow]:
     clean: dict[Model, PendingRow] = {model: PendingRow(model) for model in setup.subjects}
     alone = strongest_route(setup.classifier, setup.alone.purifier)
     plans = [(job, _rows_for(job, alone)) for job in jobs]
@@ -68,7 +72,7 @@ def _run(setup: AuditSetup, data: ImageData, jobs: Sequence[Job], about: DataDig
                 worst = sequences.setdefault((job.sequence, job.threat), dict(on_clean))
             at = _attackable(job, rows, batch, worst)
             watch.job(number, job, len(at))
-            _attack(setup, job, rows, batch, at, on_clean, worst, watch)
+            _attack(setup, job, rows, batch, at, on_clean, worst, watch, keeper)
     watch.end("looking for flags" if jobs else "done")
     return [*clean.values(), *(row for _, rows in plans for row in rows)]
 
@@ -94,6 +98,7 @@ def _attack(
     on_clean: Mapping[Model, Judged],
     worst: WorstSoFar | None,
     watch: Watch,
+    keeper: Keeper,
 ) -> None:
     """Attack the images at positions ``at`` (n,) of a batch; in a sequence update ``worst``."""
     if any(row.error for row in rows):
@@ -108,8 +113,9 @@ def _attack(
                 row.error = attempt.cause
             return
     crafting = time.perf_counter() - began
+    keeper.found(rows[0], attacked, found)
     for row in rows:
-        row.cost(len(at), spent, crafting)
+        row.cost(attacked.indices, spent, crafting)
         with Attempt() as attempt, row.timed():
             judged = judge(setup, row.model, dataclasses.replace(attacked, pixels=found), str(job))
             if setup.subjects[row.model].marks:  # a detector may see no more than that an image is not of 8 bits
@@ -122,6 +128,7 @@ def _attack(
             return
         if row.model == setup.model:
             watch.judged(job.threat, at, judged.shares)
+            keeper.judged(row, attacked, found, judged, on_clean[row.model].select(at))
         if worst is None:
             row.add(judged, judged)
         else:

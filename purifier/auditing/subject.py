@@ -35,6 +35,20 @@ class Given(NamedTuple):
         right = (self.logits.argmax(1) == labels) & ~self.logits.isnan().any(1)
         return right if self.rejected is None else right & ~self.rejected
 
+    def said(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For each image the class answered, int64; its margin, the true class's logit minus the largest other; and
+        the softmax of the class answered, both float32. All (n,); -1 and NaN where there is no answer."""
+        logits = self.logits.float()
+        none = logits.isnan().any(1)
+        true = logits.new_full((len(logits),), torch.nan)
+        known = labels < logits.shape[1]  # images without an answer may have a single column
+        true[known] = logits[known].gather(1, labels[known, None]).squeeze(1)
+        others = torch.arange(logits.shape[1], device=logits.device) != labels[:, None]
+        largest = logits.masked_fill(~others, -torch.inf).amax(1)
+        answers = logits.argmax(1).masked_fill(none, -1)
+        confidences = logits.softmax(1).amax(1)
+        return answers, (true - largest).masked_fill(none, torch.nan), confidences.masked_fill(none, torch.nan)
+
 
 class Subject(Protocol):
     """A model under audit. Every question goes to a copy, which keeps no attribute or buffer of another question."""

@@ -64,13 +64,13 @@ for _name, _command in (
     ("train", train),
     ("calibrate", calibrate),
     ("audit", audit),
-    ("report", report),
     ("purify", purify),
     ("export", export),
     ("bench", bench),
     ("doctor", doctor),
 ):
     app.command(_name)(_command)
+app.add_typer(report, name="report")
 
 
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -122,14 +122,19 @@ def _commands() -> dict[str, typer.core.TyperCommand]:
     return {name: one for name, one in group.commands.items() if isinstance(one, typer.core.TyperCommand)}
 
 
-def _command_in(arguments: Sequence[str]) -> typer.core.TyperCommand | None:
-    """The command among the arguments; None if there is none."""
-    commands = _commands()
-    return next((commands[word] for word in arguments if word in commands), None)
+def _command_in(arguments: Sequence[str]) -> tuple[str, typer.core.TyperCommand | typer.core.TyperGroup | None]:
+    """The command among the arguments, after the words that call it; ``purifier`` and None if there is none."""
+    found: Any = typer.main.get_command(app)
+    words = ["purifier"]
+    for word in arguments:
+        if isinstance(found, typer.core.TyperGroup) and word in found.commands:
+            found = found.commands[word]
+            words.append(word)
+    return " ".join(words), found if len(words) > 1 else None
 
 
 def _as_typed(message: str, arguments: Sequence[str]) -> str:
-    command = _command_in(arguments)
+    _, command = _command_in(arguments)
     options = {} if command is None else {one.name or "": max(one.opts, key=len) for one in command.params}
     return as_typed(message, {name: typed for name, typed in options.items() if typed.startswith("--")}, arguments)
 
@@ -141,8 +146,7 @@ def _help_and_exit() -> NoReturn:
 
 def _usage(error: Any, arguments: Sequence[str]) -> str:
     """What Typer found wrong with the command line, and where its options are listed."""
-    command = _command_in(arguments)
-    words = "purifier" if command is None else f"purifier {command.name}"
+    words, _ = _command_in(arguments)
     return f"{error.format_message().removesuffix('.')}; `{words} --help` lists the options"
 
 

@@ -62,7 +62,7 @@ def audit(
         ),
     ],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
-    out: Annotated[Path, typer.Option(help="Folder for report.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.json and the files beside it.")],
     weights: Annotated[Path | None, WEIGHTS] = None,
     random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     root: Annotated[Path | None, ROOT] = None,
@@ -118,6 +118,13 @@ def audit(
             "clean images (clean=0.85) or of an attack (pgd=0.65). May be repeated.",
         ),
     ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(help="File with names to show for the classes, line K from 0 for class K (default: the data's)."),
+    ] = None,
+    keep_adversarial: Annotated[
+        bool, typer.Option("--keep-adversarial", help="Also write all adversarial images, to adversarial.npz.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of an earlier audit.")] = False,
 ) -> None:
     """Attack a guarded classifier, or one alone, print the accuracy that remains, and write report.json."""
@@ -173,6 +180,8 @@ def audit(
                 probes=probes,
                 device=device,
                 progress=show,
+                class_names=class_names,
+                keep_adversarial=keep_adversarial,
                 **(reading if alone else AS_THE_GUARD),
             )
         named = {"spec": classifier, "weights_file": None if weights is None else weights.name}

@@ -26,7 +26,7 @@ def test_a_report_is_saved_and_loaded_as_it_was(report, classifier, data, tmp_pa
     commanded = replace(report, command=["purifier", "audit"])
     assert AuditReport.load(commanded.save(tmp_path)) == commanded
     raw = json.loads((tmp_path / "report.json").read_text())
-    assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 7
+    assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 8
     _, labels = data.batch(range(COUNT))
     counts = {str(label): int((labels == label).sum()) for label in range(10)}
     assert raw["data"]["name"] == f"fashion-mnist:test:{COUNT}" and raw["data"]["count"] == COUNT
@@ -56,8 +56,8 @@ def test_a_report_names_the_checkpoint(classifier, data, tmp_path):
         (None, "cannot read .*report.json: No such file"),
         ("{", "report.json is not JSON"),
         ('{"rows": ' + "[" * 100_000, "report.json is not JSON"),
-        ("[]", "expected a report of schema version 1 to 7, got None"),
-        ('{"schema_version": 99}', "expected a report of schema version 1 to 7, got 99"),
+        ("[]", "expected a report of schema version 1 to 8, got None"),
+        ('{"schema_version": 99}', "expected a report of schema version 1 to 8, got 99"),
         ('{"schema_version": 1}', "is not a complete report"),
         ('{"schema_version": 3, "rows": 3}', "is not a complete report"),
     ],
@@ -119,7 +119,7 @@ def test_a_report_without_a_number_of_probes_loads(report, tmp_path):
     assert AuditReport.load(path) == report
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 7])
 def test_reports_of_older_versions_load(version):
     found = AuditReport.load(OLD_REPORTS / f"v{version}.json")
     assert found.schema_version == SCHEMA_VERSION

@@ -40,7 +40,7 @@ def row(
     spec: str, route: str, shares: Tensor, *, eps: float = 0.1, eot: int | None = None, model="guarded"
 ) -> PendingRow:
     row = PendingRow(model, Job(read_attack(spec), Threat("linf", eps), route, eot=eot), route)
-    judged = Judged(shares, shares, shares, None, None)
+    judged = Judged(shares, shares, shares, None, None, shares.long(), shares, shares)
     row.add(judged, judged)
     return row
 
@@ -48,7 +48,7 @@ def row(
 def clean(model="guarded", shares: Tensor | None = None) -> PendingRow:
     row = PendingRow(model)
     shares = right(range(180)) if shares is None else shares
-    judged = Judged(shares, shares, shares, None, None)
+    judged = Judged(shares, shares, shares, None, None, shares.long(), shares, shares)
     row.add(judged, judged)
     return row
 

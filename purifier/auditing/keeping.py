@@ -1,0 +1,173 @@
+"""Keeps, while an audit runs, what its report has besides figures: each image's results, examples, all images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..answering import purifier_input, purify
+from ..attacking.threat import Threat
+from ..foreign_code import Attempt
+from .arrays import Array
+from .counting import PendingRow
+from .details import Details
+from .examples import Examples
+from .judging import Judged
+from .results import Results
+from .setup import AuditSetup, Batch
+
+EACH = 4
+"""How many images that fell, and how many that held, are kept for each threat."""
+POOL = 16
+"""How many images that have held so far are kept for each threat, because later attacks may fool them."""
+
+
+@dataclass(frozen=True)
+class _Example:
+    row: PendingRow
+    index: int
+    label: int
+    fell: bool
+    clean: Tensor
+    adversarial: Tensor
+    answers: tuple[int, int]
+    confidences: tuple[float, float]
+    rejected: float
+    margin: float
+
+
+@dataclass
+class Keeper:
+    """Is shown every image that an attack on the audited model found."""
+
+    everything: bool = False
+    """Whether to keep all adversarial images."""
+    _fell: dict[Threat, dict[int, _Example]] = field(default_factory=dict)
+    _held: dict[Threat, dict[int, _Example]] = field(default_factory=dict)
+    _all: list[tuple[PendingRow, Sequence[int], Tensor]] = field(default_factory=list)
+
+    def found(self, row: PendingRow, attacked: Batch, pixels: Tensor) -> None:
+        """Images (n, C, H, W) that the attack of ``row`` found for a batch; two rows may share them."""
+        if self.everything and len(attacked.indices):
+            self._all.append((row, attacked.indices, pixels.cpu()))
+
+    def judged(self, row: PendingRow, attacked: Batch, pixels: Tensor, judged: Judged, clean: Judged) -> None:
+        """The judge's results for ``pixels``, and those for the same n images when clean."""
+        assert row.threat is not None
+        fell, held = self._fell.setdefault(row.threat, {}), self._held.setdefault(row.threat, {})
+        for at, index in enumerate(attacked.indices):
+            if clean.shares[at] <= 0.5 or index in fell:
+                continue
+            wrong = bool(judged.shares[at] <= 0.5)
+            if wrong:
+                held.pop(index, None)
+            margin = float(judged.margins[at].nan_to_num(torch.inf))
+            pool, most = (fell, EACH) if wrong else (held, POOL)
+            closer = index in pool and margin < pool[index].margin  # of one that held, the attack that came closest
+            if closer or (index not in pool and len(pool) < most):
+                pool[index] = _Example(
+                    row,
+                    index,
+                    int(attacked.labels[at]),
+                    wrong,
+                    attacked.pixels[at].cpu().clone(),
+                    pixels[at].cpu().clone(),
+                    (int(clean.answers[at]), int(judged.answers[at])),
+                    (float(clean.confidences[at]), float(judged.confidences[at])),
+                    np.nan if judged.rejected is None else float(judged.rejected[at]),
+                    margin,
+                )
+
+    def details(
+        self, setup: AuditSetup, rows: Sequence[PendingRow], labels: Tensor, owner: Mapping[str, str]
+    ) -> Details:
+        """What is kept of a finished audit; ``rows`` are those of its report."""
+        results = results_of(rows, labels)
+        examples = self._examples(setup, rows)
+        places = {id(row): place for place, row in enumerate(rows)}
+        parts: dict[str, list[Array]] = {}
+        for row, indices, pixels in self._all:
+            name = f"row{places[id(row)]}"
+            parts.setdefault(name, []).append(pixels.numpy())
+            parts.setdefault(f"{name}_indices", []).append(np.array(indices))
+        adversarial = {name: np.concatenate(arrays) for name, arrays in parts.items()} if self.everything else None
+        shape = (len(rows), len(labels))
+        return Details(owner, shape, results=results, examples=examples, adversarial=adversarial)
+
+    def _examples(self, setup: AuditSetup, rows: Sequence[PendingRow]) -> Examples | None:
+        fallen = {(threat, index) for threat, found in self._fell.items() for index in found}
+        chosen = [one for found in self._fell.values() for one in found.values()]
+        for threat, found in self._held.items():
+            worst = _worst(rows, threat, setup)
+            held = [one for one in found.values() if (threat, one.index) not in fallen and worst[one.index] > 0.5]
+            chosen += held[:EACH]
+        if not chosen:
+            return None
+        places = {id(row): place for place, row in enumerate(rows)}
+        adversarial = torch.stack([one.adversarial for one in chosen])
+        return Examples(
+            rows=np.array([places[id(one.row)] for one in chosen]),
+            indices=np.array([one.index for one in chosen]),
+            labels=np.array([one.label for one in chosen]),
+            fell=np.array([one.fell for one in chosen]),
+            clean=torch.stack([one.clean for one in chosen]).float().numpy(),
+            adversarial=adversarial.float().numpy(),
+            purified=_purified(setup, adversarial).float().numpy(),
+            answers=np.array([one.answers for one in chosen]),
+            confidences=np.array([one.confidences for one in chosen], dtype=np.float32),
+            rejected=np.array([one.rejected for one in chosen]),
+        )
+
+
+def _worst(rows: Sequence[PendingRow], threat: Threat, setup: AuditSetup) -> Tensor:
+    """The smallest share of each image over the attacks on the audited model within a threat, (N,)."""
+    members = [row for row in rows if (row.model, row.threat) == (setup.model, threat) and not row.error]
+    clean = next(row for row in rows if row.job is None and row.model == setup.model)
+    return torch.stack([clean.shares, *(row.shares for row in members)]).amin(0)
+
+
+@torch.no_grad()
+def _purified(setup: AuditSetup, pixels: Tensor) -> Tensor:
+    """What the purifier makes of pixels (M, C, H, W); NaN if there is none, or if it fails."""
+    nothing = torch.full_like(pixels, torch.nan)
+    if setup.model == "undefended":
+        return nothing
+    parts = []
+    with Attempt() as attempt:
+        for batch in torch.split(pixels, setup.batch_size):
+            found, _ = purify(setup.purifier, purifier_input(batch.to(setup.device), setup.purifier))
+            parts.append(found.float().cpu())
+    return nothing if attempt.error is not None else torch.cat(parts)
+
+
+def results_of(rows: Sequence[PendingRow], labels: Tensor) -> Results:
+    """The results of each image in each row; ``labels`` (N,)."""
+    clean = {row.model: row for row in rows if row.job is None}
+    count = len(labels)
+
+    def stacked(name: str, dtype: type, missing: float) -> Array:
+        lines = [None if row.error else row.kept(name) for row in rows]
+        filled = [np.full(count, missing) if line is None else line.numpy() for line in lines]
+        return np.stack(filled).astype(dtype)
+
+    counted = [
+        np.full(count, np.nan) if row.error else torch.minimum(clean[row.model].shares, row.shares).numpy()
+        for row in rows
+    ]
+    return Results(
+        rows=np.array([str(row) for row in rows]),
+        labels=labels.cpu().numpy(),
+        counted=np.stack(counted),
+        own=stacked("shares", np.float64, np.nan),
+        plain=stacked("plain", np.float64, np.nan),
+        rejected=stacked("rejected", np.float64, np.nan),
+        scores=stacked("scores", np.float32, np.nan),
+        attacked=np.stack([row.given(count).numpy() for row in rows]),
+        answers=stacked("answers", np.int64, -1),
+        margins=stacked("margins", np.float32, np.nan),
+        confidences=stacked("confidences", np.float32, np.nan),
+    )
