@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..errors import GradientError, PluginError
 from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
 from ..vocabulary import Route
+from .bpda import Bpda
 from .scale import Scale
 
 Loss = Callable[[Tensor], Tensor]
@@ -224,7 +225,7 @@ class Target(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and (scored or not replaces)):
             purified, score = purify(self.purifier, pixels, noise, scored=scored)
         if replaces:
-            purified = _Bpda.apply(pixels, noise, purified.detach(), self.purifier)
+            purified = Bpda.apply(pixels, noise, purified.detach(), self.purifier)
         return purified, pixels.new_zeros(len(pixels)) if score is None else score
 
 
@@ -283,27 +284,3 @@ def check_differentiable(classifier: PixelClassifier, route: Route) -> None:
             + "; use the torch module instead (package.module:factory with --weights), run query attacks (route none, "
             "with an attack that needs no gradient), or evaluate clean images only (--attack none)"
         )
-
-
-class _Bpda(torch.autograd.Function):
-    """Forward: the result of ``purify``. Backward: the vector-Jacobian product of the surrogate.
-
-    This is not ``s + (p - s).detach()``, because the float32 forward value of that differs from p.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, noise: Tensor | None, purified: Tensor, purifier: Purifier) -> Tensor:
-        ctx.save_for_backward(pixels, noise)
-        ctx.purifier = purifier
-        return purified.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        pixels, noise = ctx.saved_tensors
-        with torch.enable_grad():
-            leaf = pixels.detach().requires_grad_()
-            surrogate = ctx.purifier.surrogate(leaf, noise)
-        if not surrogate.requires_grad:
-            raise GradientError(f"{type(ctx.purifier).__name__}.surrogate() has no gradient; make it differentiable")
-        (gradient,) = torch.autograd.grad(surrogate, leaf, upstream[0])
-        return gradient, None, None, None

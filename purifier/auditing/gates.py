@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 from .judging import CLEAN
-from .report import AuditReport, check_gate
+from .report import AuditReport
 from .statistics import Rate
 
 ROBUST, ON_CLEAN = "robust", "clean"
@@ -57,20 +57,6 @@ class Passed:
     def passed(self) -> bool:
         """Whether the whole interval lies at or above the gate."""
         return self.result.interval[0] >= self.gate.least
-
-
-def read_gate(text: str) -> Gate:
-    """``0.6`` -> the worst case; ``clean=0.85``, ``pgd:steps=20=0.65`` -> what is named."""
-    what, equals, share = text.rpartition("=")
-    try:
-        gate = Gate(what if equals else ROBUST, float(share))
-    except ValueError:
-        raise ConfigError(
-            "--fail-under: expected a share of images in [0, 1] such as 0.6, or NAME=SHARE such as clean=0.85, got "
-            f"{text!r}"
-        ) from None
-    check_gate(gate.least, "--fail-under")
-    return gate
 
 
 def look(report: AuditReport, gates: Sequence[Gate]) -> list[Passed]:

@@ -23,7 +23,7 @@ from ..onnx.runtime import open_session
 from ..output import LOGITS, Output, check_tensors
 from ..torch_tools.fingerprint import sha256_of
 from .logits import one_row_per_image
-from .white_box import Source, WhiteBox, compare, example_pixels, is_tensor
+from .white_box import Source, WhiteBox, compare, example_pixels
 
 
 class PixelClassifier(nn.Module):
@@ -163,7 +163,11 @@ class OnnxPixelClassifier(PixelClassifier):
 
         def by_runtime(pixels: Tensor) -> dict[str, Any]:
             parts = [self._run(part) for part in self._parts(self.preprocessing.to_classifier(pixels).numpy())]
-            return {name: torch.cat([part[name] for part in parts]) for name, one in parts[0].items() if is_tensor(one)}
+            return {
+                name: torch.cat([part[name] for part in parts])
+                for name, one in parts[0].items()
+                if isinstance(one, Tensor)
+            }
 
         with explained("it fails on random images", partial(ClassifierError, path="")):
             outputs = by_runtime(pixels)

@@ -59,11 +59,6 @@ def example_pixels(shape: tuple[int | None, ...], preprocessing: Preprocessing) 
     return MARGIN + (1 - 2 * MARGIN) * pixels
 
 
-def is_tensor(value: object) -> bool:
-    """Whether an output is a tensor, not strings, a sequence or a map."""
-    return isinstance(value, Tensor)
-
-
 class WhiteBox(nn.Module):
     """The answer of an ONNX model to pixels, by torch.
 

@@ -199,8 +199,8 @@ def _check_request(
     attack: list[str] | None, preset: str | None, path: Path, overwrite: bool, fail_under: Sequence[str] | None
 ) -> list[Gate]:
     """The gates; raise for options that contradict each other, and for a report that could not be written."""
-    from ..auditing.gates import read_gate
     from ..auditing.presets import DEFAULT_PRESET, names_in
+    from .gates import read_gate
 
     if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
         raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")

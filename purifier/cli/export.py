@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, cast, get_type_hints
 
 import typer
 from rich.table import Table
 
-from ..specs import split_spec
+from ..specs import converted, split_spec
 from ..vocabulary import OnBadPixels, OnReject, OutputKind
 from .console import plain_console
 from .options import (
@@ -79,7 +80,7 @@ def export(
     """Write a purifier and a classifier to one file, and verify that it gives the same outputs."""
     from torch import nn
 
-    from ..guards.exporting import check_not_read, typed_options
+    from ..guards.exporting import check_not_read
     from ..guards.exporting import export as export_guard
     from ..guards.guard import guard
 
@@ -102,8 +103,7 @@ def export(
     )
     given = {"image_shape": shape, "noise": noise, "tolerance": tolerance}
     named = {name: value for name, value in given.items() if value is not None}
-    typed = split_spec(f"{format}:{','.join(settings)}")[1] if settings else {}
-    options = {**typed_options(format, typed), **named}
+    options = {**_typed(format, settings or ()), **named}
     report = export_guard(guarded, out, format=format, **options)
 
     console = plain_console(soft_wrap=True)
@@ -115,3 +115,16 @@ def export(
     console.print(table)
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def _typed(format: str, settings: Sequence[str]) -> dict[str, object]:
+    """The values of ``--set`` as the exporter's types say; unknown options stay as they are."""
+    from ..guards.exporter import exporters
+
+    if not settings:
+        return {}
+    hints, what = get_type_hints(exporters.get(format).export), f"exporter {format!r}"
+    return {
+        name: converted(value, hints[name], name, what=what) if name in hints else value
+        for name, value in split_spec(f"{format}:{','.join(settings)}")[1].items()
+    }

@@ -14,7 +14,7 @@ from torch.utils.dlpack import from_dlpack
 from ..onnx.runtime import CUDA
 
 ON_CUDA = {CUDA, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"}
-"""Providers whose tensors lie in CUDA's memory."""
+"""Providers that take and return tensors in GPU memory."""
 
 
 def device_of(session: onnxruntime.InferenceSession) -> torch.device:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from ..contracts.purifier import Purifier
 from ..errors import ConfigError, ExportError, OutputError
 from ..foreign_code import explained, is_exception
-from ..specs import converted
 from .exporter import ExportReport, exporters
 from .guard import Guard
 from .precision import refuse_double
@@ -68,15 +67,6 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
     advice = "make it raise an exception instead"
     with explained("the classifier failed", partial(ExportError, path=path), advice, passing=is_exception):
         return exporter.export(guard, path, **options)
-
-
-def typed_options(format: str, options: Mapping[str, str]) -> dict[str, object]:
-    """Options of an exporter as its types say, from what was typed; unknown ones stay as they are."""
-    hints, what = get_type_hints(exporters.get(format)().export), f"exporter {format!r}"
-    return {
-        name: converted(value, hints[name], name, what=what) if name in hints else value
-        for name, value in options.items()
-    }
 
 
 def check_not_read(path: Path, sources: Iterable[str | Path | None]) -> None:

@@ -155,7 +155,7 @@ class GraphModule(nn.Module):
         if probes[0].dtype == probes[1].dtype:
             self._precision = probes[0].dtype
         self._device = probes[0].device
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         return self
 
 

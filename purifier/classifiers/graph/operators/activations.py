@@ -118,8 +118,8 @@ def _along(node: Node, call: Call) -> Call:
     def run(given: Tensor) -> Tensor:
         start = axis % given.ndim if given.ndim else 0
         if start == given.ndim - 1:
-            return call(given, -1)  # type: ignore[no-any-return]
-        return call(given.flatten(start), -1).reshape(given.shape)  # type: ignore[no-any-return]
+            return call(given, -1)  # type: ignore[no-any-return]  # torch's functions
+        return call(given.flatten(start), -1).reshape(given.shape)  # type: ignore[no-any-return]  # as above
 
     return run
 

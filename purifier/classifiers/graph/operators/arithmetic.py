@@ -23,7 +23,7 @@ def widened(call: Call) -> Call:
         if dtype in WIDENED:
             found: Tensor = call(*[value.to(torch.int64) for value in given])
             return found if found.dtype == torch.bool else found.to(dtype)
-        return call(*given)  # type: ignore[no-any-return]
+        return call(*given)  # type: ignore[no-any-return]  # torch's functions
 
     return run
 

@@ -67,7 +67,7 @@ def to_short_float(given: Tensor, element_type: int, saturate: bool = True, mode
     array = given.detach().cpu().float().numpy()
     if element_type == TensorProto.FLOAT8E8M0:
         return torch.from_numpy(_powers_of_two(array, saturate, mode)).to(given)
-    highest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    highest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]  # ml_dtypes'
     if element_type == TensorProto.FLOAT4E2M1:
         saturate = True
     if saturate:

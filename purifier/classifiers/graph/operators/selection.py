@@ -41,7 +41,7 @@ def top_k(node: Node) -> Call:
     known = node.integer("k") if node.has("k") else None
 
     def run(given: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        size = known if known is not None else int(count)  # type: ignore[arg-type]
+        size = known if known is not None else int(count)  # type: ignore[arg-type]  # given if not known
         values = given.long() if given.dtype in WIDENED else given
         # Of equal elements those with the lower index come first.
         values, index = values.sort(dim=axis, descending=largest, stable=True)

@@ -75,7 +75,7 @@ def reshape(node: Node) -> Call:
         return lambda given, *_: given.reshape(known)
 
     def run(given: Tensor, shape: Tensor | None = None) -> Tensor:
-        sizes = known if known is not None else integers_of(shape)  # type: ignore[arg-type]
+        sizes = known if known is not None else integers_of(shape)  # type: ignore[arg-type]  # given if not known
         if not zero_is_size:
             sizes = [given.shape[place] if size == 0 else size for place, size in enumerate(sizes)]
         return given.reshape(sizes)
@@ -130,7 +130,7 @@ def unsqueeze(node: Node) -> Call:
         return lambda given, *_: given.unsqueeze(axis)
 
     def run(given: Tensor, axes: Tensor | None = None) -> Tensor:
-        chosen = known if known is not None else integers_of(axes)  # type: ignore[arg-type]
+        chosen = known if known is not None else integers_of(axes)  # type: ignore[arg-type]  # given if not known
         rank = given.ndim + len(chosen)
         for axis in sorted(axis % rank for axis in chosen):
             given = given.unsqueeze(axis)
