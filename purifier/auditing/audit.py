@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from datetime import UTC, datetime
+import functools
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
-from onnx import ModelProto
-from torch import nn
 
 from ..atomic import check_writable
 from ..attacking.attack import Attack
-from ..attacking.threat import Threat
-from ..classifiers.own_answers import with_own_answers
 from ..data.folders import read_classes
-from ..data.given import Data, check_data, read_data
+from ..data.given import Data
 from ..data.images import ImageData
-from ..errors import ConfigError
-from ..guards.guard import Guard
-from ..rejection.calibration import calibration_of
+from ..errors import ConfigError, OutputError
+from ..interrupts import ENDS, described, held
 from ..torch_tools.channels_last import channels_last
-from ..torch_tools.freezing import freeze
-from ..torch_tools.process_settings import kept_settings
-from ..vocabulary import Norm, OutputKind, Route
-from .comparing import DECISIVE_JUDGEMENTS, compare
-from .counting import PendingRow, finished_rows, worst_cases
+from ..torch_tools.torchrun import Processes, join_processes
+from ..vocabulary import Norm, OutputKind
+from .closing import Checked, report_of
 from .crafting import changed_by_asking
-from .facts import DataDigest, as_json, describe_calibration, describe_classifier, describe_guard, settings_of, versions
-from .fitting import fitting_batch
-from .keeping import Keeper
-from .measured import clean_flags, flags_of_results, stronger_self_checks, weak_attacks
-from .memory_check import Answers, Weights, flags_of_memory
-from .parts import AuditedParts, audited_parts
-from .plan import Job, plan, plan_preset
-from .preflight import FIRST_IMAGES, check_fit, everything_asked
-from .presets import DEFAULT_PRESET, PROBED, preset_of
+from .data_digest import DataDigest
+from .facts import identify
+from .identity import Identity
+from .journal import CHECKS, POOL, Journal, batch_size_in, opened
+from .keeping import Purify, purified_by
+from .likely_causes import flags_of_set_up
+from .memory_check import Answers, flags_of_memory
+from .preflight import FIRST_IMAGES, everything_asked
+from .preparing import Audited, Prepared, Request, prepare
+from .presets import PROBED
 from .probing import probe
-from .report import AuditReport, Flag, Model, WorstCase
+from .report import AuditReport
 from .running import run_jobs
-from .self_checks import SelfChecks, self_check
+from .self_checks import self_check
 from .setup import AuditSetup
-from .watching import Progress
+from .shards import (
+    check_shard,
+    has_whole_report,
+    journal_name,
+    merge,
+    pool_record,
+    remove_journals,
+    replay,
+    span_of,
+)
+from .tally import Tally
+from .watching import Progress, Watch
+
+LONGEST_WAIT = timedelta(days=30)
+"""How long the processes of torchrun wait for the last one."""
 
 
 def audit(
-    guard: Guard | nn.Module | ModelProto | str | Path,
+    guard: Audited,
     data: Data,
     *,
     norm: Norm = "linf",
@@ -72,6 +80,8 @@ def audit(
     class_names: str | Path | Sequence[str] | None = None,
     keep_adversarial: bool = False,
     out: str | Path | None = None,
+    overwrite: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> AuditReport:
     """Attack a guarded classifier and the classifier alone, and measure the accuracy that remains.
 
@@ -132,78 +142,120 @@ def audit(
         in memory until the end.
     out
         Folder for ``report.json``, ``results.npz`` (each image's results) and ``examples.npz`` (a few images); checked
-        before the audit starts.
+        before the audit starts. Until the audit ends, what each attack found is kept there in ``audit.journal``: when
+        an audit was cut off, however that happened, the same call goes on with it, and ends with the same report. One
+        that Ctrl-C or a signal ends leaves a partial report, if a batch of images is done.
+    overwrite
+        Give up what a journal of another audit in ``out`` has, or one that is damaged.
+    shard
+        ``(k, n)`` audits the k-th of n shares of the images, and leaves a partial report, which has no flags and no
+        verdict, and its journal; ``merge_audits`` makes one report of all. Under torchrun each process has its share,
+        and the first returns the report of all, the others that of their shard.
 
     Raises
     ------
     ConfigError, SpecError, DataError, OutputError, CheckpointError
-        The audit cannot run as requested; raised before any attack runs.
+        The audit cannot run as requested; raised before any attack runs. ``OutputError`` also if ``out`` has the
+        journal of another audit, or the disk is full: what was found until then is kept.
     GradientError
         A gradient attack was requested on a classifier without gradients, or along a route that does not exist.
     AuditError, PluginError
         Classifier, purifier and data do not fit together. An attack that fails is an error of its row only.
     """
-    counts = {"eot": eot, "judgements": judgements, "probes": probes}
-    _check_arguments(data, counts if batch_size is None else {"batch_size": batch_size, **counts}, out)
-    threats = [Threat(norm, budget) for budget in _budgets(eps)]
+    processes, shard = _join(shard, out)
     named = None if class_names is None else read_classes(class_names)
-    given, preset = _chosen_attacks(attacks, preset)
-    reading = {"preprocessing": preprocessing, "input": input, "output": output, "output_kind": output_kind}
-    parts = audited_parts(guard, **reading, feed=feed)
-    classifier, purifier = parts.classifier, parts.purifier
-    calibration = calibration_of(purifier)
-    jobs = plan(classifier, parts.in_front, given, threats, routes, calibrated=parts.rejection.threshold is not None)
-    loaded = read_data(data, root=root, preprocessing=classifier.preprocessing)
-    with ExitStack() as stack:
-        stack.enter_context(kept_settings())
-        run_device = stack.enter_context(freeze(classifier, purifier, device=device))
-        setup = parts.setup(run_device, seed=seed)
-        weights = Weights(classifier=classifier, purifier=purifier)
-        random = check_fit(classifier, purifier, loaded, run_device)
-        setup = replace(setup, batch_size=fitting_batch(setup, loaded) if batch_size is None else batch_size)
-        loaded = with_own_answers(loaded, setup.answers, setup.batch_size, run_device)
-        if random:
-            setup = replace(setup, eot=eot, judgements=judgements)
-        jobs, left_out = _with_preset(parts, jobs, preset, threats, routes, random=random)
-        flags = probe(lambda: flags_of_memory(setup, loaded, threats, count=probes)) if jobs else []
-        _lay_out(stack, setup, loaded)
-        about = DataDigest(loaded)
-        answers = Answers(setup, loaded) if jobs else None
-        keeper = Keeper(keep_adversarial)
-        rows = run_jobs(setup, loaded, jobs, about, progress, keeper)
-        cases = worst_cases(rows, parts.routes, setup.judgements, setup.eot)
-        checks = self_check(setup, loaded, threats, count=probes) if jobs else None
-        if checks is None or answers is None:
-            flags = clean_flags(setup, loaded, rows)
-        else:
-            decisive = not random or judgements >= DECISIVE_JUDGEMENTS
-            flags += _flags_of_run(setup, loaded, rows, cases, checks, parts.routes, decisive=decisive)
-            flags += dict.fromkeys([*answers.flags(), *weights.flags()])
-        created, found = datetime.now(UTC).isoformat(timespec="seconds"), about.facts()
-        details = keeper.details(setup, rows, loaded.labels, {"created": created, "data_sha256": found["sha256"]})
-    report = AuditReport(
-        created=created,
-        versions=versions(jobs),
-        data=found,
-        classifier=describe_classifier(classifier),
-        preprocessing=as_json(classifier.preprocessing),
-        **describe_guard(parts, random=random),
-        threats=threats,
-        **settings_of(setup),
+    request = Request(
+        norm=norm,
+        eps=eps,
+        attacks=attacks,
         preset=preset,
-        left_out=left_out,
-        flags=flags,
-        worst_case=cases,
-        calibration=describe_calibration(calibration),
+        routes=routes,
+        batch_size=batch_size,
+        seed=seed,
+        eot=eot,
+        judgements=judgements,
         probes=probes,
-        gradient_check=None if checks is None else checks.gradient_check,
-        rows=finished_rows(rows, calibration, setup.judgements, setup.eot),
-        class_names=list(named or loaded.classes) or None,
-        details=details,
+        device=device,
+        root=root,
+        preprocessing=preprocessing,
+        input=input,
+        output=output,
+        output_kind=output_kind,
+        feed=feed,
     )
-    if out is not None:
+    path = None if out is None else Path(out, journal_name(shard))
+    with ExitStack() as stack:
+        ready = prepare(stack, guard, data, request, batch_size_in(path, overwrite=overwrite))
+        digest = DataDigest(ready.data, ready.setup.batch_size)
+        span = span_of(shard, len(ready.data), ready.setup.batch_size)
+        about = identify(ready, digest, span, named, keeps_adversarial=keep_adversarial)
+        journal = stack.enter_context(opened(path, about.to_json(), overwrite=overwrite))
+        report = _run(stack, ready, digest, Tally(about), journal, progress, None if processes.count > 1 else out)
+    processes.wait()
+    if processes.rank == 0 and out is not None:
+        report = merge([out]) if processes.count > 1 else report
         report.save(out)
+        if report.partial is None:
+            remove_journals(out)
     return report
+
+
+def _join(shard: tuple[int, int] | None, out: str | Path | None) -> tuple[Processes, tuple[int, int] | None]:
+    """The processes of torchrun, and this one's shard."""
+    check_shard(shard)
+    if out is not None:
+        check_writable(out)
+    processes = join_processes(timeout=LONGEST_WAIT)
+    if processes.count > 1:
+        if shard is not None:
+            raise ConfigError("shard: under torchrun each process has its own shard; leave it out")
+        shard = (processes.rank + 1, processes.count)
+    if out is None and shard is not None:
+        raise ConfigError("out: expected a folder, because the report is made from the journals of all shards there")
+    return processes, shard
+
+
+def _run(
+    stack: ExitStack,
+    ready: Prepared,
+    digest: DataDigest,
+    tally: Tally,
+    journal: Journal,
+    progress: Progress | None,
+    out: str | Path | None,
+) -> AuditReport:
+    """Attack and check; what is done is saved to ``out`` if a signal or a full disk ends the audit."""
+    setup, data, threats, about = ready.setup, ready.data, ready.threats, tally.about
+    leads, count = about.span.start == 0, ready.probes  # of several shards the first one runs the self-checks
+    before = probe(lambda: flags_of_memory(setup, data, threats, count=count)) if ready.jobs and leads else []
+    _lay_out(stack, setup, data)
+    answers = Answers(setup, data) if ready.jobs else None
+    watch = Watch(progress, ready.jobs, len(about.span), setup.batch_size, setup.eot)
+    purify = functools.partial(purified_by, setup)
+    try:
+        run_jobs(setup, data, digest, tally, watch, journal)
+        checks = self_check(setup, data, threats, count=count) if ready.jobs and leads else None
+        if leads and not ready.jobs:
+            before = probe(lambda: flags_of_set_up(setup, data))
+        after = [] if answers is None else [*answers.flags(), *ready.weights.flags()]
+        checked = Checked(before, checks, after)
+        if not about.whole:
+            journal.write(POOL, pool_record(tally.keeper.pool, purify))
+        journal.write(CHECKS, checked.record())
+        return report_of(tally, checked, purify, why_partial=None if about.whole else "one shard")
+    except (*ENDS, OutputError) as end:
+        if out is not None:
+            with held, suppress(OutputError):
+                _save_part(about, journal, purify, described(end), out)
+        raise
+
+
+def _save_part(about: Identity, journal: Journal, purify: Purify, why: str, out: str | Path) -> None:
+    """Save a partial report of the batches that are whole, unless there is none, or there is a report of all images."""
+    part = Tally(about)
+    replay(part, journal)
+    if part.begun and not has_whole_report(out):
+        report_of(part, Checked(), purify, why_partial=why).save(out)
 
 
 def _lay_out(stack: ExitStack, setup: AuditSetup, data: ImageData) -> None:
@@ -213,75 +265,3 @@ def _lay_out(stack: ExitStack, setup: AuditSetup, data: ImageData) -> None:
     setup.state.own = changed_by_asking(setup, sample)
     stack.enter_context(channels_last(classifier, lambda pixels: [classifier(pixels)], sample))
     stack.enter_context(channels_last(purifier, everything_asked(purifier), sample))
-
-
-def _flags_of_run(
-    setup: AuditSetup,
-    data: ImageData,
-    rows: Sequence[PendingRow],
-    cases: Sequence[WorstCase],
-    checks: SelfChecks,
-    strongest: Mapping[Model, Route],
-    *,
-    decisive: bool,
-) -> list[Flag]:
-    """The flags of the self-checks, and those of the rows as a whole; ``decisive`` as for ``compare``."""
-    return [
-        *checks.flags,
-        *flags_of_results(rows, data, setup.model, marks=setup.rejection.marks),
-        *stronger_self_checks(rows, checks.attacked, setup.model, setup.eot),
-        *weak_attacks(rows, cases, setup),
-        *compare(rows, strongest, decisive=decisive),
-    ]
-
-
-def _with_preset(
-    parts: AuditedParts,
-    given: list[Job],
-    preset: str | None,
-    threats: Sequence[Threat],
-    routes: Sequence[str] | None,
-    *,
-    random: bool,
-) -> tuple[list[Job], list[str]]:
-    """The jobs of a preset, followed by the given ones; and what the preset leaves out for this model."""
-    if preset is None:
-        return given, []
-    kind = {"random": random, "rejecting": parts.rejection.active}
-    jobs, left_out = plan_preset(parts.classifier, parts.in_front, preset_of(preset), threats, routes, **kind)
-    duplicates = {job.named.spec for job in jobs} & {job.named.spec for job in given}
-    if duplicates:
-        raise ConfigError(f"attack {min(duplicates)!r} is already in the preset {preset!r}; leave it out")
-    return [*jobs, *given], left_out
-
-
-def _check_arguments(data: object, counts: Mapping[str, object], out: str | Path | None) -> None:
-    if out is not None:
-        check_writable(out)
-    check_data(data)
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def _chosen_attacks(
-    attacks: Sequence[str | Attack] | None, preset: str | None
-) -> tuple[Sequence[str | Attack], str | None]:
-    """The attacks and the preset to run; the default preset if no attacks are given."""
-    if preset is not None:
-        preset_of(preset)  # an unknown one is an error at once
-    if attacks is None:
-        return (), DEFAULT_PRESET if preset is None else preset
-    if isinstance(attacks, str) or not isinstance(attacks, Iterable):
-        raise ConfigError(f"attacks: expected a list of ATTACK specs, got {attacks!r}; write [{attacks!r}]")
-    return attacks, preset
-
-
-def _budgets(eps: float | Sequence[float]) -> list[float]:
-    try:
-        budgets = [float(eps)] if isinstance(eps, SupportsFloat) else [float(one) for one in eps]
-    except (TypeError, ValueError):
-        budgets = []
-    if not budgets or len(set(budgets)) < len(budgets):
-        raise ConfigError(f"eps: expected one or more different budgets, got {eps!r}")
-    return budgets

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +10,6 @@ from torch import Tensor
 
 from ..attacking.target import Spent
 from ..attacking.threat import Threat
-from ..rejection.calibration import Calibration
 from ..vocabulary import Route
 from .detection import Seen, detect
 from .judging import CLEAN, Judged
@@ -91,9 +88,10 @@ class PendingRow:
         found = [part for part in (getattr(one, name) for one in self._own) if part is not None]
         return torch.cat(found) if found else None
 
-    def given(self, count: int) -> Tensor:
-        """Which of ``count`` images the attack was given, bool (count,)."""
-        return torch.zeros(count, dtype=torch.bool).index_fill(0, torch.tensor(self._given, dtype=torch.long), True)
+    def given(self, span: range) -> Tensor:
+        """Which of the images at these positions of the data the attack was given, bool (N,)."""
+        places = torch.tensor(self._given, dtype=torch.long) - span.start
+        return torch.zeros(len(span), dtype=torch.bool).index_fill(0, places, True)
 
     def __str__(self) -> str:
         return f"{self.model}: {CLEAN}" if self.job is None else f"{self.model}: {self.job}"
@@ -113,7 +111,7 @@ class PendingRow:
         self._own.append(own)
 
     def cost(self, attacked: Sequence[int], spent: Spent, seconds: float) -> None:
-        """Add the cost of crafting the next batch, of the images at these positions of the data."""
+        """Add the cost of the next batch, of the images at these positions of the data."""
         self.attacked += len(attacked)
         self._given += attacked
         self._spent.queries += spent.queries
@@ -121,13 +119,6 @@ class PendingRow:
         self._spent.passes += spent.passes
         self._spent.scores += spent.scores
         self.seconds += seconds
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add the time spent in the ``with`` block."""
-        began = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - began
 
     def finished(self, clean: PendingRow, threshold: float | None, judgements: int, eot: int) -> Row:
         """The finished row; ``clean`` is the row of the same model on clean images."""
@@ -183,9 +174,9 @@ def _rate_of(shares: Tensor) -> Rate:
     return rate(min(shares.sum().item(), len(shares)), len(shares))
 
 
-def finished_rows(rows: Sequence[PendingRow], calibration: Calibration | None, judgements: int, eot: int) -> list[Row]:
-    """All rows, finished, in the same order."""
-    clean, threshold = _clean(rows), None if calibration is None else calibration.threshold
+def finished_rows(rows: Sequence[PendingRow], threshold: float | None, judgements: int, eot: int) -> list[Row]:
+    """All rows, finished, in the same order; ``threshold`` is that of a calibrated purifier."""
+    clean = _clean(rows)
     return [row.finished(clean[row.model], threshold, judgements, eot) for row in rows]
 
 

@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
-from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
 from typing import Any
 
 import onnxruntime
 import torch
-from torch import Tensor
 
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier, purifiers
-from ..data.images import ImageData
 from ..errors import PluginError
 from ..rejection.calibration import Calibration
+from .data_digest import DataDigest
+from .identity import Identity, code_of
 from .parts import AuditedParts
 from .plan import Job
-from .report import OWN_ANSWERS
+from .preparing import Prepared
 from .setup import AuditSetup
+
+
+def identify(
+    ready: Prepared, digest: DataDigest, span: range, class_names: Sequence[str] | None, *, keeps_adversarial: bool
+) -> Identity:
+    """Which audit it is, of the images at positions ``span``."""
+    parts, setup = ready.parts, ready.setup
+    facts = {
+        "versions": versions(ready.jobs),
+        "data": digest.facts(),
+        "classifier": describe_classifier(parts.classifier),
+        "preprocessing": as_json(parts.classifier.preprocessing),
+        **describe_guard(parts, random=ready.random),
+        "threats": [dataclasses.asdict(threat) for threat in ready.threats],
+        **settings_of(setup),
+        "preset": ready.preset,
+        "left_out": list(ready.left_out),
+        "calibration": describe_calibration(ready.calibration),
+        "probes": ready.probes,
+        "class_names": list(class_names or ready.data.classes) or None,
+    }
+    return Identity(
+        facts=facts,
+        jobs=ready.jobs,
+        models=list(setup.subjects),
+        routes=parts.routes,
+        differentiable=setup.classifier.differentiable,
+        marks=setup.rejection.marks,
+        random=ready.random,
+        total=len(ready.data),
+        span=span,
+        keeps_adversarial=keeps_adversarial,
+        purifier_sha256=ready.weights.before["purifier"],
+        code=code_of([*(job.named.attack for job in ready.jobs), parts.purifier, *parts.classifier.modules()]),
+    )
 
 
 def versions(jobs: Sequence[Job]) -> dict[str, str]:
@@ -87,33 +120,6 @@ def describe_classifier(classifier: PixelClassifier) -> dict[str, Any]:
         "output": classifier.output.which,
         "output_kind": classifier.output.kind,
     }
-
-
-class DataDigest:
-    """A hash of all images and labels, and the number of images of each label, collected batch by batch."""
-
-    def __init__(self, data: ImageData) -> None:
-        self._data = data
-        self._pixels, self._labels = hashlib.sha256(), hashlib.sha256()
-        self._counts: Counter[int] = Counter()
-
-    def add(self, pixels: Tensor, labels: Tensor) -> None:
-        """Add the next images, (n, C, H, W) in [0, 1], and labels (n,)."""
-        self._pixels.update(pixels.float().cpu().contiguous().numpy().tobytes())
-        self._labels.update(labels.cpu().numpy().tobytes())
-        self._counts.update(labels.tolist())
-
-    def facts(self) -> dict[str, Any]:
-        """The report's field ``data``."""
-        return {
-            "name": self._data.name,
-            "count": self._counts.total(),
-            "sha256": hashlib.sha256(self._pixels.digest() + self._labels.digest()).hexdigest(),
-            "classes": {str(label): self._counts[label] for label in sorted(self._counts)},
-            **({"framing": framing} if (framing := self._data.framing()) else {}),
-            **({"labels": OWN_ANSWERS} if self._data.own_answers else {}),
-            **({"skipped": len(self._data.skipped)} if self._data.skipped else {}),
-        }
 
 
 def settings_of(setup: AuditSetup) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,10 @@ from .counting import PendingRow
 from .details import Details
 from .examples import Examples
 from .judging import Judged
+from .outcome import Outcome
+from .report import Model
 from .results import Results
-from .setup import AuditSetup, Batch
+from .setup import AuditSetup
 
 EACH = 4
 """How many images that fell, and how many that held, are kept for each threat."""
@@ -27,7 +29,9 @@ POOL = 16
 
 
 @dataclass(frozen=True)
-class _Example:
+class Example:
+    """One image under the attack of ``row``."""
+
     row: PendingRow
     index: int
     label: int
@@ -39,6 +43,15 @@ class _Example:
     rejected: float
     margin: float
 
+    @property
+    def name(self) -> str:
+        """Which image it is, within which threat."""
+        return f"{self.index} {self.row.threat}"
+
+
+Purify = Callable[[Sequence[Example]], Tensor]
+"""Gives what the purifier makes of the adversarial images of M examples, (M, C, H, W); NaN if there is none."""
+
 
 @dataclass
 class Keeper:
@@ -46,20 +59,33 @@ class Keeper:
 
     everything: bool = False
     """Whether to keep all adversarial images."""
-    _fell: dict[Threat, dict[int, _Example]] = field(default_factory=dict)
-    _held: dict[Threat, dict[int, _Example]] = field(default_factory=dict)
+    _fell: dict[Threat, dict[int, Example]] = field(default_factory=dict)
+    _held: dict[Threat, dict[int, Example]] = field(default_factory=dict)
     _all: list[tuple[PendingRow, Sequence[int], Tensor]] = field(default_factory=list)
 
-    def found(self, row: PendingRow, attacked: Batch, pixels: Tensor) -> None:
-        """Images (n, C, H, W) that the attack of ``row`` found for a batch; two rows may share them."""
-        if self.everything and len(attacked.indices):
-            self._all.append((row, attacked.indices, pixels.cpu()))
+    @property
+    def pool(self) -> list[Example]:
+        """All that may become examples, of images that fell and of others."""
+        return [one for pools in (self._fell, self._held) for found in pools.values() for one in found.values()]
 
-    def judged(self, row: PendingRow, attacked: Batch, pixels: Tensor, judged: Judged, clean: Judged) -> None:
-        """The judge's results for ``pixels``, and those for the same n images when clean."""
+    def found(self, row: PendingRow, outcome: Outcome) -> Sequence[int]:
+        """What the attack of ``row`` found; two rows may share it. Returns the images kept, of those attacked."""
+        if not self.everything:
+            return []
+        if len(outcome.indices):
+            self._all.append((row, outcome.indices, outcome.found.cpu()))
+        return range(len(outcome.indices))
+
+    def judged(self, row: PendingRow, outcome: Outcome, judged: Judged, clean: Judged) -> list[int]:
+        """The judge's results for what was found, and those for the same n images when clean.
+
+        Returns those of the n that may become examples.
+        """
         assert row.threat is not None
         fell, held = self._fell.setdefault(row.threat, {}), self._held.setdefault(row.threat, {})
-        for at, index in enumerate(attacked.indices):
+        places = {image: place for place, image in enumerate(outcome.held)}
+        taken = []
+        for at, index in enumerate(outcome.indices):
             if clean.shares[at] <= 0.5 or index in fell:
                 continue
             wrong = bool(judged.shares[at] <= 0.5)
@@ -69,25 +95,36 @@ class Keeper:
             pool, most = (fell, EACH) if wrong else (held, POOL)
             closer = index in pool and margin < pool[index].margin  # of one that held, the attack that came closest
             if closer or (index not in pool and len(pool) < most):
-                pool[index] = _Example(
+                taken.append(at)
+                pool[index] = Example(
                     row,
                     index,
-                    int(attacked.labels[at]),
+                    int(outcome.labels[at]),
                     wrong,
-                    attacked.pixels[at].cpu().clone(),
-                    pixels[at].cpu().clone(),
+                    outcome.clean[places[at]].cpu().clone(),
+                    outcome.found[places[at]].cpu().clone(),
                     (int(clean.answers[at]), int(judged.answers[at])),
                     (float(clean.confidences[at]), float(judged.confidences[at])),
                     np.nan if judged.rejected is None else float(judged.rejected[at]),
                     margin,
                 )
+        return taken
 
     def details(
-        self, setup: AuditSetup, rows: Sequence[PendingRow], labels: Tensor, owner: Mapping[str, str]
+        self,
+        model: Model,
+        rows: Sequence[PendingRow],
+        labels: Tensor,
+        first: int,
+        purify: Purify,
+        owner: Mapping[str, str],
     ) -> Details:
-        """What is kept of a finished audit; ``rows`` are those of its report."""
-        results = results_of(rows, labels)
-        examples = self._examples(setup, rows)
+        """What is kept of a finished audit of ``model``, whose first image is at position ``first`` of the data.
+
+        ``rows`` are those of its report.
+        """
+        results = results_of(rows, labels, first)
+        examples = self._examples(model, rows, first, purify)
         places = {id(row): place for place, row in enumerate(rows)}
         parts: dict[str, list[Array]] = {}
         for row, indices, pixels in self._all:
@@ -98,41 +135,41 @@ class Keeper:
         shape = (len(rows), len(labels))
         return Details(owner, shape, results=results, examples=examples, adversarial=adversarial)
 
-    def _examples(self, setup: AuditSetup, rows: Sequence[PendingRow]) -> Examples | None:
+    def _examples(self, model: Model, rows: Sequence[PendingRow], first: int, purify: Purify) -> Examples | None:
         fallen = {(threat, index) for threat, found in self._fell.items() for index in found}
         chosen = [one for found in self._fell.values() for one in found.values()]
         for threat, found in self._held.items():
-            worst = _worst(rows, threat, setup)
-            held = [one for one in found.values() if (threat, one.index) not in fallen and worst[one.index] > 0.5]
-            chosen += held[:EACH]
+            worst = _worst(rows, threat, model)
+            held = [one for one in found.values() if (threat, one.index) not in fallen]
+            chosen += [one for one in held if worst[one.index - first] > 0.5][:EACH]
         if not chosen:
             return None
         places = {id(row): place for place, row in enumerate(rows)}
-        adversarial = torch.stack([one.adversarial for one in chosen])
         return Examples(
             rows=np.array([places[id(one.row)] for one in chosen]),
             indices=np.array([one.index for one in chosen]),
             labels=np.array([one.label for one in chosen]),
             fell=np.array([one.fell for one in chosen]),
             clean=torch.stack([one.clean for one in chosen]).float().numpy(),
-            adversarial=adversarial.float().numpy(),
-            purified=_purified(setup, adversarial).float().numpy(),
+            adversarial=torch.stack([one.adversarial for one in chosen]).float().numpy(),
+            purified=purify(chosen).float().numpy(),
             answers=np.array([one.answers for one in chosen]),
             confidences=np.array([one.confidences for one in chosen], dtype=np.float32),
             rejected=np.array([one.rejected for one in chosen]),
         )
 
 
-def _worst(rows: Sequence[PendingRow], threat: Threat, setup: AuditSetup) -> Tensor:
-    """The smallest share of each image over the attacks on the audited model within a threat, (N,)."""
-    members = [row for row in rows if (row.model, row.threat) == (setup.model, threat) and not row.error]
-    clean = next(row for row in rows if row.job is None and row.model == setup.model)
+def _worst(rows: Sequence[PendingRow], threat: Threat, model: Model) -> Tensor:
+    """The smallest share of each image over the attacks on ``model`` within a threat, (N,)."""
+    members = [row for row in rows if (row.model, row.threat) == (model, threat) and not row.error]
+    clean = next(row for row in rows if row.job is None and row.model == model)
     return torch.stack([clean.shares, *(row.shares for row in members)]).amin(0)
 
 
 @torch.no_grad()
-def _purified(setup: AuditSetup, pixels: Tensor) -> Tensor:
-    """What the purifier makes of pixels (M, C, H, W); NaN if there is none, or if it fails."""
+def purified_by(setup: AuditSetup, examples: Sequence[Example]) -> Tensor:
+    """What the purifier makes of the adversarial images of M examples, (M, C, H, W); NaN if it fails."""
+    pixels = torch.stack([one.adversarial for one in examples])
     nothing = torch.full_like(pixels, torch.nan)
     if setup.model == "undefended":
         return nothing
@@ -144,8 +181,8 @@ def _purified(setup: AuditSetup, pixels: Tensor) -> Tensor:
     return nothing if attempt.error is not None else torch.cat(parts)
 
 
-def results_of(rows: Sequence[PendingRow], labels: Tensor) -> Results:
-    """The results of each image in each row; ``labels`` (N,)."""
+def results_of(rows: Sequence[PendingRow], labels: Tensor, first: int) -> Results:
+    """The results of each image in each row; ``labels`` (N,) are those of the images from position ``first``."""
     clean = {row.model: row for row in rows if row.job is None}
     count = len(labels)
 
@@ -166,7 +203,7 @@ def results_of(rows: Sequence[PendingRow], labels: Tensor) -> Results:
         plain=stacked("plain", np.float64, np.nan),
         rejected=stacked("rejected", np.float64, np.nan),
         scores=stacked("scores", np.float32, np.nan),
-        attacked=np.stack([row.given(count).numpy() for row in rows]),
+        attacked=np.stack([row.given(range(first, first + count)).numpy() for row in rows]),
         answers=stacked("answers", np.int64, -1),
         margins=stacked("margins", np.float32, np.nan),
         confidences=stacked("confidences", np.float32, np.nan),

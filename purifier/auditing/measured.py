@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..data.images import ImageData
 from .comparing import by_chance, exceeds_one_percent, significant_drop
 from .counting import PendingRow, white_box_rows
-from .likely_causes import flags_of_set_up
-from .probing import probe
+from .identity import Identity
 from .report import Flag, Model, WorstCase
 from .self_checks import Attacked
-from .setup import AuditSetup
 
 LEAST_QUERIES = 100
 """Fewer questions about an image are a search for nothing: the baseline ``noise`` asks 20."""
 
 
-def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, *, marks: bool) -> Iterator[Flag]:
-    """The flags of an audit's rows as a whole.
-
-    Parameters
-    ----------
-    rows
-        All rows of the audit.
-    model
-        The model that the audit is about.
-    marks
-        Whether it marks images as rejected.
-    """
+def flags_of_results(rows: Sequence[PendingRow], labels: Tensor, about: Identity) -> Iterator[Flag]:
+    """The flags of an audit's rows as a whole; ``labels`` (N,)."""
+    model = about.model
     for clean in (row for row in rows if row.job is None):
-        yield from _at_chance(clean, data.labels)
+        yield from _at_chance(clean, labels)
     clean = next(row for row in rows if row.job is None and row.model == model)
     attacked = [row for row in rows if row.job is not None and row.model == model]
     finished = [row for row in attacked if not row.error]
@@ -43,15 +30,9 @@ def flags_of_results(rows: Sequence[PendingRow], data: ImageData, model: Model, 
         yield Flag("nothing-attacked", f"{model}: {failed} failed")
     elif attacked and not clean.shares.any():
         yield Flag("nothing-attacked", f"{model}: none of {len(clean.shares)} clean images is right")
-    if marks and attacked and not any(row.evades and row.route != "oblivious" for row in finished):
+    if about.marks and attacked and not any(row.evades and row.route != "oblivious" for row in finished):
         specs = ", ".join(dict.fromkeys(row.job.named.spec for row in attacked if row.job is not None))
         yield Flag("detector-ignored", f"{model}: no attack that finished asked for scores ({specs})")
-
-
-def clean_flags(setup: AuditSetup, data: ImageData, rows: Sequence[PendingRow]) -> list[Flag]:
-    """The flags of an audit of clean images only: whether the set-up is right."""
-    results = functools.partial(flags_of_results, rows, data, setup.model, marks=setup.rejection.marks)
-    return probe(lambda: flags_of_set_up(setup, data), results)
 
 
 def _at_chance(clean: PendingRow, labels: Tensor) -> Iterator[Flag]:
@@ -66,18 +47,18 @@ def _at_chance(clean: PendingRow, labels: Tensor) -> Iterator[Flag]:
         )
 
 
-def weak_attacks(rows: Sequence[PendingRow], cases: Sequence[WorstCase], setup: AuditSetup) -> Iterator[Flag]:
+def weak_attacks(rows: Sequence[PendingRow], cases: Sequence[WorstCase], about: Identity) -> Iterator[Flag]:
     """Threats within which no attack aims at the audited model with more than a step, and images are left right.
 
     A gate is undecided for the same reason; ``cases`` are the worst cases of the rows.
     """
-    model = setup.model
+    model = about.model
     multi_step = {case.threat: case.multi_step for case in cases if (case.model, case.scope) == (model, "white-box")}
     for case in cases:
         if (case.model, case.scope) != (model, "all") or case.result.correct == 0:
             continue
         finished = [row for row in rows if (row.model, row.threat) == (model, case.threat) and not row.error]
-        if setup.classifier.differentiable:
+        if about.differentiable:
             enough, lacks = multi_step.get(case.threat, False), "takes more than one step along a white-box route"
         else:
             enough = any(row.route == "none" and row.searches(LEAST_QUERIES) for row in finished)

@@ -172,10 +172,10 @@ class Weights:
 
     def __init__(self, **modules: nn.Module) -> None:
         self._modules = modules
-        self._before = {name: sha256_of(module) for name, module in modules.items()}
+        self.before = {name: sha256_of(module) for name, module in modules.items()}
 
     def flags(self) -> Iterator[Flag]:
         """A flag for each module whose weights or buffers are no longer what they were."""
         for name, module in self._modules.items():
-            if sha256_of(module) != self._before[name]:
+            if sha256_of(module) != self.before[name]:
                 yield Flag("stateful", f"the weights or buffers of the {name} changed during the audit")

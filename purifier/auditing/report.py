@@ -16,9 +16,10 @@ from ..vocabulary import Needs
 from .details import Details
 from .detection import Detection
 from .examples import Examples
+from .partial import Partial
 from .presets import PROBED
-from .report_json import check_facts, flat, nested
-from .report_versions import SCHEMA_VERSION, upgraded
+from .report_json import check_facts, flat, nested, read_report
+from .report_versions import SCHEMA_VERSION
 from .results import Results
 from .statistics import Rate
 
@@ -114,10 +115,10 @@ class AuditReport:
     """UTC, ISO 8601."""
     versions: Mapping[str, str]
     data: Mapping[str, Any]
-    """``name``, ``count``, ``sha256`` of pixels and labels, and ``classes``, the number of images of each label. Only
-    if the labels are the undefended classifier's own answers, ``labels`` says so: what counts as right is then
-    agreement with it. Only if images could not be read, ``skipped`` is how many were left out. Only if they were
-    resized or cropped, ``framing`` says how."""
+    """``name``, ``count``, ``sha256`` of pixels and labels (of a partial report, of all images of the data), and
+    ``classes``, the number of images of each label. Only if the labels are the undefended classifier's own answers,
+    ``labels`` says so: what counts as right is then agreement with it. Only if images could not be read, ``skipped`` is
+    how many were left out. Only if they were resized or cropped, ``framing`` says how."""
     classifier: Mapping[str, Any]
     """``description``, ``spec`` and ``weights_file`` if it came from a MODEL spec, ``sha256`` of its weights or graph,
     the number of its ``parameters``, and which ``output`` of which ``output_kind`` is its answer."""
@@ -156,6 +157,8 @@ class AuditReport:
     models do not run in float64. None if they were not compared, or the report is older than this field."""
     class_names: Sequence[str] | None = None
     """The names of the classes, in the order of the labels; None if they are not known."""
+    partial: Partial | None = None
+    """Which images the report is about, if not about all of the data: it then has no verdict."""
     schema_version: int = SCHEMA_VERSION
     details: Details | None = field(default=None, compare=False)
     """What is kept besides the JSON; see ``results`` and ``examples``."""
@@ -167,6 +170,7 @@ class AuditReport:
         figures = [f"clean {row.result}" for row in self.rows if row.model == self.model and row.threat is None]
         figures += [f"{case.threat} worst case {case.result} {counted}" for case in cases]
         doubts = [*dict.fromkeys(flag.name for flag in self.flags), *([] if self.complete else ["an attack failed"])]
+        doubts += [] if self.partial is None else [f"partial: {self.partial}"]
         verdict = "conclusive" if self.conclusive else f"inconclusive ({', '.join(doubts) or 'flags not looked for'})"
         about = f"{self.model} model, {self.data['count']} images of {self.data['name']}"
         return f"<AuditReport: {about}; {', '.join(figures)}; {len(self.rows)} rows; {verdict}>"
@@ -214,8 +218,8 @@ class AuditReport:
 
     @property
     def conclusive(self) -> bool:
-        """Whether every attack finished without error, flags were looked for, and none was raised."""
-        return self.complete and self.probes > 0 and not self.flags
+        """Whether every attack on all images finished without error, flags were looked for, and none was raised."""
+        return self.complete and self.partial is None and self.probes > 0 and not self.flags
 
     @property
     def model(self) -> Model:
@@ -260,23 +264,8 @@ class AuditReport:
             The file is missing, is not a report, or has an unknown schema version.
         """
         path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
+        found = read_report(path)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FileError(
-                f"cannot read {path}: {error.strerror or error}; create a report with `purifier audit --out`", path
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise FileError(f"{path} is not JSON ({error}); run the audit again", path) from error
-        version = found.get("schema_version") if isinstance(found, dict) else None
-        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
-            raise FileError(
-                f"{path}: expected a report of schema version 1 to {SCHEMA_VERSION}, got {version!r}; "
-                "read it with the version of purifier that wrote it, or run the audit again",
-                path,
-            )
-        try:
-            found = upgraded(found)
             check_facts(found)
             report = cls(
                 **{
@@ -285,6 +274,7 @@ class AuditReport:
                     "rows": [Row(**nested(row)) for row in found["rows"]],
                     "flags": [Flag(**flag) for flag in found["flags"]],
                     "worst_case": [WorstCase(**nested(case)) for case in found["worst_case"]],
+                    "partial": found["partial"] and Partial(**found["partial"]),
                 }
             )
             details = Details(report.owner, (len(report.rows), report.data["count"]), path.parent)

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..attacking.threat import Threat
+from ..errors import FileError
 from .detection import read_detection
+from .report_versions import SCHEMA_VERSION, upgraded
 from .statistics import Rate, read_rate
 
 RATES = ("worst_of_n", "majority", "right", "rejected")
 """Fields of rows and worst cases that hold a rate; the first two are in both."""
 PURIFIER_FACTS = {"plugin", "surrogate", "file"}
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The JSON of a report of any version, in today's schema.
+
+    Raises
+    ------
+    FileError
+        The file is missing, is not a report, or has an unknown schema version.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(
+            f"cannot read {path}: {error.strerror or error}; create a report with `purifier audit --out`", path
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is not JSON ({error}); run the audit again", path) from error
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise FileError(
+            f"{path}: expected a report of schema version 1 to {SCHEMA_VERSION}, got {version!r}; "
+            "read it with the version of purifier that wrote it, or run the audit again",
+            path,
+        )
+    try:
+        return upgraded(found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(f"{path} is not a complete report ({error!r}); run the audit again", path) from error
 
 
 def flat(entry: dict[str, Any]) -> dict[str, Any]:

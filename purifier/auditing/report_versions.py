@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """2 added detection and calibration; 3 flags, presets, sequences, majorities; 4 renamed ``refused`` to ``rejected``; 5
 added rejecting guards, classifiers alone, what exactly was audited, and whether an attack took several steps; 6 the
 purifier's spec and whether it is random, what each attack needs, and the precision of the gradient check; 7 renamed
 ``accuracy`` to ``share``, because agreement is none, and added what a guard does with bad pixels; 8 added the names of
-the classes."""
+the classes; 9 reports of a part of the images."""
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +43,8 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
         found = {**found, "on_bad_pixels": None}
     if version < 8:
         found = {**found, "class_names": None}
+    if version < 9:
+        found = {**found, "partial": None}
     return {**found, "schema_version": SCHEMA_VERSION, "rows": rows, "worst_case": cases}
 
 

@@ -109,6 +109,11 @@ class Watch:
         worst = self._worst[threat]
         worst[at] = torch.minimum(worst[at], shares)
 
+    def took(self, asked: int, seconds: float) -> None:
+        """The present job is not run, because a journal has what it came to when it ran."""
+        self._asked += asked
+        self._began -= seconds
+
     def end(self, what: str) -> None:
         """All jobs are over; ``what`` comes next."""
         self._leave()

@@ -12,8 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import PurifierError
+from ..interrupts import Terminated, held
 from ..torch_tools.memory import keep_freed_memory
-from ..training.interrupts import Terminated, held
 from .audit import audit
 from .bench import bench
 from .calibrate import calibrate

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from ..training.interrupts import ENDS
+from ..interrupts import ENDS
 from ..training.progress import Progress
 from .progress import duration
 

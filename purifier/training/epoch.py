@@ -17,17 +17,17 @@ from ..contracts.purifier import Purifier, Scheduled
 from ..data.images import ImageData
 from ..errors import TrainingError
 from ..foreign_code import Attempt, Interrupted
+from ..interrupts import Terminated, held
 from ..seeding import SampleGenerator, mix_seed
+from ..torch_tools.torchrun import Processes
 from .augmentation import augmented
 from .check import PART, check, is_checked, watched
 from .failures import NotFinite, check_finite, explained_in
-from .interrupts import Terminated, held
 from .optimisation import Follower
 from .progress import Reporter
 from .recipe import Batch, Recipe
 from .saving import Saver
 from .state import Within
-from .torchrun import Processes
 
 
 class _ProgressFailed(Interrupted):

@@ -17,9 +17,9 @@ from ..foreign_code import Attempt
 from ..seeding import SampleGenerator
 from ..torch_tools.memory_need import FEW, Need, need_of, out_of_memory
 from ..torch_tools.memory_use import available
+from ..torch_tools.torchrun import Processes
 from .optimisation import Follower
 from .recipe import Batch, Recipe
-from .torchrun import Processes
 
 BATCH_SIZE = 128
 """Images per step, unless it is given or does not fit."""

@@ -21,6 +21,7 @@ from ..exclusive import exclusive
 from ..output import Output
 from ..torch_tools.channels_last import channels_last, fed_channels_last
 from ..torch_tools.freezing import freeze
+from ..torch_tools.torchrun import join_processes, own_device
 from ..vocabulary import OutputKind
 from .argument_checks import check_kinds, check_numbers, check_out, device_of
 from .building import MAX_WEIGHTS, Start, built
@@ -34,7 +35,6 @@ from .recipes import build_recipe
 from .running import finish, run_epochs
 from .saving import Saver
 from .state import check_replaceable, read_state, settings_of, state_path
-from .torchrun import join_processes, own_device
 from .training_data import data_facts, data_settings, labelled_for, training_images
 
 

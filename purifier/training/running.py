@@ -9,12 +9,12 @@ from typing import Any
 from ..contracts import checkpoint
 from ..contracts.purifier import Purifier
 from ..errors import TrainingError
+from ..interrupts import ENDS
 from ..torch_tools.memory_need import out_of_memory
 from .check import is_checked
 from .classifier_checks import fingerprint
 from .epoch import Run
 from .failures import NotFinite
-from .interrupts import ENDS
 from .recipe import Collapse
 from .state import State, log_path, read_log, state_path, write_log
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import atomic_path
-from .interrupts import held
+from ..interrupts import held
 from .optimisation import Follower
 from .state import State, Within, checked_path, epoch_of, state_path, write_state
 

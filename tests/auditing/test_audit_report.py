@@ -26,7 +26,7 @@ def test_a_report_is_saved_and_loaded_as_it_was(report, classifier, data, tmp_pa
     commanded = replace(report, command=["purifier", "audit"])
     assert AuditReport.load(commanded.save(tmp_path)) == commanded
     raw = json.loads((tmp_path / "report.json").read_text())
-    assert next(iter(raw)) == "schema_version" and raw["schema_version"] == 8
+    assert next(iter(raw)) == "schema_version" and raw["schema_version"] == SCHEMA_VERSION
     _, labels = data.batch(range(COUNT))
     counts = {str(label): int((labels == label).sum()) for label in range(10)}
     assert raw["data"]["name"] == f"fashion-mnist:test:{COUNT}" and raw["data"]["count"] == COUNT
@@ -56,8 +56,8 @@ def test_a_report_names_the_checkpoint(classifier, data, tmp_path):
         (None, "cannot read .*report.json: No such file"),
         ("{", "report.json is not JSON"),
         ('{"rows": ' + "[" * 100_000, "report.json is not JSON"),
-        ("[]", "expected a report of schema version 1 to 8, got None"),
-        ('{"schema_version": 99}', "expected a report of schema version 1 to 8, got 99"),
+        ("[]", "expected a report of schema version 1 to 9, got None"),
+        ('{"schema_version": 99}', "expected a report of schema version 1 to 9, got 99"),
         ('{"schema_version": 1}', "is not a complete report"),
         ('{"schema_version": 3, "rows": 3}', "is not a complete report"),
     ],

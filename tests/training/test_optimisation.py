@@ -18,11 +18,11 @@ from nets import trained
 from purifier.contracts.purifier import Purifier
 from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator
+from purifier.torch_tools.torchrun import Processes
 from purifier.training.augmentation import augmented
 from purifier.training.loop import train
 from purifier.training.optimisation import Follower, Optimisation
 from purifier.training.progress import Progress
-from purifier.training.torchrun import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

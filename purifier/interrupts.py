@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from types import TracebackType
 
-from ..foreign_code import Interrupted
+from .foreign_code import Interrupted
 
 
 class Terminated(Interrupted):
@@ -20,6 +20,13 @@ class Terminated(Interrupted):
 
 ENDS = (KeyboardInterrupt, Interrupted, SystemExit)
 """What ends a run from outside, and is no failure of it; SystemExit comes from output whose reader has gone."""
+
+
+def described(end: BaseException) -> str:
+    """How a run was ended, such as ``stopped by SIGTERM``."""
+    if isinstance(end, Terminated):
+        return f"stopped by {signal.Signals(end.number).name}"
+    return "stopped by Ctrl-C" if isinstance(end, KeyboardInterrupt) else f"stopped: {end or type(end).__name__}"
 
 
 class Holder:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from purifier.training.interrupts import Holder, Terminated
+from purifier.interrupts import Holder, Terminated
 
 
 def test_outside_a_block_an_interrupt_is_raised_at_once() -> None:

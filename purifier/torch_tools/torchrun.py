@@ -1,4 +1,4 @@
-"""Training with several processes under torchrun, each with its share of every batch, or with a single one."""
+"""Several processes under torchrun, each with its share of the images, or a single one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 
-from ..errors import TrainingError
+from ..errors import ConfigError
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,16 @@ class Processes:
             distributed.barrier()
 
 
-def join_processes(device: torch.device) -> Processes:
+def join_processes(device: torch.device = CPU, *, timeout: timedelta | None = None) -> Processes:
     """Join the processes that torchrun started into one group; without torchrun there is a single process.
+
+    ``timeout`` is how long they wait for each other, by default as long as torch's do.
 
     Layers that use a whole batch, such as BatchNorm, see only their own process's share.
 
     Raises
     ------
-    TrainingError
+    ConfigError
         torchrun's variables are incomplete, or the processes cannot reach each other.
     """
     count = os.environ.get("WORLD_SIZE", "1")
@@ -81,10 +86,12 @@ def join_processes(device: torch.device) -> Processes:
     if not distributed.is_initialized():
         try:
             distributed.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+                "nccl" if device.type == "cuda" else "gloo",
+                device_id=device if device.type == "cuda" else None,
+                timeout=timeout,
             )
         except (ValueError, RuntimeError) as error:
-            raise TrainingError(
+            raise ConfigError(
                 f"{count} processes were started (WORLD_SIZE), but they cannot reach each other: {error}; start them "
                 "with torchrun, or unset WORLD_SIZE"
             ) from error
@@ -104,5 +111,5 @@ def own_device(device: str | torch.device) -> str | torch.device:
     if local is None or not str(device).startswith("cuda"):
         return device
     if str(device) != "cuda":
-        raise TrainingError(f"device: expected cuda under torchrun, which gives each process its own GPU, got {device}")
+        raise ConfigError(f"device: expected cuda under torchrun, which gives each process its own GPU, got {device}")
     return f"cuda:{local}"
