@@ -105,7 +105,7 @@ def paired_lower(gained: float, lost: float, count: int, level: float = 0.95) ->
     worse". Fagerland, Lydersen & Laake (2014, Statistics in Medicine 33:2850) recommend it. If no image changed, the
     bound is -z**2 / (count + z**2): Wilson's for 0 lost images.
     """
-    assert gained >= 0 and lost >= 0 and 0 < count and gained + lost <= count * (1 + 1e-9)
+    assert gained >= 0 and lost >= 0 and count > 0 and gained + lost <= count * (1 + 1e-9)
     z = NormalDist().inv_cdf(level)
 
     def rejected(difference: float) -> bool:
