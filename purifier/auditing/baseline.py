@@ -77,7 +77,7 @@ class Baseline:
         count, needed = self.report.data["count"], images_needed(self.tolerance)
         if count < needed:
             raise ConfigError(
-                f"tolerance {self.tolerance:g} needs at least {needed} images, and the baseline has {count}: even if "
+                f"tolerance: {self.tolerance:g} needs at least {needed} images, and the baseline has {count}: even if "
                 "none of them changed, other images may have; audit more, or choose a larger tolerance"
             )
 

@@ -165,7 +165,7 @@ def compared_without_results(new: AuditReport, old: AuditReport) -> list:
 
 
 def test_a_tolerance_that_so_few_images_cannot_show_is_an_error(kept):
-    with pytest.raises(ConfigError, match="tolerance 0.02 needs at least 133 images, and the baseline has 30"):
+    with pytest.raises(ConfigError, match="tolerance: 0.02 needs at least 133 images, and the baseline has 30"):
         purifier.check_baseline(kept, kept)
     for wrong in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(ConfigError, match="tolerance: expected a share of images above 0"):
