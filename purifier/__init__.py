@@ -14,6 +14,7 @@ if _typing.TYPE_CHECKING:
     from .attacking.target import Target
     from .attacking.threat import Threat
     from .auditing.audit import audit
+    from .auditing.baseline import check_baseline
     from .auditing.report import AuditReport
     from .contracts.checkpoint import load, save
     from .contracts.purifier import Purifier, purifiers
@@ -59,6 +60,7 @@ __all__ = [
     "audit",
     "bench",
     "calibrate",
+    "check_baseline",
     "diagnose",
     "draw_purifications",
     "export",
@@ -80,6 +82,7 @@ _MEMBERS = {
     "attacking.target": ("Target",),
     "attacking.threat": ("Threat",),
     "auditing.audit": ("audit",),
+    "auditing.baseline": ("check_baseline",),
     "auditing.report": ("AuditReport",),
     "contracts.checkpoint": ("load", "save"),
     "contracts.purifier": ("Purifier", "purifiers"),

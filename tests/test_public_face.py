@@ -23,8 +23,9 @@ FACE = {
         "GuardedSession",
     ),
     *("ImageData", "Preprocessing", "Purifier", "PurifierError", "RejectedError", "SampleGenerator", "Target"),
-    *("Threat", "__version__", "attacks", "audit", "bench", "calibrate", "diagnose", "draw_purifications"),
+    *("Threat", "__version__", "attacks", "audit", "bench", "calibrate", "check_baseline", "diagnose"),
     *(
+        "draw_purifications",
         "export",
         "exporters",
         "guard",

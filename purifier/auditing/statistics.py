@@ -14,6 +14,8 @@ from torch import Tensor
 RESAMPLES, ENOUGH_SCORES = 500, 20
 """Number of bootstrap draws, and the smallest number of positives that the bootstrap is used for."""
 Z95 = NormalDist().inv_cdf(0.975)
+HALVINGS = 60
+"""A bound is found by halving [-1, 1] this often: to below what a float64 can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,70 @@ def wilson(correct: float, count: int) -> tuple[float, float]:
         0.0 if correct == 0 else max(0.0, middle - half),
         1.0 if correct == count else min(1.0, middle + half),
     )
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """By how much a share of images grew, on the same images, with its one-sided 95% lower bound."""
+
+    value: float
+    """New share minus old share, in [-1, 1]."""
+    lower: float
+    """With 95% confidence the difference is at least this; in [-1, 1]."""
+    gained: float
+    """Number of images right now and not before; a sum of shares if each image was judged several times."""
+    lost: float
+    """Number of images right before and not now."""
+    count: int
+
+
+def paired_difference(before: Tensor, after: Tensor) -> PairedDifference:
+    """Compare shares of judgements (N,) in [0, 1] of the same N images; see ``paired_lower`` for the bound.
+
+    If an image was judged several times, its change counts by its size. A change d of size below 1 has d**2 < |d|, so
+    the bound is then lower than necessary, never higher.
+    """
+    change = (after - before).double()
+    gained, lost = change.clamp(min=0).sum().item(), (-change).clamp(min=0).sum().item()
+    count = len(change)
+    return PairedDifference((gained - lost) / count, paired_lower(gained, lost, count), gained, lost, count)
+
+
+def paired_lower(gained: float, lost: float, count: int, level: float = 0.95) -> float:
+    """The lower bound of a paired difference of shares: Tango's score bound, one-sided at ``level``.
+
+    Of ``count`` images, ``gained`` are right only after a change and ``lost`` only before it. The bound is the smallest
+    difference D that the score test does not reject (Tango 1998, Statistics in Medicine 17:891)::
+
+        T(D) = (gained - lost - count D) / sqrt(count (2 q + D (1 - D))) < z
+        q    = (sqrt(B**2 - 8 count C) - B) / (4 count),   the likeliest P(lost) if the difference is D
+        B    = -gained - lost + (2 count - gained + lost) D,   C = -lost D (1 - D)
+
+    At D = 0 this is McNemar's test (1947); at another D it is a test of non-inferiority, "not more than that much
+    worse". Fagerland, Lydersen & Laake (2014, Statistics in Medicine 33:2850) recommend it. If no image changed, the
+    bound is -z**2 / (count + z**2): Wilson's for 0 lost images.
+    """
+    assert gained >= 0 and lost >= 0 and count > 0 and gained + lost <= count * (1 + 1e-9)
+    z = NormalDist().inv_cdf(level)
+
+    def rejected(difference: float) -> bool:
+        b = -gained - lost + (2 * count - gained + lost) * difference
+        c = -lost * difference * (1 - difference)
+        q = (math.sqrt(max(0.0, b * b - 8 * count * c)) - b) / (4 * count)
+        variance = max(0.0, 2 * q + difference * (1 - difference))
+        return gained - lost - count * difference >= z * math.sqrt(count * variance)
+
+    low, high = -1.0, (gained - lost) / count
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejected(middle) else (low, middle)
+    return low
+
+
+def images_needed(tolerance: float) -> int:
+    """The fewest images of which none may change for ``paired_lower`` to reach ``-tolerance``, in (0, 1]."""
+    z = NormalDist().inv_cdf(0.95)
+    return math.ceil(z * z * (1 - tolerance) / tolerance - 1e-9)
 
 
 def roc_area(positives: Tensor, negatives: Tensor, chosen: Tensor) -> Area:

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     try:
         given, configured = with_config(given, _commands())
-        if configured:
+        if configured and "--quiet" not in given:
             plain_console(stderr=True, soft_wrap=True).print(
                 f"from the configuration: {', '.join(configured)}", markup=False
             )

@@ -16,7 +16,7 @@ from ..exclusive import exclusive
 from ..foreign_code import Attempt
 from ..specs import number
 from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
-from .console import plain_console
+from .console import plain_console, result_console
 from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     FEED,
@@ -43,13 +43,13 @@ from .progress import audit_progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..auditing.gates import Gate, Passed
+    from ..auditing.gates import Gate
     from ..auditing.report import AuditReport
 
 CLEAN_ONLY, NO_PURIFIER = "none", "none"
 AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits", feed=None)
+NO_POLICY = {"on_reject": "ignore", "abstain": None, "on_bad_pixels": "raise"}
 DEFAULT_EPS = ["0.1"]
-FAILED, INCONCLUSIVE = 1, 3
 
 
 def audit(
@@ -125,16 +125,35 @@ def audit(
     keep_adversarial: Annotated[
         bool, typer.Option("--keep-adversarial", help="Also write all adversarial images, to adversarial.npz.")
     ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Fail if fewer images are right than in this earlier audit of the same images and threats, clean or "
+            "in a worst case (a paired test at 95%).",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="With --baseline: by how large a share of images the results may be worse (default: 0.02)."),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print nothing but errors; the exit code and the files have the result.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print report.json on standard output, and all else on standard error.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of an earlier audit.")] = False,
 ) -> None:
     """Attack a guarded classifier, or one alone, print the accuracy that remains, and write report.json."""
     from ..auditing.audit import audit as run
     from ..auditing.report import FILE_NAME
-    from ..auditing.table import print_report
     from ..guards.guard import guard
+    from .gates import end, read_baseline
 
     gates = _check_request(attack, preset, out / FILE_NAME, overwrite, fail_under)
     threats = [read_eps(text) for text in eps]
+    against = read_baseline(baseline, tolerance, norm, threats, _attacks_in(attack, preset))
     model, wanted = read_model_options(classifier, weights, random_weights, read_preprocessing_option(preprocessing))
     reading = Reading(
         preprocessing=wanted,
@@ -144,27 +163,20 @@ def audit(
         feed=read_feed_option(feed),
     )
     alone = purifier == NO_PURIFIER
-    if alone and (on_reject != "ignore" or abstain is not None or on_bad_pixels != "raise"):
+    policy: dict[str, Any] = {"on_reject": on_reject, "abstain": abstain, "on_bad_pixels": on_bad_pixels}
+    if not alone:
+        model = guard(model, purifier, **policy, **reading)
+    elif policy != NO_POLICY:
         raise ConfigError(
             "--on-reject, --abstain and --on-bad-pixels need a guard, but --purifier is none; leave them out"
         )
-    if not alone:
-        policy: dict[str, Any] = {"on_reject": on_reject, "abstain": abstain, "on_bad_pixels": on_bad_pixels}
-        model = guard(model, purifier, **policy, **reading)
-    images = load_data_option(
-        data,
-        root,
-        resize,
-        crop,
-        skip_bad,
-        max_bytes,
-        classes=classes,
-        preprocessing=wanted,
-        no_labels=no_labels,
-    )
-    console = plain_console()
+    options: dict[str, Any] = {"classes": classes, "preprocessing": wanted, "no_labels": no_labels, "quiet": quiet}
+    images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, **options)
+    if against is not None:
+        against.check_data(images)
+    console = result_console(quiet=quiet, json=json)
     with exclusive(out / FILE_NAME):
-        with audit_progress() as show:
+        with audit_progress(quiet=quiet) as show:
             report = run(
                 model,
                 images,
@@ -188,18 +200,25 @@ def audit(
         report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
         with Attempt((OutputError,)) as saving:
             report.save(out)
-    print_report(report, console)  # even if the report cannot be written: it may have taken hours
+    _print(report, console, json=json)  # even if the report cannot be written: it may have taken hours
     if saving.error is not None:
         raise saving.error
     console.print(f"report {out / FILE_NAME}", markup=False, soft_wrap=True)
-    _end(report, gates, console)
+    end(report, gates, against, console)
+
+
+def _print(report: AuditReport, console: Console, *, json: bool) -> None:
+    from ..auditing.table import print_report
+
+    if json:
+        plain_console().out(report.to_json(), end="", highlight=False)
+    print_report(report, console)
 
 
 def _check_request(
     attack: list[str] | None, preset: str | None, path: Path, overwrite: bool, fail_under: Sequence[str] | None
 ) -> list[Gate]:
     """The gates; raise for options that contradict each other, and for a report that could not be written."""
-    from ..auditing.presets import DEFAULT_PRESET, names_in
     from .gates import read_gate
 
     if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
@@ -213,12 +232,19 @@ def _check_request(
     gates = [read_gate(text) for text in fail_under or ()]
     if attack == [CLEAN_ONLY] and any(gate.needs_attacks for gate in gates):
         raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
+    for gate in gates:
+        gate.check_attacks(_attacks_in(attack, preset))
+    return gates
+
+
+def _attacks_in(attack: list[str] | None, preset: str | None) -> set[str]:
+    """The names and the specs of all attacks that were asked for."""
+    from ..auditing.presets import DEFAULT_PRESET, names_in
+
     named = set(attack or ()) | {one.partition(":")[0] for one in attack or ()}
     if preset or not attack:
         named |= names_in(preset or DEFAULT_PRESET)
-    for gate in gates:
-        gate.check_attacks(named - {CLEAN_ONLY})
-    return gates
+    return named - {CLEAN_ONLY}
 
 
 def _found_in(path: Path) -> str:
@@ -231,51 +257,6 @@ def _found_in(path: Path) -> str:
         return "an earlier audit, which cannot be read"
     about = f"{found.data['name']}, {', '.join(map(str, found.threats))}"
     return f"an audit of {found.created} ({found.classifier['description']}, {about})"
-
-
-def _end(report: AuditReport, gates: Sequence[Gate], console: Console) -> None:
-    """Exit with the code for the result of the report."""
-    from ..auditing.gates import look
-
-    found = look(report, gates)
-    failed = [one for one in found if not one.passed]
-    for one in failed:
-        _say(console, f"gate failed, {_lower(report, one)}, less than {_least(one)}")
-    if failed:  # even if flags were raised: robustness is no higher than the audit found
-        raise typer.Exit(FAILED)
-    cases = [case for case in report.worst_case if case.scope == "white-box" and case.model == report.model]
-    white_box = {case.threat: case.multi_step for case in cases}
-    attacked = any(gate.needs_attacks for gate in gates)
-    untested = [threat for threat in report.threats if not white_box.get(threat)] if attacked else []
-    for threat in untested:
-        ran = "only one-step attacks ran" if threat in white_box else "no white-box attack ran"
-        advice = "add one that takes steps, such as --attack pgd, or use a preset"
-        if threat not in white_box:
-            advice += "; an ONNX classifier has no gradients for one, so audit its torch module instead"
-        _say(console, f"gate undecided, {threat}: {ran}, so the result proves nothing; {advice}")
-    if gates and not untested and not report.conclusive:
-        _say(console, "gate undecided: the audit is inconclusive, see above")
-    if untested or not report.conclusive:
-        raise typer.Exit(INCONCLUSIVE)
-    for one in found:
-        _say(console, f"gate passed, {_lower(report, one)}, at least {_least(one)}")
-
-
-def _lower(report: AuditReport, found: Passed) -> str:
-    counted = report.right + " or rejected" * report.rejects
-    case = " in the worst case" * found.is_worst_case
-    return (
-        f"{found.where}: the 95% interval of images that are {counted}{case} begins at {found.result.interval[0]:.1%}"
-    )
-
-
-def _least(found: Passed) -> str:
-    named = "" if found.is_worst_case else f" {found.gate.what}"
-    return f"the {found.gate.least:.1%} of --fail-under{named}"
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
 
 
 def read_eps(text: str) -> float:

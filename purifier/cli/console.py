@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+FAILED, INCONCLUSIVE = 1, 3
+"""Exit codes of an audit: a gate failed; flags, failed attacks or too few attacks leave it open."""
 BROKEN_PIPE = 141
 """128 + SIGPIPE: the exit code of a command whose reader (``head``, say) has closed the pipe."""
 
@@ -24,3 +26,9 @@ class _PipedConsole(Console):
 def plain_console(**options: Any) -> Console:
     """A rich console that prints text as it is: rich would show the ``:train:`` in a DATA spec as a picture."""
     return _PipedConsole(highlight=False, emoji=False, **options)
+
+
+def result_console(*, quiet: bool = False, json: bool = False) -> Console:
+    """Where a command prints its result: nowhere with ``--quiet``; with ``--json``, which keeps standard output for
+    the JSON, on standard error."""
+    return plain_console(quiet=quiet, stderr=json)

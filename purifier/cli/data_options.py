@@ -50,8 +50,9 @@ def load_data_option(
     classes: Path | None = None,
     preprocessing: Preprocessing | None = None,
     no_labels: bool = False,
+    quiet: bool = False,
 ) -> ImageData:
-    """The data of ``--data``; images that were left out are named on standard error."""
+    """The data of ``--data``; images that were left out are named on standard error, unless ``quiet``."""
     from ..data.loading import load_data
 
     found = load_data(
@@ -65,7 +66,8 @@ def load_data_option(
         max_bytes=max_bytes,
         labels=not no_labels,
     )
-    say_skipped(found.skipped)
+    if not quiet:
+        say_skipped(found.skipped)
     return found
 
 

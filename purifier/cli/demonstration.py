@@ -28,7 +28,7 @@ from ..guards.exporting import export
 from ..guards.guard import guard
 from ..guards.module import GuardedModule
 from ..pictures import Stage, stages, write_strip
-from .audit import INCONCLUSIVE
+from .console import INCONCLUSIVE
 from .progress import audit_progress
 
 ATTACK = "pgd"

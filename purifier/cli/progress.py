@@ -25,8 +25,10 @@ class _Bar(Progress):
 
 
 @contextmanager
-def audit_progress() -> Iterator[Callable[[float, int, str], None]]:
+def audit_progress(*, quiet: bool = False) -> Iterator[Callable[[float, int, str], None]]:
     """Show a bar that disappears at the end, if standard error is a terminal; yield the argument ``progress``.
+
+    ``quiet`` shows none.
 
     The bar is drawn when ``progress`` is called, not by a thread: a closed pipe then ends the command.
     """
@@ -37,7 +39,7 @@ def audit_progress() -> Iterator[Callable[[float, int, str], None]]:
         console=console,
         transient=True,
         auto_refresh=False,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),
     ) as bar:
         task, began = bar.add_task("", total=None, left=""), time.monotonic()

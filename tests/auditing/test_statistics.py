@@ -7,10 +7,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from purifier.auditing.statistics import Z95, Area, rate, roc_area, wilson
+from purifier.auditing.statistics import (
+    Z95,
+    Area,
+    images_needed,
+    paired_difference,
+    paired_lower,
+    rate,
+    roc_area,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("correct", "count"), [(1, 2), (0, 10), (10, 10), (3, 7), (846, 1000), (9999, 10000)])
@@ -88,3 +98,68 @@ def test_the_auc_interval_is_never_empty_and_stays_inside():
     assert area(few + 100, many).value == 1 and area(few + 100, many).interval == wilson(3, 3)
     assert area(few - 100, many).value == 0 and area(few - 100, many).interval == wilson(0, 3)
     assert area(few + 47, many).interval[1] <= 1
+
+
+def test_the_paired_bound_matches_the_literature():
+    # Airway hyper-responsiveness before and after stem cell transplantation (Bentur et al. 2009), 1 against 7 of 21
+    # changed: Tango's 95% interval in Fagerland, Lydersen & Laake 2014 is -0.517 to -0.026.
+    assert paired_lower(1, 7, 21, level=0.975) == pytest.approx(-0.517, abs=5e-4)
+    assert -paired_lower(7, 1, 21, level=0.975) == pytest.approx(-0.026, abs=5e-4)
+
+
+def by_likelihood(gained: int, lost: int, count: int) -> float:
+    """The same bound with the likeliest share of lost images found by maximising, and the root by SciPy."""
+    same = count - gained - lost
+
+    def score(difference: float) -> float:
+        def unlikely(share: float) -> float:
+            parts = ((gained, share + difference), (lost, share), (same, 1 - 2 * share - difference))
+            return -sum(number * math.log(max(chance, 1e-300)) for number, chance in parts)
+
+        ends = max(0.0, -difference), (1 - difference) / 2
+        share = minimize_scalar(unlikely, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+        spread = math.sqrt((2 * share + difference - difference**2) / count)
+        return ((gained - lost) / count - difference) / spread - norm.ppf(0.95)
+
+    return brentq(score, -0.999, (gained - lost) / count - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "count"), [(3, 7, 40), (7, 3, 40), (1, 0, 200), (5, 5, 60), (40, 2, 100), (2, 30, 100)]
+)
+def test_the_paired_bound_matches_a_numerical_maximum_of_the_likelihood(gained, lost, count):
+    assert paired_lower(gained, lost, count) == pytest.approx(by_likelihood(gained, lost, count), abs=1e-5)
+
+
+@pytest.mark.parametrize("gained", range(0, 12, 3))
+@pytest.mark.parametrize("lost", range(0, 12, 3))
+def test_at_zero_the_paired_bound_is_mcnemars_test(gained, lost):
+    if gained + lost:
+        better = (gained - lost) / math.sqrt(gained + lost) >= norm.ppf(0.95)
+        assert (paired_lower(gained, lost, 50) >= 0) == better
+
+
+def test_the_paired_bound_at_the_edges():
+    z = norm.ppf(0.95)
+    assert paired_lower(0, 0, 60) == pytest.approx(-(z**2) / (60 + z**2))  # Wilson's for 0 of 60
+    assert paired_lower(0, 100, 100) == pytest.approx(-1) and 0.9 < paired_lower(100, 0, 100) < 1
+    for tolerance in (0.01, 0.02, 0.05, 0.3):
+        needed = images_needed(tolerance)
+        assert paired_lower(0, 0, needed) >= -tolerance > paired_lower(0, 0, needed - 1)
+
+
+def test_the_paired_bound_holds_as_often_as_it_says():
+    numbers, count, chances = np.random.default_rng(0), 200, (0.05, 0.08)
+    truth = chances[0] - chances[1]
+    drawn = numbers.multinomial(count, (*chances, 1 - sum(chances)), size=2000)
+    held = np.mean([paired_lower(int(gained), int(lost), count) <= truth for gained, lost, _ in drawn])
+    assert held == pytest.approx(0.95, abs=0.015)
+
+
+def test_images_are_paired_and_shares_count_by_their_size():
+    before = torch.tensor([1.0, 1, 1, 0, 0, 0.6])
+    after = torch.tensor([1.0, 0, 1, 1, 1, 0.2])
+    found = paired_difference(before, after)
+    assert (found.gained, found.lost, found.count) == (2, pytest.approx(1.4), 6)
+    assert found.value == pytest.approx(0.6 / 6) == pytest.approx((after.sum() - before.sum()).item() / 6)
+    assert found.lower == paired_lower(found.gained, found.lost, 6) < found.value
