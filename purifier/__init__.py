@@ -16,6 +16,7 @@ if _typing.TYPE_CHECKING:
     from .auditing.audit import audit
     from .auditing.baseline import check_baseline
     from .auditing.report import AuditReport
+    from .auditing.shards import merge_audits
     from .contracts.checkpoint import load, save
     from .contracts.purifier import Purifier, purifiers
     from .data.images import ImageData
@@ -69,6 +70,7 @@ __all__ = [
     "into_range",
     "load",
     "load_data",
+    "merge_audits",
     "onnx_limits",
     "purifiers",
     "purify_images",
@@ -84,6 +86,7 @@ _MEMBERS = {
     "auditing.audit": ("audit",),
     "auditing.baseline": ("check_baseline",),
     "auditing.report": ("AuditReport",),
+    "auditing.shards": ("merge_audits",),
     "contracts.checkpoint": ("load", "save"),
     "contracts.purifier": ("Purifier", "purifiers"),
     "data.images": ("ImageData",),

@@ -42,7 +42,7 @@ from .shards import (
     check_shard,
     has_whole_report,
     journal_name,
-    merge,
+    merge_audits,
     pool_record,
     remove_journals,
     replay,
@@ -80,6 +80,7 @@ def audit(
     class_names: str | Path | Sequence[str] | None = None,
     keep_adversarial: bool = False,
     out: str | Path | None = None,
+    journal: str | Path | None = None,
     overwrite: bool = False,
     shard: tuple[int, int] | None = None,
 ) -> AuditReport:
@@ -142,11 +143,14 @@ def audit(
         in memory until the end.
     out
         Folder for ``report.json``, ``results.npz`` (each image's results) and ``examples.npz`` (a few images); checked
-        before the audit starts. Until the audit ends, what each attack found is kept there in ``audit.journal``: when
-        an audit was cut off, however that happened, the same call goes on with it, and ends with the same report. One
-        that Ctrl-C or a signal ends leaves a partial report, if a batch of images is done.
+        before the audit starts.
+    journal
+        Folder for ``audit.journal``, by default ``out``. What each attack found is kept there: when an audit was cut
+        off, however that happened, the same call goes on with it, and ends with the same report. One that Ctrl-C or a
+        signal ends leaves a partial report there, if a batch of images is done. Saving the report in ``out`` removes
+        the journal.
     overwrite
-        Give up what a journal of another audit in ``out`` has, or one that is damaged.
+        Give up what the journal of another audit has found, or a damaged journal.
     shard
         ``(k, n)`` audits the k-th of n shares of the images, and leaves a partial report, which has no flags and no
         verdict, and its journal; ``merge_audits`` makes one report of all. Under torchrun each process has its share,
@@ -162,7 +166,8 @@ def audit(
     AuditError, PluginError
         Classifier, purifier and data do not fit together. An attack that fails is an error of its row only.
     """
-    processes, shard = _join(shard, out)
+    journal = out if journal is None else journal
+    processes, shard = _join(shard, out, journal)
     named = None if class_names is None else read_classes(class_names)
     request = Request(
         norm=norm,
@@ -183,35 +188,40 @@ def audit(
         output_kind=output_kind,
         feed=feed,
     )
-    path = None if out is None else Path(out, journal_name(shard))
+    path = None if journal is None else Path(journal, journal_name(shard))
     with ExitStack() as stack:
         ready = prepare(stack, guard, data, request, batch_size_in(path, overwrite=overwrite))
         digest = DataDigest(ready.data, ready.setup.batch_size)
         span = span_of(shard, len(ready.data), ready.setup.batch_size)
         about = identify(ready, digest, span, named, keeps_adversarial=keep_adversarial)
-        journal = stack.enter_context(opened(path, about.to_json(), overwrite=overwrite))
-        report = _run(stack, ready, digest, Tally(about), journal, progress, None if processes.count > 1 else out)
+        records = stack.enter_context(opened(path, about.to_json(), overwrite=overwrite))
+        folder = None if processes.count > 1 else journal
+        report = _run(stack, ready, digest, Tally(about), records, progress, folder)
     processes.wait()
-    if processes.rank == 0 and out is not None:
-        report = merge([out]) if processes.count > 1 else report
+    if processes.rank > 0:
+        return report
+    if processes.count > 1 and journal is not None:
+        report = merge_audits([journal])
+    if out is not None:
         report.save(out)
-        if report.partial is None:
+        if journal == out and report.partial is None:
             remove_journals(out)
     return report
 
 
-def _join(shard: tuple[int, int] | None, out: str | Path | None) -> tuple[Processes, tuple[int, int] | None]:
-    """The processes of torchrun, and this one's shard."""
+def _join(shard: tuple[int, int] | None, *folders: str | Path | None) -> tuple[Processes, tuple[int, int] | None]:
+    """The processes of torchrun, and this one's shard; raise unless files can be written to the folders."""
     check_shard(shard)
-    if out is not None:
-        check_writable(out)
+    for folder in folders:
+        if folder is not None:
+            check_writable(folder)
     processes = join_processes(timeout=LONGEST_WAIT)
     if processes.count > 1:
         if shard is not None:
             raise ConfigError("shard: under torchrun each process has its own shard; leave it out")
         shard = (processes.rank + 1, processes.count)
-    if out is None and shard is not None:
-        raise ConfigError("out: expected a folder, because the report is made from the journals of all shards there")
+    if shard is not None and folders[-1] is None:
+        raise ConfigError("out: expected a folder, because the report is made from the journals of all shards")
     return processes, shard
 
 
@@ -222,9 +232,9 @@ def _run(
     tally: Tally,
     journal: Journal,
     progress: Progress | None,
-    out: str | Path | None,
+    folder: str | Path | None,
 ) -> AuditReport:
-    """Attack and check; what is done is saved to ``out`` if a signal or a full disk ends the audit."""
+    """Attack and check; what is done is saved to ``folder`` if a signal or a full disk ends the audit."""
     setup, data, threats, about = ready.setup, ready.data, ready.threats, tally.about
     leads, count = about.span.start == 0, ready.probes  # of several shards the first one runs the self-checks
     before = probe(lambda: flags_of_memory(setup, data, threats, count=count)) if ready.jobs and leads else []
@@ -244,18 +254,18 @@ def _run(
         journal.write(CHECKS, checked.record())
         return report_of(tally, checked, purify, why_partial=None if about.whole else "one shard")
     except (*ENDS, OutputError) as end:
-        if out is not None:
+        if folder is not None:
             with held, suppress(OutputError):
-                _save_part(about, journal, purify, described(end), out)
+                _save_part(about, journal, purify, described(end), folder)
         raise
 
 
-def _save_part(about: Identity, journal: Journal, purify: Purify, why: str, out: str | Path) -> None:
+def _save_part(about: Identity, journal: Journal, purify: Purify, why: str, folder: str | Path) -> None:
     """Save a partial report of the batches that are whole, unless there is none, or there is a report of all images."""
     part = Tally(about)
     replay(part, journal)
-    if part.begun and not has_whole_report(out):
-        report_of(part, Checked(), purify, why_partial=why).save(out)
+    if part.begun and not has_whole_report(folder):
+        report_of(part, Checked(), purify, why_partial=why).save(folder)
 
 
 def _lay_out(stack: ExitStack, setup: AuditSetup, data: ImageData) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attacking.threat import Threat
 from ..data.images import ImageData
 from ..errors import ConfigError, FileError
-from .facts import DataDigest
+from .data_digest import DataDigest
 from .report import WHITE_BOX, AuditReport
 from .results import RESULTS_FILE
 from .statistics import PairedDifference, Rate, images_needed, paired_difference
@@ -103,11 +103,7 @@ class Baseline:
         if len(data) != self.report.data["count"] or not data.labelled:
             self._check_facts({"count": len(data)})
             return
-        digest = DataDigest(data)
-        parts = [range(at, min(at + DIGESTED, len(data))) for at in range(0, len(data), DIGESTED)]
-        for pixels, labels in data.batches(parts):
-            digest.add(pixels, labels)
-        self._check_facts(digest.facts())
+        self._check_facts(DataDigest(data, DIGESTED).facts())
 
     def compare(self, report: AuditReport) -> list[PairedResult]:
         """Clean images and each threat's worst case over all routes, on the audited models.

@@ -59,6 +59,8 @@ class Keeper:
 
     everything: bool = False
     """Whether to keep all adversarial images."""
+    _fallen: dict[Threat, set[int]] = field(default_factory=dict)
+    """All images that fell, whether or not they are kept: a shard keeps every example that all shards together would."""
     _fell: dict[Threat, dict[int, Example]] = field(default_factory=dict)
     _held: dict[Threat, dict[int, Example]] = field(default_factory=dict)
     _all: list[tuple[PendingRow, Sequence[int], Tensor]] = field(default_factory=list)
@@ -83,13 +85,15 @@ class Keeper:
         """
         assert row.threat is not None
         fell, held = self._fell.setdefault(row.threat, {}), self._held.setdefault(row.threat, {})
+        fallen = self._fallen.setdefault(row.threat, set())
         places = {image: place for place, image in enumerate(outcome.held)}
         taken = []
         for at, index in enumerate(outcome.indices):
-            if clean.shares[at] <= 0.5 or index in fell:
+            if clean.shares[at] <= 0.5 or index in fallen:
                 continue
             wrong = bool(judged.shares[at] <= 0.5)
             if wrong:
+                fallen.add(index)
                 held.pop(index, None)
             margin = float(judged.margins[at].nan_to_num(torch.inf))
             pool, most = (fell, EACH) if wrong else (held, POOL)
@@ -136,12 +140,10 @@ class Keeper:
         return Details(owner, shape, results=results, examples=examples, adversarial=adversarial)
 
     def _examples(self, model: Model, rows: Sequence[PendingRow], first: int, purify: Purify) -> Examples | None:
-        fallen = {(threat, index) for threat, found in self._fell.items() for index in found}
         chosen = [one for found in self._fell.values() for one in found.values()]
         for threat, found in self._held.items():
             worst = _worst(rows, threat, model)
-            held = [one for one in found.values() if (threat, one.index) not in fallen]
-            chosen += [one for one in held if worst[one.index - first] > 0.5][:EACH]
+            chosen += [one for one in found.values() if worst[one.index - first] > 0.5][:EACH]
         if not chosen:
             return None
         places = {id(row): place for place, row in enumerate(rows)}

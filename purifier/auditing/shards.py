@@ -89,7 +89,7 @@ def pool_record(examples: Sequence[Example], purify: Purify) -> Record:
     return {"names": [one.name for one in examples]}, purified
 
 
-def merge(folders: Sequence[str | Path]) -> AuditReport:
+def merge_audits(folders: Sequence[str | Path]) -> AuditReport:
     """The report of one process from the folders that the shards of an audit were written to, in any order.
 
     Nothing is asked again: classifier, purifier and data need not be there.

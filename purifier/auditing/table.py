@@ -56,6 +56,9 @@ def print_doubts(report: AuditReport, console: Console) -> None:
         say(console, "flags were not looked for: the report is older than they are")
     elif report.probes < PROBED and report.worst_case:
         say(console, f"flags were looked for on at most {count_text(report.probes)}; more images can show more")
+    if report.partial is not None:
+        text = f": {report.partial}; it has no verdict, and flags were not looked for"
+        say(console, text, lead="partial", lead_style="bold red")
     if report.flags:
         text = ": robustness is at most as shown here, and may be far less"
         say(console, text, lead="inconclusive", lead_style="bold red")

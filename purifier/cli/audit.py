@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..atomic import check_writable
 from ..auditing.presets import PROBED
-from ..errors import ConfigError, FileError, OutputError
-from ..exclusive import exclusive
+from ..errors import ConfigError, OutputError
 from ..foreign_code import Attempt
-from ..specs import number
 from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
+from .audit_request import CLEAN_ONLY, attacks_in, check_request, read_eps
 from .console import plain_console, result_console
+from .cutting_off import is_first_process, one_writer, read_shard, save_report, says_how_to_go_on
 from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     FEED,
@@ -43,10 +41,9 @@ from .progress import audit_progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..auditing.gates import Gate
     from ..auditing.report import AuditReport
 
-CLEAN_ONLY, NO_PURIFIER = "none", "none"
+NO_PURIFIER = "none"
 AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits", feed=None)
 NO_POLICY = {"on_reject": "ignore", "abstain": None, "on_bad_pixels": "raise"}
 DEFAULT_EPS = ["0.1"]
@@ -143,17 +140,33 @@ def audit(
     json: Annotated[
         bool, typer.Option("--json", help="Print report.json on standard output, and all else on standard error.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of an earlier audit.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the report of an earlier audit, or one that was cut off.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Audit the K-th of N shares of the images, as for a job array; `purifier report merge` joins them.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Attack nothing: print what would run, and about how long it would take.")
+    ] = False,
 ) -> None:
     """Attack a guarded classifier, or one alone, print the accuracy that remains, and write report.json."""
     from ..auditing.audit import audit as run
+    from ..auditing.estimate import estimate
+    from ..auditing.preparing import Request
     from ..auditing.report import FILE_NAME
     from ..guards.guard import guard
     from .gates import end, read_baseline
+    from .plan import print_plan
 
-    gates = _check_request(attack, preset, out / FILE_NAME, overwrite, fail_under)
+    gates = check_request(attack, preset, out / FILE_NAME, overwrite or dry_run, fail_under)
+    part = read_shard(shard, gated=bool(gates or baseline))
     threats = [read_eps(text) for text in eps]
-    against = read_baseline(baseline, tolerance, norm, threats, _attacks_in(attack, preset))
+    against = read_baseline(baseline, tolerance, norm, threats, attacks_in(attack, preset))
     model, wanted = read_model_options(classifier, weights, random_weights, read_preprocessing_option(preprocessing))
     reading = Reading(
         preprocessing=wanted,
@@ -174,37 +187,41 @@ def audit(
     images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, **options)
     if against is not None:
         against.check_data(images)
+    asked: dict[str, Any] = {
+        "norm": norm,
+        "eps": threats,
+        "attacks": [] if attack == [CLEAN_ONLY] else attack or None,
+        "preset": preset,
+        "routes": route or None,
+        "batch_size": batch_size,
+        "seed": seed,
+        "eot": eot,
+        "judgements": judgements,
+        "probes": probes,
+        "device": device,
+        **(reading if alone else AS_THE_GUARD),
+    }
+    quiet = quiet or not is_first_process()
     console = result_console(quiet=quiet, json=json)
-    with exclusive(out / FILE_NAME):
-        with audit_progress(quiet=quiet) as show:
-            report = run(
-                model,
-                images,
-                norm=norm,
-                eps=threats,
-                attacks=[] if attack == [CLEAN_ONLY] else attack or None,
-                preset=preset,
-                routes=route or None,
-                batch_size=batch_size,
-                seed=seed,
-                eot=eot,
-                judgements=judgements,
-                probes=probes,
-                device=device,
-                progress=show,
-                class_names=class_names,
-                keep_adversarial=keep_adversarial,
-                **(reading if alone else AS_THE_GUARD),
-            )
+    if dry_run:
+        print_plan(estimate(model, images, Request(**asked)), console)
+        return
+    kept: dict[str, Any] = {"class_names": class_names, "keep_adversarial": keep_adversarial, "overwrite": overwrite}
+    with one_writer(out / FILE_NAME):
+        with audit_progress(quiet=quiet) as show, says_how_to_go_on(out, quiet=quiet):
+            report = run(model, images, **asked, **kept, journal=out, shard=part, progress=show)
+        if not is_first_process():
+            return
         named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
         report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
         with Attempt((OutputError,)) as saving:
-            report.save(out)
+            save_report(report, out)
     _print(report, console, json=json)  # even if the report cannot be written: it may have taken hours
     if saving.error is not None:
         raise saving.error
     console.print(f"report {out / FILE_NAME}", markup=False, soft_wrap=True)
-    end(report, gates, against, console)
+    if part is None:
+        end(report, gates, against, console)
 
 
 def _print(report: AuditReport, console: Console, *, json: bool) -> None:
@@ -213,55 +230,3 @@ def _print(report: AuditReport, console: Console, *, json: bool) -> None:
     if json:
         plain_console().out(report.to_json(), end="", highlight=False)
     print_report(report, console)
-
-
-def _check_request(
-    attack: list[str] | None, preset: str | None, path: Path, overwrite: bool, fail_under: Sequence[str] | None
-) -> list[Gate]:
-    """The gates; raise for options that contradict each other, and for a report that could not be written."""
-    from .gates import read_gate
-
-    if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
-        raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
-    check_writable(path.parent)
-    if path.exists() and not overwrite:
-        raise OutputError(
-            f"{path} already has the report of {_found_in(path)}; replace it by --overwrite, or choose another --out",
-            path,
-        )
-    gates = [read_gate(text) for text in fail_under or ()]
-    if attack == [CLEAN_ONLY] and any(gate.needs_attacks for gate in gates):
-        raise ConfigError("--fail-under needs an attack; add one, or leave out --fail-under")
-    for gate in gates:
-        gate.check_attacks(_attacks_in(attack, preset))
-    return gates
-
-
-def _attacks_in(attack: list[str] | None, preset: str | None) -> set[str]:
-    """The names and the specs of all attacks that were asked for."""
-    from ..auditing.presets import DEFAULT_PRESET, names_in
-
-    named = set(attack or ()) | {one.partition(":")[0] for one in attack or ()}
-    if preset or not attack:
-        named |= names_in(preset or DEFAULT_PRESET)
-    return named - {CLEAN_ONLY}
-
-
-def _found_in(path: Path) -> str:
-    """What a report that is there is about, so that its owner knows it again."""
-    from ..auditing.report import AuditReport
-
-    try:
-        found = AuditReport.load(path)
-    except FileError:
-        return "an earlier audit, which cannot be read"
-    about = f"{found.data['name']}, {', '.join(map(str, found.threats))}"
-    return f"an audit of {found.created} ({found.classifier['description']}, {about})"
-
-
-def read_eps(text: str) -> float:
-    """``0.1`` or ``8/255`` -> a budget in pixel units."""
-    try:
-        return number(text)
-    except ValueError:
-        raise ConfigError(f"eps: expected a number such as 0.1 or 8/255, got {text!r}") from None

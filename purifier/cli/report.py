@@ -1,4 +1,4 @@
-"""``purifier report``: show a finished audit again, in several formats, and compare two."""
+"""``purifier report``: show a finished audit again, in several formats, compare two, and merge shards."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..atomic import atomic_write
-from ..errors import FileError
+from ..atomic import atomic_write, check_writable
+from ..errors import FileError, OutputError
 from .console import plain_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..auditing.report import AuditReport
 
 SHOW = "show"
@@ -36,7 +38,7 @@ report = typer.Typer(cls=ReportGroup)
 
 @report.callback()
 def about() -> None:
-    """Show a finished audit again, or compare two; `report FILE` is short for `report show FILE`."""
+    """Show a finished audit again, compare two, or merge shards; `report FILE` is short for `report show FILE`."""
 
 
 @report.command(SHOW)
@@ -95,6 +97,38 @@ def diff(
     print_difference(difference(before, after), plain_console())
 
 
+@report.command("merge")
+def merge(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="The folders that `purifier audit --shard K/N --out` wrote to."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for report.json and the files beside it.")],
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SHARE|NAME=SHARE", help="Gates, as for `purifier audit`. May be repeated."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of an earlier audit.")] = False,
+) -> None:
+    """Make one report of the shards of an audit; neither classifier nor data need be there."""
+    from ..auditing import shards
+    from ..auditing.report import FILE_NAME
+    from .gates import end, read_gate
+
+    gates = [read_gate(text) for text in fail_under or ()]
+    check_writable(out)
+    if (out / FILE_NAME).exists() and not overwrite:
+        raise OutputError(
+            f"{out / FILE_NAME} exists; replace it by --overwrite, or choose another --out", out / FILE_NAME
+        )
+    found = shards.merge_audits(folders)
+    found.save(out)
+    console = plain_console()
+    print_whole(found, console)
+    console.print(f"report {out / FILE_NAME}", markup=False, soft_wrap=True)
+    end(found, gates, None, console)
+
+
 @report.command("schema")
 def schema() -> None:
     """Print the JSON Schema of report.json."""
@@ -105,11 +139,16 @@ def schema() -> None:
 
 def _as_text(found: AuditReport, out: Path | None) -> str:
     """Print the tables; for a file, return them instead."""
-    from ..auditing.table import print_report
-
     console = plain_console()
     with nullcontext() if out is None else console.capture() as captured:
-        print_report(found, console)
-        if found.command is not None:
-            console.print(f"made by {shlex.join(found.command)}", markup=False, soft_wrap=True)
+        print_whole(found, console)
     return "" if captured is None else captured.get()
+
+
+def print_whole(found: AuditReport, console: Console) -> None:
+    """Print the tables, and the command that made the report."""
+    from ..auditing.table import print_report
+
+    print_report(found, console)
+    if found.command is not None:
+        console.print(f"made by {shlex.join(found.command)}", markup=False, soft_wrap=True)

@@ -55,6 +55,8 @@ def verdict(report: AuditReport, missed: Sequence[Finding] | None = None) -> Ver
         )
     too_high = f"These figures may be too high: {', '.join(doubts)}."
     sentences.append(too_high if doubts else "No sign was found that these figures are too high.")
+    if report.partial is not None:
+        return Verdict("doubt", f"Partial report, no verdict: {report.partial}", sentences)
     if missed:
         return Verdict("bad", f"Gate missed: {title}", sentences)
     if doubts:
@@ -66,6 +68,7 @@ def _doubts(report: AuditReport) -> list[str]:
     """Why an audit is inconclusive; empty if it is conclusive."""
     found = [*dict.fromkeys(f"flag {flag.name}" for flag in report.flags)]
     found += [] if report.complete else ["an attack failed"]
+    found += [] if report.partial is None else [f"they are about {report.partial} only"]
     return found + ([] if report.probes else ["flags were not looked for"])
 
 

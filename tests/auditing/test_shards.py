@@ -13,7 +13,7 @@ from journal_helpers import SHORT, FailsLate, cut_off, same
 from audit_helpers import NoConfig, Noisy
 from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
-from purifier.auditing.shards import merge, span_of
+from purifier.auditing.shards import merge_audits, span_of
 from purifier.errors import ConfigError, FileError
 from purifier.guards.guard import guard
 
@@ -39,9 +39,17 @@ def parts(guarded, data, tmp_path_factory) -> list[Path]:
 def test_three_shards_give_the_report_of_one_process_in_any_order(guarded, data, parts):
     expected = audit(guarded, data, **SHORT)
     for folders in itertools.permutations(parts):
-        merged = merge(folders)
+        merged = merge_audits(folders)
         assert same(merged, expected)
         assert merged.partial is None and merged.data == expected.data
+
+
+def test_shards_keep_the_examples_that_one_process_would_keep(guarded, data, tmp_path):
+    # Weaker attacks come after stronger ones, so that images which fell hold later; most of them fall.
+    options = {"eps": 0.1, "attacks": ("pgd:steps=5", "fgsm", "noise")}
+    expected = audit(guarded, data, **{**SHORT, **options})
+    assert expected.examples.fell.sum() == 4
+    assert same(merge_audits(run_shards(guarded, data, tmp_path, 3, **options)), expected)
 
 
 def test_a_shard_carries_no_verdict(parts):
@@ -55,7 +63,7 @@ def test_a_shard_carries_no_verdict(parts):
 def test_a_random_guard_with_adversarial_images_in_two_uneven_shards(classifier, data, tmp_path):
     noisy = guard(classifier, Noisy(NoConfig()))
     options = {"attacks": ("fgsm",), "eot": 2, "judgements": 3, "keep_adversarial": True}
-    merged = merge(run_shards(noisy, data, tmp_path, 2, **options))
+    merged = merge_audits(run_shards(noisy, data, tmp_path, 2, **options))
     expected = audit(noisy, data, **{**SHORT, **options})
     assert same(merged, expected)
     found = merged.details.adversarial
@@ -63,19 +71,19 @@ def test_a_random_guard_with_adversarial_images_in_two_uneven_shards(classifier,
 
 
 def test_clean_images_only_in_shards(guarded, data, tmp_path):
-    merged = merge(run_shards(guarded, data, tmp_path, 3, attacks=()))
+    merged = merge_audits(run_shards(guarded, data, tmp_path, 3, attacks=()))
     assert same(merged, audit(guarded, data, **{**SHORT, "attacks": ()}))
 
 
 def test_an_attack_that_fails_in_one_shard_has_failed(classifier, data, tmp_path):
     guarded, attack = guard(classifier, "blur"), FailsLate(float(data.batch([25])[0].mean()))
-    merged = merge(run_shards(guarded, data, tmp_path, 3, attacks=(attack,)))
+    merged = merge_audits(run_shards(guarded, data, tmp_path, 3, attacks=(attack,)))
     assert not merged.complete and {row.error for row in merged.rows[2:]} != {None}
     assert same(merged, audit(guarded, data, **{**SHORT, "attacks": (attack,)}))
 
 
 def test_a_merged_report_is_saved_without_the_journals(parts, tmp_path):
-    merged = merge(parts)
+    merged = merge_audits(parts)
     assert merged.save(tmp_path / "whole").parent == tmp_path / "whole"
     assert same(AuditReport.load(tmp_path / "whole"), merged)
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [
@@ -92,24 +100,24 @@ def test_shards_that_are_missing_or_given_twice_are_errors(parts, tmp_path):
         ([*parts, parts[1]], "images 20 to 39 are in two shards"),
     ):
         with pytest.raises(FileError, match=said):
-            merge(given)
+            merge_audits(given)
     with pytest.raises(FileError, match="has no journal of a shard"):
-        merge([tmp_path])
+        merge_audits([tmp_path])
 
 
 def test_a_shard_of_another_audit_is_an_error(guarded, data, parts, tmp_path):
     audit(guarded, data, **SHORT, seed=1, out=tmp_path, shard=(2, 3))
     with pytest.raises(FileError, match="a shard of another audit than .*: facts.seed was 0, is 1; merge"):
-        merge([parts[0], tmp_path, parts[2]])
+        merge_audits([parts[0], tmp_path, parts[2]])
 
 
 def test_a_shard_that_was_cut_off_is_an_error_until_it_has_gone_on(guarded, data, parts, tmp_path):
     cut_off(guarded, data, tmp_path, KeyboardInterrupt(), 0.5, shard=(2, 3))
     given = [parts[0], tmp_path, parts[2]]
     with pytest.raises(FileError, match="this shard is not at its end; run its command again"):
-        merge(given)
+        merge_audits(given)
     audit(guarded, data, **SHORT, out=tmp_path, shard=(2, 3))
-    assert same(merge(given), merge(parts))
+    assert same(merge_audits(given), merge_audits(parts))
 
 
 def test_a_damaged_shard_is_an_error(parts, tmp_path):
@@ -119,7 +127,7 @@ def test_a_damaged_shard_is_an_error(parts, tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(FileError, match="is damaged at byte"):
-        merge([parts[0], tmp_path / "copy", parts[2]])
+        merge_audits([parts[0], tmp_path / "copy", parts[2]])
 
 
 def test_shards_are_whole_batches_and_leave_no_image_out():
