@@ -23,7 +23,7 @@ FACE = {
         "GuardedSession",
     ),
     *("ImageData", "Preprocessing", "Purifier", "PurifierError", "RejectedError", "SampleGenerator", "Target"),
-    *("Threat", "__version__", "attacks", "audit", "bench", "calibrate", "check_baseline", "diagnose"),
+    *("Threat", "__version__", "attacks", "audit", "bench", "calibrate", "check_baseline", "diagnose", "merge_audits"),
     *(
         "draw_purifications",
         "export",

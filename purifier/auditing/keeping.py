@@ -60,7 +60,7 @@ class Keeper:
     everything: bool = False
     """Whether to keep all adversarial images."""
     _fallen: dict[Threat, set[int]] = field(default_factory=dict)
-    """All images that fell, whether or not they are kept: a shard keeps every example that all shards together would."""
+    """All images that fell, kept or not: so a shard keeps every example that all shards together would keep."""
     _fell: dict[Threat, dict[int, Example]] = field(default_factory=dict)
     _held: dict[Threat, dict[int, Example]] = field(default_factory=dict)
     _all: list[tuple[PendingRow, Sequence[int], Tensor]] = field(default_factory=list)
