@@ -47,7 +47,8 @@ def says_how_to_go_on(out: Path, *, quiet: bool) -> Iterator[None]:
     try:
         yield
     except (*ENDS, OutputError) as end:
-        if any(out.glob(JOURNALS)) and not isinstance(end, SystemExit):
+        stopped = not isinstance(end, OutputError) or isinstance(end.__cause__, OSError)  # for example by a full disk
+        if stopped and any(out.glob(JOURNALS)) and not isinstance(end, SystemExit):
             partial = (out / "report.json").exists() and not has_whole_report(out)
             what = f"{out} has what was found, and a partial report" if partial else f"{out} has what was found"
             plain_console(stderr=True, soft_wrap=True, quiet=quiet).print(

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from journal_helpers import lasting
+
 from purifier.auditing.report import AuditReport
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "audit_kills.py"
