@@ -16,6 +16,7 @@ from ..exclusive import exclusive
 from ..foreign_code import Attempt
 from ..specs import number
 from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
+from .completing import attack_names, preset_names, purifier_names
 from .console import plain_console, result_console
 from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
@@ -58,7 +59,8 @@ def audit(
     purifier: Annotated[
         str,
         typer.Option(
-            help="PURIFIER spec: file.safetensors, NAME or NAME:key=value; 'none' audits the classifier alone."
+            help="PURIFIER spec: file.safetensors, NAME or NAME:key=value; 'none' audits the classifier alone.",
+            autocompletion=purifier_names,
         ),
     ],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
@@ -78,11 +80,17 @@ def audit(
     ] = DEFAULT_EPS,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="ATTACK spec to run on all images; may be repeated. 'none' evaluates clean images only."),
+        typer.Option(
+            help="ATTACK spec to run on all images; may be repeated. 'none' evaluates clean images only.",
+            autocompletion=attack_names,
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="quick, standard or thorough (default: standard, unless --attack is given)."),
+        typer.Option(
+            help="quick, standard or thorough (default: standard, unless --attack is given).",
+            autocompletion=preset_names,
+        ),
     ] = None,
     route: Annotated[
         list[str] | None,
@@ -174,7 +182,7 @@ def audit(
     images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, **options)
     if against is not None:
         against.check_data(images)
-    console = result_console(quiet=quiet, json=json)
+    console = result_console(quiet=quiet, stderr=json)
     with exclusive(out / FILE_NAME):
         with audit_progress(quiet=quiet) as show:
             report = run(

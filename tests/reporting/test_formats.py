@@ -13,7 +13,9 @@ import junitparser
 import pytest
 from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as SarifLog
 
+from purifier.auditing.baseline import Baseline
 from purifier.auditing.flags import FLAGS
+from purifier.auditing.gates import Gate
 from purifier.auditing.report import Flag
 from purifier.errors import ConfigError
 from purifier.reporting.findings import OTHER_RULES
@@ -116,6 +118,37 @@ def test_junit_is_read_by_another_program(healthy, failing):
         broken = [kind for case in suite for kind in case.result]
         assert sum(isinstance(kind, junitparser.Failure) for kind in broken) == failures
         assert sum(isinstance(kind, junitparser.Error) for kind in broken) == errors
+
+
+def test_junit_names_the_technique_of_each_attack(healthy):
+    (suite,) = ElementTree.fromstring(render(healthy, "junit"))
+    properties = {one.get("name"): one.get("value") for one in suite.find("properties")}
+    assert properties["atlas.version"] == "5.6.0" and properties["atlas"] == "AML.T0015 Evade AI Model"
+    named = [name.split(":")[0] for case in suite.findall("testcase") if (name := case.get("name")).startswith("pgd")]
+    assert len(named) > 0
+    for row in healthy.rows:
+        term = technique_of(row)
+        if term is not None:
+            name = f"atlas.{row.model}.{row.attack}, {row.route}, {row.threat}"
+            assert properties.pop(name) == f"{term.id} {term.name}; {term.nist}"
+    assert not any(name.startswith("atlas.guarded") for name in properties)
+
+
+def test_every_gate_is_a_test_case_and_a_missed_one_a_finding(healthy, failing):
+    gates = [Gate("clean", 0.0), Gate("pgd", 1.0)]
+    pgd = [row for row in healthy.rows if row.model == "guarded" and row.attack.startswith("pgd")]
+    (suite,) = junitparser.JUnitXml.fromstring(render(healthy, "junit", gates=gates, baseline=Baseline(failing, 0.3)))
+    cases = [case for case in suite if case.classname == "purifier.gates"]
+    assert len(cases) == 1 + len(pgd) + 1 + len(healthy.threats)
+    broken = [case.name for case in cases if case.result]
+    assert len(broken) == len(pgd) and all(name.startswith("pgd") for name in broken)
+    text = render(failing, "sarif", gates=gates[:1], baseline=Baseline(healthy, 0.2))
+    SarifLog.model_validate_json(text)
+    (run,) = json.loads(text)["runs"]
+    missed = [result["message"]["text"] for result in run["results"] if result["ruleId"] == "baseline"]
+    assert missed and all(one.startswith("against the baseline, ") for one in missed)
+    lines = render(failing, "md", gates=gates[:1], baseline=Baseline(healthy, 0.2)).split("## Gates")[1].split("##")[0]
+    assert lines.count("🔴") == len(missed) and lines.count("🟢") == 2 + len(healthy.threats) - len(missed)
 
 
 def test_flags_that_were_not_looked_for_are_skipped(old_reports):
