@@ -5,10 +5,14 @@ from __future__ import annotations
 _LINES = {
     "audit": (
         "purifier audit --classifier demo --purifier demo --data demo:60 --attack pgd --out audited",
-        "purifier audit --classifier model.onnx --purifier vae.safetensors --data folder:photos --preset quick "
-        + "--eps 8/255 --fail-under 0.5 --fail-under clean=0.85 --out audited",
-        "purifier audit --classifier demo --purifier demo --data demo:300 --attack pgd --baseline before "
-        + "--tolerance 0.02 --out audited",
+        (
+            "purifier audit --classifier model.onnx --purifier vae.safetensors --data folder:photos --preset quick "
+            "--eps 8/255 --fail-under 0.5 --fail-under clean=0.85 --out audited"
+        ),
+        (
+            "purifier audit --classifier demo --purifier demo --data demo:300 --attack pgd --baseline before "
+            "--tolerance 0.02 --out audited"
+        ),
     ),
     "report": (
         "purifier report audited",

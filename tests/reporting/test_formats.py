@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import junitparser
@@ -142,13 +143,17 @@ def test_every_gate_is_a_test_case_and_a_missed_one_a_finding(healthy, failing):
     assert len(cases) == 1 + len(pgd) + 1 + len(healthy.threats)
     broken = [case.name for case in cases if case.result]
     assert len(broken) == len(pgd) and all(name.startswith("pgd") for name in broken)
-    text = render(failing, "sarif", gates=gates[:1], baseline=Baseline(healthy, 0.2))
+    nothing_right = dataclasses.replace(healthy.results, counted=0 * healthy.results.counted)
+    worse = dataclasses.replace(healthy, details=SimpleNamespace(results=nothing_right))
+    text = render(worse, "sarif", gates=gates[:1], baseline=Baseline(healthy, 0.2))
     SarifLog.model_validate_json(text)
     (run,) = json.loads(text)["runs"]
     missed = [result["message"]["text"] for result in run["results"] if result["ruleId"] == "baseline"]
-    assert missed and all(one.startswith("against the baseline, ") for one in missed)
-    lines = render(failing, "md", gates=gates[:1], baseline=Baseline(healthy, 0.2)).split("## Gates")[1].split("##")[0]
-    assert lines.count("🔴") == len(missed) and lines.count("🟢") == 2 + len(healthy.threats) - len(missed)
+    assert [one.split(": ")[0] for one in missed] == [
+        f"against the baseline, {where}" for where in ("clean images", *healthy.threats)
+    ]
+    lines = render(worse, "md", gates=gates[:1], baseline=Baseline(healthy, 0.2)).split("## Gates")[1].split("##")[0]
+    assert (lines.count("🔴"), lines.count("🟢")) == (len(missed), 1)
 
 
 def test_flags_that_were_not_looked_for_are_skipped(old_reports):
