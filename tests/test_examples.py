@@ -117,9 +117,10 @@ def test_the_github_action_uploads_what_it_writes() -> None:
 def test_the_github_action_runs_up_to_its_uploads(tmp_path: Path) -> None:
     audit, write = (steps()[name]["run"] for name in ("Audit", "Write reports"))
     demo = {"CLASSIFIER": "demo", "PURIFIER": "demo", "DATA": "demo:20", "EPS": "0.05"}
-    environment = {**workflow()["env"], **demo, "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    summary = tmp_path / "summary.md"
+    environment = {**workflow()["env"], **demo, "GATES": "--fail-under 0.3", "GITHUB_STEP_SUMMARY": str(summary)}
     shell = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c")  # as GitHub runs a step
-    done = run(*shell, audit, folder=tmp_path, **environment, GATES="--fail-under 0.3")
+    done = run(*shell, audit, folder=tmp_path, **environment)
     assert done.returncode == 0 and "gate passed, linf 0.05" in done.stdout, done.stdout + done.stderr
     (tmp_path / "audited").rename(tmp_path / "baseline")
     worse = {**environment, "PURIFIER": "demo-plain", "GATES": "--fail-under 0 --baseline baseline --tolerance 0.2"}
@@ -130,7 +131,7 @@ def test_the_github_action_runs_up_to_its_uploads(tmp_path: Path) -> None:
     assert "Gate missed: " in (tmp_path / "audited" / "report.html").read_text()
     assert 'type="baseline"' in (tmp_path / "audited" / "junit.xml").read_text()
     assert json.loads((tmp_path / "audited" / "audit.sarif").read_text())["runs"][0]["results"]
-    assert "Gate missed: " in (tmp_path / "summary.md").read_text()
+    assert "Gate missed: " in summary.read_text()
 
 
 def test_the_server_in_the_docs_is_the_example() -> None:
