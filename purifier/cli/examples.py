@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_LINES = {
+LINES = {
     "audit": (
         "purifier audit --classifier demo --purifier demo --data demo:60 --attack pgd --out audited",
         (
@@ -31,4 +31,4 @@ _LINES = {
 
 def examples_of(command: str) -> str | None:
     """The examples of a command as Typer takes them: paragraphs; None if it has none."""
-    return "\n\n".join(("Examples:", *_LINES[command])) if command in _LINES else None
+    return "\n\n".join(("Examples:", *LINES[command])) if command in LINES else None
