@@ -30,6 +30,8 @@ OTHER_RULES = {
     ),
 }
 """Rules besides the flags: when each is broken, why that matters, and what to do."""
+LIGHTS = {"passed": "good", "undecided": "doubt", "missed": "bad"}
+"""How the state of a gate is shown."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,10 @@ class GateResult:
 
     rule: str
     """``GATE`` or ``BASELINE``."""
-    name: str
-    """What was looked at, such as ``worst case, linf 0.1``."""
     text: str
-    """The result in numbers, beginning with the name."""
-    passed: bool
+    """What was looked at, such as ``worst case, linf 0.1``, and the result in numbers."""
+    state: Literal["passed", "missed", "undecided"]
+    """Undecided: it would have passed, but the audit is inconclusive."""
 
 
 def gate_results(
@@ -72,15 +73,16 @@ def gate_results(
     """Every result that the gates look at; None without gates."""
     if not gates and baseline is None:
         return None
+    would_pass: Literal["passed", "undecided"] = "passed" if report.conclusive else "undecided"
     results = []
     for found in look(report, gates):
         name = f"worst case, {found.where}" if found.is_worst_case else found.where
         begins = f"the interval begins {'at or above' if found.passed else 'below'} {100 * found.gate.least:.4g}%"
         text = f"{name}: {found.result} of {found.result.count} images; {begins}"
-        results.append(GateResult(GATE, name, text, found.passed))
+        results.append(GateResult(GATE, text, would_pass if found.passed else "missed"))
     for paired in () if baseline is None else baseline.compare(report):
-        name = f"against the baseline, {paired.where}"
-        results.append(GateResult(BASELINE, name, f"against the baseline, {paired}", paired.passed))
+        state = would_pass if paired.passed else "missed"
+        results.append(GateResult(BASELINE, f"against the baseline, {paired}", state))
     return results
 
 
@@ -88,7 +90,7 @@ def missed_of(results: Sequence[GateResult] | None) -> list[Finding] | None:
     """The gates that were missed; None without gates."""
     if results is None:
         return None
-    return [Finding(one.rule, "error", one.text) for one in results if not one.passed]
+    return [Finding(one.rule, "error", one.text) for one in results if one.state == "missed"]
 
 
 def findings(report: AuditReport, missed: Sequence[Finding] = ()) -> list[Finding]:

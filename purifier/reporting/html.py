@@ -17,7 +17,7 @@ from ..auditing.report import AuditReport, Row, WorstCase
 from ..auditing.statistics import Rate, rate
 from . import charts
 from .cost import cost_text
-from .findings import GateResult, findings, missed_of, rule_of
+from .findings import LIGHTS, GateResult, findings, missed_of, rule_of
 from .strips import class_name, strips_of
 from .summary import attacker, command_text, counted, date_text, limits, verdict, worst_of
 from .taxonomy import ATLAS_VERSION, EVADE, NIST_NAME, Term, mitigations_of, technique_of
@@ -81,6 +81,7 @@ def to_html(
         "report": report,
         "verdict": verdict(report, missed),
         "gates": gates or (),
+        "gate_lights": LIGHTS,
         "gate_advice": list(dict.fromkeys(rule_of(one)[2] for one in missed or ())),
         "cost": cost_text(report),
         "counted": counted(report),

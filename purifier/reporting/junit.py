@@ -19,9 +19,9 @@ PACKAGE = "purifier"
 def to_junit(report: AuditReport, gates: Sequence[GateResult] | None = None) -> str:
     """One test case for each flag, each attack and each result that ``gates`` looked at; None without gates.
 
-    A flag that was raised and a missed gate are failures, an attack that failed is an error, and flags that were not
-    looked for are skipped. The schema has no place for properties of a test case, so those of the suite name MITRE
-    ATLAS' technique of each attack.
+    A flag that was raised and a missed gate are failures, an attack that failed is an error. Flags that were not looked
+    for and undecided gates are skipped. The schema has no place for properties of a test case, so those of the suite
+    name MITRE ATLAS' technique of each attack.
     """
     cases = [*_flag_cases(report), *_attack_cases(report), *map(_gate_case, gates or ())]
     broken = {kind: sum(case.find(kind) is not None for case in cases) for kind in ("failure", "error")}
@@ -99,8 +99,10 @@ def _name(row: Row) -> str:
 
 def _gate_case(result: GateResult) -> ElementTree.Element:
     case = _case("gates", result.text)
-    if not result.passed:
+    if result.state == "missed":
         _break(case, "failure", [Finding(result.rule, "error", result.text)])
+    elif result.state == "undecided":
+        ElementTree.SubElement(case, "skipped", {"message": "undecided: the audit is inconclusive"})
     return case
 
 

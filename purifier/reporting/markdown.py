@@ -9,7 +9,7 @@ from ..auditing.figures import rate_text
 from ..auditing.heading import heading
 from ..auditing.report import AuditReport, Row
 from .cost import cost_text
-from .findings import GateResult, findings, missed_of, rule_of
+from .findings import LIGHTS, GateResult, findings, missed_of, rule_of
 from .summary import command_text, counted, limits, verdict
 from .taxonomy import ATLAS_VERSION, NIST_NAME, technique_of
 
@@ -96,7 +96,7 @@ def _terms(row: Row) -> tuple[str, str]:
 
 
 def _gates(gates: Sequence[GateResult]) -> list[str]:
-    lines = [f"- {MARKS['good' if one.passed else 'bad']} {escaped(one.text)}" for one in gates]
+    lines = [f"- {MARKS[LIGHTS[one.state]]} {one.state}: {escaped(one.text)}" for one in gates]
     return ["## Gates", *lines] if lines else []
 
 

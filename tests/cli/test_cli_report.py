@@ -64,7 +64,7 @@ def test_gates_are_shown_as_in_audit(command, folder: Path) -> None:
     code, shown, complaint = command(*given, "--baseline", folder / "audited", "--tolerance", "0.15")
     assert code == 0, complaint
     section = shown.split("## Gates")[1].split("##")[0]
-    assert section.count("🟢") == 3 and section.count("🔴") == section.count("- 🔴 pgd") > 0
+    assert section.count("🟢") == 3 and section.count("🔴") == section.count("- 🔴 missed: pgd") > 0
     code, _, complaint = command(*given, "--baseline", folder / "audited")
     assert code == 2 and "--tolerance: 0.02 needs at least 133 images" in complaint
     assert "expected robust, clean or an attack" in command(*given, "--fail-under", "square=1")[2]

@@ -156,6 +156,17 @@ def test_every_gate_is_a_test_case_and_a_missed_one_a_finding(healthy, failing):
     assert (lines.count("🔴"), lines.count("🟢")) == (len(missed), 1)
 
 
+def test_gates_of_an_inconclusive_audit_are_undecided_unless_missed(failing):
+    gates = [Gate("clean", 0.0), Gate("robust", 1.0)]
+    (suite,) = junitparser.JUnitXml.fromstring(render(failing, "junit", gates=gates))
+    cases = [case for case in suite if case.classname == "purifier.gates"]
+    assert [case.is_skipped for case in cases] == [True, *(False for _ in failing.threats)]
+    for to in ("html", "md"):
+        text = re.sub("<.*?>", "", render(failing, to, gates=gates))
+        assert text.count("undecided: clean images") == 1 and text.count("missed: worst case") == len(failing.threats)
+        assert "passed: " not in text
+
+
 def test_flags_that_were_not_looked_for_are_skipped(old_reports):
     (suite,) = junitparser.JUnitXml.fromstring(render(old_reports[0], "junit"))
     assert sum(case.is_skipped for case in suite) == len(FLAGS)
