@@ -16,9 +16,11 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+import yaml
 
 import purifier
 
@@ -87,12 +89,49 @@ def test_guarding_an_onnx_classifier(tmp_path: Path) -> None:
     assert "same classes in plain onnxruntime: 100.0%" in done.stdout
 
 
+def workflow() -> dict[str, Any]:
+    """The job of the GitHub Action."""
+    found = yaml.safe_load((EXAMPLES / "audit_in_ci" / "robustness.yml").read_text())
+    assert found["permissions"] == {"contents": "read", "security-events": "write"}
+    (job,) = found["jobs"].values()
+    return dict(job)
+
+
+def steps() -> dict[str, dict[str, Any]]:
+    return {step["name"]: step for step in workflow()["steps"] if "name" in step}
+
+
+def test_the_github_action_uploads_what_it_writes() -> None:
+    job, named = workflow(), steps()
+    assert list(named) == ["Install", "Audit", "Write reports", "Upload the audit", "Upload SARIF to code scanning"]
+    assert all(re.fullmatch(r"[\w/-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
+    written = re.findall(r"--out (\S+)", named["Write reports"]["run"])
+    assert written == ["audited/report.html", "audited/junit.xml", "audited/audit.sarif"]
+    assert named["Upload the audit"]["with"]["path"] == "audited"
+    assert named["Upload SARIF to code scanning"]["with"]["sarif_file"] in written
+    used = set(re.findall(r"\$(\w+)", named["Audit"]["run"] + named["Write reports"]["run"]))
+    assert used == {*job["env"], "GITHUB_STEP_SUMMARY"}
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize(("least", "code"), [("0.5", 0), ("0.99", 1)])
-def test_the_gate_in_ci(least: str, code: int, tmp_path: Path) -> None:
-    done = run("sh", EXAMPLES / "audit_in_ci" / "audit.sh", folder=tmp_path, FAIL_UNDER=least)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert (tmp_path / "audited" / "report.json").is_file()
+def test_the_github_action_runs_up_to_its_uploads(tmp_path: Path) -> None:
+    audit, write = (steps()[name]["run"] for name in ("Audit", "Write reports"))
+    demo = {"CLASSIFIER": "demo", "PURIFIER": "demo", "DATA": "demo:20", "EPS": "0.05"}
+    summary = tmp_path / "summary.md"
+    environment = {**workflow()["env"], **demo, "GATES": "--fail-under 0.3", "GITHUB_STEP_SUMMARY": str(summary)}
+    shell = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c")  # as GitHub runs a step
+    done = run(*shell, audit, folder=tmp_path, **environment)
+    assert done.returncode == 0 and "gate passed, linf 0.05" in done.stdout, done.stdout + done.stderr
+    (tmp_path / "audited").rename(tmp_path / "baseline")
+    worse = {**environment, "PURIFIER": "demo-plain", "GATES": "--fail-under 0 --baseline baseline --tolerance 0.2"}
+    done = run(*shell, audit, folder=tmp_path, **worse)
+    assert done.returncode == 1 and "gate failed, linf 0.05" in done.stdout, done.stdout + done.stderr
+    done = run(*shell, write, folder=tmp_path, **worse)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Gate missed: " in (tmp_path / "audited" / "report.html").read_text()
+    assert 'type="baseline"' in (tmp_path / "audited" / "junit.xml").read_text()
+    assert json.loads((tmp_path / "audited" / "audit.sarif").read_text())["runs"][0]["results"]
+    assert "Gate missed: " in summary.read_text()
 
 
 def test_the_server_in_the_docs_is_the_example() -> None:

@@ -21,6 +21,7 @@ from .config import with_config
 from .console import BROKEN_PIPE, plain_console
 from .demo import demo
 from .doctor import doctor
+from .examples import examples_of
 from .export import export
 from .init import init
 from .list import list_plugins
@@ -69,8 +70,8 @@ for _name, _command in (
     ("bench", bench),
     ("doctor", doctor),
 ):
-    app.command(_name)(_command)
-app.add_typer(report, name="report")
+    app.command(_name, epilog=examples_of(_name))(_command)
+app.add_typer(report, name="report", epilog=examples_of("report"))
 
 
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]

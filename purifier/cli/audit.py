@@ -13,6 +13,7 @@ from ..errors import ConfigError, OutputError
 from ..foreign_code import Attempt
 from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
 from .audit_request import CLEAN_ONLY, attacks_in, check_request, read_eps
+from .completing import attack_names, preset_names, purifier_names
 from .console import plain_console, result_console
 from .cutting_off import is_first_process, one_writer, read_shard, save_report, says_how_to_go_on
 from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
@@ -55,7 +56,8 @@ def audit(
     purifier: Annotated[
         str,
         typer.Option(
-            help="PURIFIER spec: file.safetensors, NAME or NAME:key=value; 'none' audits the classifier alone."
+            help="PURIFIER spec: file.safetensors, NAME or NAME:key=value; 'none' audits the classifier alone.",
+            autocompletion=purifier_names,
         ),
     ],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:1000.")],
@@ -75,11 +77,17 @@ def audit(
     ] = DEFAULT_EPS,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="ATTACK spec to run on all images; may be repeated. 'none' evaluates clean images only."),
+        typer.Option(
+            help="ATTACK spec to run on all images; may be repeated. 'none' evaluates clean images only.",
+            autocompletion=attack_names,
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="quick, standard or thorough (default: standard, unless --attack is given)."),
+        typer.Option(
+            help="quick, standard or thorough (default: standard, unless --attack is given).",
+            autocompletion=preset_names,
+        ),
     ] = None,
     route: Annotated[
         list[str] | None,
@@ -202,7 +210,7 @@ def audit(
         **(reading if alone else AS_THE_GUARD),
     }
     quiet = quiet or not is_first_process()
-    console = result_console(quiet=quiet, json=json)
+    console = result_console(quiet=quiet, stderr=json)
     if dry_run:
         print_plan(estimate(model, images, Request(**asked)), console)
         return

@@ -28,7 +28,6 @@ def plain_console(**options: Any) -> Console:
     return _PipedConsole(highlight=False, emoji=False, **options)
 
 
-def result_console(*, quiet: bool = False, json: bool = False) -> Console:
-    """Where a command prints its result: nowhere with ``--quiet``; with ``--json``, which keeps standard output for
-    the JSON, on standard error."""
-    return plain_console(quiet=quiet, stderr=json)
+def result_console(*, quiet: bool, stderr: bool) -> Console:
+    """A console for all that is neither an error nor data for another program; ``quiet`` leaves it out."""
+    return plain_console(quiet=quiet, stderr=stderr)

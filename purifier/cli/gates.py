@@ -37,14 +37,20 @@ def read_baseline(
 ) -> Baseline | None:
     """The values of ``--baseline`` and ``--tolerance``, checked for an audit within these budgets by attacks of these
     names; None if they were not given."""
-    if path is None:
-        if tolerance is not None:
-            raise ConfigError("--tolerance needs --baseline, the folder of the audit to compare with")
-        return None
-    found = Baseline(AuditReport.load(path), TOLERANCE if tolerance is None else tolerance)
-    found.check_threats([Threat(norm, budget) for budget in budgets])
-    found.check_attacks(attacks)
+    found = compared_with(path, tolerance)
+    if found is not None:
+        found.check_threats([Threat(norm, budget) for budget in budgets])
+        found.check_attacks(attacks)
     return found
+
+
+def compared_with(path: Path | None, tolerance: float | None) -> Baseline | None:
+    """The values of ``--baseline`` and ``--tolerance``; None if they were not given."""
+    if path is not None:
+        return Baseline(AuditReport.load(path), TOLERANCE if tolerance is None else tolerance)
+    if tolerance is not None:
+        raise ConfigError("--tolerance needs --baseline, the folder of the audit to compare with")
+    return None
 
 
 def end(report: AuditReport, gates: Sequence[Gate], baseline: Baseline | None, console: Console) -> None:

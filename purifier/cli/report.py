@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..atomic import atomic_write, check_writable
-from ..errors import FileError, OutputError
-from .console import plain_console
+from ..atomic import atomic_write
+from ..errors import FileError
+from .console import plain_console, result_console
+from .examples import examples_of
+from .merge import merge, print_whole
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..auditing.report import AuditReport
 
 SHOW = "show"
@@ -41,50 +40,69 @@ def about() -> None:
     """Show a finished audit again, compare two, or merge shards; `report FILE` is short for `report show FILE`."""
 
 
-@report.command(SHOW)
+@report.command(SHOW, epilog=examples_of(SHOW))
 def show(
     path: Annotated[Path, typer.Argument(metavar="FILE", help=FILE)],
     to: Annotated[
-        Literal["text", "html", "md", "junit", "sarif", "csv", "evidence"],
+        Literal["text", "html", "md", "junit", "sarif", "csv", "evidence", "json"],
         typer.Option(
             help="text: tables for the terminal; html: one page for people; md: Markdown; junit and sarif: for CI; "
-            "csv: all figures; evidence: a sheet for reviewers, in Markdown."
+            "csv: all figures; evidence: a sheet for reviewers, in Markdown; json: report.json in today's schema."
         ),
     ] = "text",
     out: Annotated[Path | None, typer.Option(help="File to write (default: standard output).")] = None,
     fail_under: Annotated[
-        float | None,
+        list[str] | None,
         typer.Option(
-            help="Name worst cases whose 95% interval reaches below this share, in html, md, junit and sarif. The exit "
-            "code stays 0."
+            metavar="SHARE|NAME=SHARE",
+            help="Say in html, md, junit and sarif whether a gate is met, as in audit; may be repeated. The exit code "
+            "stays 0.",
         ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Say in html, md, junit and sarif whether fewer images are right than in this earlier audit.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="With --baseline: by how large a share of images the results may be worse (default: 0.02)."),
     ] = None,
     class_names: Annotated[
         Path | None,
         typer.Option(help="File with names to show for the classes in html, line K from 0 for class K."),
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="With --out: print nothing but errors.")] = False,
 ) -> None:
     """Show an audit's report.json, for example `purifier report show audited --to html --out report.html`."""
-    from ..auditing.report import AuditReport, check_gate
+    from ..auditing.report import AuditReport
     from ..data.folders import read_classes
     from ..reporting.formats import render
+    from .gates import compared_with, read_gate
 
-    if fail_under is not None:
-        check_gate(fail_under, "--fail-under")
+    gates = [read_gate(one) for one in fail_under or ()]
+    against = compared_with(baseline, tolerance)
     names = None if class_names is None else read_classes(class_names)
     found = AuditReport.load(path)
     try:
-        text = _as_text(found, out) if to == "text" else render(found, to, least=fail_under, class_names=names)
+        if to == "text":
+            text = _as_text(found, out)
+        elif to == "json":
+            text = found.to_json()
+        else:
+            text = render(found, to, gates=gates, baseline=against, class_names=names)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise FileError(f"{path} is not a complete report ({error!r}); run the audit again", path) from error
     if out is not None:
         atomic_write(out, text)
-        plain_console(stderr=True, soft_wrap=True).print(f"wrote {out}", markup=False)
+        result_console(quiet=quiet, stderr=True).print(f"wrote {out}", markup=False, soft_wrap=True)
     elif text:
         plain_console().out(text, end="", highlight=False)
 
 
-@report.command("diff")
+@report.command("diff", epilog=examples_of("diff"))
 def diff(
     old: Annotated[Path, typer.Argument(metavar="OLD", help=FILE)],
     new: Annotated[Path, typer.Argument(metavar="NEW", help=FILE)],
@@ -97,39 +115,10 @@ def diff(
     print_difference(difference(before, after), plain_console())
 
 
-@report.command("merge")
-def merge(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="FOLDER...", help="The folders that `purifier audit --shard K/N --out` wrote to."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for report.json and the files beside it.")],
-    fail_under: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SHARE|NAME=SHARE", help="Gates, as for `purifier audit`. May be repeated."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of an earlier audit.")] = False,
-) -> None:
-    """Make one report of the shards of an audit; neither classifier nor data need be there."""
-    from ..auditing import shards
-    from ..auditing.report import FILE_NAME
-    from .gates import end, read_gate
-
-    gates = [read_gate(text) for text in fail_under or ()]
-    check_writable(out)
-    if (out / FILE_NAME).exists() and not overwrite:
-        raise OutputError(
-            f"{out / FILE_NAME} exists; replace it by --overwrite, or choose another --out", out / FILE_NAME
-        )
-    found = shards.merge_audits(folders)
-    found.save(out)
-    console = plain_console()
-    print_whole(found, console)
-    console.print(f"report {out / FILE_NAME}", markup=False, soft_wrap=True)
-    end(found, gates, None, console)
+report.command("merge", epilog=examples_of("merge"))(merge)
 
 
-@report.command("schema")
+@report.command("schema", epilog=examples_of("schema"))
 def schema() -> None:
     """Print the JSON Schema of report.json."""
     from ..reporting.schema import schema_text
@@ -143,12 +132,3 @@ def _as_text(found: AuditReport, out: Path | None) -> str:
     with nullcontext() if out is None else console.capture() as captured:
         print_whole(found, console)
     return "" if captured is None else captured.get()
-
-
-def print_whole(found: AuditReport, console: Console) -> None:
-    """Print the tables, and the command that made the report."""
-    from ..auditing.table import print_report
-
-    print_report(found, console)
-    if found.command is not None:
-        console.print(f"made by {shlex.join(found.command)}", markup=False, soft_wrap=True)

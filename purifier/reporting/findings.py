@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..auditing.baseline import Baseline
 from ..auditing.flags import FLAGS
+from ..auditing.gates import Gate, look
 from ..auditing.report import AuditReport
 
-ATTACK_FAILED, GATE = "attack-failed", "gate"
+ATTACK_FAILED, GATE, BASELINE = "attack-failed", "gate", "baseline"
 OTHER_RULES = {
     ATTACK_FAILED: (
         "an attack ended with an error",
@@ -17,12 +19,19 @@ OTHER_RULES = {
         "fix the error, and run the audit again",
     ),
     GATE: (
-        "the worst case's 95% interval reaches below the share that was asked for",
-        "Fewer images may be right under attack than are required.",
+        "the 95% interval of a result reaches below the share that was asked for",
+        "Fewer images may be right than are required.",
         "train a better purifier, or lower the gate knowingly",
+    ),
+    BASELINE: (
+        "fewer images are right than in an earlier audit, or may be, by more than the tolerance at 95%",
+        "What changed since may have made the guard worse.",
+        "look at what changed with purifier report diff; fix it, or make this audit the baseline knowingly",
     ),
 }
 """Rules besides the flags: when each is broken, why that matters, and what to do."""
+LIGHTS = {"passed": "good", "undecided": "doubt", "missed": "bad"}
+"""How the state of a gate is shown."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +55,42 @@ def rule_of(finding: Finding) -> tuple[str, str, str]:
     return rules().get(finding.rule, ("", "", ""))
 
 
-def gate_findings(report: AuditReport, least: float | None) -> list[Finding] | None:
-    """The worst cases that miss a gate of ``least``, a share of images; None without a gate."""
-    if least is None:
+@dataclass(frozen=True)
+class GateResult:
+    """One result that a gate looked at."""
+
+    rule: str
+    """``GATE`` or ``BASELINE``."""
+    text: str
+    """What was looked at, such as ``worst case, linf 0.1``, and the result in numbers."""
+    state: Literal["passed", "missed", "undecided"]
+    """Undecided: it would have passed, but the audit is inconclusive."""
+
+
+def gate_results(
+    report: AuditReport, gates: Sequence[Gate] = (), baseline: Baseline | None = None
+) -> list[GateResult] | None:
+    """Every result that the gates look at; None without gates."""
+    if not gates and baseline is None:
         return None
-    return [
-        Finding(GATE, "error", f"{case.threat}: {case.result} of {case.result.count} images, less than {least:.1%}")
-        for case in report.gate(least)
-    ]
+    would_pass: Literal["passed", "undecided"] = "passed" if report.conclusive else "undecided"
+    results = []
+    for found in look(report, gates):
+        name = f"worst case, {found.where}" if found.is_worst_case else found.where
+        begins = f"the interval begins {'at or above' if found.passed else 'below'} {100 * found.gate.least:.4g}%"
+        text = f"{name}: {found.result} of {found.result.count} images; {begins}"
+        results.append(GateResult(GATE, text, would_pass if found.passed else "missed"))
+    for paired in () if baseline is None else baseline.compare(report):
+        state = would_pass if paired.passed else "missed"
+        results.append(GateResult(BASELINE, f"against the baseline, {paired}", state))
+    return results
+
+
+def missed_of(results: Sequence[GateResult] | None) -> list[Finding] | None:
+    """The gates that were missed; None without gates."""
+    if results is None:
+        return None
+    return [Finding(one.rule, "error", one.text) for one in results if one.state == "missed"]
 
 
 def findings(report: AuditReport, missed: Sequence[Finding] = ()) -> list[Finding]:

@@ -16,7 +16,8 @@ from ..auditing.presets import PROBED
 from ..auditing.report import AuditReport, Row, WorstCase
 from ..auditing.statistics import Rate, rate
 from . import charts
-from .findings import Finding, findings, rule_of
+from .cost import cost_text
+from .findings import LIGHTS, GateResult, findings, missed_of, rule_of
 from .strips import class_name, strips_of
 from .summary import attacker, command_text, counted, date_text, limits, verdict, worst_of
 from .taxonomy import ATLAS_VERSION, EVADE, NIST_NAME, Term, mitigations_of, technique_of
@@ -55,14 +56,14 @@ class ClassLine:
 
 
 def to_html(
-    report: AuditReport, missed: Sequence[Finding] | None = None, *, class_names: Sequence[str] | None = None
+    report: AuditReport, gates: Sequence[GateResult] | None = None, *, class_names: Sequence[str] | None = None
 ) -> str:
     """The page. Whatever comes from the report is escaped.
 
     Parameters
     ----------
-    missed
-        The gates that were missed; None if there was no gate.
+    gates
+        What the gates looked at; None if there was no gate.
     class_names
         Names of the classes in the order of the labels; by default the report's.
     """
@@ -75,9 +76,14 @@ def to_html(
         lstrip_blocks=True,
     ).get_template("report.html")
     detected = [row for row in report.rows if row.detection is not None and row.threat is not None]
+    missed = missed_of(gates)
     found: dict[str, Any] = {
         "report": report,
         "verdict": verdict(report, missed),
+        "gates": gates or (),
+        "gate_lights": LIGHTS,
+        "gate_advice": list(dict.fromkeys(rule_of(one)[2] for one in missed or ())),
+        "cost": cost_text(report),
         "counted": counted(report),
         "compared": _compared(report),
         "charts": charts.eps_charts(report),
@@ -86,7 +92,7 @@ def to_html(
         "x_of": charts.x_of,
         "matrices": [(model, _matrix(report, model)) for model in _models(report)],
         "strips": strips_of(report, names),
-        "wrong": [(one, *rule_of(one)) for one in findings(report, missed or ())],
+        "wrong": [(one, *rule_of(one)) for one in findings(report)],
         "quiet": _quiet(report),
         "probed": PROBED,
         "curves": charts.roc_curves(report, report.results),

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from ..auditing.flags import FLAGS
-from ..auditing.report import AuditReport
-from .findings import ATTACK_FAILED, GATE, Finding, findings, rule_of
+from ..auditing.report import AuditReport, Row
+from .findings import ATTACK_FAILED, Finding, GateResult, findings, missed_of, rule_of
 from .summary import counted, verdict, with_count
+from .taxonomy import ATLAS_VERSION, EVADE, technique_of
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 PACKAGE = "purifier"
 
 
-def to_junit(report: AuditReport, missed: Sequence[Finding] | None = None) -> str:
-    """One test case for each flag, attack and, with gates, worst case; ``missed`` are missed gates, None without.
+def to_junit(report: AuditReport, gates: Sequence[GateResult] | None = None) -> str:
+    """One test case for each flag, each attack and each result that ``gates`` looked at; None without gates.
 
-    A flag that was raised and a missed gate are failures, an attack that failed is an error, and flags that were not
-    looked for are skipped.
+    A flag that was raised and a missed gate are failures, an attack that failed is an error. Flags that were not looked
+    for and undecided gates are skipped. The schema has no place for properties of a test case, so those of the suite
+    name MITRE ATLAS' technique of each attack.
     """
-    cases = [*_flag_cases(report), *_attack_cases(report), *(() if missed is None else _gate_cases(report, missed))]
+    cases = [*_flag_cases(report), *_attack_cases(report), *map(_gate_case, gates or ())]
     broken = {kind: sum(case.find(kind) is not None for case in cases) for kind in ("failure", "error")}
     root = ElementTree.Element("testsuites")
     suite = ElementTree.SubElement(
@@ -43,7 +45,7 @@ def to_junit(report: AuditReport, missed: Sequence[Finding] | None = None) -> st
     for name, value in _properties(report):
         ElementTree.SubElement(properties, "property", {"name": name, "value": _text(value)})
     suite.extend(cases)
-    head = verdict(report, missed)
+    head = verdict(report, missed_of(gates))
     ElementTree.SubElement(suite, "system-out").text = _text("\n".join([head.title, *head.sentences]))
     ElementTree.SubElement(suite, "system-err")
     ElementTree.indent(root, " ")
@@ -82,24 +84,26 @@ def _attack_cases(report: AuditReport) -> list[ElementTree.Element]:
     cases = []
     for row in report.rows:
         figure = "" if row.result is None else f": {counted(report)} {with_count(row.result)}"
-        attack = "clean images" if row.threat is None else f"{row.attack}, {row.route}, {row.threat}"
-        draws = f", eot {row.eot}" if row.eot > 1 else ""
-        case = _case(f"attacks.{row.model}", f"{attack}{draws}{figure}", row.seconds)
+        case = _case(f"attacks.{row.model}", f"{_name(row)}{figure}", row.seconds)
         if row.error:
             _break(case, "error", [Finding(ATTACK_FAILED, "error", row.error)])
         cases.append(case)
     return cases
 
 
-def _gate_cases(report: AuditReport, missed: Sequence[Finding]) -> list[ElementTree.Element]:
-    cases = []
-    for worst in report.worst_case:
-        if (worst.model, worst.scope) == (report.model, "all"):
-            cases.append(_case("gates", f"worst case, {worst.threat}: {with_count(worst.result)}"))
-            broken = [one for one in missed if one.rule == GATE and one.text.startswith(f"{worst.threat}: ")]
-            if broken:
-                _break(cases[-1], "failure", broken)
-    return cases
+def _name(row: Row) -> str:
+    """A row's attack, route and threat."""
+    attack = "clean images" if row.threat is None else f"{row.attack}, {row.route}, {row.threat}"
+    return f"{attack}, eot {row.eot}" if row.eot > 1 else attack
+
+
+def _gate_case(result: GateResult) -> ElementTree.Element:
+    case = _case("gates", result.text)
+    if result.state == "missed":
+        _break(case, "failure", [Finding(result.rule, "error", result.text)])
+    elif result.state == "undecided":
+        ElementTree.SubElement(case, "skipped", {"message": "undecided: the audit is inconclusive"})
+    return case
 
 
 def _properties(report: AuditReport) -> list[tuple[str, str]]:
@@ -107,7 +111,9 @@ def _properties(report: AuditReport) -> list[tuple[str, str]]:
     found += [("data.sha256", str(report.data["sha256"])), ("classifier.sha256", str(report.classifier["sha256"]))]
     if report.purifier is not None:
         found.append(("purifier.sha256", str(report.purifier.get("sha256"))))
-    return [*found, ("seed", str(report.seed))]
+    found += [("seed", str(report.seed)), ("atlas.version", ATLAS_VERSION), ("atlas", EVADE.atlas)]
+    terms = [(f"atlas.{row.model}.{_name(row)}", technique_of(row)) for row in report.rows]
+    return [*found, *((_text(name), f"{term.atlas}; {term.nist}") for name, term in terms if term is not None)]
 
 
 def _text(text: str) -> str:

@@ -8,25 +8,28 @@ from collections.abc import Sequence
 from ..auditing.figures import rate_text
 from ..auditing.heading import heading
 from ..auditing.report import AuditReport, Row
-from .findings import Finding, findings, rule_of
+from .cost import cost_text
+from .findings import LIGHTS, GateResult, findings, missed_of, rule_of
 from .summary import command_text, counted, limits, verdict
 from .taxonomy import ATLAS_VERSION, NIST_NAME, technique_of
 
 MARKS = {"good": "🟢", "doubt": "🟡", "bad": "🔴", "plain": "🔵"}
 
 
-def to_markdown(report: AuditReport, missed: Sequence[Finding] | None = None) -> str:
-    """The verdict, worst cases, every attack, and what is wrong; ``missed`` are missed gates, None without any."""
-    head = verdict(report, missed)
+def to_markdown(report: AuditReport, gates: Sequence[GateResult] | None = None) -> str:
+    """The verdict, gates, what is wrong, worst cases and every attack; ``gates`` is None without any."""
+    head, cost = verdict(report, missed_of(gates)), cost_text(report)
     parts = [
         f"# Audit: {escaped(report.data['name'])}",
         f"{MARKS[head.light]} **{escaped(head.title)}.** {escaped(' '.join(head.sentences))}",
-        *_findings(report, missed or ()),
+        *_gates(gates or ()),
+        *_findings(report),
         "## Worst case",
         worst_table(report),
         "## Every attack",
         _rows_table(report),
         f"ATLAS: MITRE ATLAS {ATLAS_VERSION}. Terms: {NIST_NAME}. Shares of images with 95% intervals.",
+        *([] if cost is None else ["## Cost of the guard", escaped(cost)]),
         "## What was audited",
         *(f"- {name}: {escaped(value)}" for name, value in heading(report)),
         *_command(report),
@@ -92,9 +95,14 @@ def _terms(row: Row) -> tuple[str, str]:
     return ("", "") if term is None else (term.id, term.nist)
 
 
-def _findings(report: AuditReport, missed: Sequence[Finding] | None) -> list[str]:
+def _gates(gates: Sequence[GateResult]) -> list[str]:
+    lines = [f"- {MARKS[LIGHTS[one.state]]} {one.state}: {escaped(one.text)}" for one in gates]
+    return ["## Gates", *lines] if lines else []
+
+
+def _findings(report: AuditReport) -> list[str]:
     lines = []
-    for finding in findings(report, missed or ()):
+    for finding in findings(report):
         _, why, what_to_do = rule_of(finding)
         advice = escaped(f" {why} What to do: {what_to_do}." if why else "")
         lines.append(f"- **{escaped(finding.rule)}**: {escaped(finding.text)}.{advice}")

@@ -1,8 +1,8 @@
 """Kill an audit again and again at random moments, and see that the same call goes on and ends with the same report.
 
-``python tests/benchmarks/audit_kills.py [--kills 25] [--images 120]`` audits ``demo-plain`` on the shipped
-classifier in copies of this process, each ended by SIGKILL a random time after its first record, until one reaches the end. It
-prints how often that was and with what in the journal, and exits 1 if the report is not that of an undisturbed audit.
+``python tests/benchmarks/audit_kills.py [--kills 25] [--images 120]`` audits ``demo-plain`` on the shipped classifier
+in copies of this process. Each is ended by SIGKILL a random time after its first record, until one reaches the end.
+Prints how often that was and with what in the journal; exits 1 if the report is not that of an undisturbed audit.
 """
 
 from __future__ import annotations

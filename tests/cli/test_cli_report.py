@@ -9,6 +9,7 @@ import pytest
 
 import purifier
 from purifier.auditing.report import AuditReport
+from purifier.auditing.report_versions import SCHEMA_VERSION
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sarif", "{"),
         ("csv", "kind,model,attack"),
         ("evidence", "# Evidence sheet"),
+        ("json", "{"),
     ],
 )
 def test_a_report_is_written_to_standard_output_or_a_file(command, folder: Path, tmp_path: Path, to, begins) -> None:
@@ -55,6 +57,27 @@ def test_missed_gates_and_class_names_are_shown(command, folder: Path, tmp_path:
     code, shown, _ = command(*given, "--fail-under", "0.99", "--class-names", tmp_path / "names.txt")
     assert code == 0 and "Gate missed: " in shown and "kind 9" in shown and "Ankle boot" not in shown
     assert "Gate missed" not in command(*given)[1]
+
+
+def test_gates_are_shown_as_in_audit(command, folder: Path) -> None:
+    given = ("report", "show", folder / "audited", "--to", "md", "--fail-under", "clean=0", "--fail-under", "pgd=1")
+    code, shown, complaint = command(*given, "--baseline", folder / "audited", "--tolerance", "0.15")
+    assert code == 0, complaint
+    section = shown.split("## Gates")[1].split("##")[0]
+    assert section.count("🟢") == 3 and section.count("🔴") == section.count("- 🔴 missed: pgd") > 0
+    code, _, complaint = command(*given, "--baseline", folder / "audited")
+    assert code == 2 and "--tolerance: 0.02 needs at least 133 images" in complaint
+    assert "expected robust, clean or an attack" in command(*given, "--fail-under", "square=1")[2]
+
+
+def test_the_report_is_shown_as_json_and_files_are_written_quietly(command, folder: Path, tmp_path: Path) -> None:
+    code, shown, _ = command("report", "show", folder / "audited", "--to", "json")
+    assert code == 0 and shown == (folder / "audited" / "report.json").read_text()
+    old = Path(__file__).parents[1] / "auditing" / "old_reports" / "v1.json"
+    shown = command("report", old, "--to", "json")[1]
+    assert json.loads(shown)["schema_version"] == SCHEMA_VERSION
+    given = ("report", folder / "audited", "--to", "html", "--quiet", "--out", tmp_path / "report.html")
+    assert command(*given) == (0, "", "") and (tmp_path / "report.html").exists()
 
 
 def test_two_reports_are_compared(command, folder: Path) -> None:

@@ -7,13 +7,16 @@ import dataclasses
 import io
 import json
 import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import junitparser
 import pytest
 from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as SarifLog
 
+from purifier.auditing.baseline import Baseline
 from purifier.auditing.flags import FLAGS
+from purifier.auditing.gates import Gate
 from purifier.auditing.report import Flag
 from purifier.errors import ConfigError
 from purifier.reporting.findings import OTHER_RULES
@@ -116,6 +119,52 @@ def test_junit_is_read_by_another_program(healthy, failing):
         broken = [kind for case in suite for kind in case.result]
         assert sum(isinstance(kind, junitparser.Failure) for kind in broken) == failures
         assert sum(isinstance(kind, junitparser.Error) for kind in broken) == errors
+
+
+def test_junit_names_the_technique_of_each_attack(healthy):
+    (suite,) = ElementTree.fromstring(render(healthy, "junit"))
+    properties = {one.get("name"): one.get("value") for one in suite.find("properties")}
+    assert properties["atlas.version"] == "5.6.0" and properties["atlas"] == "AML.T0015 Evade AI Model"
+    named = [name.split(":")[0] for case in suite.findall("testcase") if (name := case.get("name")).startswith("pgd")]
+    assert len(named) > 0
+    for row in healthy.rows:
+        term = technique_of(row)
+        if term is not None:
+            name = f"atlas.{row.model}.{row.attack}, {row.route}, {row.threat}"
+            assert properties.pop(name) == f"{term.id} {term.name}; {term.nist}"
+    assert not any(name.startswith("atlas.guarded") for name in properties)
+
+
+def test_every_gate_is_a_test_case_and_a_missed_one_a_finding(healthy, failing):
+    gates = [Gate("clean", 0.0), Gate("pgd", 1.0)]
+    pgd = [row for row in healthy.rows if row.model == "guarded" and row.attack.startswith("pgd")]
+    (suite,) = junitparser.JUnitXml.fromstring(render(healthy, "junit", gates=gates, baseline=Baseline(failing, 0.3)))
+    cases = [case for case in suite if case.classname == "purifier.gates"]
+    assert len(cases) == 1 + len(pgd) + 1 + len(healthy.threats)
+    broken = [case.name for case in cases if case.result]
+    assert len(broken) == len(pgd) and all(name.startswith("pgd") for name in broken)
+    nothing_right = dataclasses.replace(healthy.results, counted=0 * healthy.results.counted)
+    worse = dataclasses.replace(healthy, details=SimpleNamespace(results=nothing_right))
+    text = render(worse, "sarif", gates=gates[:1], baseline=Baseline(healthy, 0.2))
+    SarifLog.model_validate_json(text)
+    (run,) = json.loads(text)["runs"]
+    missed = [result["message"]["text"] for result in run["results"] if result["ruleId"] == "baseline"]
+    assert [one.split(": ")[0] for one in missed] == [
+        f"against the baseline, {where}" for where in ("clean images", *healthy.threats)
+    ]
+    lines = render(worse, "md", gates=gates[:1], baseline=Baseline(healthy, 0.2)).split("## Gates")[1].split("##")[0]
+    assert (lines.count("🔴"), lines.count("🟢")) == (len(missed), 1)
+
+
+def test_gates_of_an_inconclusive_audit_are_undecided_unless_missed(failing):
+    gates = [Gate("clean", 0.0), Gate("robust", 1.0)]
+    (suite,) = junitparser.JUnitXml.fromstring(render(failing, "junit", gates=gates))
+    cases = [case for case in suite if case.classname == "purifier.gates"]
+    assert [case.is_skipped for case in cases] == [True, *(False for _ in failing.threats)]
+    for to in ("html", "md"):
+        text = re.sub("<.*?>", "", render(failing, to, gates=gates))
+        assert text.count("undecided: clean images") == 1 and text.count("missed: worst case") == len(failing.threats)
+        assert "passed: " not in text
 
 
 def test_flags_that_were_not_looked_for_are_skipped(old_reports):

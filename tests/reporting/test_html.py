@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import purifier
+from purifier.auditing.baseline import Baseline
 from purifier.auditing.flags import FLAGS
+from purifier.auditing.gates import Gate
 from purifier.auditing.report import Flag
 from purifier.reporting.formats import render
 from purifier.reporting.strips import data_uri
@@ -133,6 +135,35 @@ def test_flags_say_what_they_mean_and_what_to_do(failing):
         assert part in page.text
     assert "Inconclusive: at most" in page.text and "error, see below" in page.text
     assert f"{len(FLAGS) - 1} signs that were looked for and not found" in page.text
+
+
+def test_the_gates_stand_below_the_verdict_with_their_results(healthy):
+    gates = [Gate("robust", 0.0), Gate("clean", 0.99)]
+    page = Page(render(healthy, "html", gates=gates, baseline=Baseline(healthy, 0.3)))
+    begin, end = page.text.index("Gates"), page.text.index("Undefended and guarded")
+    section = page.text[begin:end]
+    assert page.text.index("Gate missed: ") < begin and section.count("missed : ") == 1
+    assert section.count("passed : ") == 2 * len(healthy.threats) + 1
+    assert "missed : clean images: " in section and "the interval begins below 99%" in section
+    assert "passed : against the baseline, linf 0.1: " in section and "(0 lost, 0 gained)" in section
+    assert section.count("What to do: ") == 1
+    check_figures(page.text)
+    assert "Nothing is wrong" in page.text  # a missed gate is no doubt about the figures
+    assert "Gates" not in Page(render(healthy, "html")).text
+
+
+def test_the_cost_of_the_guard_comes_from_the_times_of_clean_images(healthy, old_reports):
+    rows = [dataclasses.replace(row, seconds={"guarded": 0.5, "undefended": 0.02}[row.model]) for row in healthy.rows]
+    text = (
+        "the guard, its score included, took 25 ms for a clean image, and the classifier alone 1 ms, in batches of 20"
+    )
+    for to in ("html", "md"):
+        assert text in " ".join(render(dataclasses.replace(healthy, rows=rows), to).split())
+        untimed = [dataclasses.replace(row, seconds=0.0) for row in rows]
+        assert "Cost of the guard" not in render(dataclasses.replace(healthy, rows=untimed), to)
+        assert "Cost of the guard" not in render(dataclasses.replace(healthy, purifier=None), to)
+    noisy = dataclasses.replace(healthy, rows=rows, judgements=5)
+    assert "took 5 ms for a clean image" in render(noisy, "md")
 
 
 def test_a_missed_gate_comes_first(healthy):
