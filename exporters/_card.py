@@ -16,7 +16,7 @@ from purifier.atomic import atomic_write
 from purifier.errors import OutputError
 from purifier.onnx.runtime import CPU, open_session
 
-from ._saving import digest
+from ._saving import digest, size_of
 from ._verify import Candidate, Verifier
 
 FORMAT = 1
@@ -55,14 +55,13 @@ def make_card(
 ) -> dict[str, Any]:
     """All that is known about the file of ``verifier``, as JSON values; ``facts`` come after its name and size."""
     file, path, session = verifier.file, verifier.path, verifier.session
-    beside, size = None, file.stat().st_size
+    beside = None
     if weights is not None:
         beside = {"file": weights.name, "bytes": weights.stat().st_size, "sha256": digest(weights)}
-        size += weights.stat().st_size
     return {
         "purifier_card": FORMAT,
         "file": path.name,
-        "bytes": size,
+        "bytes": size_of(file, weights),
         "sha256": digest(file),
         "external_data": beside,
         **facts,

@@ -16,6 +16,7 @@ from purifier.data.images import ImageData
 from purifier.errors import ConfigError, ExportError, PurifierError
 from purifier.foreign_code import Attempt
 from purifier.guards.guard import Guard
+from purifier.onnx.limits import MAX_BYTES
 from purifier.onnx.names import NOISE, REJECTED
 
 from ._verify import Array, Candidate, Verifier
@@ -41,8 +42,8 @@ class Judging:
     """The smallest share of images that the file must answer as the guard does."""
 
 
-def judge(verifier: Verifier, guard: Guard, judging: Judging, batch: int | None) -> dict[str, Any]:
-    """``clean`` and ``robust`` of a file's card.
+def judge(verifier: Verifier, guard: Guard, judging: Judging, batch: int | None, size: int) -> dict[str, Any]:
+    """``clean`` and ``robust`` of the card of a file that has ``size`` bytes with its weights.
 
     Raises
     ------
@@ -75,6 +76,9 @@ def judge(verifier: Verifier, guard: Guard, judging: Judging, batch: int | None)
             "less with min_agreement= (--min-agreement on the command line)",
             verifier.path,
         )
+    if size > MAX_BYTES:
+        missing = f"an audit reads files of up to {MAX_BYTES / 1e9:.1f} GB, and this has {size / 1e9:.1f} GB"
+        return {"clean": clean, "robust": {"missing": missing}}
     return {"clean": clean, "robust": _robust(verifier, guard, judging, places, expected[:, 0])}
 
 

@@ -22,6 +22,7 @@ from ._steps import name_steps
 KEPT_FLOAT = {"Where"}
 """Operators that a guard chooses rows with: NaN for a bad image, or another answer. 8 bits have no NaN."""
 ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+NOTES = ("onnx.infer", "onnx.quant.pre_process")
 
 Feeds = Iterable[Mapping[str, np.ndarray[Any, Any]]]
 
@@ -73,7 +74,18 @@ def quantised(file: Path, path: Path, feeds: Feeds, *, large: bool = False) -> M
                 "precision='fp32' (--precision fp32)",
                 path,
             )
-        return onnx.load(made)
+        return _tidied(onnx.load(made))
+
+
+def _tidied(model: ModelProto) -> ModelProto:
+    """The model without the operator sets that no node is of and the notes that ONNX Runtime makes for itself."""
+    used = {node.domain for node in all_nodes(model)} | {""}
+    versions = {entry.domain: entry.version for entry in model.opset_import if entry.domain in used}
+    notes = {entry.key: entry.value for entry in model.metadata_props if entry.key not in NOTES}
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(*pair) for pair in sorted(versions.items()))
+    onnx.helper.set_model_props(model, dict(sorted(notes.items())))
+    return model
 
 
 def _reader(feeds: Feeds) -> Any:

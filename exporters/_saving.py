@@ -74,6 +74,11 @@ def _remove_old_weights(path: Path, kept: Path | None) -> None:
                 file.unlink()
 
 
+def size_of(file: Path, weights: Path | None) -> int:
+    """Bytes of a file and of that of its weights."""
+    return file.stat().st_size + (0 if weights is None else weights.stat().st_size)
+
+
 def digest(file: Path) -> str:
     """The SHA-256 of a file's content, as hexadecimal digits."""
     found = hashlib.sha256()

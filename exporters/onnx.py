@@ -25,7 +25,7 @@ from ._draft import Draft, draft_of
 from ._judging import Judging, check_images, judge
 from ._options import check_batch, check_batches, check_judging, check_shape, check_tolerance
 from ._precision import AGREEMENT, TOLERANCE, Conversion, Precision, calibration_places, explained_difference
-from ._saving import saved
+from ._saving import saved, size_of
 from ._verify import Candidate, Verifier
 
 Noise = Literal["mean", "input"]
@@ -158,7 +158,8 @@ def _write(
             if precision == "fp32":
                 raise
             raise explained_difference(error, precision, target) from error
-        judged = None if judging is None else judge(verifier, conversion.guard, judging, draft.batch)
+        size = size_of(file, weights)
+        judged = None if judging is None else judge(verifier, conversion.guard, judging, draft.batch, size)
         facts["max_error"] = {str(count): error for count, error in errors.items()}
         card = make_card(verifier, draft.batch, weights=weights, facts=facts, judged=judged)
         with suppress(FileNotFoundError):  # a card beside another file would be wrong, even for a moment

