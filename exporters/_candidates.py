@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from purifier.answering import Answer, answer
 from purifier.data.pixels import Preprocessing
-from purifier.errors import ExportError
-from purifier.foreign_code import explained
+from purifier.errors import ClassifierError, ExportError
+from purifier.foreign_code import Attempt, explained
 from purifier.guards.module import GuardedModule
 from purifier.guards.session import GuardedSession
 from purifier.onnx.front import PurifierFront, example_images, noise_for
 from purifier.onnx.graft import purified_name
 from purifier.onnx.guarded import guarded_graph, shown_outputs
-from purifier.onnx.limits import MAX_BYTES
 from purifier.onnx.names import NOISE, REJECTED, SCORE
 from purifier.onnx.opset import raise_opset
 from purifier.onnx.rejection import answer_name, with_given_answer
@@ -74,11 +73,6 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
             "W) (--image-shape 3x32x32 on the command line)",
             path,
         )
-    # The state dict of a quantised module holds more than tensors.
-    tensors = [value for value in guard.state_dict().values() if isinstance(value, Tensor)]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if size > MAX_BYTES:
-        raise too_large(path, size)
     kind = type(guard.classifier).__name__
     failed = partial(ExportError, path=path)
     with explained(f"{path}: {kind} and its purifier cannot be copied to the CPU", failed, describe=innermost_cause):
@@ -116,6 +110,7 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
         noise=_noise(front) if noise else None,
         threshold=guard.rejection.threshold if scored else None,
         replaced=("logits",) if guard.rejection.replaces else (),
+        answer=_answer_of(flat, answered),
     )
 
 
@@ -180,7 +175,23 @@ def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, no
         threshold=guard.rejection.threshold if scored else None,
         replaced=original.names if replaced is not None else (),
         feed=guard.feed,
+        answer=_named(guard),
     )
+
+
+def _answer_of(flat: FlatGuard, answered: Answer) -> str:
+    """The name of the graph's output that is the classifier's answer; empty if none can be."""
+    with Attempt((ClassifierError,)):
+        answer = flat.guard.output.find(answered.output)
+        return next(name for name, value in flat.named(answered).items() if value is answer)
+    return ""
+
+
+def _named(guard: GuardedSession) -> str:
+    """The same for a session."""
+    with Attempt((ClassifierError,)):
+        return answer_name(guard.classifier, guard.output)
+    return ""
 
 
 class _Unguarded:
@@ -238,15 +249,6 @@ def in_layout(shape: tuple[int | None, ...], preprocessing: Preprocessing) -> tu
 
 def _array(values: Tensor | None) -> Any:
     return None if values is None else values.float().numpy()
-
-
-def too_large(path: Path, size: int) -> ExportError:
-    """The error for a guard that does not fit into one file."""
-    return ExportError(
-        f"{path}: the guard is {size / 1e9:.1f} GB, the limit for one ONNX file is {MAX_BYTES / 1e9:.1f} GB; convert "
-        "its weights to half precision first",
-        path,
-    )
 
 
 def _flatten(output: Any, name: str) -> Iterator[tuple[str, Tensor]]:

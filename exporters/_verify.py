@@ -53,6 +53,8 @@ class Candidate:
     """The outputs whose rows are other ones for rejected images."""
     feed: Feed = NOTHING
     """Values for the classifier's other inputs; those that it lacks are made up."""
+    answer: str = ""
+    """The name of the output that is the classifier's answer; empty if none can be."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Verifier:
         self._borderline, self._seen = 0, set[bool]()
         self._not_answers = (SCORE, REJECTED, candidate.input)
         self._count, self._varies = 0, False
-        self._file = file
+        self.file = file
         try:
-            self._session = open_quietly(file)
+            self.session = open_quietly(file)
         except ClassifierError as error:
             cause = innermost_cause(error).replace(file.name, path.name)
             double = any(
@@ -99,10 +101,10 @@ class Verifier:
         """
         batch = self.candidate.images(count)
         noise = None if self.candidate.noise is None else self.candidate.noise(batch)
-        expected = self._reference(batch, noise, None)
+        expected = self.expected(batch, noise)
         self._count += count
         self._varies |= any(_varies(value) for name, value in expected.outputs.items() if name not in self._not_answers)
-        found = self._run(self._session, batch, noise)
+        found = self.found(batch, noise)
         if list(found) != list(expected.outputs):
             raise ExportError(
                 f"{self.path}: expected the outputs {list(expected.outputs)}, got {list(found)}", self.path
@@ -116,7 +118,7 @@ class Verifier:
         # A classifier that rounds its input (quantised, uint8, float16) turns a difference of 1e-7 in a purified image
         # into a whole step. So compare the purified images first, and then the classifiers on the same purified images.
         tap = self.candidate.tap
-        tapped = self._run(open_quietly(_with_output(self._file, tap)), batch, noise)
+        tapped = self._run(open_quietly(_with_output(self.file, tap)), batch, noise)
         self._largest_error(found, {name: tapped[name] for name in found}, LOOSE_TOLERANCE, comparable)
         outputs = self._reference(batch, noise, tapped[tap]).outputs
         coarse = tapped[tap].dtype not in (np.float32, np.float64)
@@ -128,6 +130,18 @@ class Verifier:
         )
         self.compared_separately = True
         return self._largest_error(tapped, outputs, self.tolerance, comparable)
+
+    def expected(self, batch: Tensor, noise: Tensor | None) -> Expected:
+        """The guard's results for images in the classifier's format."""
+        return self._reference(batch, noise, None)
+
+    def found(self, batch: Tensor, noise: Tensor | None) -> dict[str, Array]:
+        """The file's outputs for them, by name."""
+        return self._run(self.session, batch, noise)
+
+    def feeds(self, batch: Tensor, noise: Tensor | None) -> dict[str, Array]:
+        """What the file takes for images, its other inputs included."""
+        return self._feeds(self.session, batch, noise)
 
     def notes(self) -> list[str]:
         """What a reader of the report should know about the comparison."""
@@ -166,14 +180,17 @@ class Verifier:
             return self.candidate.reference(batch, noise, purified)
 
     def _run(self, session: onnxruntime.InferenceSession, batch: Tensor, noise: Tensor | None) -> dict[str, Array]:
-        given = {self.candidate.input: batch.numpy()}
-        if noise is not None:
-            given[NOISE] = noise.numpy()
-        feed = {**other_inputs(session, given, len(batch), self.candidate.feed), **given}
+        feed = self._feeds(session, batch, noise)
         failure = f"{self.path}: the file does not run at batch {len(batch)}, a batch size may be baked in"
         with explained(failure, partial(ExportError, path=self.path), describe=innermost_cause):
             values = session.run(None, feed)
         return {output.name: value for output, value in zip(session.get_outputs(), values, strict=True)}
+
+    def _feeds(self, session: onnxruntime.InferenceSession, batch: Tensor, noise: Tensor | None) -> dict[str, Array]:
+        given = {self.candidate.input: batch.numpy()}
+        if noise is not None:
+            given[NOISE] = noise.numpy()
+        return {**other_inputs(session, given, len(batch), self.candidate.feed), **given}
 
     def _largest_error(self, found: Outputs, expected: Outputs, tolerance: float, comparable: Array | slice) -> float:
         errors = []

@@ -15,6 +15,7 @@ from purifier.errors import ConfigError, ExportError, OutputError
 from purifier.guards.exporter import Exporter, ExportReport
 from purifier.guards.guard import Guard
 
+from ._card import card_path
 from ._verify import open_quietly
 from .onnx import Noise, OnnxExporter
 
@@ -80,6 +81,7 @@ class TritonExporter(Exporter):
             file = made / VERSION / FILE
             options: dict[str, Any] = {"image_shape": image_shape, "batches": batches, "tolerance": tolerance}
             report = OnnxExporter().export(guard, file, **options, noise=noise)
+            card_path(file).unlink()  # Triton's folders are for what it serves; the report has it
             config = _config(path.name, open_quietly(file), device, instances, max_batch, delay)
             (made / CONFIG).write_text(config)
             made.chmod(0o755)
@@ -90,7 +92,7 @@ class TritonExporter(Exporter):
                 if not any(folder.iterdir()):
                     folder.rmdir()
             raise
-        return ExportReport(path, "triton", report.size, report.opset, report.max_error, report.notes)
+        return ExportReport(path, "triton", report.size, report.opset, report.max_error, report.notes, report.card)
 
 
 def _config(

@@ -21,12 +21,14 @@ class ExportReport:
     path: Path
     format: str
     size: int
-    """Bytes on disk."""
+    """Bytes on disk, of all files."""
     opset: int | None
     """Of an ONNX file; None for other formats."""
     max_error: Mapping[int, float] = field(default_factory=dict)
     """Batch size -> largest absolute difference from the guard, relative to the output's scale."""
     notes: tuple[str, ...] = ()
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """What the card beside the file says, as JSON values; empty if the exporter writes none."""
 
 
 class Exporter(ABC):

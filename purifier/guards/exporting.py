@@ -28,8 +28,10 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
     format
         The name of an exporter; ``purifier list`` shows them.
     **options
-        The exporter's own options. ``onnx`` takes ``image_shape`` (C, H, W), ``opset``, ``batches``, ``tolerance`` and
-        ``noise`` (``mean``, or ``input`` to make a random purifier's noise a second input, ``purifier_noise``).
+        The exporter's own options. ``onnx`` takes ``image_shape`` (C, H, W), ``opset``, ``batches``, ``tolerance``,
+        ``noise`` (``mean``, or ``input`` to make a random purifier's noise a second input, ``purifier_noise``),
+        ``precision`` (``fp32``, ``fp16`` or ``int8``), ``batch`` to fix the batch size, and ``data``, images to judge
+        the file on, with ``min_agreement``, ``norm``, ``eps`` and ``sample``.
 
     Returns
     -------
