@@ -65,6 +65,7 @@ class TorchPixelClassifier(PixelClassifier):
         super().__init__(preprocessing, output)
         self.module, self.input = module, input
         self.differentiable = preprocessing.dtype != "uint8"
+        self.queries_only = "" if self.differentiable else "torch computes no gradient of uint8 images"
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = self.preprocessing.to_classifier(pixels)
