@@ -119,8 +119,8 @@ def _knowledge(report: AuditReport, threat: Threat) -> str:
     why = report.classifier.get("queries_only")
     if why:
         return (
-            f"No attack is white-box, because the classifier has no gradient to follow ({why}): all that they do is ask "
-            "for answers, and an attacker with gradients may do far better."
+            f"No attack is white-box, because the classifier has no gradient to follow ({why}): all they do is ask for "
+            "answers, and an attacker with gradients may do far better."
         )
     white_box = [case for case in report.worst_case if (case.model, case.scope) == (report.model, "white-box")]
     case = next((case for case in white_box if case.threat == threat), None)
