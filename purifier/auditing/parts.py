@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,7 @@ class OwnRejection(Unpurified):
     """No purifier; the score is that of an exported guard, or else 1 for images that it rejects and 0 for others.
 
     The score has the gradient that torch computes of the guard's graph. A guard that does not give its score has none.
+    A conversion, to float64 or to another device, is one of the guard too, which a deep copy has for itself.
     """
 
     def __init__(self, guard: OnnxPixelClassifier) -> None:
@@ -135,6 +136,10 @@ class OwnRejection(Unpurified):
         self._guard = (guard,)  # in a tuple, so that it is no submodule
         self._scores = guard.scores and (guard.threshold is not None or not guard.marks)
         self.threshold = guard.threshold if self._scores else 0.5
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OwnRejection:
+        self._guard[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        return self
 
     def score(self, pixels: Tensor) -> Tensor:
         if self._scores:

@@ -26,7 +26,7 @@ from ..output import LOGITS, Output, check_tensors
 from ..torch_tools.fingerprint import sha256_of
 from .logits import one_row_per_image
 from .verdict import Verdict
-from .white_box import Source, WhiteBox, compare, example_pixels
+from .white_box import Shared, Source, WhiteBox, compare, example_pixels
 
 
 class PixelClassifier(nn.Module):
@@ -123,7 +123,7 @@ class OnnxPixelClassifier(PixelClassifier):
         whole = content if model is given else given.SerializeToString(deterministic=True)
         self.digest = hashlib.sha256(whole).digest()
         self._weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
-        self.session = open_session(content)
+        self._opened = Shared(open_session(content))
         self.feed = feed
         self._source = Source(model)
         self._advice = inner_advice(model)
@@ -134,8 +134,8 @@ class OnnxPixelClassifier(PixelClassifier):
         self.labels = Labels(model, output) if output.labels else None
         self.labels_only = self.labels is not None
         self.answer = output if self.labels is None else self.labels.as_logits
-        check_fed(self.session.get_inputs(), self.name, feed)
-        self._names = [output.name for output in self.session.get_outputs()]
+        check_fed(self._opened.session.get_inputs(), self.name, feed)
+        self._names = [output.name for output in self._opened.session.get_outputs()]
 
     def forward(self, pixels: Tensor) -> Tensor:
         if _tracked(pixels) and self.differentiable:
@@ -257,7 +257,7 @@ class OnnxPixelClassifier(PixelClassifier):
 
     def describe(self) -> str:
         name = "an ONNX model" if self.file is None else f"the ONNX model {self.file}"
-        return f"{name} on {self.session.get_providers()[0]}{self.output.describe()}"
+        return f"{name} on {self._opened.session.get_providers()[0]}{self.output.describe()}"
 
     def _find(self, outputs: dict[str, Any]) -> Tensor:
         """The answer among all outputs; an error says which value inside the graph could be it."""
@@ -270,7 +270,7 @@ class OnnxPixelClassifier(PixelClassifier):
         """All outputs by name, in order; floats as tensors, with one row per image."""
         padding = self.fixed_batch - len(images) if isinstance(self.fixed_batch, int) else 0
         padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)]) if padding else images
-        outputs = self.session.run(None, {**self.feed.of(len(padded)), self.name: padded})
+        outputs = self._opened.session.run(None, {**self.feed.of(len(padded)), self.name: padded})
         found = dict(zip(self._names, outputs, strict=True))
         return as_tensors(found, self.labels, len(images) if padding else None)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
+import onnxruntime
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
 from ..data.pixels import Preprocessing
-from ..errors import ClassifierError
+from ..errors import ClassifierError, ConfigError
 from ..onnx.feeding import Feed
 from .graph.module import GraphModule
 
@@ -45,6 +46,22 @@ class Source:
         copied = Source.__new__(Source)
         copied._model = self._model
         return copied
+
+
+class Shared:
+    """An ONNX Runtime session, which keeps nothing of what it is asked, so that copies of whoever holds it share it."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+
+    def __deepcopy__(self, memo: object) -> Shared:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ConfigError(
+            "an ONNX classifier that is being audited or trained against cannot be pickled; give other processes its "
+            "file, or a session made by purifier.guard"
+        )
 
 
 def example_pixels(shape: tuple[int | None, ...], preprocessing: Preprocessing) -> Tensor:
