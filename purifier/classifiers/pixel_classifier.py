@@ -196,17 +196,19 @@ class OnnxPixelClassifier(PixelClassifier):
             return
         answer = self._find(outputs)
         name = self._kept or next(name for name, value in outputs.items() if value is answer)
-        self.white_box, self.queries_only = self._compared(model, name, pixels)
+        self.white_box, self.queries_only = self._compared(model, name, pixels, outputs)
         if SCORE in self._names and self.white_box is not None:
-            self.score_box, self.score_hidden = self._compared(model, SCORE, pixels)
+            self.score_box, self.score_hidden = self._compared(model, SCORE, pixels, outputs)
 
-    def _compared(self, model: ModelProto, name: str, pixels: Tensor) -> tuple[WhiteBox | None, str]:
+    def _compared(
+        self, model: ModelProto, name: str, pixels: Tensor, outputs: dict[str, Any]
+    ) -> tuple[WhiteBox | None, str]:
         """The output called ``name`` by torch; or None, and why its gradient cannot be trusted."""
         fixed = self.fixed_batch if isinstance(self.fixed_batch, int) else None
         with Attempt((PurifierError,)) as attempt:
             made = WhiteBox(model, name, self.name, self.preprocessing, self.feed, fixed, self.describe()).eval()
             with explained("its gradient cannot be computed", partial(ClassifierError, path="")):
-                compare(made, lambda images: self._outputs(images)[name], pixels)
+                compare(made, lambda images: self._outputs(images)[name], pixels, outputs[name])
             return made.requires_grad_(False), ""
         return None, str(attempt.error).partition(";")[0]
 
