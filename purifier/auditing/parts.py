@@ -138,7 +138,7 @@ class OwnRejection(Unpurified):
         self.threshold = guard.threshold if self._scores else 0.5
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OwnRejection:
-        self._guard[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        self._guard[0]._apply(fn, recurse)
         return self
 
     def score(self, pixels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -112,11 +113,10 @@ class OnnxPixelClassifier(PixelClassifier):
         self._abstains = facts.get("purifier.on_reject") == "abstain" and "purifier.abstain" not in facts
         self.threshold = float(facts["purifier.threshold"]) if "purifier.threshold" in facts else None
         given, model = model, with_inner_output(model, output.which)
-        self._kept: str | None = None
+        abstains = self._abstains and not output.labels
+        self._kept = kept_answer(model, answer_name(model, output)) if abstains else None
         """The value inside an abstaining guard's graph that has the logits of rejected images too."""
-        if self._abstains and not output.labels:
-            self._kept = kept_answer(model, answer_name(model, output))
-            model = with_inner_output(model, self._kept)
+        model = with_inner_output(model, self._kept)
         found = image_input(model, input)
         self.name, self.fixed_batch = found.name, found.shape[0]
         content = model.SerializeToString(deterministic=True)
@@ -129,8 +129,7 @@ class OnnxPixelClassifier(PixelClassifier):
         self._advice = inner_advice(model)
         self.white_box: WhiteBox | None = None
         self.score_box: WhiteBox | None = None
-        self.score_hidden = ""
-        """Why the own score of an exported guard has no gradient."""
+        self.score_hidden = ""  # why the own score of an exported guard has no gradient
         self.labels = Labels(model, output) if output.labels else None
         self.labels_only = self.labels is not None
         self.answer = output if self.labels is None else self.labels.as_logits
@@ -155,10 +154,8 @@ class OnnxPixelClassifier(PixelClassifier):
             if self.differentiable and self.score_box is not None:
                 return one_row_per_image(self.score_box(pixels), pixels).flatten()
             if pixels.requires_grad:
-                raise GradientError(
-                    f"the score of {self.describe()} has no gradient ({self.score_hidden or self.queries_only}); use "
-                    "joint-square, which asks for scores only"
-                )
+                why = self.score_hidden or self.queries_only
+                raise GradientError(f"the score of {self.describe()} has no gradient ({why}); use joint-square")
         score = self.verdict(pixels).score
         assert score is not None
         return score
@@ -183,6 +180,10 @@ class OnnxPixelClassifier(PixelClassifier):
         found = (self.white_box, self.score_box) if self.differentiable else ()
         return tuple(dict.fromkeys(name for one in found if one is not None for name in one.surrogates))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxPixelClassifier:
+        self._source.convert(fn)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]  # torch's
+
     def _find_gradients(self, model: ModelProto) -> None:
         if self.labels_only:
             inside = f", but {self._advice}" if self._advice else ""
@@ -196,20 +197,18 @@ class OnnxPixelClassifier(PixelClassifier):
             return
         answer = self._find(outputs)
         name = self._kept or next(name for name, value in outputs.items() if value is answer)
-        self.white_box, self.queries_only = self._compared(model, name, pixels, outputs)
+        self.white_box, self.queries_only = self._compared(model, name, pixels, outputs[name])
         if SCORE in self._names and self.white_box is not None:
-            self.score_box, self.score_hidden = self._compared(model, SCORE, pixels, outputs)
+            self.score_box, self.score_hidden = self._compared(model, SCORE, pixels, outputs[SCORE])
 
-    def _compared(
-        self, model: ModelProto, name: str, pixels: Tensor, outputs: dict[str, Any]
-    ) -> tuple[WhiteBox | None, str]:
+    def _compared(self, model: ModelProto, name: str, pixels: Tensor, expected: Tensor) -> tuple[WhiteBox | None, str]:
         """The output called ``name`` by torch; or None, and why its gradient cannot be trusted."""
         fixed = self.fixed_batch if isinstance(self.fixed_batch, int) else None
         with Attempt((PurifierError,)) as attempt:
             made = WhiteBox(model, name, self.name, self.preprocessing, self.feed, fixed, self.describe()).eval()
             with explained("its gradient cannot be computed", partial(ClassifierError, path="")):
-                compare(made, lambda images: self._outputs(images)[name], pixels, outputs[name])
-            return made.requires_grad_(False), ""
+                compare(made, lambda images: self._outputs(images)[name], pixels, expected)
+            return self._source.converted(made.requires_grad_(False)), ""
         return None, str(attempt.error).partition(";")[0]
 
     def _outputs(self, pixels: Tensor) -> dict[str, Any]:

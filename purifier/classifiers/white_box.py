@@ -34,10 +34,25 @@ COUNT, SIDE = 2, 224
 
 
 class Source:
-    """A model that is taken at most once; copies of whoever holds it share it."""
+    """A model that is taken at most once; copies of whoever holds it share it.
+
+    Conversions of the holder, to another device or precision, are kept for what is made of the model.
+    """
 
     def __init__(self, model: ModelProto) -> None:
         self._model: ModelProto | None = model
+        self._conversions: list[Callable[[Tensor], Tensor]] = []
+
+    def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Note a conversion, unless the model is taken: what is made of it is then converted itself."""
+        if self._model is not None:
+            self._conversions.append(fn)
+
+    def converted(self, made: WhiteBox) -> WhiteBox:
+        """What is made of the model, after all conversions so far."""
+        for fn in self._conversions:
+            made._apply(fn)  # type: ignore[no-untyped-call]  # torch's
+        return made
 
     def taken(self) -> ModelProto | None:
         """The model at the first call, then None."""
@@ -46,7 +61,7 @@ class Source:
 
     def __deepcopy__(self, memo: object) -> Source:
         copied = Source.__new__(Source)
-        copied._model = self._model
+        copied._model, copied._conversions = self._model, list(self._conversions)
         return copied
 
 
