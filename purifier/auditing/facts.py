@@ -119,6 +119,7 @@ def describe_classifier(classifier: PixelClassifier) -> dict[str, Any]:
         "parameters": classifier.count_parameters(),
         "output": classifier.output.which,
         "output_kind": classifier.output.kind,
+        **({"queries_only": classifier.queries_only} if classifier.queries_only else {}),
     }
 
 

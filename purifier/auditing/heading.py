@@ -20,6 +20,11 @@ HASH_SHOWN = 12
 def heading(report: AuditReport) -> list[tuple[str, str]]:
     """Name and value of each line."""
     lines = [("classifier", _classifier(report.classifier))]
+    why = report.classifier.get("queries_only")
+    if why:
+        lines.append(
+            ("attacks", f"queries only, none of them white-box: the classifier has no gradient to follow ({why})")
+        )
     if report.purifier is None:
         alone = "an exported guard, audited as it is" if report.rejects else "the classifier was audited alone"
         lines.append(("purifier", f"none: {alone}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..attacking.target import strongest_route
 from ..classifiers.loading import read_classifier
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..contracts.purifier import Classifying, Purifier
-from ..errors import ConfigError
+from ..errors import ConfigError, GradientError
 from ..guards.guard import Guard
 from ..guards.module import GuardedModule
 from ..guards.precision import refuse_double
@@ -117,26 +117,42 @@ def audited_parts(
     file = str(given) if isinstance(given, str | Path) and isinstance(model, ModelProto) else None
     alone: dict[str, Any] = {"preprocessing": preprocessing, "input": input, "output": answer}
     classifier = classifier_alone(model, **alone, file=file, feed=feed)
-    if isinstance(classifier, OnnxPixelClassifier) and classifier.marks:
+    if isinstance(classifier, OnnxPixelClassifier) and (classifier.marks or classifier.scores):
         own = OwnRejection(classifier)
-        return AuditedParts(None, classifier, own, Rejection("flag", threshold=own.threshold))
+        rejection = Rejection("flag", threshold=own.threshold) if classifier.marks else Rejection()
+        return AuditedParts(None, classifier, own, rejection)
     return AuditedParts(None, classifier, Unpurified(), Rejection())
 
 
 class OwnRejection(Unpurified):
-    """No purifier; the score is that of an exported guard, or else 1 for images that it rejects and 0 for others."""
+    """No purifier; the score is that of an exported guard, or else 1 for images that it rejects and 0 for others.
+
+    The score has the gradient that torch computes of the guard's graph. A guard that does not give its score has none.
+    A conversion, to float64 or to another device, is one of the guard too, which a deep copy has for itself.
+    """
 
     def __init__(self, guard: OnnxPixelClassifier) -> None:
         super().__init__()
         self._guard = (guard,)  # in a tuple, so that it is no submodule
-        self._scores = guard.threshold is not None and guard.scores
+        self._scores = guard.scores and (guard.threshold is not None or not guard.marks)
         self.threshold = guard.threshold if self._scores else 0.5
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OwnRejection:
+        self._guard[0]._apply(fn, recurse)
+        return self
+
     def score(self, pixels: Tensor) -> Tensor:
-        verdict = self._guard[0].verdict(pixels)
-        found = verdict.score if self._scores else verdict.rejected
-        assert found is not None
-        return found.float()
+        if self._scores:
+            score = self._guard[0].own_score(pixels)
+            return score if score.dtype == torch.float64 else score.float()
+        if pixels.requires_grad and torch.is_grad_enabled():
+            raise GradientError(
+                f"{self._guard[0].describe()} rejects images, but does not give its score, so that it has no gradient; "
+                "export the guard with its score (--score), or use joint-square, which asks for rejections only"
+            )
+        rejected = self._guard[0].verdict(pixels).rejected
+        assert rejected is not None
+        return rejected.float()
 
 
 def _mean_of(inner: Purifier) -> Purifier:

@@ -106,7 +106,9 @@ def plan_preset(
     """
     _check_routes(routes)
     jobs, left_out = [], []
-    evading = EVADING[classifier.differentiable] if rejecting else ()
+    # An exported guard, which is given as a classifier, has a score of its own.
+    gradients = classifier.differentiable and not (purifier is None and classifier.hides_score)
+    evading = EVADING[gradients] if rejecting else ()
     by_labels = (BY_LABELS,) if classifier.labels_only and BY_LABELS not in preset.sequence else ()
     specs = dict.fromkeys((*preset.apart, *evading)), (*preset.sequence, *by_labels)
     apart, sequence = ([read_attack(spec) for spec in group] for group in specs)

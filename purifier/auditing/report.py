@@ -121,7 +121,8 @@ class AuditReport:
     how many were left out. Only if they were resized or cropped, ``framing`` says how."""
     classifier: Mapping[str, Any]
     """``description``, ``spec`` and ``weights_file`` if it came from a MODEL spec, ``sha256`` of its weights or graph,
-    the number of its ``parameters``, and which ``output`` of which ``output_kind`` is its answer."""
+    the number of its ``parameters``, and which ``output`` of which ``output_kind`` is its answer. Only if it has no
+    gradients, ``queries_only`` says why: no figure is then white-box."""
     preprocessing: Mapping[str, Any]
     purifier: Mapping[str, Any] | None
     """Plugin and config; its PURIFIER ``spec`` as it was given, and the checkpoint's ``file`` name and ``sha256``, if
@@ -165,7 +166,7 @@ class AuditReport:
 
     def __repr__(self) -> str:
         """One line: what was audited, the headline for each threat, the number of rows, and the verdict."""
-        counted = self.right + " or rejected" * self.rejects
+        counted = self.right + " or rejected" * self.rejects + " by queries only" * ("queries_only" in self.classifier)
         cases = [case for case in self.worst_case if case.model == self.model and case.scope == "all"]
         figures = [f"clean {row.result}" for row in self.rows if row.model == self.model and row.threat is None]
         figures += [f"{case.threat} worst case {case.result} {counted}" for case in cases]

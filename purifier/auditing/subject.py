@@ -175,7 +175,8 @@ class ClassifierSubject:
 
     def __init__(self, classifier: PixelClassifier) -> None:
         self.marks = isinstance(classifier, OnnxPixelClassifier) and classifier.marks
-        self._unused = unused_copy(classifier)
+        # A session keeps nothing, and a copy would hold the weights of its gradients once more.
+        self._unused = classifier if isinstance(classifier, OnnxPixelClassifier) else unused_copy(classifier)
 
     def ask(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Given:
         if isinstance(self._unused, OnnxPixelClassifier):

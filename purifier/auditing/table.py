@@ -97,7 +97,8 @@ def _worst_table(report: AuditReport) -> Sheet:
         Column(_result_name(report)),
     ]
     counted = "share of images" if report.rejects else _share(report)
-    sheet = Sheet(f"worst case per image, {counted} with 95% interval", columns, style="bold")
+    by = ", by queries only" if report.classifier.get("queries_only") else ""
+    sheet = Sheet(f"worst case per image{by}, {counted} with 95% interval", columns, style="bold")
     cases = {(case.threat, case.scope, case.model): case for case in report.worst_case}
     for threat, scope in dict.fromkeys((key[0], key[1]) for key in cases):
         own, alone = (cases.get((threat, scope, model)) for model in (report.model, "undefended"))

@@ -22,6 +22,7 @@ from ..onnx.feeding import read_feed
 from ..onnx.guarded import guarded_parts
 from ..onnx.image_input import image_input, preprocessing_for
 from ..onnx.image_shape import agreed_shape, given_shape
+from ..onnx.inner_output import shown_inside
 from ..onnx.labels import Labels
 from ..onnx.names import REJECTED, SCORE
 from ..onnx.reader import read_onnx
@@ -63,7 +64,7 @@ class GuardedSession(Pretrained, onnxruntime.InferenceSession):  # type: ignore[
     input
         The position or name of the image input; by default the only input that can be an image.
     output
-        Which output is the classifier's answer, and of what kind.
+        Which output is the classifier's answer, and of what kind. A value inside the graph becomes one more output.
     score
         Append the output ``purifier_score`` (N,), how unusual each image is, and, if the purifier is calibrated,
         ``purifier_rejected``, bool (N,).
@@ -119,9 +120,9 @@ class GuardedSession(Pretrained, onnxruntime.InferenceSession):  # type: ignore[
         self.rejection = rejection_of(purifier, on_reject, abstain, on_bad_pixels)
         self.file = str(classifier) if isinstance(classifier, str | Path) else file
         read = SplitModel(classifier) if isinstance(classifier, ModelProto) and file is not None else classifier
-        self._stored = read if isinstance(read, SplitModel) else read_onnx(read)
+        stored = read if isinstance(read, SplitModel) else read_onnx(read)
+        self._stored, self.output = shown_inside(stored, output.which), output
         bare = self._stored.bare
-        self.output = output
         with about(self.file):
             image = image_input(bare, input)
             self.input = image.name

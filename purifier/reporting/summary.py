@@ -46,7 +46,8 @@ def verdict(report: AuditReport, missed: Sequence[Finding] | None = None) -> Ver
         return Verdict("doubt", "Nothing was attacked", [clean])
     doubts = _doubts(report)
     at_most = "at most " if doubts else ""
-    title = f"{at_most}{with_count(case.result)} stay {counted(report)} under attack"
+    by = " by queries only" if report.classifier.get("queries_only") else ""
+    title = f"{at_most}{with_count(case.result)} stay {counted(report)} under attack{by}"
     sentences = [_worst_sentence(report, case), _knowledge(report, case.threat), clean]
     alone = _undefended(report, case.threat)
     if alone is not None:
@@ -118,6 +119,12 @@ def _worst_sentence(report: AuditReport, case: WorstCase) -> str:
 
 def _knowledge(report: AuditReport, threat: Threat) -> str:
     """How much the attackers behind the worst case knew."""
+    why = report.classifier.get("queries_only")
+    if why:
+        return (
+            f"No attack is white-box, because the classifier has no gradient to follow ({why}): all they do is ask for "
+            "answers, and an attacker with gradients may do far better."
+        )
     white_box = [case for case in report.worst_case if (case.model, case.scope) == (report.model, "white-box")]
     case = next((case for case in white_box if case.threat == threat), None)
     if case is None:

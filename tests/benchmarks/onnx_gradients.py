@@ -1,7 +1,7 @@
 """Gradients of a folder of ONNX classifiers, computed by torch, against ONNX Runtime and the torch originals.
 
-``python tests/benchmarks/onnx_gradients.py FOLDER [--only PATTERN] [--no-times]`` makes a ``GraphModule`` of every
-``.onnx`` file and prints a Markdown table with
+``python tests/benchmarks/onnx_gradients.py FOLDER [--only PATTERN] [--no-times] [--save]`` makes a ``GraphModule`` of
+every ``.onnx`` file and prints a Markdown table with
 
 - ``logits``: the largest difference from ONNX Runtime, as a share of the range of its logits;
 - ``along``: how far a random combination of the logits of ONNX Runtime rises on a path along the gradient, against the
@@ -14,21 +14,28 @@
 - ``surrogate``: the operators whose gradient is straight-through;
 - ``time``: a gradient in multiples of the time of the same torch model, where that is known.
 
-A file is right if ``logits`` is at most 1e-3, or 0.05 if it rounds, ``along`` 0.02 or 0.2, ``across`` 0.02.
+A file is right if ``logits`` is at most 1e-3, or 0.05 if it rounds, ``along`` 0.02 or 0.2, ``across`` 0.02. ``--save``
+also writes the rows to ``results/measured/onnx-gradients.json``, from which ``benchmarks_page.py`` makes a table.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
+from figures import MEASURED
 from markdown_table import MISSING, markdown_table
 from onnx import ModelProto
 from torch import Tensor, nn
@@ -53,6 +60,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="*", help="pattern of the names of the files to take")
     parser.add_argument("--no-times", action="store_true", help="do not time gradients")
+    parser.add_argument("--save", action="store_true", help="write the rows for docs/benchmarks.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -62,6 +70,8 @@ def main() -> None:
         print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
     print(markdown_table(COLUMNS, rows))
     print("\n" + summary(rows))
+    if given.save:
+        save(rows)
 
 
 def row_of(path: Path, *, times: bool) -> list[str]:
@@ -182,6 +192,20 @@ def summary(rows: Sequence[Sequence[str]]) -> str:
         f"{sum(row[1] == 'right' for row in rounding)} of {len(rounding)} that round, "
         f"{len(rows) - len(judged_rows)} refused or without logits{times}"
     )
+
+
+def save(rows: Sequence[Sequence[str]]) -> None:
+    versions = f"onnxruntime {onnxruntime.__version__}, onnx {onnx.__version__}, torch {torch.__version__}"
+    source = {
+        "command": ["python tests/benchmarks/onnx_gradients.py FOLDER --save"],
+        "machine": f"one CPU core, {platform.machine()}",
+        "versions": versions,
+        "date": date.today().isoformat(),
+        "note": f"{summary(rows)}. The folder's files are made with timm, torchvision and onnxruntime.",
+    }
+    files = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    text = json.dumps({"source": source, "tables": {"files": files}}, indent=1) + "\n"
+    (MEASURED / "onnx-gradients.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

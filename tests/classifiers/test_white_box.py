@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from onnx_models import FLOAT, WEIGHT, linear, model_of
 from purifier.classifiers import white_box
 from purifier.classifiers.pixel_classifier import OnnxPixelClassifier
 from purifier.data.pixels import Preprocessing
-from purifier.errors import GradientError
+from purifier.errors import ConfigError, GradientError
 from purifier.onnx.torch_export import export_module
 from purifier.output import Output
 
@@ -217,3 +220,33 @@ def test_a_quantised_classifier_is_attacked_along_bpda(tmp_path):
     assert shares["guarded"] < clean["guarded"] and shares["undefended"] < clean["undefended"]
     with pytest.raises(GradientError, match="no exact gradient, because .* round; use the route bpda"):
         rows_of(guarded, routes=["exact"])
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["unasked", "asked"])
+def test_a_copy_has_gradients_of_its_own(asked, images, tmp_path):
+    classifier = OnnxPixelClassifier(exported(trained("net"), tmp_path / "net.onnx"), Preprocessing())
+    assert not asked or classifier.differentiable
+    copied = copy.deepcopy(classifier).double()
+    pixels = images[0][:3]
+    ours, theirs = both(copied, trained("net"), pixels)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert copied(pixels.double()).dtype == torch.float64
+    assert classifier.differentiable and classifier(pixels.clone().requires_grad_()).dtype == torch.float32
+    assert all(buffer.dtype == torch.float32 for buffer in classifier.buffers())
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["unasked", "asked"])
+def test_an_onnx_classifier_is_not_pickled(asked):
+    classifier = OnnxPixelClassifier(linear(), Preprocessing())
+    assert not asked or classifier.differentiable
+    for write in (pickle.dumps, lambda one: torch.save(one, io.BytesIO())):
+        with pytest.raises(ConfigError, match="cannot be pickled"):
+            write(classifier)
+
+
+def test_an_audit_checks_gradients_in_float64(tmp_path):
+    exported(trained("net"), tmp_path / "net.onnx")
+    for model in (tmp_path / "net.onnx", purifier.guard(tmp_path / "net.onnx", "demo-plain")):
+        report = purifier.audit(model, "demo:12", attacks=["fgsm"], eps=0.05, probes=6)
+        assert report.gradient_check == "float64"
+        assert not {"gradient-wrong", "probe-failed"} & {flag.name for flag in report.flags}

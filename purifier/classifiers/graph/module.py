@@ -26,7 +26,8 @@ class GraphModule(nn.Module):
 
     Types are those of the graph. After ``.double()``, ``.half()`` or any other conversion, all its floats (FLOAT,
     FLOAT16, BFLOAT16 and DOUBLE: weights, Casts, constants) have the one new type, so that a double module computes in
-    float64 throughout. Initializers are constants, even those that are listed as inputs.
+    float64 throughout. Initializers are constants, even those that are listed as inputs. A module can be copied, but
+    not pickled. The names in its state dict are those of any module that is made of the same model and outputs.
 
     Parameters
     ----------

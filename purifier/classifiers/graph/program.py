@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
+from ...errors import ConfigError
 from .table import Call
 from .types import setting
 from .values import Value, is_on_cpu, moved
@@ -42,6 +44,15 @@ class Program:
     outputs: tuple[int, ...]
     captures: tuple[int, ...] = ()
     """For a subgraph, the slots of values from around it."""
+
+    def __deepcopy__(self, memo: object) -> Program:
+        return self  # its steps keep nothing
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ConfigError(
+            "a GraphModule cannot be pickled, because its steps are functions made from an ONNX graph; make it from "
+            "the model in each process, and exchange weights by state_dict()"
+        )
 
     def run(self, slots: list[Value]) -> list[Value]:
         """The outputs, for slots that hold inputs, captured values and constants."""

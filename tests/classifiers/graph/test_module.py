@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import pickle
 import weakref
 
 import numpy as np
@@ -205,3 +207,33 @@ def test_limits_have_a_gradient_where_black_and_white_pixels_lie(bounds: str) ->
     leaf = torch.tensor([[0.0, 1.0, -0.5, 1.5]], requires_grad=True)
     (gradient,) = torch.autograd.grad(module(leaf)["logits"].sum(), leaf)
     assert gradient.tolist() == [[1, 1, float("zero" not in bounds), float("one" not in bounds)]]
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "ran"])
+def test_a_deep_copy_has_weights_of_its_own(ran: bool) -> None:
+    module, given = GraphModule(net()), images()
+    expected = module(given)["logits"] if ran else GraphModule(net())(given)["logits"]
+    copied = copy.deepcopy(module).double()
+    assert torch.allclose(copied(given.double())["logits"].float(), expected, atol=1e-5)
+    for buffer in copied.buffers():
+        buffer.zero_()
+    assert not copied(given.double())["logits"].any() and torch.equal(module(given)["logits"], expected)
+
+
+def test_a_module_is_not_pickled() -> None:
+    for write in (pickle.dumps, lambda one: torch.save(one, io.BytesIO())):
+        with pytest.raises(ConfigError, match="GraphModule cannot be pickled.* in each process.*state_dict"):
+            write(GraphModule(net()))
+
+
+def test_weights_go_from_one_module_of_a_model_to_another_by_name() -> None:
+    other = ModelProto.FromString(net().SerializeToString())
+    for tensor in other.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
+    first, second = GraphModule(net()), GraphModule(other)
+    first(images())  # what it keeps for these sizes has no name
+    assert list(first.state_dict()) == list(second.state_dict()) and len(first.state_dict()) == 5
+    before = first(images())["logits"]
+    first.load_state_dict(second.state_dict())
+    assert not torch.allclose(first(images())["logits"], before)
+    assert torch.equal(first(images())["logits"], second(images())["logits"])
