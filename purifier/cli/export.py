@@ -12,7 +12,7 @@ from rich.table import Table
 from ..errors import ConfigError
 from ..specs import converted, split_spec
 from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
-from .audit import read_eps
+from .audit_request import read_eps
 from .console import plain_console
 from .data_options import CLASSES, CROP, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .export_card import print_card
