@@ -14,7 +14,7 @@ from ..attacking.threat import Threat
 from ..data.images import ImageData
 from ..errors import ConfigError, FileError
 from .data_digest import DataDigest
-from .report import WHITE_BOX, AuditReport
+from .report import FILE_NAME, WHITE_BOX, AuditReport
 from .results import RESULTS_FILE
 from .statistics import PairedDifference, Rate, images_needed, paired_difference
 
@@ -59,7 +59,7 @@ class Baseline:
     ConfigError
         The tolerance is no share above 0, or could not be shown on so few images even if no image changed.
     FileError
-        The audit did not keep the results of its images.
+        The audit did not keep the results of its images, or its report is about a part of them.
     """
 
     report: AuditReport
@@ -68,6 +68,12 @@ class Baseline:
     def __post_init__(self) -> None:
         if not 0 < self.tolerance <= 1:
             raise ConfigError(f"tolerance: expected a share of images above 0, such as 0.02, got {self.tolerance}")
+        if self.report.partial is not None:
+            raise FileError(
+                f"baseline: expected the report of a whole audit, got {self.report.partial}; run its command again to "
+                "end it, or merge its shards with `purifier report merge`",
+                FILE_NAME,
+            )
         if self.report.results is None or self.report.data["sha256"] is None:
             raise FileError(
                 "baseline: expected results.npz beside report.json, because images are compared one by one; copy it "

@@ -13,6 +13,7 @@ import purifier
 from purifier.attacking.threat import Threat
 from purifier.auditing.audit import audit
 from purifier.auditing.baseline import Baseline
+from purifier.auditing.partial import Partial
 from purifier.auditing.report import OWN_ANSWERS, AuditReport
 from purifier.auditing.statistics import paired_lower, rate
 from purifier.data.images import ImageData
@@ -105,6 +106,12 @@ def test_the_tolerance_decides(kept):
     assert not purifier.check_baseline(worse, kept, 0.1)[0].passed
     assert purifier.check_baseline(worse, kept, 0.3)[0].passed
     assert purifier.check_baseline(kept, worse, 0.1)[0].passed  # better is always within it
+
+
+def test_a_part_of_an_audit_is_no_baseline(kept):
+    part = dataclasses.replace(kept, partial=Partial(0, 30, 60, "stopped by SIGTERM"))
+    with pytest.raises(FileError, match=r"got images 0 to 29 of 60 \(stopped by SIGTERM\); run its command again"):
+        purifier.check_baseline(kept, part, LOOSE)
 
 
 def test_a_baseline_is_read_from_its_folder(kept, tmp_path):
