@@ -13,6 +13,9 @@ from rich.text import Text
 
 from .console import plain_console
 
+LINE_SECONDS = 30.0
+"""Between two lines where there is no terminal."""
+
 
 class _Bar(Progress):
     """A bar with the time left, and below it what is running."""
@@ -26,11 +29,10 @@ class _Bar(Progress):
 
 @contextmanager
 def audit_progress(*, quiet: bool = False) -> Iterator[Callable[[float, int, str], None]]:
-    """Show a bar that disappears at the end, if standard error is a terminal; yield the argument ``progress``.
+    """Show a bar on standard error that disappears at the end, or a line now and then if that is no terminal.
 
-    ``quiet`` shows none.
-
-    The bar is drawn when ``progress`` is called, not by a thread: a closed pipe then ends the command.
+    Yields the argument ``progress`` of an audit; ``quiet`` shows nothing. The bar is drawn when ``progress`` is called,
+    not by a thread: a closed pipe then ends the command.
     """
     console = plain_console(stderr=True)
     columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
@@ -43,11 +45,19 @@ def audit_progress(*, quiet: bool = False) -> Iterator[Callable[[float, int, str
         redirect_stdout=sys.stdout.isatty(),
     ) as bar:
         task, began = bar.add_task("", total=None, left=""), time.monotonic()
+        last = began
 
         def show(done: float, total: int, what: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            left = time_left(now - began, done, total)
             bar.what = what
-            bar.update(task, completed=done, total=total, left=time_left(time.monotonic() - began, done, total))
+            bar.update(task, completed=done, total=total, left=left)
             bar.refresh()
+            if not (quiet or console.is_terminal) and now - last >= LINE_SECONDS:
+                last = now
+                line = [f"{done / total:.0%}", *([left] if left else []), what]
+                console.print(", ".join(line), markup=False, soft_wrap=True)
 
         yield show
 

@@ -12,10 +12,7 @@ from rich.progress import Progress as Bar
 
 from ..interrupts import ENDS
 from ..training.progress import Progress
-from .progress import duration
-
-LINE_SECONDS = 30.0
-"""Between two lines where there is no terminal."""
+from .progress import LINE_SECONDS, duration
 
 
 @contextmanager

@@ -130,6 +130,21 @@ def test_the_bar_is_drawn_on_a_terminal_and_disappears(folder):
     assert drawn.rstrip().endswith(b"\x1b[2K")  # cleared
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(command, folder, monkeypatch, quiet):
+    monkeypatch.setattr("purifier.cli.progress.LINE_SECONDS", 0.0)
+    _, _, said = command(*AUDIT, *PGD, *(["--quiet"] if quiet else []))
+    if quiet:
+        assert said == ""
+        return
+    lines = said.splitlines()
+    assert lines[0].startswith("0%, ") and lines[0].endswith("clean images")
+    assert any(
+        re.match(r"\d+%, (about .* left, )?pgd:steps=3 exact linf 0.1, \d+ of 20 images, right so", x) for x in lines
+    )
+    assert lines[-1].startswith("100%")
+
+
 @pytest.mark.parametrize("out", ["found", "found/deeper"])
 def test_a_file_in_the_way_of_the_report_does_not_cost_the_table(out, command, folder):
     purifier.attacks.register("blocking", Blocking)
