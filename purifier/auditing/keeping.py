@@ -177,7 +177,7 @@ def purified_by(setup: AuditSetup, examples: Sequence[Example]) -> Tensor:
         return nothing
     parts = []
     with Attempt() as attempt:
-        for batch in torch.split(pixels, setup.batch_size):
+        for batch in torch.split(pixels, 1):  # one at a time: rounding depends on the batch
             found, _ = purify(setup.purifier, purifier_input(batch.to(setup.device), setup.purifier))
             parts.append(found.float().cpu())
     return nothing if attempt.error is not None else torch.cat(parts)
