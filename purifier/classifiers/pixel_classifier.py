@@ -135,6 +135,9 @@ class OnnxPixelClassifier(PixelClassifier):
         self.answer = output if self.labels is None else self.labels.as_logits
         check_fed(self._opened.session.get_inputs(), self.name, feed)
         self._names = [output.name for output in self._opened.session.get_outputs()]
+        ranks = {output.name: len(output.shape) for output in self._opened.session.get_outputs()}
+        self.scores = ranks.get(SCORE) == 1
+        """Whether the model is an exported guard that gives its score."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         if _tracked(pixels) and self.differentiable:
@@ -198,7 +201,7 @@ class OnnxPixelClassifier(PixelClassifier):
         answer = self._find(outputs)
         name = self._kept or next(name for name, value in outputs.items() if value is answer)
         self.white_box, self.queries_only = self._compared(model, name, pixels, outputs[name])
-        if SCORE in self._names and self.white_box is not None:
+        if self.scores and self.white_box is not None:
             self.score_box, self.score_hidden = self._compared(model, SCORE, pixels, outputs[SCORE])
 
     def _compared(self, model: ModelProto, name: str, pixels: Tensor, expected: Tensor) -> tuple[WhiteBox | None, str]:
@@ -221,11 +224,6 @@ class OnnxPixelClassifier(PixelClassifier):
     def marks(self) -> bool:
         """Whether the model is an exported guard that marks images as rejected."""
         return REJECTED in self._names or self._abstains
-
-    @property
-    def scores(self) -> bool:
-        """Whether the model is an exported guard that gives its score."""
-        return SCORE in self._names
 
     @property
     def hides_score(self) -> bool:  # type: ignore[override]
@@ -262,9 +260,9 @@ class OnnxPixelClassifier(PixelClassifier):
 
     def _find(self, outputs: dict[str, Any]) -> Tensor:
         """The answer among all outputs; an error says which value inside the graph could be it."""
-        added = (SCORE, REJECTED, self._kept)
+        own = {name: value for name, value in outputs.items() if name not in (SCORE, REJECTED, self._kept)}
         with Attempt((ClassifierError,)) as attempt:
-            return self.answer.find({name: value for name, value in outputs.items() if name not in added})
+            return self.answer.find(own or outputs)  # somebody else's only output may have such a name
         raise ClassifierError(f"{attempt.error}" + (f"; {self._advice}" if self._advice else ""), "")
 
     def _run(self, images: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -133,7 +133,8 @@ def guard(
         classifier, and the only possible input of an ONNX classifier.
     output
         The position or name of the output that is the classifier's answer, for attacks, judging and rejection; the
-        guard returns all outputs. By default the one called ``logits``, else the only one that can be the answer.
+        guard returns all outputs. By default the one called ``logits``, else the only one that can be the answer. The
+        name of a value inside an ONNX graph makes it one more output.
     output_kind
         What the answer is. ``logits``: (N, K). ``probabilities``: (N, K), with a sum of 1. ``binary-logit`` and
         ``binary-probability``: one number per image for two classes, (N,) or (N, 1); class 1 if it is above 0, or

@@ -23,7 +23,7 @@ from onnx_models import FLOAT, WEIGHT, linear, model_of
 from purifier.classifiers import white_box
 from purifier.classifiers.pixel_classifier import OnnxPixelClassifier
 from purifier.data.pixels import Preprocessing
-from purifier.errors import ConfigError, GradientError
+from purifier.errors import ClassifierError, ConfigError, GradientError
 from purifier.onnx.torch_export import export_module
 from purifier.output import Output
 
@@ -160,6 +160,44 @@ def test_wrong_answers_and_gradients_leave_queries_only(change, says, monkeypatc
     assert not classifier.differentiable and says in classifier.queries_only
     pixels = torch.rand(2, 3, 8, 8)
     assert classifier(pixels.requires_grad_()).shape == (2, 5)
+
+
+class Peaked(nn.Module):
+    """Answers whose gradient is a narrow peak at 0.5, which says nothing about the rest of a path in its direction."""
+
+    surrogates = ("Round",)
+    preprocessing = Preprocessing()
+
+    def __init__(self, change: Any = None) -> None:
+        super().__init__()
+        self.peak, self.slope = nn.functional.normalize(torch.randn(2, 192, generator=torch.Generator().manual_seed(0)))
+        self.change = change
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        moved = pixels.flatten(1) - 0.5
+        value = 0.2 * moved @ self.slope + 0.005 * torch.tanh(moved @ self.peak / 0.002)
+        answer = torch.stack([value, -value], 1)
+        return answer if self.change is None else self.change(answer)
+
+
+def test_a_peak_in_the_gradient_of_a_classifier_that_rounds_is_no_disagreement():
+    pixels, right = torch.full((2, 3, 8, 8), 0.5), Peaked()
+    by_runtime = torch.no_grad()(right)
+    white_box.compare(right, by_runtime, pixels, by_runtime(pixels))
+    with pytest.raises(ClassifierError, match="the gradient predicts a rise of"):
+        white_box.compare(Peaked(Flipped.apply), by_runtime, pixels, by_runtime(pixels))
+    half = Peaked(lambda answer: answer.detach() + 0.5 * (answer - answer.detach()))
+    with pytest.raises(ClassifierError, match="the gradient predicts a rise of"):
+        white_box.compare(half, by_runtime, pixels, by_runtime(pixels))
+
+
+def test_somebody_elses_output_may_be_called_like_the_score():
+    model = linear()
+    model.graph.node[1].output[0] = model.graph.output[0].name = "purifier_score"
+    classifier = OnnxPixelClassifier(model, Preprocessing())
+    pixels = torch.rand(2, 3, 8, 8)
+    assert classifier.differentiable and not classifier.scores and not classifier.marks
+    assert np.allclose(classifier(pixels).numpy(), pixels.flatten(1).numpy() @ WEIGHT, atol=1e-4)
 
 
 def test_an_operator_without_support_leaves_queries_only_and_is_named():
