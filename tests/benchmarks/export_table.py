@@ -54,20 +54,18 @@ def main() -> None:
     options = {"eps": float(above) / float(below or 1), "sample": given.sample, "min_agreement": given.min_agreement}
     rows = []
     for precision in PRECISIONS:
-        rows.append(row_of(precision, guarded, data, options))
+        rows.append(row_of(precision, guarded, data, given.eps, options))
         print(*rows[-1].values(), sep=" | ", file=sys.stderr, flush=True)
     print(measured_table(rows))
     if given.save:
         save(given.classifier, rows)
 
 
-def row_of(precision: str, guarded: Any, data: ImageData, options: Mapping[str, Any]) -> dict[str, Any]:
+def row_of(precision: str, guarded: Any, data: ImageData, eps: str, options: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "guarded.onnx")
         card = purifier.export(guarded, path, precision=precision, data=data, **options).card
     clean, robust = card["clean"], card["robust"]
-    if "missing" in robust:
-        raise SystemExit(f"{precision}: {robust['missing']}")
     row = {
         "precision": precision,
         "MB": f"{card['bytes'] / 1e6:.2f}",
@@ -76,10 +74,15 @@ def row_of(precision: str, guarded: Any, data: ImageData, options: Mapping[str, 
     }
     if "accuracy" in clean:
         row["clean"] = counted(clean["accuracy"], clean["images"])
+    count = min(options["sample"], clean["images"])
+    attacked, threat = f"clean, {count} attacked images", f"linf {eps}"
+    if "missing" in robust:
+        print(f"{precision}: {robust['missing']}", file=sys.stderr)
+        return {**row, attacked: None, f"robust, {threat}": None, "route": "no gradient", "flags": None}
     return {
         **row,
-        f"clean, {robust['images']} attacked images": counted(robust["clean"], robust["images"]),
-        f"robust, {robust['threat']}": counted(robust["accuracy"], robust["images"]),
+        attacked: counted(robust["clean"], robust["images"]),
+        f"robust, {threat}": counted(robust["accuracy"], robust["images"]),
         "route": f"`{robust['route']}`",
         "flags": ", ".join(robust["flags"]) or "none",
     }
@@ -94,7 +97,9 @@ def save(name: str, rows: list[dict[str, Any]]) -> None:
     found = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"source": {"command": []}, "tables": {}}
     threads = torch.get_num_threads()
     # Paths of one machine say nothing on another.
-    words = [f"folder:{Path(word).name}" if word.startswith("folder:") else word for word in sys.argv[1:]]
+    words = [
+        f"folder:{Path(word.partition(':')[2]).name}" if word.startswith("folder:") else word for word in sys.argv[1:]
+    ]
     words = ["photos/purifier.safetensors" if word.endswith(".safetensors") else word for word in words]
     command = f"OMP_NUM_THREADS={threads} python tests/benchmarks/export_table.py {' '.join(words)}"
     others = [line for line in found["source"]["command"] if f"export_table.py {name}" not in line]
