@@ -14,7 +14,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from ..data.pixels import Preprocessing
-from ..errors import ClassifierError, GradientError, PurifierError
+from ..errors import ClassifierError, GradientError, PurifierError, about
 from ..foreign_code import Attempt, explained, is_exception
 from ..onnx.feeding import NOTHING, Feed, check_fed
 from ..onnx.image_input import image_input
@@ -198,7 +198,8 @@ class OnnxPixelClassifier(PixelClassifier):
         if attempt.error is not None:
             self.queries_only = f"it fails on random images ({attempt.cause})"
             return
-        answer = self._find(outputs)
+        with about(self.file):
+            answer = self._find(outputs)
         name = self._kept or next(name for name, value in outputs.items() if value is answer)
         self.white_box, self.queries_only = self._compared(model, name, pixels, outputs[name])
         if self.scores and self.white_box is not None:
