@@ -31,6 +31,8 @@ from purifier.training.optimisation import Follower, Optimisation
 HELD_BACK = 5_000
 BATCH = 250
 WIDTHS = (64, 192, 256)
+CUT_OUT = 10
+"""The side of the square that is cut out of each image in training."""
 PATCHES = 5_000
 """Images whose 2x2 patches the first layer is made from."""
 
@@ -87,9 +89,9 @@ def main() -> None:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
     chosen, held_back = order[:-HELD_BACK], order[-HELD_BACK:]
     torch.manual_seed(given.seed)
-    model = Stock().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = Stock()
     model.whiten_patches(data.batch(chosen[:PATCHES])[0])
-    train(model, data, chosen, given.epochs, given.lr, given.seed, given.out.with_suffix(".state.safetensors"))
+    model = train(model, data, chosen, given.epochs, given.lr, given.seed, given.out.with_suffix(".state.safetensors"))
     right = count_right(model, data, held_back)
     print(f"right on {right / len(held_back):.2%} of {len(held_back)} images that it did not learn from")
     write(given.out, model.state_dict())
@@ -101,15 +103,22 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.write_bytes(serialize({name: value.contiguous() for name, value in tensors.items()}))
 
 
-def train(model: Stock, data: ImageData, chosen: list[int], epochs: int, lr: float, seed: int, state: Path) -> None:
-    """Train in place, with label smoothing, random crops and flips; after each epoch the file ``state`` is written."""
-    follower = Follower(model, Optimisation(optimizer="muon", lr=lr, schedule="cosine"))
+def train(model: Stock, data: ImageData, chosen: list[int], epochs: int, lr: float, seed: int, state: Path) -> Stock:
+    """Train with label smoothing, random crops and flips, and squares cut out; return the average of the weights.
+
+    After each epoch the file ``state`` is written.
+    """
+    # Weights stay contiguous, because Muon takes only such; images in channels-last are what makes it fast.
+    follower = Follower(model, Optimisation(optimizer="muon", lr=lr, schedule="cosine", ema=0.999))
+    average = follower.result
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     steps, done = -(-len(chosen) // BATCH), 0
     if state.exists():
         saved = load_file(state)
         done = int(saved.pop("epochs"))
+        follower.averaged.fill_(done * steps)
         model.load_state_dict({name: value for name, value in saved.items() if "/" not in name})
+        average.load_state_dict({name: saved[f"average/{name}"] for name in average.state_dict()})
         for name, weight in weights.items():
             moments = {key.split("/")[1]: value for key, value in saved.items() if key.startswith(f"{name}/")}
             follower.remember(weight, moments)
@@ -118,17 +127,30 @@ def train(model: Stock, data: ImageData, chosen: list[int], epochs: int, lr: flo
         model.train()
         for step, (pixels, labels, indices) in enumerate(batches(data, chosen, epoch, seed)):
             generator = SampleGenerator(seed * 1000 + epoch, indices)
-            images = augmented(pixels, generator, "crop").contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+            images = cut_out(augmented(pixels, generator, "crop"), generator)
+            loss = F.cross_entropy(
+                model(images.contiguous(memory_format=torch.channels_last)), labels, label_smoothing=0.1
+            )
             follower.backward(loss)
             follower.update((epoch * steps + step) / (epochs * steps))
             total += loss.detach()
         seconds = time.perf_counter() - start
         print(f"epoch {epoch + 1}: loss {float(total) / steps:.3f}, {len(chosen) / seconds:.0f} images/s", flush=True)
         held = {f"{name}/{key}": value for name, one in weights.items() for key, value in follower.moments(one).items()}
+        held |= {f"average/{name}": value for name, value in average.state_dict().items()}
         write(state, {**model.state_dict(), **held, "epochs": torch.tensor(epoch + 1)})
     state.unlink(missing_ok=True)
-    model.eval()
+    assert isinstance(average, Stock)
+    return average.eval()
+
+
+def cut_out(pixels: Tensor, generator: SampleGenerator) -> Tensor:
+    """Cover a random square of each of ``pixels`` (N, C, H, W) with grey (DeVries & Taylor 2017)."""
+    side = pixels.shape[-1]
+    corner = (generator.uniform((2,), pixels) * (side + CUT_OUT)).long() - CUT_OUT
+    places = torch.arange(side) - corner[:, :, None]  # (N, 2, side)
+    rows, columns = ((places >= 0) & (places < CUT_OUT)).unbind(1)
+    return pixels.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.47)
 
 
 def batches(data: ImageData, chosen: list[int], epoch: int, seed: int) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
