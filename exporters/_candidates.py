@@ -116,8 +116,7 @@ def from_module(guard: GuardedModule, path: Path, shape: Shape, opset: int, nois
 
 def from_session(guard: GuardedSession, path: Path, shape: Shape, opset: int, noise: bool) -> Candidate:
     """The candidate for a guarded session, compared with the purifier in torch followed by the original classifier."""
-    quiet = copy.deepcopy(guard.purifier).cpu()
-    scored = guard.score or guard.rejection.active
+    quiet, scored = copy.deepcopy(guard.purifier).cpu(), guard.score or guard.rejection.active
     front = PurifierFront(quiet, guard.preprocessing, scored, guard.rejection, guard.output).eval()
     given = in_layout(shape or (None, None, None), guard.preprocessing)
     declared = tuple(size or want for size, want in zip(guard.image.shape, given, strict=True))

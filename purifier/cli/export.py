@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 from rich.table import Table
@@ -36,6 +36,9 @@ from .options import (
     read_output_option,
     read_preprocessing_option,
 )
+
+if TYPE_CHECKING:
+    from ..guards.exporter import ExportReport
 
 
 def export(
@@ -174,8 +177,10 @@ def export(
     }
     named = {name: value for name, value in given.items() if value is not None}
     options = {**_typed(format, settings or ()), **named}
-    report = export_guard(guarded, out, format=format, **options)
+    _print(export_guard(guarded, out, format=format, **options))
 
+
+def _print(report: ExportReport) -> None:
     console = plain_console(soft_wrap=True)
     opset = "" if report.opset is None else f", opset {report.opset}"
     console.print(f"{report.path}  {report.size / 1e6:.2f} MB, {report.format}{opset}", markup=False)
