@@ -1,4 +1,4 @@
-"""Interrupts: Ctrl-C and ending signals stop training at once, but not while weights or files are being changed."""
+"""Interrupts: Ctrl-C and ending signals stop a run at once, but not while weights or files are being changed."""
 
 from __future__ import annotations
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from ..errors import ConfigError, PluginError
 from ..specs import build, split_spec
+from ..torch_tools.fingerprint import fingerprint
 from .attack import Attack, attacks
 
 
@@ -23,7 +28,7 @@ class NamedAttack:
     @property
     def options(self) -> dict[str, Any]:
         """All options with their values; values that JSON cannot hold become text."""
-        return {name: value if _is_plain(value) else str(value) for name, value in _options(self.attack).items()}
+        return {name: value if _is_plain(value) else _text(value) for name, value in _options(self.attack).items()}
 
 
 def read_attack(given: str | Attack) -> NamedAttack:
@@ -57,6 +62,15 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
+def _text(value: object) -> str:
+    """An option's value as text that is the same in every process: no address, and all of a tensor."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__}({fingerprint(value)[:12]})"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
 def _options(attack: Attack, *, changed: bool = False) -> dict[str, Any]:
     """An attack's options, or only those ``changed`` from their defaults; a mapping ``options`` is merged in."""
     found: dict[str, Any] = {}
@@ -75,5 +89,5 @@ def _spec_of(attack: Attack) -> str:
         name = attacks.name_of(type(attack))
     except PluginError:
         name = type(attack).__name__
-    options = ",".join(f"{key}={value}" for key, value in _options(attack, changed=True).items())
+    options = ",".join(f"{key}={_text(value)}" for key, value in _options(attack, changed=True).items())
     return name + (":" if options else "") + options

@@ -41,9 +41,10 @@ from .setup import AuditSetup
 from .shards import (
     check_shard,
     has_whole_report,
-    journal_name,
-    merge_audits,
+    journal_names,
+    merge_journals,
     pool_record,
+    refuse_others,
     remove_journals,
     replay,
     span_of,
@@ -188,9 +189,12 @@ def audit(
         output_kind=output_kind,
         feed=feed,
     )
-    path = None if journal is None else Path(journal, journal_name(shard))
+    names = journal_names(shard if processes.count == 1 else None, processes.count)
+    if journal is not None and processes.rank == 0:
+        refuse_others(journal, names, overwrite=overwrite)
+    path = None if journal is None else Path(journal, names[processes.rank])
     with ExitStack() as stack:
-        ready = prepare(stack, guard, data, request, batch_size_in(path, overwrite=overwrite))
+        ready = prepare(stack, guard, data, request, processes, batch_size_in(path, overwrite=overwrite))
         digest = DataDigest(ready.data, ready.setup.batch_size)
         span = span_of(shard, len(ready.data), ready.setup.batch_size)
         about = identify(ready, digest, span, named, keeps_adversarial=keep_adversarial)
@@ -201,11 +205,11 @@ def audit(
     if processes.rank > 0:
         return report
     if processes.count > 1 and journal is not None:
-        report = merge_audits([journal])
+        report = merge_journals([Path(journal, name) for name in names])
     if out is not None:
         report.save(out)
-        if journal == out and report.partial is None:
-            remove_journals(out)
+        if journal is not None and report.partial is None:
+            remove_journals(journal, names)
     return report
 
 
@@ -236,7 +240,7 @@ def _run(
 ) -> AuditReport:
     """Attack and check; what is done is saved to ``folder`` if a signal or a full disk ends the audit."""
     setup, data, threats, about = ready.setup, ready.data, ready.threats, tally.about
-    leads, count = about.span.start == 0, ready.probes  # of several shards the first one runs the self-checks
+    leads, count = about.span.start == 0, ready.request.probes  # of several shards the first one runs the self-checks
     before = probe(lambda: flags_of_memory(setup, data, threats, count=count)) if ready.jobs and leads else []
     _lay_out(stack, setup, data)
     answers = Answers(setup, data) if ready.jobs else None
@@ -250,6 +254,7 @@ def _run(
         after = [] if answers is None else [*answers.flags(), *ready.weights.flags()]
         checked = Checked(before, checks, after)
         if not about.whole:
+            tally.keeper.begin()
             journal.write(POOL, pool_record(tally.keeper.pool, purify))
         journal.write(CHECKS, checked.record())
         return report_of(tally, checked, purify, why_partial=None if about.whole else "one shard")

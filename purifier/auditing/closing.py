@@ -93,7 +93,7 @@ def report_of(tally: Tally, checked: Checked, purify: Purify, *, why_partial: st
         gradient_check=None if checks is None else checks.gradient_check,
         rows=finished_rows(rows, calibration and calibration["threshold"], judgements, eot),
         partial=None if why_partial is None else Partial(span.start, span.stop, about.total, why_partial),
-        details=tally.keeper.details(about.model, rows, labels, span.start, purify, owner),
+        details=tally.keeper.details(rows, labels, span.start, purify, owner),
     )
 
 

@@ -70,7 +70,7 @@ def estimate(guard: Audited, data: Data, request: Request) -> Plan:
         checks = 0.0
         if ready.jobs and ready.setup.classifier.differentiable:
             route = ready.parts.routes[ready.setup.model]
-            gradients = PROBE_GRADIENTS * min(ready.probes, len(ready.data)) * len(ready.threats) * ready.setup.eot
+            gradients = PROBE_GRADIENTS * min(request.probes, len(ready.data)) * len(ready.threats) * ready.setup.eot
             checks = gradients * clock.gradient(ready.setup.model, route)
         return Plan(len(ready.data), ready.setup.batch_size, planned, ready.left_out, checks)
 
@@ -107,11 +107,19 @@ class _Clock:
             setup = self._setup if model == self._setup.model else self._setup.alone
             with torch.set_grad_enabled(route != "none"):
                 ask(_target(setup, route, self._batch.indices))  # the first call also allocates and compiles
+                _wait(setup)
                 began = time.perf_counter()
                 ask(_target(setup, route, self._batch.indices))
+                _wait(setup)
                 self._known[model, route] = (time.perf_counter() - began) / len(self._batch.indices)
         return self._known[model, route]
 
 
 def _target(setup: AuditSetup, route: Route, indices: Sequence[int]) -> Target:
     return Target(setup.classifier, setup.purifier, route, SampleGenerator(setup.seed, indices))
+
+
+def _wait(setup: AuditSetup) -> None:
+    """Wait until a GPU has done what it was asked."""
+    if setup.device.type == "cuda":
+        torch.cuda.synchronize(setup.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
@@ -16,6 +17,7 @@ from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier, purifiers
 from ..errors import PluginError
 from ..rejection.calibration import Calibration
+from ..torch_tools.fingerprint import fingerprint, structure_of
 from .data_digest import DataDigest
 from .identity import Identity, code_of
 from .parts import AuditedParts
@@ -28,7 +30,9 @@ def identify(
     ready: Prepared, digest: DataDigest, span: range, class_names: Sequence[str] | None, *, keeps_adversarial: bool
 ) -> Identity:
     """Which audit it is, of the images at positions ``span``."""
-    parts, setup = ready.parts, ready.setup
+    parts, setup, request = ready.parts, ready.setup, ready.request
+    purifier = parts.purifier if parts.guard is None else parts.guard.purifier
+    modules = [*parts.classifier.modules(), *parts.purifier.modules(), *purifier.modules()]
     facts = {
         "versions": versions(ready.jobs),
         "data": digest.facts(),
@@ -37,10 +41,11 @@ def identify(
         **describe_guard(parts, random=ready.random),
         "threats": [dataclasses.asdict(threat) for threat in ready.threats],
         **settings_of(setup),
+        "device": _device(setup),
         "preset": ready.preset,
         "left_out": list(ready.left_out),
         "calibration": describe_calibration(ready.calibration),
-        "probes": ready.probes,
+        "probes": request.probes,
         "class_names": list(class_names or ready.data.classes) or None,
     }
     return Identity(
@@ -54,8 +59,13 @@ def identify(
         total=len(ready.data),
         span=span,
         keeps_adversarial=keeps_adversarial,
-        purifier_sha256=ready.weights.before["purifier"],
-        code=code_of([*(job.named.attack for job in ready.jobs), parts.purifier, *parts.classifier.modules()]),
+        asked={"input": request.input, "feed": {name: fingerprint(one) for name, one in (request.feed or {}).items()}},
+        modules={
+            "classifier": structure_of(parts.classifier),
+            "purifier": structure_of(purifier),
+            "purifier_values": ready.weights.before["purifier"],
+        },
+        code=code_of([*(job.named.attack for job in ready.jobs), *modules]),
     )
 
 
@@ -127,6 +137,11 @@ def settings_of(setup: AuditSetup) -> dict[str, Any]:
     """The report's fields about how the audit was run."""
     names = ("seed", "batch_size", "judgements", "eot")
     return {**{name: getattr(setup, name) for name in names}, "device": str(setup.device)}
+
+
+def _device(setup: AuditSetup) -> str:
+    """The device as it was asked for: under torchrun each process has its own GPU, and all belong to one audit."""
+    return setup.device.type if "LOCAL_RANK" in os.environ else str(setup.device)
 
 
 def as_json(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 
@@ -33,6 +34,8 @@ def fitting_batch(setup: AuditSetup, data: ImageData) -> int:
     """
     room = available(setup.device) if setup.classifier.differentiable else None
     need = None if room is None else measured(setup, data)
+    if room is not None and setup.device.type == "cpu":  # the processes of torchrun share it
+        room //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     chosen = BATCH_SIZE
     if need is not None and room is not None:
         while chosen > max(1, need.largest(SHARE * room)) and chosen // 2 < len(data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,11 +43,13 @@ class Identity:
     span: range
     """The positions of the images that are audited: all, or a shard."""
     keeps_adversarial: bool = False
-    purifier_sha256: str | None = None
-    """Of the purifier's weights and buffers."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """How the classifier is asked: which ``input``, and what else it is fed."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the structure of classifier and purifier, and of the purifier's weights and buffers."""
     code: Mapping[str, str] = field(default_factory=dict)
-    """Class -> SHA-256 of the file that defines it, of attacks, purifiers and classifiers that are not of this project
-    or a library of its."""
+    """Class -> SHA-256 of the file that defines it, or the version of its package, of all attacks and layers that are
+    neither of this project nor of torch."""
 
     @property
     def model(self) -> Model:
@@ -65,19 +68,24 @@ class Identity:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Identity:
-        """From what ``to_json`` gave; the attacks cannot be run. Raises KeyError or TypeError for anything else."""
+        """From what ``to_json`` gave; the attacks cannot be run."""
         jobs = [_job(one) for one in found["jobs"]]
         return cls(**{**found, "jobs": jobs, "span": range(*found["span"])})
 
 
 def code_of(things: Iterable[object]) -> dict[str, str]:
-    """Class -> SHA-256 of the file that defines it, of all things whose class is foreign."""
+    """Class -> SHA-256 of the file that defines it, for the classes of things and their bases; library -> version."""
     found: dict[str, str] = {}
-    for cls in sorted({type(thing) for thing in things}, key=lambda one: (one.__module__, one.__qualname__)):
-        if is_foreign(cls.__module__):
-            with Attempt():  # a class made in an interactive session has no file
-                content = Path(inspect.getfile(cls)).read_bytes()
-                found[f"{cls.__module__}.{cls.__qualname__}"] = hashlib.sha256(content).hexdigest()
+    classes = {cls for thing in things for cls in type(thing).__mro__ if is_foreign(cls.__module__)}
+    for cls in sorted(classes, key=lambda one: (one.__module__, one.__qualname__)):
+        package = cls.__module__.partition(".")[0]
+        version = getattr(sys.modules.get(package), "__version__", None)
+        if version is not None:
+            found[package] = str(version)
+            continue
+        with Attempt():  # a class made in an interactive session has no file
+            content = Path(inspect.getfile(cls)).read_bytes()
+            found[f"{cls.__module__}.{cls.__qualname__}"] = hashlib.sha256(content).hexdigest()
     return found
 
 

@@ -1,8 +1,8 @@
 """A journal: what an audit has found so far, so that one which was cut off goes on where it stopped.
 
-The file grows by one record at a time: a line with the record's length in bytes and its CRC-32; a line of JSON; tensors
-as safetensors; a line break. The first record says which audit it is. An incomplete record at the end is what a process
-left that was killed while it wrote, and is cut off; any other damage is an error.
+The file grows by one record at a time: a line with the record's length in bytes, its CRC-32, and the CRC-32 of these
+two; a line of JSON; tensors as safetensors; a line break. The first record says which audit it is. An incomplete record
+at the end is what a process left that was killed while it wrote, and is cut off; any other damage is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,8 @@ from ..exclusive import exclusive
 from ..foreign_code import Attempt
 from .outcome import CleanOutcome, Outcome, Record
 
+FORMAT = 1
+"""The version of the records."""
 HEADER, CHECKS, POOL = "audit", "checks", "pool"
 """The records that are no outcomes: which audit it is, what the self-checks found, and purified examples."""
 BEGINS_AGAIN = "--overwrite starts the audit anew (in Python overwrite=True)"
@@ -36,10 +39,17 @@ class Journal:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or Path()
         self._places: dict[str, tuple[int, int]] = {}
-        self._file: IO[bytes] | None = None
+        self._file: RawIOBase | None = None
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the journal says of its audit."""
+        found = self.read(HEADER)
+        assert found is not None  # ``load`` and ``opened`` see to it
+        return {name: value for name, value in found[0].items() if name != "format"}
 
     def read(self, name: str) -> Record | None:
         """The record of this name; None if there is none."""
@@ -61,10 +71,12 @@ class Journal:
         if self._file is None:
             return
         payload = _packed(name, record)
+        line = _line(payload)
+        content = memoryview(line + payload + b"\n")
         try:
-            start = self._file.seek(0, os.SEEK_END) + self._file.write(_line(payload))
-            self._file.write(payload + b"\n")
-            self._file.flush()
+            start = self._file.seek(0, os.SEEK_END) + len(line)
+            while content:  # a write on a nearly full disk may be a partial one
+                content = content[self._file.write(content) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise unwritable(self.path, error) from error
@@ -104,8 +116,14 @@ class Journal:
                     end = start + length + 1
         except OSError as error:
             raise FileError(f"cannot read {self.path}: {error.strerror or error}", self.path) from error
-        if end and HEADER not in self._places:
-            raise _damaged(self.path, 0)
+        found = self.read(HEADER) if end else None
+        if end and (found is None or found[0].get("format") != FORMAT):
+            got = None if found is None else found[0].get("format")
+            raise FileError(
+                f"{self.path}: expected a journal of format {FORMAT}, got {got!r}; go on with the version of purifier "
+                f"that wrote it; {BEGINS_AGAIN}",
+                self.path,
+            )
         return end
 
 
@@ -129,7 +147,7 @@ def opened(path: Path | None, header: Mapping[str, Any], *, overwrite: bool) -> 
         journal = Journal(path)
         whole = journal.load() if path.exists() else 0
         try:
-            journal._file = path.open("r+b" if whole else "w+b")
+            journal._file = path.open("r+b" if whole else "w+b", buffering=0)
             journal._file.truncate(whole)
         except OSError as error:
             raise unwritable(path, error) from error
@@ -137,19 +155,16 @@ def opened(path: Path | None, header: Mapping[str, Any], *, overwrite: bool) -> 
             if whole:
                 _check_same(path, journal, header)
             else:
-                journal.write(HEADER, (dict(header), {}))
+                journal.write(HEADER, ({"format": FORMAT, **header}, {}))
             yield journal
 
 
 def batch_size_in(path: Path | None, *, overwrite: bool) -> int | None:
-    """The batch size of the audit whose journal is at ``path``; None if there is none, or it is to be given up."""
-    if path is None or not path.exists():
+    """The batch size of the audit whose journal is at ``path``; None if there is none, or it may be given up."""
+    if path is None or overwrite or not path.exists():
         return None
     journal = Journal(path)
-    with suppress(FileError) if overwrite else nullcontext():
-        journal.load()
-    found = journal.read(HEADER)
-    return None if found is None else int(found[0]["facts"]["batch_size"])
+    return int(journal.header["facts"]["batch_size"]) if journal.load() else None
 
 
 def _is_another(path: Path, header: Mapping[str, Any]) -> bool:
@@ -173,10 +188,7 @@ def _check_same(path: Path, journal: Journal, header: Mapping[str, Any]) -> None
 
 
 def _differing(journal: Journal, header: Mapping[str, Any]) -> list[str]:
-    found = journal.read(HEADER)
-    return (
-        ["nothing in it says which"] if found is None else list(differences(found[0], json.loads(json.dumps(header))))
-    )
+    return list(differences(journal.header, json.loads(json.dumps(header))))
 
 
 def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -197,7 +209,8 @@ def _short(value: Any) -> str:
 
 
 def _line(payload: bytes) -> bytes:
-    return b"%d %08x\n" % (len(payload), zlib.crc32(payload))
+    line = b"%d %08x" % (len(payload), zlib.crc32(payload))
+    return b"%b %08x\n" % (line, zlib.crc32(line))
 
 
 def _packed(name: str, record: Record) -> bytes:
@@ -221,10 +234,7 @@ def _records(file: IO[bytes], path: Path) -> Iterator[tuple[str, int, int]]:
         line = file.readline(64)
         if not line.endswith(b"\n") and file.tell() == size:
             return  # the process was killed here
-        try:
-            length, crc = int(line[:-10]), int(line[-10:], 16)
-        except ValueError:
-            raise _damaged(path, begin) from None
+        length, crc = _read_line(line, path, begin)
         start = file.tell()
         if start + length + 1 > size:
             return
@@ -237,6 +247,17 @@ def _records(file: IO[bytes], path: Path) -> Iterator[tuple[str, int, int]]:
         except (ValueError, KeyError, TypeError, SafetensorError):
             raise _damaged(path, begin) from None
         yield name, start, length
+
+
+def _read_line(line: bytes, path: Path, begin: int) -> tuple[int, int]:
+    """Length and checksum of the record after this line."""
+    try:
+        length, crc, own = line.split()
+        if zlib.crc32(line[:-10]) != int(own, 16):
+            raise ValueError("a wrong checksum")
+        return int(length), int(crc, 16)
+    except ValueError:
+        raise _damaged(path, begin) from None
 
 
 def _damaged(path: Path, at: int) -> FileError:

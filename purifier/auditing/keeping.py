@@ -18,14 +18,13 @@ from .details import Details
 from .examples import Examples
 from .judging import Judged
 from .outcome import Outcome
-from .report import Model
 from .results import Results
 from .setup import AuditSetup
 
 EACH = 4
 """How many images that fell, and how many that held, are kept for each threat."""
 POOL = 16
-"""How many images that have held so far are kept for each threat, because later attacks may fool them."""
+"""How many images of a batch that have held so far are kept for each threat, because later attacks may fool them."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Example:
 
     @property
     def name(self) -> str:
-        """Which image it is, within which threat."""
-        return f"{self.index} {self.row.threat}"
+        """Which image it is, under which attack."""
+        return f"{self.index} {self.row}"
 
 
 Purify = Callable[[Sequence[Example]], Tensor]
@@ -59,16 +58,26 @@ class Keeper:
 
     everything: bool = False
     """Whether to keep all adversarial images."""
-    _fallen: dict[Threat, set[int]] = field(default_factory=dict)
-    """All images that fell, kept or not: so a shard keeps every example that all shards together would keep."""
     _fell: dict[Threat, dict[int, Example]] = field(default_factory=dict)
     _held: dict[Threat, dict[int, Example]] = field(default_factory=dict)
+    _fallen: dict[Threat, set[int]] = field(default_factory=dict)
+    """All images of the batch that fell, kept or not."""
+    _holding: dict[Threat, dict[int, Example]] = field(default_factory=dict)
+    """Images of the batch that have held so far: which they are depends on the batch alone, so that a shard keeps every
+    example that all shards together would keep."""
     _all: list[tuple[PendingRow, Sequence[int], Tensor]] = field(default_factory=list)
 
     @property
     def pool(self) -> list[Example]:
-        """All that may become examples, of images that fell and of others."""
+        """All examples, of images that fell and of others; call ``begin`` before, so that the last batch counts."""
         return [one for pools in (self._fell, self._held) for found in pools.values() for one in found.values()]
+
+    def begin(self) -> None:
+        """A batch begins, or all are over: what held of the one before has held."""
+        for threat, holding in self._holding.items():
+            held = self._held.setdefault(threat, {})
+            held.update(list(holding.items())[: max(0, EACH - len(held))])
+        self._fallen, self._holding = {}, {}
 
     def found(self, row: PendingRow, outcome: Outcome) -> Sequence[int]:
         """What the attack of ``row`` found; two rows may share it. Returns the images kept, of those attacked."""
@@ -84,7 +93,7 @@ class Keeper:
         Returns those of the n that may become examples.
         """
         assert row.threat is not None
-        fell, held = self._fell.setdefault(row.threat, {}), self._held.setdefault(row.threat, {})
+        fell, holding = self._fell.setdefault(row.threat, {}), self._holding.setdefault(row.threat, {})
         fallen = self._fallen.setdefault(row.threat, set())
         places = {image: place for place, image in enumerate(outcome.held)}
         taken = []
@@ -94,9 +103,9 @@ class Keeper:
             wrong = bool(judged.shares[at] <= 0.5)
             if wrong:
                 fallen.add(index)
-                held.pop(index, None)
+                holding.pop(index, None)
             margin = float(judged.margins[at].nan_to_num(torch.inf))
-            pool, most = (fell, EACH) if wrong else (held, POOL)
+            pool, most = (fell, EACH) if wrong else (holding, POOL)
             closer = index in pool and margin < pool[index].margin  # of one that held, the attack that came closest
             if closer or (index not in pool and len(pool) < most):
                 taken.append(at)
@@ -115,20 +124,15 @@ class Keeper:
         return taken
 
     def details(
-        self,
-        model: Model,
-        rows: Sequence[PendingRow],
-        labels: Tensor,
-        first: int,
-        purify: Purify,
-        owner: Mapping[str, str],
+        self, rows: Sequence[PendingRow], labels: Tensor, first: int, purify: Purify, owner: Mapping[str, str]
     ) -> Details:
-        """What is kept of a finished audit of ``model``, whose first image is at position ``first`` of the data.
+        """What is kept of a finished audit, whose first image is at position ``first`` of the data.
 
         ``rows`` are those of its report.
         """
+        self.begin()
         results = results_of(rows, labels, first)
-        examples = self._examples(model, rows, first, purify)
+        examples = self._examples(rows, purify)
         places = {id(row): place for place, row in enumerate(rows)}
         parts: dict[str, list[Array]] = {}
         for row, indices, pixels in self._all:
@@ -139,11 +143,8 @@ class Keeper:
         shape = (len(rows), len(labels))
         return Details(owner, shape, results=results, examples=examples, adversarial=adversarial)
 
-    def _examples(self, model: Model, rows: Sequence[PendingRow], first: int, purify: Purify) -> Examples | None:
-        chosen = [one for found in self._fell.values() for one in found.values()]
-        for threat, found in self._held.items():
-            worst = _worst(rows, threat, model)
-            chosen += [one for one in found.values() if worst[one.index - first] > 0.5][:EACH]
+    def _examples(self, rows: Sequence[PendingRow], purify: Purify) -> Examples | None:
+        chosen = self.pool
         if not chosen:
             return None
         places = {id(row): place for place, row in enumerate(rows)}
@@ -159,13 +160,6 @@ class Keeper:
             confidences=np.array([one.confidences for one in chosen], dtype=np.float32),
             rejected=np.array([one.rejected for one in chosen]),
         )
-
-
-def _worst(rows: Sequence[PendingRow], threat: Threat, model: Model) -> Tensor:
-    """The smallest share of each image over the attacks on ``model`` within a threat, (N,)."""
-    members = [row for row in rows if (row.model, row.threat) == (model, threat) and not row.error]
-    clean = next(row for row in rows if row.job is None and row.model == model)
-    return torch.stack([clean.shares, *(row.shares for row in members)]).amin(0)
 
 
 @torch.no_grad()

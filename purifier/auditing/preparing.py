@@ -23,7 +23,7 @@ from ..guards.guard import Guard
 from ..rejection.calibration import Calibration, calibration_of
 from ..torch_tools.freezing import freeze
 from ..torch_tools.process_settings import kept_settings
-from ..torch_tools.torchrun import own_device
+from ..torch_tools.torchrun import Processes, own_device
 from ..vocabulary import Norm, OutputKind
 from .fitting import fitting_batch
 from .memory_check import Weights
@@ -33,6 +33,7 @@ from .preflight import check_fit
 from .presets import DEFAULT_PRESET, preset_of
 from .setup import AuditSetup
 
+ALONE = Processes()
 Audited = Guard | nn.Module | ModelProto | str | Path
 """A guard, or a classifier to audit alone."""
 
@@ -84,17 +85,23 @@ class Prepared:
     random: bool
     """Whether the purifier draws noise."""
     calibration: Calibration | None
-    probes: int
+    request: Request
     weights: Weights
     """What classifier and purifier held before anything asked them."""
 
 
 def prepare(
-    stack: ExitStack, guard: Audited, data: Data, request: Request, earlier_batch_size: int | None = None
+    stack: ExitStack,
+    guard: Audited,
+    data: Data,
+    request: Request,
+    processes: Processes = ALONE,
+    earlier_batch_size: int | None = None,
 ) -> Prepared:
     """Read, check and plan; until ``stack`` closes, classifier and purifier are frozen on the audit's device.
 
-    ``earlier_batch_size`` is that of an audit that was cut off, and goes on.
+    All ``processes`` of torchrun take the same batch size. ``earlier_batch_size`` is that of an audit that was cut off,
+    and goes on.
     """
     request.check(data)
     threats = [Threat(request.norm, budget) for budget in _budgets(request.eps)]
@@ -111,12 +118,12 @@ def prepare(
     weights = Weights(classifier=classifier, purifier=purifier)
     random = check_fit(classifier, purifier, loaded, device)
     batch_size = request.batch_size or earlier_batch_size or fitting_batch(setup, loaded)
-    setup = replace(setup, batch_size=batch_size)
+    setup = replace(setup, batch_size=-int(processes.largest([-batch_size], torch.device("cpu"))[0]))
     loaded = with_own_answers(loaded, setup.answers, setup.batch_size, device)
     if random:
         setup = replace(setup, eot=request.eot, judgements=request.judgements)
     jobs, left_out = _with_preset(parts, jobs, preset, threats, routes, random=random)
-    return Prepared(parts, setup, loaded, threats, jobs, preset, left_out, random, calibration, request.probes, weights)
+    return Prepared(parts, setup, loaded, threats, jobs, preset, left_out, random, calibration, request, weights)
 
 
 def _device_of_process(device: str | torch.device | None) -> str | torch.device | None:

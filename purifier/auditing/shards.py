@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, FileError
+from ..errors import ConfigError, FileError, OutputError
 from .closing import Checked, report_of
 from .identity import Identity
-from .journal import CHECKS, HEADER, POOL, Journal, differences
+from .journal import BEGINS_AGAIN, CHECKS, POOL, Journal, differences
 from .keeping import Example, Purify
 from .outcome import Record
-from .report import FILE_NAME, AuditReport
+from .report import AuditReport
 from .running import batches_of
 from .tally import Tally
 
@@ -40,10 +40,10 @@ def span_of(shard: tuple[int, int] | None, total: int, batch_size: int) -> range
     k, count = shard
     batches = -(-total // batch_size)
     if batches < count:
-        largest = max(1, total // count)
+        smaller = f"a batch_size of at most {total // count} for all of them, or " if total >= count else ""
         raise ConfigError(
             f"shard: {total} images are {batches} {'batches' if batches > 1 else 'batch'} of {batch_size}, fewer than "
-            f"{count} shards; choose a batch_size of at most {largest} for all of them, or fewer shards"
+            f"{count} shards; choose {smaller}fewer shards"
         )
     low, high = (batches * place // count for place in (k - 1, k))
     return range(low * batch_size, min(high * batch_size, total))
@@ -54,10 +54,31 @@ def journal_name(shard: tuple[int, int] | None) -> str:
     return "audit.journal" if shard is None else f"audit-{shard[0]}-of-{shard[1]}.journal"
 
 
-def remove_journals(folder: str | Path) -> None:
-    """Remove the journals of an audit that is at its end."""
-    for path in Path(folder).glob(JOURNALS):
+def journal_names(shard: tuple[int, int] | None, processes: int = 1) -> list[str]:
+    """The names of the journals that an audit writes: of one shard, or of each process of torchrun."""
+    if processes == 1:
+        return [journal_name(shard)]
+    return [journal_name((k, processes)) for k in range(1, processes + 1)]
+
+
+def refuse_others(folder: str | Path, names: Sequence[str], *, overwrite: bool) -> None:
+    """Raise ``OutputError`` if a folder has journals of other names, or remove them."""
+    for path in sorted(Path(folder).glob(JOURNALS)):
+        if path.name in names:
+            continue
+        if not overwrite:
+            raise OutputError(
+                f"{path} is the journal of an audit in other shards: run its own command to go on with it, choose "
+                f"another folder, or give up what it found: {BEGINS_AGAIN}",
+                path,
+            )
         path.unlink(missing_ok=True)
+
+
+def remove_journals(folder: str | Path, names: Sequence[str]) -> None:
+    """Remove the journals of an audit whose report is written."""
+    for name in names:
+        Path(folder, name).unlink(missing_ok=True)
 
 
 def has_whole_report(folder: str | Path) -> bool:
@@ -69,7 +90,7 @@ def has_whole_report(folder: str | Path) -> bool:
 
 def replay(tally: Tally, journal: Journal) -> bool:
     """Count the whole batches that a journal has, up to the first that is not whole; return whether all are."""
-    about = Identity.from_json(_of(journal, HEADER)[0])
+    about = Identity.from_json(journal.header)
     for indices in batches_of(about.span, about.facts["batch_size"]):
         start = indices[0]
         clean = journal.clean(start)
@@ -78,7 +99,7 @@ def replay(tally: Tally, journal: Journal) -> bool:
             return False
         tally.begin(clean)
         for number, outcome in enumerate(outcomes):
-            if outcome is not None and tally.failure(number) is None:
+            if outcome is not None:
                 tally.add(number, outcome)
     return True
 
@@ -97,32 +118,52 @@ def merge_audits(folders: Sequence[str | Path]) -> AuditReport:
     Raises
     ------
     FileError
-        A folder has no journal, journals are of different audits, a shard is missing, given twice or not at its end.
+        A folder has no journal, journals are of different audits or versions, a shard is missing, given twice or not at
+        its end.
     """
     paths = [path for folder in folders for path in _journals_in(Path(folder))]
+    report = merge_journals(paths)
+    return _with_command(report, [path.parent for path in paths])
+
+
+def merge_journals(paths: Sequence[Path]) -> AuditReport:
+    """The report of the audit whose shards' journals these are."""
+    if not paths:
+        raise ConfigError("expected the folders of an audit's shards, got none")
     journals = [Journal(path) for path in paths]
     for journal in journals:
-        journal.load()
+        if not journal.load():
+            raise _not_at_its_end(journal)
+    _check_version(journals)
     found = sorted(
-        ((Identity.from_json(_of(journal, HEADER)[0]), journal) for journal in journals),
-        key=lambda one: one[0].span.start,
+        ((Identity.from_json(journal.header), journal) for journal in journals), key=lambda one: one[0].span.start
     )
     _check_together(found)
     first = found[0][0]
     tally = Tally(dataclasses.replace(first, span=range(first.total)))
     for _, journal in found:
         if not replay(tally, journal) or CHECKS not in journal:
-            raise FileError(
-                f"{journal.path}: this shard is not at its end; run its command again, and it goes on", journal.path
-            )
+            raise _not_at_its_end(journal)
     checks = [Checked.read(_of(journal, CHECKS)) for journal in journals]
     whole = next((one for one in checks if one.checks is not None), checks[0])
     before = [flag for one in checks for flag in one.before]
     after = [flag for one in checks for flag in one.after]
     checked = Checked(list(dict.fromkeys(before)), whole.checks, list(dict.fromkeys(after)))
     pools = [_of(journal, POOL) for journal in journals]
-    report = report_of(tally, checked, lambda examples: _purified(examples, pools))
-    return _with_command(report, [path.parent for path in paths])
+    return report_of(tally, checked, lambda examples: _purified(examples, pools))
+
+
+def _check_version(journals: Sequence[Journal]) -> None:
+    """Journals of another version may count otherwise."""
+    own = version_of("adversarial-purifier")
+    for journal in journals:
+        version = journal.header["facts"]["versions"]["purifier"]
+        if version != own:
+            raise FileError(
+                f"{journal.path}: expected a shard of purifier {own}, got {version}; merge with that version, or audit "
+                "again",
+                journal.path,
+            )
 
 
 def _purified(examples: Sequence[Example], pools: Sequence[Record]) -> Tensor:
@@ -135,7 +176,7 @@ def _purified(examples: Sequence[Example], pools: Sequence[Record]) -> Tensor:
 def _check_together(found: Sequence[tuple[Identity, Journal]]) -> None:
     (first, journal), end = found[0], 0
     for about, other in found:
-        mine, theirs = _of(journal, HEADER)[0], _of(other, HEADER)[0]
+        mine, theirs = journal.header, other.header
         differing = list(differences({**mine, "span": 0}, {**theirs, "span": 0}))
         if differing:
             raise FileError(
@@ -165,18 +206,27 @@ def _journals_in(folder: Path) -> list[Path]:
 def _of(journal: Journal, name: str) -> Record:
     found = journal.read(name)
     if found is None:
-        raise FileError(f"{journal.path}: this shard is not at its end; run its command again", journal.path)
+        raise _not_at_its_end(journal)
     return found
 
 
+def _not_at_its_end(journal: Journal) -> FileError:
+    return FileError(
+        f"{journal.path}: this shard is not at its end; run its command again, and it goes on", journal.path
+    )
+
+
 def _with_command(report: AuditReport, folders: Sequence[Path]) -> AuditReport:
-    """The report with what the command line said of the audit, as the partial reports of the shards have it."""
-    known: dict[str, Any] = {}
+    """The report with what the command line said of the audit, as a partial report of one of its shards has it."""
     for folder in folders:
-        if (folder / FILE_NAME).exists() and not known:
-            part = AuditReport.load(folder / FILE_NAME)
-            known = {"classifier": {**report.classifier, **part.classifier}, "command": _without_shard(part.command)}
-    return dataclasses.replace(report, **known)
+        with suppress(FileError):
+            part = AuditReport.load(folder)
+            same = part.data["sha256"] == report.data["sha256"]
+            if part.partial is not None and same and part.classifier["sha256"] == report.classifier["sha256"]:
+                named = {name: part.classifier.get(name) for name in ("spec", "weights_file")}
+                classifier = {**report.classifier, **named}
+                return dataclasses.replace(report, classifier=classifier, command=_without_shard(part.command))
+    return report
 
 
 def _without_shard(command: Sequence[str] | None) -> Sequence[str] | None:

@@ -53,6 +53,7 @@ class Tally:
         """Begin a batch with what its clean images came to."""
         self._labels.append(clean.labels.cpu())
         self._on_clean, self._sequences = dict(clean.judged), {}
+        self.keeper.begin()
         for model, row in self._clean.items():
             row.seconds += clean.seconds[model]
             row.add(clean.judged[model], clean.judged[model])
@@ -82,6 +83,11 @@ class Tally:
         if outcome.error is not None:  # a row that lacks a batch cannot be compared with the others
             for row in rows:
                 row.error = row.error or outcome.error
+            return []
+        if rows[0].error is not None:  # it failed in another shard; here later attacks got what it left right
+            for row, judged in zip(rows, outcome.judged, strict=True):
+                if worst is not None:
+                    worst[row.model] = worst[row.model].worse_of(outcome.at, judged)
             return []
         kept: Sequence[int] = self.keeper.found(rows[0], outcome)
         for row, judged, seconds in zip(rows, outcome.judged, outcome.judging, strict=True):

@@ -15,7 +15,7 @@ from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
 from .audit_request import CLEAN_ONLY, attacks_in, check_request, read_eps
 from .completing import attack_names, preset_names, purifier_names
 from .console import plain_console, result_console
-from .cutting_off import is_first_process, one_writer, read_shard, save_report, says_how_to_go_on
+from .cutting_off import has_journal, is_first_process, one_writer, read_shard, save_report, says_how_to_go_on
 from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     FEED,
@@ -149,7 +149,7 @@ def audit(
         bool, typer.Option("--json", help="Print report.json on standard output, and all else on standard error.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the report of an earlier audit, or one that was cut off.")
+        bool, typer.Option("--overwrite", help="Replace an earlier report, and give up the journal of another audit that was cut off.")
     ] = False,
     shard: Annotated[
         str | None,
@@ -171,8 +171,8 @@ def audit(
     from .gates import end, read_baseline
     from .plan import print_plan
 
-    gates = check_request(attack, preset, out / FILE_NAME, overwrite or dry_run, fail_under)
-    part = read_shard(shard, gated=bool(gates or baseline))
+    part = read_shard(shard, gated=bool(fail_under or baseline))
+    gates = check_request(attack, preset, out / FILE_NAME, overwrite or dry_run or has_journal(out, part), fail_under)
     threats = [read_eps(text) for text in eps]
     against = read_baseline(baseline, tolerance, norm, threats, attacks_in(attack, preset))
     model, wanted = read_model_options(classifier, weights, random_weights, read_preprocessing_option(preprocessing))
@@ -223,7 +223,7 @@ def audit(
         named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
         report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
         with Attempt((OutputError,)) as saving:
-            save_report(report, out)
+            save_report(report, out, part)
     _print(report, console, json=json)  # even if the report cannot be written: it may have taken hours
     if saving.error is not None:
         raise saving.error

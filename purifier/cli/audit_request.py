@@ -17,16 +17,15 @@ CLEAN_ONLY = "none"
 
 
 def check_request(
-    attack: list[str] | None, preset: str | None, path: Path, overwrite: bool, fail_under: Sequence[str] | None
+    attack: list[str] | None, preset: str | None, path: Path, replaces: bool, fail_under: Sequence[str] | None
 ) -> list[Gate]:
     """The gates; raise for options that contradict each other, and for a report that could not be written."""
-    from ..auditing.shards import JOURNALS
     from .gates import read_gate
 
     if attack and CLEAN_ONLY in attack and (len(attack) > 1 or preset):
         raise ConfigError(f"--attack {CLEAN_ONLY} evaluates clean images only; leave out other attacks and --preset")
     check_writable(path.parent)
-    if path.exists() and not overwrite and not any(path.parent.glob(JOURNALS)):
+    if path.exists() and not replaces:
         raise OutputError(
             f"{path} already has the report of {_found_in(path)}; replace it by --overwrite, or choose another --out",
             path,

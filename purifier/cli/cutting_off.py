@@ -29,9 +29,14 @@ def read_shard(text: str | None, *, gated: bool) -> tuple[int, int] | None:
     return int(k), int(count)
 
 
+def processes() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first_process() -> bool:
     """Whether this is the process of torchrun that prints and writes, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def one_writer(path: Path) -> AbstractContextManager[None]:
@@ -57,10 +62,17 @@ def says_how_to_go_on(out: Path, *, quiet: bool) -> Iterator[None]:
         raise
 
 
-def save_report(report: AuditReport, out: Path) -> None:
-    """Write the report; if it is about all images, its journals are no longer needed."""
-    from ..auditing.shards import remove_journals
+def save_report(report: AuditReport, out: Path, shard: tuple[int, int] | None) -> None:
+    """Write the report; if it is about all images, the journals that it was made from are no longer needed."""
+    from ..auditing.shards import journal_names, remove_journals
 
     report.save(out)
     if report.partial is None:
-        remove_journals(out)
+        remove_journals(out, journal_names(shard, processes()))
+
+
+def has_journal(out: Path, shard: tuple[int, int] | None) -> bool:
+    """Whether an audit that was cut off can go on in ``out``."""
+    from ..auditing.shards import journal_names
+
+    return any((out / name).exists() for name in journal_names(shard, processes()))

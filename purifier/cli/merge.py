@@ -31,6 +31,7 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of an earlier audit.")] = False,
 ) -> None:
     """Make one report of the shards of an audit; neither classifier nor data need be there."""
+    from ..auditing.gates import look
     from ..auditing.report import FILE_NAME
     from ..auditing.shards import merge_audits
     from .gates import end, read_gate
@@ -40,6 +41,7 @@ def merge(
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; replace it by --overwrite, or choose another --out", path)
     found = merge_audits(folders)
+    look(found, gates)  # so that a wrong gate is an error before anything is written
     found.save(out)
     console = plain_console()
     print_whole(found, console)

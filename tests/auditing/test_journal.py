@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import resource
 import signal
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ import pytest
 import torch
 from journal_helpers import SHORT, Counting, FailsLate, cut_off, lasting, same
 
-from audit_helpers import NearestMean, NoConfig, Noisy
+from audit_helpers import Give, NearestMean, NoConfig, Noisy
+from purifier.attacking.specs import read_attack
 from purifier.auditing.audit import audit
 from purifier.auditing.journal import Journal, differences
 from purifier.auditing.report import AuditReport
@@ -132,11 +134,13 @@ def full_disk(size: int):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_on_a_full_disk_what_was_found_is_kept(guarded, data, whole, journal, tmp_path):
-    size = int(0.7 * len(journal))
+@pytest.mark.parametrize("share", [0.35, 0.7, 0.999])
+def test_on_a_full_disk_what_was_found_is_kept(guarded, data, whole, journal, tmp_path, share):
+    size = int(share * len(journal))
     with full_disk(size), pytest.raises(OutputError, match="cannot write .*audit.journal: File too large"):
         audit(guarded, data, **SHORT, out=tmp_path)
-    assert "images 0 to" in str(AuditReport.load(tmp_path).partial)
+    if share > 0.5:  # a whole batch
+        assert "images 0 to" in str(AuditReport.load(tmp_path).partial)
     assert (tmp_path / "audit.journal").stat().st_size <= size
     assert same(audit(guarded, data, **SHORT, out=tmp_path), whole)
 
@@ -175,6 +179,37 @@ def test_other_weights_purifiers_and_images_are_other_audits(classifier, data, j
             audit(*given, **SHORT, out=tmp_path)
 
 
+class Temperature(torch.nn.Module):
+    """Divides logits by a number that is neither a weight nor a buffer."""
+
+    def __init__(self, inner: torch.nn.Module, by: float) -> None:
+        super().__init__()
+        self.inner, self.by = inner, by
+
+    def forward(self, images):
+        return self.inner(images) / self.by
+
+
+def test_another_structure_with_the_same_weights_is_another_audit(classifier, data, tmp_path):
+    options = {"attacks": ("fgsm",)}
+    cut_off(guard(Temperature(classifier, 1.0), "blur"), data, tmp_path, KeyboardInterrupt(), 0.5, **options)
+    with pytest.raises(OutputError, match="modules.classifier was"):
+        audit(guard(Temperature(classifier, 9.0), "blur"), data, **{**SHORT, **options}, out=tmp_path)
+
+
+def test_attacks_are_told_apart_by_their_options_in_every_process():
+    def noise(pixels):
+        return pixels
+
+    def said(value):
+        named = read_attack(Give(value))
+        return named.spec, named.options
+
+    assert said(torch.zeros(9999)) != said(torch.arange(9999.0))  # both print as [0., ..., 0.] and the like
+    assert said(torch.zeros(9999)) == said(torch.zeros(9999))
+    assert "noise" in said(noise)[0] and "0x" not in str(said(noise)) + str(said(object()))
+
+
 def test_overwrite_gives_up_another_audit_and_goes_on_with_the_same(classifier, data, tmp_path):
     guarded, options = guard(classifier, "blur"), {"attacks": (Counting(),), "routes": ("exact",)}
     cut_off(guarded, data, tmp_path, KeyboardInterrupt(), 0.5, **options, seed=1)
@@ -198,6 +233,26 @@ def test_a_damaged_record_is_an_error_that_loses_nothing(guarded, data, whole, j
     assert same(audit(guarded, data, **SHORT, out=tmp_path), whole)
     put(bytes(damaged), tmp_path)
     assert same(audit(guarded, data, **SHORT, out=tmp_path, overwrite=True), whole)
+
+
+@pytest.mark.parametrize("record", [0, 3])
+def test_a_damaged_length_is_no_end(guarded, data, journal, tmp_path, record):
+    begin = [match.start() for match in re.finditer(rb"^\d+ [0-9a-f]{8} [0-9a-f]{8}$", journal, re.MULTILINE)][record]
+    damaged = journal[:begin] + b"9" + journal[begin + 1 :]
+    assert damaged != journal
+    put(damaged, tmp_path)
+    with pytest.raises(FileError, match=f"is damaged at byte {begin}:"):
+        audit(guarded, data, **SHORT, out=tmp_path)
+    assert (tmp_path / "audit.journal").read_bytes() == damaged
+
+
+def test_a_journal_of_another_format_is_an_error(guarded, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("purifier.auditing.journal.FORMAT", 0)
+    cut_off(guarded, data, tmp_path, KeyboardInterrupt(), 0.1)
+    monkeypatch.undo()
+    with pytest.raises(FileError, match="expected a journal of format 1, got 0"):
+        audit(guarded, data, **SHORT, out=tmp_path)
+    assert audit(guarded, data, **{**SHORT, "attacks": ("fgsm",)}, out=tmp_path, overwrite=True).complete
 
 
 def test_a_file_that_is_no_journal_is_an_error(guarded, data, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from audit_helpers import NoConfig, Noisy
 from purifier.auditing.audit import audit
 from purifier.auditing.report import AuditReport
 from purifier.auditing.shards import merge_audits, span_of
-from purifier.errors import ConfigError, FileError
+from purifier.errors import ConfigError, FileError, OutputError
 from purifier.guards.guard import guard
 
 
@@ -150,3 +151,30 @@ def test_shards_that_cannot_be_are_errors(guarded, data, tmp_path, shard, out, s
     with pytest.raises(ConfigError, match=said):
         audit(guarded, data, **SHORT, shard=shard, out=out and tmp_path / out)
     assert not (tmp_path / "x").exists()
+
+
+def test_journals_of_other_shards_are_errors_or_given_up(guarded, data, parts, tmp_path):
+    shutil.copytree(parts[0], tmp_path / "part")
+    for shard in ((1, 2), None):
+        with pytest.raises(OutputError, match=r"audit-1-of-3.journal is the journal of an audit in other shards"):
+            audit(guarded, data, **SHORT, out=tmp_path / "part", shard=shard)
+    audit(guarded, data, **{**SHORT, "attacks": ()}, out=tmp_path / "part", overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "part").iterdir()) == ["report.json", "results.npz"]
+
+
+def test_facts_of_another_report_in_the_folder_are_not_taken_over(guarded, data, parts, tmp_path):
+    copies = [shutil.copytree(part, tmp_path / part.name) for part in parts]
+    (copies[0] / "report.json").write_text("{")
+    other = AuditReport.load(parts[1])
+    dataclasses.replace(other, classifier={**other.classifier, "sha256": "0" * 64, "spec": "other"}).save(copies[1])
+    whole = dataclasses.replace(AuditReport.load(parts[2]), partial=None)
+    dataclasses.replace(whole, classifier={**whole.classifier, "spec": "whole"}).save(copies[2])
+    assert merge_audits(copies).classifier == AuditReport.load(parts[0]).classifier
+
+
+def test_nothing_to_merge_and_shards_of_another_version_are_errors(parts, monkeypatch):
+    with pytest.raises(ConfigError, match="expected the folders of an audit's shards, got none"):
+        merge_audits([])
+    monkeypatch.setattr("purifier.auditing.shards.version_of", lambda name: "99.0")
+    with pytest.raises(FileError, match=r"expected a shard of purifier 99.0, got \d"):
+        merge_audits(parts)

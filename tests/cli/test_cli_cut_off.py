@@ -94,13 +94,26 @@ def test_folders_without_shards_cannot_be_merged(command, folder):
     assert not (folder / "merged").exists()
 
 
-def test_what_another_audit_found_is_not_mixed_in(command, folder):
+def test_what_another_audit_found_is_neither_mixed_in_nor_lost(command, folder):
     assert command(*AUDIT, "--shard", "1/2", "--out", "found")[0] == 0
-    (folder / "found" / "audit-1-of-2.journal").rename(folder / "found" / "audit.journal")
+    shard = folder / "found" / "audit-1-of-2.journal"
+    code, _, complaint = command(*AUDIT, "--out", "found")
+    assert code == 2 and "already has the report of" in complaint and shard.exists()
+    (folder / "found" / "report.json").unlink()
+    code, _, complaint = command(*AUDIT, "--out", "found")
+    assert code == 2 and "is the journal of an audit in other shards" in complaint and shard.exists()
+    shard.rename(folder / "found" / "audit.journal")
     code, _, complaint = command(*AUDIT, "--out", "found")
     assert code == 2 and "is the journal of another audit that was cut off: span.1 was 10, is 30" in complaint
     assert "stopped" not in complaint
     assert command(*AUDIT, "--out", "found", "--overwrite")[0] == 0
+
+
+def test_a_rank_without_other_processes_is_the_only_process(command, folder, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    code, shown, _ = command(*AUDIT, "--out", "found", "--fail-under", "0.99")
+    assert code == 1 and "gate failed" in shown
+    assert (folder / "found" / "report.json").exists()
 
 
 @pytest.mark.integration
