@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,7 +150,8 @@ def audit(
         bool, typer.Option("--json", help="Print report.json on standard output, and all else on standard error.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier report, and give up the journal of another audit that was cut off.")
+        bool,
+        typer.Option("--overwrite", help="Replace an earlier report, and give up another audit's journal."),
     ] = False,
     shard: Annotated[
         str | None,
@@ -167,7 +169,6 @@ def audit(
     from ..auditing.estimate import estimate
     from ..auditing.preparing import Request
     from ..auditing.report import FILE_NAME
-    from ..guards.guard import guard
     from .gates import end, read_baseline
     from .plan import print_plan
 
@@ -183,14 +184,8 @@ def audit(
         output_kind=output_kind,
         feed=read_feed_option(feed),
     )
-    alone = purifier == NO_PURIFIER
-    policy: dict[str, Any] = {"on_reject": on_reject, "abstain": abstain, "on_bad_pixels": on_bad_pixels}
-    if not alone:
-        model = guard(model, purifier, **policy, **reading)
-    elif policy != NO_POLICY:
-        raise ConfigError(
-            "--on-reject, --abstain and --on-bad-pixels need a guard, but --purifier is none; leave them out"
-        )
+    policy = {"on_reject": on_reject, "abstain": abstain, "on_bad_pixels": on_bad_pixels}
+    model, reading = _guarded(model, purifier, policy, reading)
     options: dict[str, Any] = {"classes": classes, "preprocessing": wanted, "no_labels": no_labels, "quiet": quiet}
     images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, **options)
     if against is not None:
@@ -207,7 +202,7 @@ def audit(
         "judgements": judgements,
         "probes": probes,
         "device": device,
-        **(reading if alone else AS_THE_GUARD),
+        **reading,
     }
     quiet = quiet or not is_first_process()
     console = result_console(quiet=quiet, stderr=json)
@@ -230,6 +225,19 @@ def audit(
     console.print(f"report {out / FILE_NAME}", markup=False, soft_wrap=True)
     if part is None:
         end(report, gates, against, console)
+
+
+def _guarded(model: Any, purifier: str, policy: Mapping[str, Any], reading: Reading) -> tuple[Any, Reading]:
+    """The guard and how it reads, which it knows; or with ``--purifier none`` the classifier."""
+    from ..guards.guard import guard
+
+    if purifier != NO_PURIFIER:
+        return guard(model, purifier, **policy, **reading), AS_THE_GUARD
+    if policy != NO_POLICY:
+        raise ConfigError(
+            "--on-reject, --abstain and --on-bad-pixels need a guard, but --purifier is none; leave them out"
+        )
+    return model, reading
 
 
 def _print(report: AuditReport, console: Console, *, json: bool) -> None:

@@ -90,8 +90,8 @@ def _untested(report: AuditReport, console: Console) -> bool:
     for threat in untested:
         ran = "only one-step attacks ran" if threat in white_box else "no white-box attack ran"
         advice = "add one that takes steps, such as --attack pgd, or use a preset"
-        if threat not in white_box:
-            advice += "; an ONNX classifier has no gradients for one, so audit its torch module instead"
+        if report.classifier.get("queries_only"):
+            advice = "the classifier gives no gradients for one (see above), so audit its torch module instead"
         _say(console, f"gate undecided, {threat}: {ran}, so the result proves nothing; {advice}")
     return bool(untested)
 
