@@ -100,7 +100,7 @@ def test_train_and_export_take_them_too(command, folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "2 outputs of the classifier can be its logits: 0: 'feat' float32 (1, 10), 1: 'out' float32 (1, 1)"),
+        ((), "2 outputs of the classifier can be its logits: 0: 'feat' float32 (2, 10), 1: 'out' float32 (2, 1)"),
         (("--output", "out"), "--output-kind on the command line"),
         (("--output", "score"), "the classifier has no output 'score'; it returns 0: 'feat'"),
         (("--output", "score"), "; choose one with --output"),
