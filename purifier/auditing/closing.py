@@ -82,6 +82,7 @@ def report_of(tally: Tally, checked: Checked, purify: Purify, *, why_partial: st
     span = range(about.span.start, about.span.start + len(labels))
     if why_partial is not None:
         facts["data"] = {**facts["data"], **_counted(labels.tolist())}
+        facts["probes"] = 0  # no flags were looked for
     created = datetime.now(UTC).isoformat(timespec="seconds")
     owner = {"created": created, "data_sha256": facts["data"]["sha256"]}
     checks = checked.checks

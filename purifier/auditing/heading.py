@@ -34,7 +34,8 @@ def heading(report: AuditReport) -> list[tuple[str, str]]:
             lines.append(("on_reject", _on_reject(report)))
         if report.on_bad_pixels not in (None, "raise"):
             lines.append(("on_bad_pixels", str(report.on_bad_pixels)))
-    return [*lines, ("data", _data(report.data))]
+    total = None if report.partial is None else f"of {report.partial.total:,}, all hashed"
+    return [*lines, ("data", _data(report.data, total))]
 
 
 def _classifier(facts: Mapping[str, Any]) -> str:
@@ -68,11 +69,12 @@ def _on_reject(report: AuditReport) -> str:
     return "abstain, NaN" if report.abstain is None else f"abstain, class {report.abstain}"
 
 
-def _data(facts: Mapping[str, Any]) -> str:
+def _data(facts: Mapping[str, Any], total: str | None) -> str:
+    """``total`` says of how many images those of a partial report are a part."""
     skipped = facts.get("skipped")
     return _listed(
         str(facts["name"]),
-        count_text(facts["count"]),
+        " ".join([count_text(facts["count"]), *([total] if total else [])]),
         None if not skipped else f"{count_text(skipped)} left out that cannot be read",
         None if facts.get("labels") is None else f"no labels: compared with the {facts['labels']}",
         _sha256(facts),

@@ -188,7 +188,8 @@ def _check_same(path: Path, journal: Journal, header: Mapping[str, Any]) -> None
 
 
 def _differing(journal: Journal, header: Mapping[str, Any]) -> list[str]:
-    return list(differences(journal.header, json.loads(json.dumps(header))))
+    found = differences(journal.header, json.loads(json.dumps(header)))
+    return [one.removeprefix("facts.") for one in found]
 
 
 def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -199,6 +200,8 @@ def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for place, (one, other) in enumerate(zip(before, now, strict=True)):
             yield from differences(one, other, f"{name}.{place}")
+    elif isinstance(before, list) and isinstance(now, list):
+        yield f"{name} were {len(before)}, are {len(now)}"
     elif before != now:
         yield f"{name} was {_short(before)}, is {_short(now)}"
 
@@ -261,8 +264,8 @@ def _read_line(line: bytes, path: Path, begin: int) -> tuple[int, int]:
 
 
 def _damaged(path: Path, at: int) -> FileError:
+    keeping = f"`truncate --size {at} {path}` keeps what is before it, and " if at else ""
     return FileError(
-        f"{path} is damaged at byte {at}: what follows cannot be trusted; `truncate --size {at} {path}` keeps what is "
-        f"before it, and {BEGINS_AGAIN}",
+        f"{path} is damaged at byte {at}: what follows cannot be trusted; {keeping}{BEGINS_AGAIN}",
         path,
     )

@@ -30,9 +30,10 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileError(
-            f"cannot read {path}: {error.strerror or error}; create a report with `purifier audit --out`", path
-        ) from error
+        advice = "create a report with `purifier audit --out`"
+        if any(path.parent.glob("audit*.journal")):
+            advice = "the audit in this folder is not at its end: give its command again, and it goes on"
+        raise FileError(f"cannot read {path}: {error.strerror or error}; {advice}", path) from error
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not JSON ({error}); run the audit again", path) from error
     version = found.get("schema_version") if isinstance(found, dict) else None

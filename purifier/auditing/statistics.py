@@ -79,6 +79,14 @@ class PairedDifference:
     count: int
 
 
+def exact_mcnemar(lost: int, gained: int) -> float:
+    """The chance that at least ``lost`` of the images that differ are lost, if each is as likely to be gained
+    (McNemar 1947, exact and one-sided); 1 if none differ.
+    """
+    differing = lost + gained
+    return float(sum(math.comb(differing, count) for count in range(lost, differing + 1)) / 2**differing)
+
+
 def paired_difference(before: Tensor, after: Tensor) -> PairedDifference:
     """Compare shares of judgements (N,) in [0, 1] of the same N images; see ``paired_lower`` for the bound.
 

@@ -52,9 +52,9 @@ def print_doubts(report: AuditReport, console: Console) -> None:
             "gradients were compared with finite differences in float32 only, where only gross errors show: the models "
             "do not run in float64",
         )
-    if report.probes == 0:
+    if report.probes == 0 and report.partial is None:
         say(console, "flags were not looked for: the report is older than they are")
-    elif report.probes < PROBED and report.worst_case:
+    elif 0 < report.probes < PROBED and report.worst_case:
         say(console, f"flags were looked for on at most {count_text(report.probes)}; more images can show more")
     if report.partial is not None:
         text = f": {report.partial}; it has no verdict, and flags were not looked for"

@@ -16,7 +16,15 @@ from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
 from .audit_request import CLEAN_ONLY, attacks_in, check_request, read_eps
 from .completing import attack_names, preset_names, purifier_names
 from .console import plain_console, result_console
-from .cutting_off import has_journal, is_first_process, one_writer, read_shard, save_report, says_how_to_go_on
+from .cutting_off import (
+    has_journal,
+    is_first_process,
+    one_writer,
+    read_shard,
+    save_report,
+    say_that_it_goes_on,
+    says_how_to_go_on,
+)
 from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
 from .options import (
     FEED,
@@ -205,11 +213,14 @@ def audit(
         **reading,
     }
     quiet = quiet or not is_first_process()
+    if dry_run and json:
+        raise ConfigError("--dry-run prints a table and no report; leave out --json")
     console = result_console(quiet=quiet, stderr=json)
     if dry_run:
         print_plan(estimate(model, images, Request(**asked)), console)
         return
     kept: dict[str, Any] = {"class_names": class_names, "keep_adversarial": keep_adversarial, "overwrite": overwrite}
+    say_that_it_goes_on(out, part, quiet=quiet)
     with one_writer(out / FILE_NAME):
         with audit_progress(quiet=quiet) as show, says_how_to_go_on(out, quiet=quiet):
             report = run(model, images, **asked, **kept, journal=out, shard=part, progress=show)

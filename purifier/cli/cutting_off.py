@@ -71,6 +71,14 @@ def save_report(report: AuditReport, out: Path, shard: tuple[int, int] | None) -
         remove_journals(out, journal_names(shard, processes()))
 
 
+def say_that_it_goes_on(out: Path, shard: tuple[int, int] | None, *, quiet: bool) -> None:
+    """Say so if there is a journal of an audit that was cut off."""
+    if has_journal(out, shard):
+        plain_console(stderr=True, soft_wrap=True, quiet=quiet).print(
+            f"{out} has the journal of an audit that was cut off: what it found is not looked for again", markup=False
+        )
+
+
 def has_journal(out: Path, shard: tuple[int, int] | None) -> bool:
     """Whether an audit that was cut off can go on in ``out``."""
     from ..auditing.shards import journal_names

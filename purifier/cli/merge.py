@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,12 +43,21 @@ def merge(
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; replace it by --overwrite, or choose another --out", path)
     found = merge_audits(folders)
+    found = dataclasses.replace(found, command=_with_out(found.command, out))
     look(found, gates)  # so that a wrong gate is an error before anything is written
     found.save(out)
     console = plain_console()
     print_whole(found, console)
     console.print(f"report {path}", markup=False, soft_wrap=True)
     end(found, gates, None, console)
+
+
+def _with_out(command: Sequence[str] | None, out: Path) -> Sequence[str] | None:
+    """The command of one shard, for all of them."""
+    if command is None or "--out" not in command:
+        return command
+    at = list(command).index("--out") + 1
+    return [*command[:at], str(out), *command[at + 1 :]]
 
 
 def print_whole(found: AuditReport, console: Console) -> None:

@@ -33,8 +33,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         say(console, f"left out: {reason}", style="dim")
     if plan.jobs:
         say(console, f"self-checks: about {duration(plan.self_checks)}")
+        skipping = any(one.job.sequence for one in plan.jobs)
+        skips = "; the attacks of the preset skip images that earlier ones have fooled" if skipping else ""
         say(
             console,
-            f"in all at most about {duration(plan.seconds)} on this machine (hours:minutes:seconds); the attacks of a "
-            "preset skip images that earlier ones have fooled. Nothing was attacked.",
+            f"in all at most about {duration(plan.seconds)} on this machine (hours:minutes:seconds){skips}. "
+            "Nothing was attacked.",
         )

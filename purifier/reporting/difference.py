@@ -12,9 +12,10 @@ from ..auditing.comparing import significant_drop
 from ..auditing.figures import rate_text
 from ..auditing.layout import SPEC_PARTS, Column, Sheet, print_pairs, say
 from ..auditing.report import AuditReport, Row
-from ..auditing.statistics import Rate
+from ..auditing.statistics import Rate, exact_mcnemar
 
 FACTS = ("classifier", "purifier", "preprocessing", "data", "threats", "calibration", "versions")
+LEVEL = 0.01
 SETTINGS = ("preset", "seed", "judgements", "eot", "on_reject", "abstain", "on_bad_pixels", "device", "probes")
 UNIMPORTANT = {"spec", "file", "weights_file", "description"}
 """What may be called differently and still be the same."""
@@ -53,7 +54,7 @@ class Difference:
 
 def difference(old: AuditReport, new: AuditReport) -> Difference:
     """Compare two reports: clean images, worst cases, and each attack that both ran."""
-    same_images = old.data["sha256"] is not None and old.data["sha256"] == new.data["sha256"]
+    same_images = old.data["sha256"] is not None and _images(old) == _images(new)
     before, after = _figures(old), _figures(new)
     changes = [
         _change(name, before.get(name), after.get(name), (old, new) if same_images else None)
@@ -67,6 +68,12 @@ def difference(old: AuditReport, new: AuditReport) -> Difference:
         gone=sorted(flags_before - flags_after),
         same_images=same_images,
     )
+
+
+def _images(report: AuditReport) -> tuple[object, ...]:
+    """Which images a report is about: a hash of the data, and which part of them."""
+    part = report.partial
+    return (report.data["sha256"], *(() if part is None else (part.begin, part.end)))
 
 
 _Name = tuple[str, str, str, str]
@@ -109,7 +116,10 @@ def _change(
         apart = before.interval[0] > after.interval[1] or after.interval[0] > before.interval[1]
         return Change(name, before, after, None, None, _verdict(before, after, apart))
     lost, gained = int(((was > 0.5) & (now <= 0.5)).sum()), int(((was <= 0.5) & (now > 0.5)).sum())
-    beyond = significant_drop(was, now) is not None or significant_drop(now, was) is not None
+    beyond = any(
+        significant_drop(one, other) is not None and exact_mcnemar(fallen, risen) <= LEVEL
+        for one, other, fallen, risen in ((was, now, lost, gained), (now, was, gained, lost))
+    )
     return Change(name, before, after, lost, gained, _verdict(before, after, beyond))
 
 

@@ -19,6 +19,7 @@ def to_evidence(report: AuditReport) -> str:
     """The sheet as Markdown: metrics, threat model, hashes, environment, limits."""
     head = verdict(report)
     wrong = findings(report)
+    none = ["None was found."] if report.probes else []
     parts = [
         f"# Evidence sheet: robustness of {escaped(report.classifier['description'])}",
         PREAMBLE,
@@ -33,8 +34,8 @@ def to_evidence(report: AuditReport) -> str:
         table(["attack", "route", "ATLAS", "term"], _attacks(report)),
         *(f"- Mitigation that was audited: {term.atlas}" for term in mitigations_of(report)),
         "## Signs that the figures are too high",
-        *([f"- {escaped(one.rule)}: {escaped(one.text)}" for one in wrong] or ["None was found."]),
-        f"Looked for on at most {report.probes} images.",
+        *([f"- {escaped(one.rule)}: {escaped(one.text)}" for one in wrong] or none),
+        f"Looked for on at most {report.probes} images." if report.probes else "They were not looked for.",
         "## What was audited",
         table(["part", "what", "SHA-256"], _hashes(report)),
         "## Environment",

@@ -57,7 +57,8 @@ def verdict(report: AuditReport, missed: Sequence[Finding] | None = None) -> Ver
     too_high = f"These figures may be too high: {', '.join(doubts)}."
     sentences.append(too_high if doubts else "No sign was found that these figures are too high.")
     if report.partial is not None:
-        return Verdict("doubt", f"Partial report, no verdict: {report.partial}", sentences)
+        only = f"This report is about {report.partial} only. Signs that its figures are too high were not looked for."
+        return Verdict("doubt", "Partial report, no verdict", [only, *sentences[:-1]])
     if missed:
         return Verdict("bad", f"Gate missed: {title}", sentences)
     if doubts:
@@ -69,7 +70,6 @@ def _doubts(report: AuditReport) -> list[str]:
     """Why an audit is inconclusive; empty if it is conclusive."""
     found = [*dict.fromkeys(f"flag {flag.name}" for flag in report.flags)]
     found += [] if report.complete else ["an attack failed"]
-    found += [] if report.partial is None else [f"they are about {report.partial} only"]
     return found + ([] if report.probes else ["flags were not looked for"])
 
 
@@ -167,7 +167,9 @@ def limits(report: AuditReport) -> list[str]:
         found.append("The images have no labels: all figures are agreement with the undefended classifier.")
     if report.rejects:
         found.append("Under attack a rejected image counts as held; whether rejecting is safe depends on its use.")
-    if report.probes == 0:
+    if report.partial is not None:
+        found.append(f"The report is about {report.partial}. Signs of masked gradients were not looked for.")
+    elif report.probes == 0:
         found.append("The report is older than the flags: signs of masked gradients were not looked for.")
     return [*found, *(f"Left out: {reason}" for reason in report.left_out)]
 

@@ -36,10 +36,10 @@ def put(content: bytes, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"seed": 1}, "facts.seed was 0, is 1"),
-        ({"eps": 0.06}, "facts.threats.0.eps was 0.05, is 0.06"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"eps": 0.06}, "threats.0.eps was 0.05, is 0.06"),
         ({"attacks": ("fgsm", "pgd:steps=3", "noise")}, 'spec was "pgd:steps=2", is "pgd:steps=3"'),
-        ({"batch_size": 30}, "facts.batch_size was 20, is 30"),
+        ({"batch_size": 30}, "batch_size was 20, is 30"),
         ({"keep_adversarial": True}, "keeps_adversarial was false, is true"),
     ],
 )
@@ -59,9 +59,9 @@ def test_other_weights_purifiers_and_images_are_other_audits(classifier, data, j
     images, labels = data.batch(range(60))
     images[59, 0, 3, 3] = 0.5
     for given, said in (
-        ((guard(other, "blur"), data), "facts.classifier.sha256 was"),
+        ((guard(other, "blur"), data), "classifier.sha256 was"),
         ((guard(classifier, Noisy(NoConfig())), data), "purifier.plugin was"),
-        ((guard(classifier, "blur"), (images, labels)), "facts.data"),
+        ((guard(classifier, "blur"), (images, labels)), "data.name was"),
     ):
         with pytest.raises(OutputError, match=said):
             audit(*given, **SHORT, out=tmp_path)
@@ -102,7 +102,7 @@ def test_differences_name_the_place():
     before, now = {"a": {"b": [1, 2], "c": [2]}, "d": [1]}, {"a": {"b": [1, 3], "c": []}, "e": "x" * 100}
     assert list(differences(before, now)) == [
         "a.b.1 was 2, is 3",
-        "a.c was [2], is []",
+        "a.c were 1, are 0",
         "d was [1], is null",
         f'e was null, is "{"x" * 56}...',
     ]

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from purifier.auditing.statistics import (
     Z95,
     Area,
+    exact_mcnemar,
     images_needed,
     paired_difference,
     paired_lower,
@@ -163,3 +164,9 @@ def test_images_are_paired_and_shares_count_by_their_size():
     assert (found.gained, found.lost, found.count) == (2, pytest.approx(1.4), 6)
     assert found.value == pytest.approx(0.6 / 6) == pytest.approx((after.sum() - before.sum()).item() / 6)
     assert found.lower == paired_lower(found.gained, found.lost, 6) < found.value
+
+
+def test_exact_mcnemar_is_the_tail_of_a_fair_coin():
+    assert exact_mcnemar(8, 1) == pytest.approx(10 / 512)  # nine heads, or eight of nine
+    assert exact_mcnemar(7, 0) == pytest.approx(1 / 128)
+    assert exact_mcnemar(0, 0) == 1 and exact_mcnemar(0, 5) == 1
