@@ -48,7 +48,7 @@ def judge(verifier: Verifier, guard: Guard, judging: Judging, batch: int | None,
     Raises
     ------
     ExportError
-        The file answers too few images as the guard does, or it cannot be told which output is its answer.
+        File and guard agree on too few images, or nothing says which output of the file is its answer.
     ConfigError
         The images do not fit the guard, or there are fewer than its fixed ``batch``.
     """

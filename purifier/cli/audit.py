@@ -180,18 +180,14 @@ def audit(
     from .gates import end, read_baseline
     from .plan import print_plan
 
+    _check_dry_run(dry_run, json)
     part = read_shard(shard, gated=bool(fail_under or baseline))
     gates = check_request(attack, preset, out / FILE_NAME, overwrite or dry_run or has_journal(out, part), fail_under)
     threats = [read_eps(text) for text in eps]
     against = read_baseline(baseline, tolerance, norm, threats, attacks_in(attack, preset))
     model, wanted = read_model_options(classifier, weights, random_weights, read_preprocessing_option(preprocessing))
-    reading = Reading(
-        preprocessing=wanted,
-        input=read_input_option(input),
-        output=read_output_option(output),
-        output_kind=output_kind,
-        feed=read_feed_option(feed),
-    )
+    asked_for, named, fed = read_input_option(input), read_output_option(output), read_feed_option(feed)
+    reading = Reading(preprocessing=wanted, input=asked_for, output=named, output_kind=output_kind, feed=fed)
     policy = {"on_reject": on_reject, "abstain": abstain, "on_bad_pixels": on_bad_pixels}
     model, reading = _guarded(model, purifier, policy, reading)
     options: dict[str, Any] = {"classes": classes, "preprocessing": wanted, "no_labels": no_labels, "quiet": quiet}
@@ -213,8 +209,6 @@ def audit(
         **reading,
     }
     quiet = quiet or not is_first_process()
-    if dry_run and json:
-        raise ConfigError("--dry-run prints a table and no report; leave out --json")
     console = result_console(quiet=quiet, stderr=json)
     if dry_run:
         print_plan(estimate(model, images, Request(**asked)), console)
@@ -226,8 +220,7 @@ def audit(
             report = run(model, images, **asked, **kept, journal=out, shard=part, progress=show)
         if not is_first_process():
             return
-        named = {"spec": classifier, "weights_file": None if weights is None else weights.name}
-        report = dataclasses.replace(report, command=command_line(context), classifier={**report.classifier, **named})
+        report = _named(report, command_line(context), classifier, weights)
         with Attempt((OutputError,)) as saving:
             save_report(report, out, part)
     _print(report, console, json=json)  # even if the report cannot be written: it may have taken hours
@@ -236,6 +229,17 @@ def audit(
     console.print(f"report {out / FILE_NAME}", markup=False, soft_wrap=True)
     if part is None:
         end(report, gates, against, console)
+
+
+def _check_dry_run(dry_run: bool, json: bool) -> None:
+    if dry_run and json:
+        raise ConfigError("--dry-run prints a table and no report; leave out --json")
+
+
+def _named(report: AuditReport, command: list[str], spec: str, weights: Path | None) -> AuditReport:
+    """The report with what the command line says of it."""
+    named = {"spec": spec, "weights_file": None if weights is None else weights.name}
+    return dataclasses.replace(report, command=command, classifier={**report.classifier, **named})
 
 
 def _guarded(model: Any, purifier: str, policy: Mapping[str, Any], reading: Reading) -> tuple[Any, Reading]:

@@ -50,6 +50,11 @@ def test_a_dry_run_names_what_a_preset_leaves_out_and_needs_no_attack(command, f
     assert code == 0 and "clean images only: 30 images" in shown
 
 
+def test_a_dry_run_has_no_json(command, folder):
+    code, shown, complaint = command(*AUDIT, "--out", "found", "--dry-run", "--json")
+    assert code == 2 and shown == "" and "--dry-run prints a table and no report; leave out --json" in complaint
+
+
 def test_shards_are_merged_into_the_report_of_one_run(command, folder):
     assert command(*AUDIT, "--out", "whole")[0] == 0
     for k in (1, 2):
