@@ -47,13 +47,13 @@ def moved(setup: AuditSetup, batch: Batch, threat: Threat, what: str) -> Tensor:
     return (255 * places).round() / 255 if setup.classifier.preprocessing.dtype == "uint8" else places
 
 
-def logits_differ(one: Tensor, other: Tensor, rounding: float = ROUNDING) -> Tensor:
+def logits_differ(one: Tensor, other: Tensor, rounding: float = ROUNDING, count: int = LEADING) -> Tensor:
     """Which images' logits, both (N, K), differ by more than ``rounding``, relative to their range, bool (N,).
 
-    Only the ``LEADING`` largest are compared, because a class that is never chosen, with a logit of -inf or -1e9, would
+    Only the ``count`` largest are compared, because a class that is never chosen, with a logit of -inf or -1e9, would
     make any difference of the others small.
     """
-    first, leading = led(one.float())
+    first, leading = led(one.float(), count)
     second = other.float().gather(1, leading)
     low = torch.where(first.isfinite(), first, torch.inf).amin(1)
     top = torch.where(first.isfinite(), first, -torch.inf).amax(1)
@@ -61,9 +61,9 @@ def logits_differ(one: Tensor, other: Tensor, rounding: float = ROUNDING) -> Ten
     return _differ(first, second, rounding * scale)
 
 
-def led(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The ``LEADING`` largest logits of each image and their classes, both (N, at most LEADING)."""
-    found = logits.topk(min(LEADING, logits.shape[1]), dim=1)
+def led(logits: Tensor, count: int = LEADING) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest logits of each image and their classes, both (N, at most ``count``)."""
+    found = logits.topk(min(count, logits.shape[1]), dim=1)
     return found.values, found.indices
 
 

@@ -174,7 +174,8 @@ class OnnxPixelClassifier(PixelClassifier):
         """
         model = self._source.taken()
         if model is not None:
-            self._find_gradients(model)
+            with torch.inference_mode(False):  # weights made in that mode would have no part in gradients
+                self._find_gradients(model)
         return self.white_box is not None
 
     @property

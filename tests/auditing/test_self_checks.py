@@ -22,6 +22,7 @@ from broken import (
 from controls import CONTROLS, Control
 from purifier import Threat
 from purifier.classifiers.loading import load_classifier
+from purifier.classifiers.white_box import WhiteBox
 from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.guards.guard import guard
@@ -186,3 +187,12 @@ def test_no_attack_is_judged_where_no_image_is_right(classifier, data):
 
 def test_budget_0_and_few_images_raise_no_flag(classifier, data):
     assert raised(classifier, Broken(), data, Threat("linf", 0), count=3) == []
+
+
+def test_kernels_that_round_some_steps_apart_are_no_disagreement(onnx_classifier, data, monkeypatch):
+    model = onnx.ModelProto.FromString(onnx_classifier.SerializeToString())
+    model.graph.node[-1].output[0] = "exact"
+    model.graph.node.append(onnx.helper.make_node("Round", ["exact"], ["logits"]))
+    right, steps = WhiteBox.forward, torch.tensor([0.7, -0.7]).repeat(5)
+    monkeypatch.setattr(WhiteBox, "forward", lambda self, pixels: right(self, pixels) + steps)
+    assert probed(guard(model, Broken()), data) == []
