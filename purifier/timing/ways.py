@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from onnx import ModelProto
-from onnxruntime import InferenceSession
+from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor, nn
 
 from ..foreign_code import Attempt
@@ -24,6 +24,9 @@ from ..onnx.torch_export import export_module
 
 CLASSIFIER, GUARD = "classifier", "guard"
 TORCH, COMPILED, RUNTIME = "torch", "torch.compile", "onnxruntime"
+
+ERRORS_ONLY = 3
+"""ONNX Runtime's log level."""
 
 Call = Callable[[], object]
 
@@ -88,7 +91,10 @@ def _in_torch(what: str, engine: str, module: Any) -> Way:
 
 
 def _in_runtime(what: str, model: ModelProto | Path, cuda: bool) -> Way:
-    session = open_session(model, providers=[CUDA if cuda else CPU])
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # as many as torch has beside it
+    options.log_severity_level = ERRORS_ONLY
+    session = open_session(model, providers=[CUDA if cuda else CPU], options=options)
     return _asked(what, session, session.get_inputs()[0].name, NOTHING)
 
 

@@ -15,6 +15,8 @@ import purifier
 from nets import trained
 from onnx_models import linear
 from purifier.errors import ConfigError
+from purifier.onnx.runtime import open_session
+from purifier.timing import ways
 from purifier.timing.machine import Machine, measure_machine, work_of
 from purifier.timing.measuring import growth, take_turns
 
@@ -39,9 +41,9 @@ def test_every_way_is_timed_at_every_batch_size(tmp_path: Path) -> None:
     guarded = purifier.guard(trained("net"), "demo-plain")
     said: list[str] = []
     report = purifier.bench(guarded, batch_sizes=(4, 1), progress=said.append, **QUICK)
-    ways = [("classifier", "torch"), ("guard", "torch"), ("classifier", "onnxruntime"), ("guard", "onnxruntime")]
+    expected = [("classifier", "torch"), ("guard", "torch"), ("classifier", "onnxruntime"), ("guard", "onnxruntime")]
     assert [(timing.what, timing.engine, timing.batch_size) for timing in report.timings] == [
-        (*way, size) for size in (1, 4) for way in ways
+        (*way, size) for size in (1, 4) for way in expected
     ]
     assert not report.missing and list(report.image_shape) == [1, 28, 28]
     for timing in report.timings:
@@ -52,6 +54,24 @@ def test_every_way_is_timed_at_every_batch_size(tmp_path: Path) -> None:
     assert said[0] == "exporting and compiling" and said[-1] == "batches of 4"
     found = json.loads(report.save(tmp_path / "bench.json").read_text())
     assert found["schema"] == 1 and found["timings"][1]["overhead"] == report.timings[1].overhead
+
+
+def test_onnx_runtime_has_as_many_threads_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        session = open_session(*arguments, **options)
+        found.append(session.get_session_options().intra_op_num_threads)
+        return session
+
+    monkeypatch.setattr(ways, "open_session", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        purifier.bench(purifier.guard(trained("net"), "demo-plain"), batch_sizes=(1,), **QUICK)
+    finally:
+        torch.set_num_threads(before)
+    assert found == [1, 1]
 
 
 def test_overhead_and_speed_are_those_of_the_clock() -> None:
