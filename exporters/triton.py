@@ -14,8 +14,10 @@ import onnxruntime
 from purifier.errors import ConfigError, ExportError, OutputError
 from purifier.guards.exporter import Exporter, ExportReport
 from purifier.guards.guard import Guard
+from purifier.vocabulary import Norm
 
 from ._card import card_path
+from ._precision import Precision
 from ._verify import open_quietly
 from .onnx import Noise, OnnxExporter
 
@@ -36,6 +38,13 @@ class TritonExporter(Exporter):
         batches: Sequence[int] = (1, 2, 7),
         tolerance: float = 1e-4,
         noise: Noise = "mean",
+        precision: Precision = "fp32",
+        batch: int | None = None,
+        data: Any = None,
+        min_agreement: float | None = None,
+        norm: Norm = "linf",
+        eps: float = 0.1,
+        sample: int = 50,
         device: Device = "cuda",
         instances: int = 1,
         max_batch: int = 32,
@@ -50,14 +59,14 @@ class TritonExporter(Exporter):
         path
             A folder that does not exist yet, such as ``models/guarded`` for the model ``guarded`` of the repository
             ``models``.
-        image_shape, batches, tolerance, noise
+        image_shape, batches, tolerance, noise, precision, batch, data, min_agreement, norm, eps, sample
             As for the format ``onnx``.
         device
             ``cpu``, ``cuda``, or ``tensorrt`` for ONNX Runtime's TensorRT provider with half precision.
         instances
             How many copies of the model answer at the same time on each device.
         max_batch
-            The largest batch. A classifier with a fixed batch size is served with that.
+            The largest batch. A file with a fixed batch size is served with that.
         delay
             How many microseconds a request waits for others.
 
@@ -79,8 +88,21 @@ class TritonExporter(Exporter):
         made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             file = made / VERSION / FILE
-            options: dict[str, Any] = {"image_shape": image_shape, "batches": batches, "tolerance": tolerance}
-            report = OnnxExporter().export(guard, file, **options, noise=noise)
+            report = OnnxExporter().export(
+                guard,
+                file,
+                image_shape=image_shape,
+                batches=batches,
+                tolerance=tolerance,
+                noise=noise,
+                precision=precision,
+                batch=batch,
+                data=data,
+                min_agreement=min_agreement,
+                norm=norm,
+                eps=eps,
+                sample=sample,
+            )
             card_path(file).unlink()  # Triton's folders are for what it serves; the report has it
             config = _config(path.name, open_quietly(file), device, instances, max_batch, delay)
             (made / CONFIG).write_text(config)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -68,6 +69,15 @@ def test_a_fixed_batch_is_served_as_it_is(tmp_path: Path) -> None:
     session = purifier.guard(model, "blur", image_shape=(3, 8, 8), providers=[CPU])
     config = parsed(purifier.export(session, tmp_path / "four", format="triton").path)
     assert config.max_batch_size == 4 and not config.HasField("dynamic_batching")
+
+
+def test_precision_and_batch_are_those_of_the_file(tmp_path: Path) -> None:
+    path, guarded = tmp_path / "guarded", purifier.guard(trained("net"), "demo-plain")
+    made = purifier.export(guarded, path, format="triton", precision="int8", batch=4, data="demo:128", sample=4)
+    assert parsed(path).max_batch_size == 4 and not parsed(path).HasField("dynamic_batching")
+    kinds = {weight.data_type for weight in onnx.load(path / "1" / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    assert made.card["precision"] == "int8" and made.card["robust"]["route"] == "bpda"
 
 
 def test_a_model_that_exists_is_kept(guarded: Any, tmp_path: Path) -> None:
