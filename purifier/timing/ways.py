@@ -27,6 +27,8 @@ TORCH, COMPILED, RUNTIME = "torch", "torch.compile", "onnxruntime"
 
 ERRORS_ONLY = 3
 """ONNX Runtime's log level."""
+STOP_SPINNING = "session.force_spinning_stop"
+"""Its threads wait actively for more work after a call, which would slow down whoever has the next turn."""
 
 Call = Callable[[], object]
 
@@ -94,6 +96,7 @@ def _in_runtime(what: str, model: ModelProto | Path, cuda: bool) -> Way:
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as many as torch has beside it
     options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry(STOP_SPINNING, "1")
     session = open_session(model, providers=[CUDA if cuda else CPU], options=options)
     return _asked(what, session, session.get_inputs()[0].name, NOTHING)
 
