@@ -93,12 +93,17 @@ def _in_torch(what: str, engine: str, module: Any) -> Way:
 
 
 def _in_runtime(what: str, model: ModelProto | Path, cuda: bool) -> Way:
+    session = open_session(model, providers=[CUDA if cuda else CPU], options=options_for_turns())
+    return _asked(what, session, session.get_inputs()[0].name, NOTHING)
+
+
+def options_for_turns() -> SessionOptions:
+    """Options of a session that takes turns with torch: as many threads, which rest when it is not its turn."""
     options = SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as many as torch has beside it
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = ERRORS_ONLY
     options.add_session_config_entry(STOP_SPINNING, "1")
-    session = open_session(model, providers=[CUDA if cuda else CPU], options=options)
-    return _asked(what, session, session.get_inputs()[0].name, NOTHING)
+    return options
 
 
 def _asked(what: str, session: InferenceSession, input: str, feed: Feed) -> Way:

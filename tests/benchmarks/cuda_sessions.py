@@ -29,6 +29,7 @@ from guard_speed import measure
 from purifier.classifiers.loading import load_classifier
 from purifier.onnx.runtime import CPU, CUDA, loads
 from purifier.onnx.torch_export import export_module
+from purifier.timing.ways import options_for_turns
 
 BATCHES = (1, 8, 64)
 TORCH = "guard, torch"
@@ -77,7 +78,9 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """One row for each batch size: ms of each way, and how many times faster than torch the fastest session is."""
     graph = export_module(classifier, [torch.rand(2, *shape)], free=[[0]], inputs=["image"], outputs=["logits"])
-    plain = purifier.guard(graph, filter_, providers=[CUDA if device == "cuda" else CPU])
+    plain = purifier.guard(
+        graph, filter_, providers=[CUDA if device == "cuda" else CPU], sess_options=options_for_turns()
+    )
     captured = None
     if device == "cuda":
         captured = purifier.guard(graph, filter_, providers=[(CUDA, {"enable_cuda_graph": "1"})])

@@ -19,6 +19,7 @@ import purifier
 from purifier.classifiers.loading import load_classifier
 from purifier.data.loading import load_data
 from purifier.onnx.runtime import CPU, CUDA, open_session
+from purifier.timing.ways import options_for_turns
 
 ROUNDS = 30
 
@@ -34,7 +35,9 @@ def main() -> None:
     guarded = purifier.guard(classifier.to(given.device), given.purifier, check=given.device == "cpu")
     with tempfile.TemporaryDirectory() as folder:
         exported = purifier.export(guarded, Path(folder) / "guarded.onnx")
-        session = open_session(exported.path, providers=[CUDA if given.device.startswith("cuda") else CPU])
+        session = open_session(
+            exported.path, providers=[CUDA if given.device.startswith("cuda") else CPU], options=options_for_turns()
+        )
     name, data = session.get_inputs()[0].name, load_data("demo")
     print(f"torch {torch.__version__} on {given.device}, {torch.get_num_threads()} threads, purifier {given.purifier}")
     for size in (1, 32, 256):

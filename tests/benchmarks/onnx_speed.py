@@ -19,6 +19,7 @@ from purifier.data.loading import load_data
 from purifier.data.pixels import Preprocessing
 from purifier.onnx.front import purifier_graph
 from purifier.onnx.runtime import CPU, CUDA, open_session
+from purifier.timing.ways import options_for_turns
 
 DEFAULT = ("demo", "demo-plain", "latent:base=demo-plain", "latent:base=demo-plain,loop=true")
 
@@ -39,7 +40,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "purifier.onnx"
             path.write_bytes(graph.SerializeToString())
-            session = open_session(path, providers=[CUDA if given.device.startswith("cuda") else CPU])
+            session = open_session(
+                path, providers=[CUDA if given.device.startswith("cuda") else CPU], options=options_for_turns()
+            )
         print(f"{spec}: {graph.ByteSize() / 1e6:.2f} MB, {len(graph.graph.node)} nodes, exported in {seconds:.0f} s")
         chosen.to(given.device)
         for size in (1, 32, 256):
