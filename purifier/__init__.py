@@ -17,6 +17,8 @@ if _typing.TYPE_CHECKING:
     from .auditing.baseline import check_baseline
     from .auditing.report import AuditReport
     from .auditing.shards import merge_audits
+    from .certifying.certificates import Certificates
+    from .certifying.certify import certify
     from .contracts.checkpoint import load, save
     from .contracts.purifier import Purifier, purifiers
     from .data.images import ImageData
@@ -43,6 +45,7 @@ __all__ = [
     "Attack",
     "AuditReport",
     "BenchReport",
+    "Certificates",
     "Diagnosis",
     "ExportReport",
     "Exporter",
@@ -61,6 +64,7 @@ __all__ = [
     "audit",
     "bench",
     "calibrate",
+    "certify",
     "check_baseline",
     "diagnose",
     "draw_purifications",
@@ -87,6 +91,8 @@ _MEMBERS = {
     "auditing.baseline": ("check_baseline",),
     "auditing.report": ("AuditReport",),
     "auditing.shards": ("merge_audits",),
+    "certifying.certificates": ("Certificates",),
+    "certifying.certify": ("certify",),
     "contracts.checkpoint": ("load", "save"),
     "contracts.purifier": ("Purifier", "purifiers"),
     "data.images": ("ImageData",),

@@ -24,6 +24,7 @@ FACE = {
     ),
     *("ImageData", "Preprocessing", "Purifier", "PurifierError", "RejectedError", "SampleGenerator", "Target"),
     *("Threat", "__version__", "attacks", "audit", "bench", "calibrate", "check_baseline", "diagnose", "merge_audits"),
+    *("Certificates", "certify"),
     *(
         "draw_purifications",
         "export",
@@ -54,7 +55,7 @@ for module in pkgutil.walk_packages(purifier.__path__, "purifier."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 assert (purifier.purifiers, purifier.attacks, purifier.exporters) == registries
-functions = ("audit", "bench", "calibrate", "diagnose", "export", "guard", "load", "load_data", "save", "train")
+functions = ("audit", "bench", "calibrate", "certify", "diagnose", "export", "guard", "load", "load_data", "save", "train")
 assert all(type(getattr(purifier, name)).__name__ == "function" for name in functions)
 assert all(hasattr(purifier, name) for name in purifier.__all__)
 assert not {name for name in purifier.__all__ if type(getattr(purifier, name)).__name__ == "module"}

@@ -17,6 +17,7 @@ from ..torch_tools.memory import keep_freed_memory
 from .audit import audit
 from .bench import bench
 from .calibrate import calibrate
+from .certify import certify
 from .config import with_config
 from .console import BROKEN_PIPE, plain_console
 from .demo import demo
@@ -65,6 +66,7 @@ for _name, _command in (
     ("train", train),
     ("calibrate", calibrate),
     ("audit", audit),
+    ("certify", certify),
     ("purify", purify),
     ("export", export),
     ("bench", bench),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +25,7 @@ from .cutting_off import (
     says_how_to_go_on,
 )
 from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
+from .guarding import guarded
 from .options import (
     FEED,
     INPUT,
@@ -53,9 +53,6 @@ if TYPE_CHECKING:
 
     from ..auditing.report import AuditReport
 
-NO_PURIFIER = "none"
-AS_THE_GUARD = Reading(preprocessing=None, input=None, output=None, output_kind="logits", feed=None)
-NO_POLICY = {"on_reject": "ignore", "abstain": None, "on_bad_pixels": "raise"}
 DEFAULT_EPS = ["0.1"]
 
 
@@ -189,7 +186,7 @@ def audit(
     asked_for, named, fed = read_input_option(input), read_output_option(output), read_feed_option(feed)
     reading = Reading(preprocessing=wanted, input=asked_for, output=named, output_kind=output_kind, feed=fed)
     policy = {"on_reject": on_reject, "abstain": abstain, "on_bad_pixels": on_bad_pixels}
-    model, reading = _guarded(model, purifier, policy, reading)
+    model, reading = guarded(model, purifier, policy, reading)
     options: dict[str, Any] = {"classes": classes, "preprocessing": wanted, "no_labels": no_labels, "quiet": quiet}
     images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, **options)
     if against is not None:
@@ -240,19 +237,6 @@ def _named(report: AuditReport, command: list[str], spec: str, weights: Path | N
     """The report with what the command line says of it."""
     named = {"spec": spec, "weights_file": None if weights is None else weights.name}
     return dataclasses.replace(report, command=command, classifier={**report.classifier, **named})
-
-
-def _guarded(model: Any, purifier: str, policy: Mapping[str, Any], reading: Reading) -> tuple[Any, Reading]:
-    """The guard and how it reads, which it knows; or with ``--purifier none`` the classifier."""
-    from ..guards.guard import guard
-
-    if purifier != NO_PURIFIER:
-        return guard(model, purifier, **policy, **reading), AS_THE_GUARD
-    if policy != NO_POLICY:
-        raise ConfigError(
-            "--on-reject, --abstain and --on-bad-pixels need a guard, but --purifier is none; leave them out"
-        )
-    return model, reading
 
 
 def _print(report: AuditReport, console: Console, *, json: bool) -> None:

@@ -14,6 +14,13 @@ LINES = {
             "--tolerance 0.02 --out audited"
         ),
     ),
+    "certify": (
+        "purifier certify --classifier demo --purifier demo --data demo:20 --sigma 0.1 --out certified",
+        (
+            "purifier certify --classifier model.onnx --purifier vae.safetensors --data folder:photos --sigma 0.25 "
+            "--samples 10000 --out certified"
+        ),
+    ),
     "report": (
         "purifier report audited",
         "purifier report show audited --to html --out report.html",

@@ -12,7 +12,7 @@ from ..errors import OutputError
 from .config import FILE, commented
 from .console import plain_console
 
-COMMANDS = ("audit", "train", "calibrate", "export", "bench")
+COMMANDS = ("audit", "certify", "train", "calibrate", "export", "bench")
 
 
 def init(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..answering import draw
 from ..attacking.attack import Attack
@@ -21,7 +23,10 @@ from ..seeding import SampleGenerator
 from ..specs import build, split_spec
 from .budgets import check_trainable
 from .failures import explains_itself
-from .recipe import Batch, Recipe, loss_of
+from .recipe import Batch, Recipe, loss_of, purified_and_loss_of
+
+OF_ATTACKS = ("attacks", "eps", "norm", "cached")
+"""The options that say which attacks."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,13 @@ class Denoise(Recipe):
         The budgets in pixel units; include 0 for clean images.
     norm
         The norm in which eps is measured.
+    noise
+        Standard deviation of the normal noise, in pixel units, that takes the place of attacks; images are clamped to
+        [0, 1] again. For certificates by randomised smoothing with that sigma (Salman et al. 2020, "Denoised
+        smoothing").
+    stability
+        With ``noise``: weight of the cross-entropy from the classifier's answers to the clean images to those to the
+        purified noisy ones (their stability objective), beside the purifier's own loss.
     cached
         Craft the adversarial version of each image once and keep it in memory, as bytes; for slow attacks, and without
         augmentation. A resumed run crafts them again, the same except for rounding; under torchrun each process keeps
@@ -52,10 +64,20 @@ class Denoise(Recipe):
     attacks: str = "fgsm+rfgsm+pgd"
     eps: tuple[float, ...] = (0.1, 0.2, 0.3)
     norm: Literal["linf", "l2", "l1"] = "linf"
+    noise: float = 0.0
+    stability: float = 1.0
     cached: bool = False
     _cache: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("noise", "stability"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"denoise: {name} must be a number of at least 0, got {getattr(self, name)}")
+        given = [name for name in OF_ATTACKS if getattr(self, name) != getattr(type(self), name)]
+        if self.noise and given:
+            raise ConfigError(f"denoise: noise takes the place of attacks; leave out noise, or {', '.join(given)}")
+        if not self.noise and self.stability != type(self).stability:
+            raise ConfigError("denoise: stability is for noise; give noise too, such as noise=0.25, or leave it out")
         if not self.eps:
             raise ConfigError("denoise: eps: expected one or more budgets, such as 0.1 0.2, got none")
         for attack, (threat, *others) in self._choices:
@@ -73,8 +95,15 @@ class Denoise(Recipe):
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether one of the attacks needs gradients."""
+        """Whether one of the attacks needs gradients, or the stability objective."""
+        if self.noise:
+            return self.needs_exact
         return any(attack.needs == "gradient" for attack, _ in self._choices)
+
+    @property
+    def needs_exact(self) -> bool:
+        """Whether there is a stability objective."""
+        return self.noise > 0 and self.stability > 0
 
     @property
     def input_files(self) -> tuple[str, ...]:
@@ -88,7 +117,9 @@ class Denoise(Recipe):
         return not self.cached
 
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
-        """The purifier's own loss terms."""
+        """The purifier's own loss terms, and with noise the stability objective."""
+        if self.noise:
+            return self._from_noise(purifier, batch)
         adversarial = (
             self._from_cache(purifier, batch) if self.cached else self._crafted(purifier, batch, batch.generator)
         )
@@ -98,6 +129,8 @@ class Denoise(Recipe):
     def memory_step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """A gradient of the classifier, which is what attacks take memory for, and the purifier's loss terms."""
         assert batch.classifier is not None
+        if self.noise:
+            return self.step(purifier, batch)
         pixels = batch.pixels.detach().clone().requires_grad_(self.needs_gradients)
         with torch.enable_grad(), torch.autocast(pixels.device.type, enabled=False):
             logits = batch.classifier(pixels)
@@ -106,6 +139,19 @@ class Denoise(Recipe):
         del logits
         noise = draw(purifier, batch.pixels, batch.generator)
         return loss_of(purifier, batch.pixels, batch.pixels, noise, batch.labels)
+
+    def _from_noise(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
+        assert batch.classifier is not None
+        pixels, labels = batch.pixels, batch.labels
+        noisy = (pixels + self.noise * batch.generator.normal(pixels.shape[1:], pixels)).clamp(0, 1)
+        noise = draw(purifier, pixels, batch.generator)
+        if not self.stability:
+            return loss_of(purifier, noisy, pixels, noise, labels)
+        with torch.no_grad():
+            own = batch.classifier(pixels).float().softmax(1)
+        purified, terms = purified_and_loss_of(purifier, noisy, pixels, noise, labels)
+        answers = batch.classifier(purified).float()
+        return {**terms, "stability": self.stability * functional.cross_entropy(answers, own)}
 
     @cached_property
     def _choices(self) -> list[tuple[Attack, list[Threat]]]:

@@ -60,12 +60,15 @@ class Recipe(ABC):
     """The default settings of training with this recipe."""
     needs_classifier: ClassVar[bool] = False
     """Whether a batch needs the classifier; it must have gradients if ``needs_gradients``."""
-    needs_exact: ClassVar[bool] = False
-    """Whether it differentiates through the purifier with autograd."""
 
     @property
     def needs_gradients(self) -> bool:
         """Whether it needs gradients of the classifier."""
+        return False
+
+    @property
+    def needs_exact(self) -> bool:
+        """Whether it differentiates through ``purify`` with autograd."""
         return False
 
     @property

@@ -69,7 +69,6 @@ class Robust(Recipe):
         optimizer="muon", lr=5e-3, schedule="cosine", clip=1.0, ema=0.999, precision="auto"
     )
     needs_classifier: ClassVar[bool] = True
-    needs_exact: ClassVar[bool] = True
 
     eps: float = 0.1
     norm: Literal["linf", "l2"] = "linf"
@@ -100,6 +99,11 @@ class Robust(Recipe):
 
     @property
     def needs_gradients(self) -> bool:
+        """Always True."""
+        return True
+
+    @property
+    def needs_exact(self) -> bool:
         """Always True."""
         return True
 

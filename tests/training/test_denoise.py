@@ -58,6 +58,34 @@ def test_an_attack_in_another_norm_brings_its_budget(data: ImageData) -> None:
     assert 40 < other.sum() < 80, "attacks are drawn evenly, however many budgets they have"
 
 
+def test_noise_takes_the_place_of_attacks(data: ImageData) -> None:
+    batch = batch_of(data, range(120))
+    change = (shown(build_recipe("denoise:noise=0.25,stability=0"), batch) - batch.pixels).flatten()
+    grey = ((batch.pixels > 0.4) & (batch.pixels < 0.6)).flatten()  # where clamping cuts off little
+    assert abs(float(change[grey].std()) - 0.25) < 0.02 and float(change[grey].mean()) < 0.02
+    assert float((batch.pixels.flatten() + change).max()) == 1.0
+
+
+@pytest.mark.integration
+def test_noise_teaches_to_leave_the_classifiers_answers(tmp_path: Path) -> None:
+    made = train(
+        "vae",
+        "fashion-mnist:train:2000",
+        tmp_path / "p.safetensors",
+        config={"channels": 8, "latent": 16},
+        recipe="denoise:noise=1.0",
+        classifier=trained("net"),
+        epochs=8,
+        lr=3e-3,
+    )
+    pixels, labels = load_data("fashion-mnist:test:300").batch(range(300))
+    noisy = (pixels + torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    net = trained("net")
+    with torch.no_grad():
+        alone, behind = ((net(images).argmax(1) == labels).sum() for images in (noisy, made.purify(noisy)))
+    assert behind > alone + 50
+
+
 def test_images_are_made_once_or_in_each_epoch(data: ImageData) -> None:
     for cached in (False, True):
         recipe = build_recipe(f"denoise:attacks=rfgsm,eps=0.1,cached={cached}")
@@ -112,7 +140,8 @@ def test_query_attacks_work_without_gradients(tmp_path: Path) -> None:
         epochs=2,
     )
     how = made.provenance["training"]
-    assert how["options"] == {"attacks": "square:queries=20", "eps": [0.1], "norm": "linf", "cached": True}
+    options = {"attacks": "square:queries=20", "eps": [0.1], "norm": "linf", "cached": True}
+    assert how["options"] == {**options, "noise": 0.0, "stability": 1.0}
     assert (how["epochs"], how["batch_size"], how["optimizer"]) == (2, 128, "adam")
 
 
@@ -134,6 +163,9 @@ def test_query_attacks_work_without_gradients(tmp_path: Path) -> None:
         ),
         ("denoise:attacks=magic", purifier.PurifierError, "magic"),
         ("denoise:attacks=", SpecError, "no plugin name"),
+        ("denoise:noise=-1", ConfigError, "noise must be a number of at least 0, got -1"),
+        ("denoise:noise=0.1,eps=0.2", ConfigError, "noise takes the place of attacks; leave out noise, or eps"),
+        ("denoise:stability=2", ConfigError, "stability is for noise; give noise too"),
         ("denoise:cached=maybe", ConfigError, "option 'cached': expected bool, got 'maybe'"),
     ],
 )

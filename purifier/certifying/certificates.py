@@ -1,0 +1,127 @@
+"""The certificates of a set of images, as a file and as shares of images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..atomic import atomic_write
+from ..auditing.statistics import Rate, rate
+from ..errors import FileError
+from .smoothing import NO_ANSWER
+
+SCHEMA = 1
+FILE_NAME = "certificates.json"
+STEPS = 5
+"""The table has radii up to the largest one in about so many steps."""
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """What was certified for each image, and of what.
+
+    Every certificate holds with confidence 1 - alpha for itself: no image within ``radii[i]`` of image i gets another
+    answer from the smoothed model than ``answers[i]``.
+    """
+
+    created: str
+    versions: Mapping[str, str]
+    model: Literal["guarded", "undefended"]
+    """Whether the guard was certified, or a classifier alone."""
+    classifier: Mapping[str, Any]
+    purifier: Mapping[str, Any] | None
+    on_reject: str | None
+    data: Mapping[str, Any]
+    """Name, number and SHA-256 of the images, as in an audit's report."""
+    sigma: float
+    samples: int
+    first: int
+    alpha: float
+    seed: int
+    device: str
+    largest_radius: float
+    """What an image gets on whose copies all answers agree."""
+    notes: Sequence[str]
+    labels: Sequence[int]
+    answers: Sequence[int]
+    """The class of each image; -1 where the smoothed model abstains."""
+    counts: Sequence[int]
+    """How many of the samples had that class."""
+    radii: Sequence[float]
+    """In pixel units, l2; 0 where it abstains."""
+    seconds: float
+    method: Literal["smoothing"] = "smoothing"
+    norm: Literal["l2"] = "l2"
+    command: Sequence[str] | None = None
+    schema: int = SCHEMA
+
+    def certified(self, radius: float) -> Rate:
+        """The share of images whose answer is right, and certified for changes of this l2 norm.
+
+        At radius 0 that is the accuracy of the smoothed model, where an image on which it abstains is not right.
+        """
+        return rate(sum(answer == label and certified > radius for label, answer, certified in self._each), self._count)
+
+    @property
+    def abstained(self) -> Rate:
+        """The share of images that get no answer."""
+        return rate(sum(answer == NO_ANSWER for answer in self.answers), self._count)
+
+    @property
+    def mean_radius(self) -> float:
+        """The average certified radius, where a wrong answer counts as 0 (Zhai et al. 2020, "MACER")."""
+        return sum(radius for label, answer, radius in self._each if answer == label) / self._count
+
+    def steps(self) -> list[float]:
+        """Round radii from 0 to below the largest."""
+        rough = self.largest_radius / STEPS
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough)
+        return [round(step * place, 12) for place in range(STEPS + 1) if step * place < self.largest_radius]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``certificates.json`` atomically; return its path."""
+        content = json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        return atomic_write(Path(folder) / FILE_NAME, content + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Certificates:
+        """Read a file, or that in a folder.
+
+        Raises
+        ------
+        FileError
+            It is missing, or holds no certificates of this version.
+        """
+        path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
+        advice = "make it with `purifier certify --out`"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FileError(f"cannot read {path}: {error.strerror or error}; {advice}", path) from error
+        except (ValueError, RecursionError) as error:
+            raise FileError(f"{path} is not JSON ({error}); {advice}", path) from error
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            got = found.get("schema") if isinstance(found, dict) else None
+            raise FileError(f"{path}: expected certificates of schema {SCHEMA}, got {got!r}; {advice}", path)
+        try:
+            made = cls(**found)
+            lengths = {len(values) for values in (made.labels, made.answers, made.counts, made.radii)}
+        except TypeError as error:
+            raise FileError(f"{path} does not hold whole certificates ({error}); {advice}", path) from error
+        if lengths != {made.data.get("count")}:
+            raise FileError(f"{path} does not have one certificate for each image; {advice}", path)
+        return made
+
+    @property
+    def _count(self) -> int:
+        return len(self.labels)
+
+    @property
+    def _each(self) -> list[tuple[int, int, float]]:
+        return list(zip(self.labels, self.answers, self.radii, strict=True))

@@ -1,0 +1,167 @@
+"""certify(): certificates for the answers of a guard, or of a classifier alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..atomic import check_writable
+from ..auditing.data_digest import DataDigest
+from ..auditing.facts import identify
+from ..auditing.journal import Journal, opened
+from ..auditing.preparing import Audited, Prepared, Request, prepare
+from ..auditing.watching import Progress
+from ..contracts.purifier import Purifier
+from ..data.given import Data
+from ..vocabulary import OutputKind
+from .certificates import Certificates
+from .smoothing import Smoothing, Vote
+
+JOURNAL = "certificates.journal"
+NEAR = 0.01
+"""How far sigma may be from what a purifier was trained for, as a share of it."""
+FACTS = ("versions", "classifier", "purifier", "on_reject", "data", "seed", "device")
+"""What certificates say, of the facts that an audit records."""
+
+
+def certify(
+    guard: Audited,
+    data: Data,
+    *,
+    sigma: float,
+    samples: int = 1000,
+    first: int = 100,
+    alpha: float = 0.001,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    root: str | Path | None = None,
+    preprocessing: Any = None,
+    input: int | str | None = None,
+    output: int | str | None = None,
+    output_kind: OutputKind = "logits",
+    feed: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> Certificates:
+    """Certify a guard's answers in l2 by randomised smoothing (Cohen et al. 2019); it is only asked, so any will do.
+
+    The certificates are for the smoothed guard: of many copies of an image with normal noise, the class that most get.
+    They hold for every attack, known or not, and each with confidence 1 - ``alpha``. A copy that the guard rejects
+    counts for no class. The guard's own noise, if it draws any, is drawn anew for each copy.
+
+    Parameters
+    ----------
+    guard
+        A guard, or a classifier alone: a torch module, an ONNX model or a MODEL spec.
+    data
+        As for ``purifier.audit``.
+    sigma, samples, first, alpha
+        See ``purifier.certifying.smoothing.Smoothing``. Without a purifier that was trained for noise of ``sigma``,
+        few images are certified.
+    batch_size
+        Noisy copies per call; by default 250, or what fits into memory. The result does not depend on it, except for
+        rounding.
+    seed
+        Random seed of the noise.
+    device, root, preprocessing, input, output, output_kind, feed
+        As for ``purifier.audit``.
+    progress
+        As for ``purifier.audit``; steps are images.
+    out
+        Folder for ``certificates.json``, and while it works for a journal: when it was cut off, the same call goes on
+        with the images that are left.
+    overwrite
+        Give up what the journal of other certificates has.
+
+    Raises
+    ------
+    ConfigError, SpecError, DataError, OutputError, AuditError, PluginError
+        As for ``purifier.audit``, and for options that can certify nothing.
+    """
+    smoothing = Smoothing(sigma, samples, first, alpha)
+    if out is not None:
+        check_writable(out)
+    request = Request(
+        attacks=(),
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        root=root,
+        preprocessing=preprocessing,
+        input=input,
+        output=output,
+        output_kind=output_kind,
+        feed=feed,
+    )
+    began = time.perf_counter()
+    with ExitStack() as stack, torch.no_grad():
+        ready = prepare(stack, guard, data, request)
+        digest = DataDigest(ready.data, ready.setup.batch_size)
+        about = identify(ready, digest, range(len(ready.data)), None, keeps_adversarial=False)
+        header = {**about.to_json(), "smoothing": vars(smoothing)}
+        header["facts"] = {name: header["facts"][name] for name in FACTS} | {"batch_size": None}
+        path = None if out is None else Path(out, JOURNAL)
+        journal = stack.enter_context(opened(path, header, overwrite=overwrite))
+        votes = _votes(ready, smoothing, journal, progress)
+        made = Certificates(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=ready.setup.model,
+            **{name: about.facts[name] for name in FACTS},
+            **vars(smoothing),
+            largest_radius=smoothing.largest_radius,
+            notes=_notes(ready.parts.in_front, smoothing),
+            labels=ready.data.labels.tolist(),
+            answers=[vote.answer for vote in votes],
+            counts=[vote.count for vote in votes],
+            radii=[vote.radius for vote in votes],
+            seconds=time.perf_counter() - began,
+        )
+        if out is not None:
+            made.save(out)
+            Path(out, JOURNAL).unlink()
+    return made
+
+
+def _votes(ready: Prepared, smoothing: Smoothing, journal: Journal, progress: Progress | None) -> list[Vote]:
+    """The votes on all images, those that a journal has and new ones."""
+    setup, total, right = ready.setup, len(ready.data), 0
+    subject, votes = setup.subjects[setup.model], list[Vote]()
+    for index in range(total):
+        if progress is not None:
+            done = f", {right / index:.1%} right" if index else ""
+            progress(index, total, f"{index} of {total} images{done}")
+        kept = journal.read(f"image {index}")
+        batch = setup.batch(ready.data, [index])
+        if kept is None:
+            vote = smoothing.vote(subject, batch.pixels[0], index, setup.seed, setup.batch_size)
+            journal.write(f"image {index}", (vars(vote), {}))
+        else:
+            vote = Vote(**kept[0])
+        right += vote.answer == int(batch.labels[0])
+        votes.append(vote)
+    if progress is not None:
+        progress(total, total, f"{total} images")
+    return votes
+
+
+def _notes(purifier: Purifier | None, smoothing: Smoothing) -> list[str]:
+    """What a reader should know about these certificates."""
+    if purifier is None:
+        return []
+    trained = float(purifier.provenance.get("training", {}).get("options", {}).get("noise") or 0)
+    if abs(trained - smoothing.sigma) <= NEAR * smoothing.sigma:
+        return []
+    learned = f"noise of {trained:g}" if trained else "no such noise"
+    text = (
+        f"the purifier was trained for {learned}, not for sigma={smoothing.sigma:g}, so expect few certificates; train "
+        f"one with --recipe denoise:noise={smoothing.sigma:g}"
+    )
+    return [text]
