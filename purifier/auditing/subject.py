@@ -181,7 +181,7 @@ class ClassifierSubject:
     def ask(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Given:
         if isinstance(self._unused, OnnxPixelClassifier):
             verdict = self._unused.verdict(pixels)
-            return Given(verdict.logits, verdict.rejected)
+            return Given(verdict.logits, verdict.rejected if self.marks else None)
         return Given(unused_copy(self._unused)(pixels), None)
 
     def accepting(self) -> ClassifierSubject:

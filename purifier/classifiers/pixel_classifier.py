@@ -26,7 +26,7 @@ from ..onnx.runtime import open_session
 from ..output import LOGITS, Output, check_tensors
 from ..torch_tools.fingerprint import sha256_of
 from .logits import one_row_per_image
-from .verdict import Verdict
+from .verdict import Verdict, policy_of
 from .white_box import Shared, Source, WhiteBox, compare, example_pixels
 
 
@@ -109,13 +109,12 @@ class OnnxPixelClassifier(PixelClassifier):
     ) -> None:
         super().__init__(preprocessing, output)
         self.file = file
-        facts = {entry.key: entry.value for entry in model.metadata_props}
-        self._abstains = facts.get("purifier.on_reject") == "abstain" and "purifier.abstain" not in facts
-        self.threshold = float(facts["purifier.threshold"]) if "purifier.threshold" in facts else None
+        self.policy = policy_of(model)
+        self.threshold = self.policy.threshold
         given, model = model, with_inner_output(model, output.which)
-        abstains = self._abstains and not output.labels
+        abstains = self.policy.abstains and not output.labels
         self._kept = kept_answer(model, answer_name(model, output)) if abstains else None
-        """The value inside an abstaining guard's graph that has the logits of rejected images too."""
+        """The value inside an abstaining guard's graph that has all logits."""
         model = with_inner_output(model, self._kept)
         found = image_input(model, input)
         self.name, self.fixed_batch = found.name, found.shape[0]
@@ -224,8 +223,8 @@ class OnnxPixelClassifier(PixelClassifier):
 
     @property
     def marks(self) -> bool:
-        """Whether the model is an exported guard that marks images as rejected."""
-        return REJECTED in self._names or self._abstains
+        """Whether the model is an exported guard whose rejected images have no answer that counts."""
+        return not self.policy.answers_all and (REJECTED in self._names or self.policy.abstains)
 
     @property
     def hides_score(self) -> bool:  # type: ignore[override]
@@ -246,7 +245,7 @@ class OnnxPixelClassifier(PixelClassifier):
             torch.cat([torch.as_tensor(part[name]) for part in parts]).to(pixels.device) if name in parts[0] else None
             for name in (SCORE, REJECTED)
         )
-        if rejected is None and self._abstains:
+        if rejected is None and self.policy.abstains:
             rejected = answers.reshape(len(answers), -1).isnan().all(1).to(pixels.device)
         return Verdict(logits, kept, score, rejected)
 

@@ -150,6 +150,26 @@ def test_logits_of_rejected_images_are_attacked_though_the_file_gives_nan(smooth
     assert torch.allclose(ours, weight.expand_as(ours), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"on_reject": "abstain", "abstain": 3},
+        {"on_reject": "abstain", "abstain": 3, "score": True},
+        {"score": True},
+    ],
+)
+def test_a_file_that_answers_rejected_images_is_judged_by_its_answers(policy, smooth, classifier, data, tmp_path):
+    guarded = guard(classifier, smooth, **policy)
+    file = exported(guarded, tmp_path)
+    whole, alone = (audit(given, data, attacks=("noise",), **SETTINGS) for given in (guarded, file))
+    clean = [
+        next(row for row in rows(found, attack="none") if row.model == model).result.correct
+        for found, model in ((whole, "guarded"), (alone, "undefended"))
+    ]
+    assert clean[0] == clean[1] > 0
+    assert all(row.rejected is None for row in alone.rows)
+
+
 def test_only_what_becomes_nan_is_undone(smooth, classifier, data, tmp_path):
     model = load_onnx(exported(guard(classifier, smooth, on_reject="abstain"), tmp_path))
     kept = kept_answer(model, "logits")
