@@ -10,6 +10,19 @@ from typing import Any
 import litserve
 import numpy as np
 import onnxruntime
+from pydantic import BaseModel, field_validator
+
+
+class Photo(BaseModel):
+    """What a request must have; any other is answered with status 422."""
+
+    pixels: list[list[list[float]]]
+
+    @field_validator("pixels")
+    @classmethod
+    def in_rows(cls, pixels: list[list[list[float]]]) -> list[list[list[float]]]:
+        np.asarray(pixels, dtype=np.float32)  # raises ValueError for rows of different lengths
+        return pixels
 
 
 class Guarded(litserve.LitAPI):
@@ -22,10 +35,15 @@ class Guarded(litserve.LitAPI):
     def setup(self, device: str) -> None:
         provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
         self.session = onnxruntime.InferenceSession(self.file, providers=[provider])
-        self.input = self.session.get_inputs()[0].name
+        image = self.session.get_inputs()[0]
+        self.input, self.shape = image.name, image.shape[1:]
+        if not all(isinstance(size, int) for size in self.shape):
+            raise ValueError(f"{self.file} takes images {self.shape}; export it with --image-shape")
 
-    def decode_request(self, request: dict) -> np.ndarray:  # LitServe reads this annotation
-        return np.asarray(request["pixels"], dtype=np.float32)
+    def decode_request(self, request: Photo) -> np.ndarray:  # LitServe reads this annotation
+        image = np.asarray(request.pixels, dtype=np.float32)
+        # An error would fail the whole batch, with the requests of others; NaN gets no answer.
+        return image if image.shape == (*self.shape,) else np.full(self.shape, np.nan, np.float32)
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         return np.stack(inputs)
@@ -37,7 +55,7 @@ class Guarded(litserve.LitAPI):
         return list(output)
 
     def encode_response(self, output: np.ndarray) -> dict[str, Any]:
-        if not np.isfinite(output).all():  # a bad image: NaN, infinity or values out of range
+        if not np.isfinite(output).all():  # a bad image: of another size, or NaN, infinity or values out of range
             return {"class": None, "logits": None}
         return {"class": int(output.argmax()), "logits": output.tolist()}
 

@@ -41,4 +41,4 @@ def check_judging(min_agreement: Any, sample: Any) -> None:
 def check_batch(batch: Any) -> None:
     """Raise ``ConfigError`` unless this is None or a batch size."""
     if batch is not None and (type(batch) is not int or batch < 1):
-        raise ConfigError(f"batch: expected a batch size, 1 or more, or None for a free one, got {batch!r}")
+        raise ConfigError(f"batch: expected a batch size, 1 or more, got {batch!r}")

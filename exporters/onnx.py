@@ -75,8 +75,9 @@ class OnnxExporter(Exporter):
             The batch sizes to run; a file with a fixed batch size runs only at that.
         tolerance
             Limit on the largest difference of the float32 file, divided by the largest value of the output if that is
-            above 1. For a torch guard on uint8 or float16 images it is at least 0.01; an ONNX classifier that rounds
-            its input is compared separately from the purifier, on the same purified images.
+            above 1; a few rounding errors are always allowed. For a torch guard on uint8 or float16 images it is at
+            least 0.01; an ONNX classifier that rounds its input is compared separately from the purifier, on the same
+            purified images.
         noise
             For a random purifier: ``mean`` exports it without noise; ``input`` adds a second input
             ``purifier_noise``, float32 (N, ...), for the result of its ``draw()``.
@@ -90,8 +91,12 @@ class OnnxExporter(Exporter):
             Images to judge the file on: anything that ``purifier.audit`` takes as data.
         min_agreement
             The share of ``data`` that must get the same class from file and guard; by default 0.99, and 0.95 for int8.
-        norm, eps, sample
-            The threat of the attack on the file itself, apgd-ce with 20 steps, and how many images are attacked.
+        norm
+            In which norm the attack on the file itself, apgd-ce with 20 steps, measures ``eps``.
+        eps
+            The budget of that attack in pixel units.
+        sample
+            How many images are attacked.
 
         Raises
         ------

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -154,7 +155,12 @@ def test_the_litserve_example_answers_requests_in_batches(tmp_path: Path) -> Non
             with ThreadPoolExecutor(8) as pool:
                 found = list(pool.map(partial(asked, port), pixels.tolist()))
             assert [answer["class"] for answer in found] == expected
-            assert asked(port, (pixels[0] + 7).tolist()) == {"class": None, "logits": None}
+            for bad in (pixels[0] + 7, pixels[0][:, 1:], pixels[0] * float("nan")):
+                assert asked(port, bad.tolist()) == {"class": None, "logits": None}
+            for wrong in ([[[0.5], [0.5, 0.5]]], "photo", None):
+                with pytest.raises(HTTPError, match="422"):
+                    asked(port, wrong)
+            assert asked(port, pixels[0].tolist())["class"] == expected[0]
         finally:
             os.killpg(server.pid, signal.SIGKILL)
 
@@ -169,7 +175,7 @@ def until(port: int, server: subprocess.Popen[bytes], seconds: float) -> None:
     raise AssertionError(f"the server does not listen, exit code {server.poll()}")
 
 
-def asked(port: int, pixels: list[object]) -> dict[str, object]:
+def asked(port: int, pixels: object) -> dict[str, object]:
     """What the server answers to an image."""
     content = json.dumps({"pixels": pixels}).encode()
     request = Request(f"http://127.0.0.1:{port}/predict", content, {"Content-Type": "application/json"})

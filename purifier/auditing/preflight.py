@@ -83,6 +83,8 @@ def _check_purifier(purifier: Purifier, pixels: Tensor, data: str, differentiabl
 def _check_classifier(classifier: PixelClassifier, pixels: Tensor, data: str) -> int:
     """Run a classifier; return how many classes it has."""
     name = classifier.describe()
+    if isinstance(classifier, OnnxPixelClassifier):
+        _check_size(classifier, pixels, data)
     advice = "check that it takes this size and preprocessing, in float32, in batches of any size"
     if classifier.differentiable:
         advice += ", and that it computes with torch tensors all the way (no .numpy(), .detach() or .item())"
@@ -95,6 +97,17 @@ def _check_classifier(classifier: PixelClassifier, pixels: Tensor, data: str) ->
     if logits.isnan().any() and not abstains:
         raise AuditError(f"{name} returns NaN for an image of {data}; check its weights")
     return logits.shape[1]
+
+
+def _check_size(classifier: OnnxPixelClassifier, pixels: Tensor, data: str) -> None:
+    """Raise unless the images are of the size that an ONNX model declares."""
+    got, declared = classifier.preprocessing.to_classifier(pixels).shape[1:], classifier.shape[1:]
+    if any(isinstance(size, int) and size != other for size, other in zip(declared, got, strict=False)):
+        wanted = ", ".join("any" if size is None else str(size) for size in declared)
+        raise AuditError(
+            f"{classifier.describe()} takes images ({wanted}), got {tuple(got)} from {data}; give the data that it is "
+            "for, or resize it with resize= in load_data (--resize)"
+        )
 
 
 def _run(name: str, ask: Ask, pixels: Tensor, data: str, *, track: bool, advice: str = "fix it") -> Sequence[Tensor]:

@@ -114,6 +114,7 @@ def prepare(
     loaded = read_data(data, root=request.root, preprocessing=classifier.preprocessing)
     stack.enter_context(kept_settings())
     device = stack.enter_context(freeze(classifier, purifier, device=_device_of_process(request.device)))
+    _ = classifier.differentiable  # an ONNX classifier gets its weights in torch now, before they are noted
     setup = parts.setup(device, seed=request.seed)
     weights = Weights(classifier=classifier, purifier=purifier)
     random = check_fit(classifier, purifier, loaded, device)

@@ -117,7 +117,7 @@ class OnnxPixelClassifier(PixelClassifier):
         """The value inside an abstaining guard's graph that has all logits."""
         model = with_inner_output(model, self._kept)
         found = image_input(model, input)
-        self.name, self.fixed_batch = found.name, found.shape[0]
+        self.name, self.shape, self.fixed_batch = found.name, found.shape, found.shape[0]
         content = model.SerializeToString(deterministic=True)
         whole = content if model is given else given.SerializeToString(deterministic=True)
         self.digest = hashlib.sha256(whole).digest()

@@ -15,6 +15,9 @@ from .exporter import ExportReport, exporters
 from .guard import Guard
 from .precision import refuse_double
 
+USUAL_FORMATS = {".onnx": "onnx", ".pt2": "torch"}
+"""What the names of files say about their formats."""
+
 
 def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: Any) -> ExportReport:
     """Write a guard to a file that runs without this project, and verify the file against the guard.
@@ -56,6 +59,12 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
         raise ConfigError(f"path: expected the name of the file to write, got {path!r}")
     if not isinstance(format, str):
         raise ConfigError(f"format: expected the name of an exporter ({', '.join(exporters)}), got {format!r}")
+    usual = USUAL_FORMATS.get(Path(path).suffix.lower(), format)
+    if format != usual and format in USUAL_FORMATS.values():
+        raise ConfigError(
+            f"path: {path} is named like a file of the format {usual!r}, but the format is {format!r}; give "
+            f"format={usual!r} (--format {usual}), or another name"
+        )
     check_not_read(Path(path), [getattr(guard, "file", None)])
     exporter = exporters.get(format)()
     parameters = list(inspect.signature(exporter.export).parameters.values())

@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from torch import nn
+
 from ..atomic import atomic_write
+from ..classifiers.loading import read_classifier
 from ..contracts.checkpoint import load, save
 from ..contracts.purifier import Purifier
 from ..data.pixels import Preprocessing
@@ -48,15 +51,28 @@ class Pretrained:
         source
             The folder, or the name of a repository on the Hugging Face Hub.
         classifier
-            A torch module for a ``GuardedModule``, an ONNX file or model for a ``GuardedSession``; it is not changed.
+            A torch module or a MODEL spec of one for a ``GuardedModule``, an ONNX file or model for a
+            ``GuardedSession``; it is not changed.
         revision
             A branch, tag or commit of the repository.
         **options
             Options of this class, instead of those that were saved.
         """
+        if issubclass(cls, nn.Module):
+            classifier = _module(classifier)
         filter, saved = read_folder(source, revision)
         make: Callable[..., Self] = cls
         return make(classifier, filter, **{**saved, **options})
+
+
+def _module(classifier: Any) -> nn.Module:
+    model = read_classifier(classifier)[0] if isinstance(classifier, str | Path) else classifier
+    if isinstance(model, nn.Module):
+        return model
+    raise ConfigError(
+        f"classifier: expected a torch module, or a MODEL spec of one, got {type(model).__name__}; ONNX models are for "
+        "GuardedSession"
+    )
 
 
 def write_folder(guard: Any, folder: str | Path, report: Any = None) -> Path:

@@ -150,7 +150,7 @@ class GuardedSession(Pretrained, onnxruntime.InferenceSession):  # type: ignore[
     def _open(self, providers: Providers | None, sess_options: onnxruntime.SessionOptions | None) -> None:
         arguments = session_arguments(providers, sess_options)
         content, self._arrays = self._bare, {}
-        with explained_opening(f"guarded {self.file or 'classifier'}"):
+        with explained_opening(f"guarded {self.file or 'classifier'}", arguments["providers"]):
             # The user's own options must not change, and other providers copy weights anyway.
             if sess_options is None and arguments["providers"] == [CPU]:
                 self._arrays = arrays_of(self._weights)

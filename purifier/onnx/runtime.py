@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -59,7 +59,7 @@ def open_session(
     """
     source: bytes | str = model.SerializeToString() if isinstance(model, ModelProto) else _source(model)
     arguments = session_arguments(providers, options)
-    with explained_opening(model if isinstance(model, str | Path) else "ONNX model"):
+    with explained_opening(model if isinstance(model, str | Path) else "ONNX model", arguments["providers"]):
         session = onnxruntime.InferenceSession(source, **arguments)
     check_provider(session, providers)
     return session
@@ -99,14 +99,24 @@ def session_arguments(providers: Providers | None, options: onnxruntime.SessionO
     return {"sess_options": options, "providers": chosen, "enable_fallback": 0}
 
 
-def explained_opening(model: str | Path) -> AbstractContextManager[None]:
-    """Turn what ONNX Runtime raises while opening ``model`` into a ``ClassifierError``."""
-    return explained(
-        f"{model}: ONNX Runtime {onnxruntime.__version__} cannot open it",
-        partial(ClassifierError, path=model),
-        "check that the file is complete and made for this version (opset <= 26, IR <= 13)",
-        describe=first_line,
-    )
+@contextmanager
+def explained_opening(model: str | Path, providers: Sequence[Provider] | None) -> Iterator[None]:
+    """Turn what ONNX Runtime raises while opening ``model`` into an error about it, or about a provider."""
+    try:
+        with explained(
+            f"{model}: ONNX Runtime {onnxruntime.__version__} cannot open it",
+            partial(ClassifierError, path=model),
+            "check that the file is complete and made for this version (opset <= 26, IR <= 13)",
+            describe=first_line,
+        ):
+            yield
+    except ClassifierError as error:
+        for name in map(_name, providers or ()):
+            if name != CPU and not loads(name):
+                raise ConfigError(
+                    f"providers: {name} does not load here; run `purifier doctor` to see why, or choose {CPU}"
+                ) from error
+        raise
 
 
 def check_provider(session: onnxruntime.InferenceSession, providers: Providers | None) -> None:

@@ -17,8 +17,9 @@ from purifier.attacking.target import Target
 from purifier.attacking.threat import Threat
 from purifier.auditing.audit import audit
 from purifier.auditing.parts import AuditedParts, audited_parts
+from purifier.data.images import ImageData
 from purifier.data.loading import load_data
-from purifier.errors import GradientError
+from purifier.errors import AuditError, GradientError
 from purifier.guards.guard import guard
 from purifier.onnx.inner_output import kept_answer
 from purifier.onnx.reader import load_onnx
@@ -168,6 +169,12 @@ def test_a_file_that_answers_rejected_images_is_judged_by_its_answers(policy, sm
     ]
     assert clean[0] == clean[1] > 0
     assert all(row.rejected is None for row in alone.rows)
+
+
+def test_images_of_another_size_are_an_error_that_says_both(onnx_classifier):
+    data = ImageData("small", torch.rand(4, 1, 14, 14), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(AuditError, match=r"takes images \(1, 28, 28\), got \(1, 14, 14\) from small.*--resize"):
+        audit(onnx_classifier, data, attacks=("fgsm",), eps=0.05)
 
 
 def test_only_what_becomes_nan_is_undone(smooth, classifier, data, tmp_path):

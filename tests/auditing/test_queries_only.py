@@ -91,3 +91,11 @@ def test_a_classifier_with_gradients_has_the_usual_headline(report, onnx_classif
     for found in (report, audit(onnx_classifier, data, attacks=("fgsm",), eps=0.05, probes=2)):
         assert "queries_only" not in found.classifier and "queries only" not in printed(found) + repr(found)
         assert verdict(found).title.endswith("under attack")
+
+
+@pytest.mark.parametrize("behind", [None, "blur"])
+def test_weights_that_torch_gets_for_gradients_are_no_state(behind, onnx_classifier, data):
+    given = onnx_classifier if behind is None else guard(onnx_classifier, behind)
+    found = audit(given, data, preset="quick", eps=0.05, probes=6)
+    assert "stateful" not in {flag.name for flag in found.flags}
+    assert any(row.route in ("exact", "bpda") for row in found.rows)

@@ -99,6 +99,7 @@ def test_torch_guards_that_cannot_be_exported_are_errors(
         ({"image_shape": (28, 28)}, ConfigError, r"got \(28, 28\)"),
         ({"tolerance": "small"}, ConfigError, "tolerance: expected a number, 0 or more, got 'small'"),
         ({"format": None}, ConfigError, r"format: expected the name of an exporter \(.*onnx.*\), got None"),
+        ({"format": "torch"}, ConfigError, "named like a file of the format 'onnx', but the format is 'torch'; give"),
         ({"format": "papyrus"}, PluginError, "no plugin 'papyrus'"),
     ],
 )

@@ -50,6 +50,16 @@ def test_a_module_comes_back_with_its_options(
     assert torch.equal(silent(given), guarded(given)[0])
 
 
+def test_the_classifier_may_be_a_spec(images: torch.Tensor, tmp_path: Path) -> None:
+    guarded = purifier.guard("demo", "demo-plain")
+    folder = guarded.save_pretrained(tmp_path / "guard")
+    again = purifier.GuardedModule.from_pretrained(folder, classifier="demo")
+    assert torch.equal(again(images), guarded(images))
+    for wrong, got in ((linear(), "ModelProto"), (5, "int")):
+        with pytest.raises(ConfigError, match=f"expected a torch module, or a MODEL spec of one, got {got}"):
+            purifier.GuardedModule.from_pretrained(folder, classifier=wrong)
+
+
 def test_a_session_comes_back(tmp_path: Path) -> None:
     session = purifier.guard(linear(), "blur:sigma=2", image_shape=(3, 8, 8), providers=[CPU], score=True)
     folder = session.save_pretrained(tmp_path)

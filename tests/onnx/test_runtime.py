@@ -44,6 +44,19 @@ def test_an_unavailable_provider_is_an_error_naming_both() -> None:
         runtime.open_session(model(), providers=[runtime.CUDA, runtime.CPU])
 
 
+def test_a_provider_whose_libraries_are_missing_is_named_and_not_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Please install the libraries")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["Slow", runtime.CPU])
+    monkeypatch.setattr(runtime, "loads", lambda name: name != "Slow")
+    with pytest.raises(ConfigError, match="providers: Slow does not load here; run `purifier doctor`"):
+        runtime.open_session(model(), providers=["Slow", runtime.CPU])
+    with pytest.raises(ClassifierError, match="cannot open it"):
+        runtime.open_session(model(), providers=[runtime.CPU])
+
+
 @pytest.mark.gpu
 def test_cuda_is_used_where_it_exists() -> None:
     session = runtime.open_session(model(), providers=[runtime.CUDA])
