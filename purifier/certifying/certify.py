@@ -102,7 +102,7 @@ def certify(
         feed=feed,
     )
     began = time.perf_counter()
-    with ExitStack() as stack, torch.no_grad():
+    with torch.no_grad(), ExitStack() as stack:  # the stack puts back what it found, so it ends first
         ready = prepare(stack, guard, data, request)
         digest = DataDigest(ready.data, ready.setup.batch_size)
         about = identify(ready, digest, range(len(ready.data)), None, keeps_adversarial=False)

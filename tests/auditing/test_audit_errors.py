@@ -237,7 +237,7 @@ def test_errors_about_an_onnx_file_name_it(onnx_classifier, data, tmp_path, quer
     for given, images, options, said in (
         (file, data, {}, "the ONNX model .*mine.onnx on .* returns NaN"),
         (guard(file, "identity"), data, {}, "the ONNX model .*mine.onnx on .* returns NaN"),
-        (file, small, {}, "the ONNX model .*mine.onnx on .* fails on images"),
+        (file, small, {}, "the ONNX model .*mine.onnx on .* takes images"),
         (file, data, {"input": "nothing"}, "mine.onnx: the classifier has no input 'nothing'"),
         (file, data, {"output": "nothing"}, "mine.onnx: the classifier has no output 'nothing'"),
         (file, data, {"output_kind": "probabilities"}, "mine.onnx: output_kind='probabilities': expected"),

@@ -55,6 +55,7 @@ def test_an_onnx_guard_gets_the_same_certificates(tmp_path: Path, made: Certific
 def test_the_batch_size_changes_nothing(made: Certificates) -> None:
     guarded = purifier.guard(trained("net"), "demo-plain")
     other = purifier.certify(guarded, "demo:12", sigma=0.1, batch_size=7, **QUICK)
+    assert torch.is_grad_enabled()
     assert (other.answers, other.counts) == (made.answers, made.counts)
 
 
@@ -82,6 +83,7 @@ def test_what_was_cut_off_goes_on(tmp_path: Path, made: Certificates) -> None:
     guarded = purifier.guard(trained("net"), "demo-plain")
     with pytest.raises(KeyboardInterrupt):
         purifier.certify(guarded, "demo:12", sigma=0.1, **QUICK, out=tmp_path, progress=stop)
+    assert torch.is_grad_enabled()
     assert (tmp_path / JOURNAL).exists() and not (tmp_path / "certificates.json").exists()
     with pytest.raises(OutputError, match="journal of another audit that was cut off: smoothing.sigma was 0.1, is 0.2"):
         purifier.certify(guarded, "demo:12", sigma=0.2, **QUICK, out=tmp_path)
