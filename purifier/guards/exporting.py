@@ -59,12 +59,6 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
         raise ConfigError(f"path: expected the name of the file to write, got {path!r}")
     if not isinstance(format, str):
         raise ConfigError(f"format: expected the name of an exporter ({', '.join(exporters)}), got {format!r}")
-    usual = USUAL_FORMATS.get(Path(path).suffix.lower(), format)
-    if format != usual and format in USUAL_FORMATS.values():
-        raise ConfigError(
-            f"path: {path} is named like a file of the format {usual!r}, but the format is {format!r}; give "
-            f"format={usual!r} (--format {usual}), or another name"
-        )
     check_not_read(Path(path), [getattr(guard, "file", None)])
     exporter = exporters.get(format)()
     parameters = list(inspect.signature(exporter.export).parameters.values())
@@ -75,6 +69,12 @@ def export(guard: Guard, path: str | Path, *, format: str = "onnx", **options: A
             raise ConfigError(
                 f"exporter {format!r} has no option {name!r}; its options are: {', '.join(known) or 'none'}"
             )
+    usual = USUAL_FORMATS.get(Path(path).suffix.lower(), format)
+    if format != usual and format in USUAL_FORMATS.values():
+        raise ConfigError(
+            f"path: {path} is named like a file of the format {usual!r}, but the format is {format!r}; give "
+            f"format={usual!r} (--format {usual}), or another name"
+        )
     advice = "make it raise an exception instead"
     with explained("the classifier failed", partial(ExportError, path=path), advice, passing=is_exception):
         return exporter.export(guard, path, **options)
