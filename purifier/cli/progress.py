@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ from .console import plain_console
 
 LINE_SECONDS = 30.0
 """Between two lines where there is no terminal."""
+SETTLING, RECENT = 2.0, 600.0
+"""Seconds at the start that the time left does not count, and seconds before now that it does."""
 
 
 class _Bar(Progress):
@@ -45,12 +48,18 @@ def audit_progress(*, quiet: bool = False) -> Iterator[Callable[[float, int, str
         redirect_stdout=sys.stdout.isatty(),
     ) as bar:
         task, began = bar.add_task("", total=None, left=""), time.monotonic()
-        last = began
+        last, recent = began, deque([(began, 0.0)])
 
         def show(done: float, total: int, what: str) -> None:
             nonlocal last
             now = time.monotonic()
-            left = time_left(now - began, done, total)
+            if now - began < SETTLING:  # what a journal has is done at once, and says nothing about the rest
+                recent.clear()
+            recent.append((now, done))
+            while now - recent[0][0] > RECENT and len(recent) > 2:
+                recent.popleft()
+            since, before = recent[0]
+            left = time_left(now - since, done - before, total - before)
             bar.what = what
             bar.update(task, completed=done, total=total, left=left)
             bar.refresh()

@@ -11,12 +11,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 import purifier
 from purifier import Attack
+from purifier.cli import progress
 from purifier.cli.progress import time_left
 
 AUDIT = [
@@ -206,6 +208,16 @@ def test_the_gate_of_a_classifier_alone_is_about_that_classifier(command, folder
 )
 def test_the_time_left(seconds, done, said):
     assert time_left(seconds, done, 10) == said
+
+
+def test_what_a_journal_has_says_nothing_about_the_time_left(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with progress.audit_progress() as show:
+        for now, done in ((0.1, 3), (1.0, 5), (11.0, 6), (31.0, 8)):
+            clock[0] = now
+            show(done, 10, "square")
+    assert capsys.readouterr().err == "80%, about 0:20 left, square\n"
 
 
 GATED = [*AUDIT, "--eps", "0.001"]
