@@ -107,7 +107,7 @@ def certify(
         digest = DataDigest(ready.data, ready.setup.batch_size)
         about = identify(ready, digest, range(len(ready.data)), None, keeps_adversarial=False)
         header = {**about.to_json(), "smoothing": vars(smoothing)}
-        header["facts"] = {name: header["facts"][name] for name in FACTS} | {"batch_size": None}
+        header["facts"] = {name: header["facts"][name] for name in FACTS}
         path = None if out is None else Path(out, JOURNAL)
         journal = stack.enter_context(opened(path, header, overwrite=overwrite))
         votes = _votes(ready, smoothing, journal, progress)

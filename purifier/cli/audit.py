@@ -234,7 +234,7 @@ def _check_dry_run(dry_run: bool, json: bool) -> None:
 
 
 def _named(report: AuditReport, command: list[str], spec: str, weights: Path | None) -> AuditReport:
-    """The report with what the command line says of it."""
+    """Add the command line, the MODEL spec and the name of the weights file to the report."""
     named = {"spec": spec, "weights_file": None if weights is None else weights.name}
     return dataclasses.replace(report, command=command, classifier={**report.classifier, **named})
 

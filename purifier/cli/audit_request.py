@@ -60,9 +60,9 @@ def _found_in(path: Path) -> str:
     return f"an audit of {found.created} ({found.classifier['description']}, {about})"
 
 
-def read_eps(text: str) -> float:
-    """``0.1`` or ``8/255`` -> a budget in pixel units."""
+def read_eps(text: str, name: str = "eps") -> float:
+    """``0.1`` or ``8/255`` -> a size in pixel units; errors call it ``name``."""
     try:
         return number(text)
     except ValueError:
-        raise ConfigError(f"eps: expected a number such as 0.1 or 8/255, got {text!r}") from None
+        raise ConfigError(f"{name}: expected a number such as 0.1 or 8/255, got {text!r}") from None

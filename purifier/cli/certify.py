@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..atomic import atomic_write
-from ..errors import ConfigError, OutputError
-from ..specs import number
+from ..errors import OutputError
 from ..vocabulary import OnBadPixels, OnReject, OutputKind
+from .audit_request import read_eps
 from .completing import purifier_names
 from .console import result_console
 from .data_options import CLASSES, CROP, MAX_BYTES, NO_LABELS, RESIZE, ROOT, SKIP_BAD, load_data_option
@@ -108,10 +108,7 @@ def certify(
 
     if (out / FILE_NAME).exists() and not overwrite and not (out / JOURNAL).exists():
         raise OutputError(f"{out / FILE_NAME} exists; replace it by --overwrite, or choose another --out", out)
-    try:
-        noise = number(sigma)
-    except ValueError:
-        raise ConfigError(f"--sigma: expected a number such as 0.25 or 64/255, got {sigma!r}") from None
+    noise = read_eps(sigma, "--sigma")
     model, wanted = read_model_options(classifier, weights, random_weights, read_preprocessing_option(preprocessing))
     named, asked, fed = read_output_option(output), read_input_option(input), read_feed_option(feed)
     reading = Reading(preprocessing=wanted, input=asked, output=named, output_kind=output_kind, feed=fed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -59,10 +60,19 @@ def test_the_batch_size_changes_nothing(made: Certificates) -> None:
     assert (other.answers, other.counts) == (made.answers, made.counts)
 
 
-def test_a_random_purifier_draws_for_each_copy() -> None:
+def test_a_random_purifier_draws_for_each_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = purifier.load("vae:image_shape=1x28x28,channels=4,latent=2,sample=true").eval()
-    found = purifier.certify(purifier.guard(trained("net"), vae), "demo:3", sigma=0.1, **QUICK)
-    assert len(found.radii) == 3
+    draw, drawn = type(vae).draw, list[torch.Tensor]()
+
+    def recorded(self: purifier.Purifier, *given: Any) -> torch.Tensor:
+        drawn.append(draw(self, *given))
+        return drawn[-1]
+
+    guarded = purifier.guard(trained("net"), vae)
+    monkeypatch.setattr(type(vae), "draw", recorded)
+    purifier.certify(guarded, "demo:3", sigma=0.1, **QUICK)
+    copies = torch.cat([noise for noise in drawn if len(noise) >= 10])  # the others are of checks on two images
+    assert len(copies) == 3 * 70 and len(copies.unique(dim=0)) == len(copies)
 
 
 def test_who_was_not_trained_for_the_noise_is_warned_about(made: Certificates) -> None:
@@ -100,7 +110,7 @@ def test_what_was_cut_off_goes_on(tmp_path: Path, made: Certificates) -> None:
 
 
 def test_an_attack_within_the_radius_changes_no_answer(made: Certificates) -> None:
-    """The smoothed model itself, asked at the edge of a certified ball in the worst direction of a linear model."""
+    """The smoothed model itself, asked at random places near the edge of each certified ball."""
     rng = np.random.default_rng(0)
     guarded = purifier.guard(linear(), "blur", image_shape=(3, 8, 8))
     images = torch.rand((4, 3, 8, 8), generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
@@ -156,7 +166,7 @@ def test_the_command_prints_a_table_and_writes_both_files(command, tmp_path: Pat
     assert code == 2 and "certificates.json exists; replace it by --overwrite" in err
     assert command(*line, "--overwrite")[0] == 0
     code, _, err = command(*line[:8], "much", *line[9:], "--overwrite")
-    assert code == 2 and "--sigma: expected a number such as 0.25 or 64/255, got 'much'" in err
+    assert code == 2 and "--sigma: expected a number such as 0.1 or 8/255, got 'much'" in err
 
 
 def test_a_wrong_option_is_an_error_before_anything_is_read() -> None:
