@@ -192,15 +192,7 @@ def guard(
     PurifierError
         The model or purifier cannot be read, or the two do not fit together.
     """
-    chosen: Any = model
-    if isinstance(model, str | Path) and is_onnx_file(model) and weights is None and not random_weights:
-        chosen = read_onnx(str(model))
-    elif isinstance(model, str | Path):
-        chosen, preprocessing = read_classifier(
-            model, weights=weights, random_weights=random_weights, preprocessing=preprocessing
-        )
-    elif weights is not None or random_weights:
-        raise ConfigError(f"weights: only a MODEL spec takes weights; this {type(model).__name__} has its own")
+    chosen, preprocessing = _read(model, weights, random_weights, preprocessing)
     if isinstance(chosen, GuardedModule):
         raise ConfigError("model: this model is already guarded; guard its .classifier instead")
     if not isinstance(chosen, nn.Module | ModelProto | SplitModel):
@@ -255,6 +247,17 @@ def guard(
         seed=seed,
         check=check,
     )
+
+
+def _read(model: Any, weights: str | Path | None, random_weights: bool, preprocessing: Any) -> tuple[Any, Any]:
+    """The model itself, if this is a file or a MODEL spec, and its preprocessing."""
+    if isinstance(model, str | Path) and is_onnx_file(model) and weights is None and not random_weights:
+        return read_onnx(str(model)), preprocessing
+    if isinstance(model, str | Path):
+        return read_classifier(model, weights=weights, random_weights=random_weights, preprocessing=preprocessing)
+    if weights is not None or random_weights:
+        raise ConfigError(f"weights: only a MODEL spec takes weights; this {type(model).__name__} has its own")
+    return model, preprocessing
 
 
 def _check_unused(classifier: nn.Module | ModelProto | SplitModel, others: Mapping[str, Any]) -> None:
