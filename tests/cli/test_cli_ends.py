@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pty
 import re
@@ -36,6 +37,8 @@ AUDIT = [
     "--overwrite",
 ]
 PGD = ["--attack", "pgd:steps=3"]
+BUDGETS = [argument for eps in ("0.02", "0.04", "0.06", "0.08", "0.1") for argument in ("--eps", eps)]
+PAGE = os.sysconf("SC_PAGE_SIZE")
 LIMITED = """
 import os, resource, sys, purifier
 from purifier.cli import main
@@ -64,18 +67,22 @@ class Blocking(Attack):
 
 
 def piped(lines: int, *arguments: str, merged: bool = False, **environment: str) -> tuple[int, str, str]:
-    """Run a command into a pipe whose reader stops after some lines: (exit code, the lines, standard error)."""
+    """Run a command into a pipe whose reader stops after some lines: (exit code, the lines, standard error).
+
+    The pipe holds one page, so that a command with more to say cannot have said it before the reader is gone.
+    """
     with subprocess.Popen(
         [sys.executable, "-m", "purifier", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT if merged else subprocess.PIPE,
-        text=True,
+        bufsize=0,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     ) as process:
         assert process.stdout is not None
-        read = "".join(process.stdout.readline() for _ in range(lines))
+        assert fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PAGE) == PAGE
+        read = b"".join(process.stdout.readline() for _ in range(lines)).decode()
         process.stdout.close()
-        complaint = "" if process.stderr is None else process.stderr.read()
+        complaint = "" if process.stderr is None else process.stderr.read().decode()
         return process.wait(timeout=300), read, complaint
 
 
@@ -88,7 +95,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.mark.integration
 @pytest.mark.parametrize("lines", [0, 1, 3])
 def test_an_audit_whose_reader_is_gone_ends_with_141_and_keeps_its_report(lines, folder):
-    code, read, complaint = piped(lines, *AUDIT, *PGD)
+    code, read, complaint = piped(lines, *AUDIT, *PGD, *BUDGETS)
     assert (code, complaint) == (141, "")
     assert len(read.splitlines()) == lines and read[:10] in ("", "classifier")
     assert purifier.AuditReport.load("found").complete
