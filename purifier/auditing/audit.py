@@ -247,7 +247,7 @@ def _run(
     watch = Watch(progress, ready.jobs, len(about.span), setup.batch_size, setup.eot)
     purify = functools.partial(purified_by, setup)
     try:
-        run_jobs(setup, data, digest, tally, watch, journal)
+        run_jobs(setup, data, digest, tally, watch, journal, ready.proofs)
         checks = self_check(setup, data, threats, count=count) if ready.jobs and leads else None
         if leads and not ready.jobs:
             before = probe(lambda: flags_of_set_up(setup, data))

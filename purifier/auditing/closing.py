@@ -10,11 +10,12 @@ from typing import Any
 
 from ..attacking.threat import Threat
 from .comparing import DECISIVE_JUDGEMENTS, compare
-from .counting import finished_rows, worst_cases
+from .counting import PendingRow, finished_rows, worst_cases
 from .keeping import Purify
 from .measured import flags_of_results, stronger_self_checks, weak_attacks
 from .outcome import Record
 from .partial import Partial
+from .proof_check import broken_proofs, certificates_of
 from .report import AuditReport, Flag, WorstCase
 from .self_checks import Attacked, SelfChecks
 from .tally import Tally
@@ -94,8 +95,13 @@ def report_of(tally: Tally, checked: Checked, purify: Purify, *, why_partial: st
         gradient_check=None if checks is None else checks.gradient_check,
         rows=finished_rows(rows, calibration and calibration["threshold"], judgements, eot),
         partial=None if why_partial is None else Partial(span.start, span.stop, about.total, why_partial),
+        certificates=certificates_of(tally.proven, _clean(tally), [Threat(**one) for one in facts["threats"]]),
         details=tally.keeper.details(rows, labels, span.start, purify, owner),
     )
+
+
+def _clean(tally: Tally) -> PendingRow:
+    return next(row for row in tally.rows if row.job is None and row.model == tally.about.model)
 
 
 def _counted(labels: Sequence[int]) -> dict[str, Any]:
@@ -105,7 +111,10 @@ def _counted(labels: Sequence[int]) -> dict[str, Any]:
 
 def _flags(tally: Tally, cases: Sequence[WorstCase], checked: Checked) -> list[Flag]:
     about, rows, checks = tally.about, tally.rows, checked.checks
-    of_results = list(flags_of_results(rows, tally.labels, about))
+    own = [row for row in rows if row.model == about.model]
+    threats = [Threat(**one) for one in about.facts["threats"]]
+    broken = broken_proofs(tally.proven, _clean(tally), own, threats)
+    of_results = [*flags_of_results(rows, tally.labels, about), *broken]
     if checks is None:
         return list(dict.fromkeys([*checked.before, *of_results, *checked.after]))
     judgements, eot = about.facts["judgements"], about.facts["eot"]

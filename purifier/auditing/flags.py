@@ -218,6 +218,12 @@ FLAGS: dict[str, FlagKind] = {
             "fix the errors in the rows, or what makes every clean image wrong",
         ),
         FlagKind(
+            "certificate-broken",
+            "an attack fools an image that is certified at a budget at least as large",
+            "A proof that is contradicted is none: its bounds, or the arithmetic that they are for, are not what runs.",
+            "do not trust the certificates; fix the purifier's reachable(), or settings that make arithmetic coarser",
+        ),
+        FlagKind(
             "detector-ignored",
             "the guard marks images as rejected, and no attack that finished asked for the purifier's scores",
             "A detector has to be attacked together with the classifier (Tramer et al. 2020, on detectors; Carlini et "

@@ -16,6 +16,7 @@ from .report import Model
 
 COUNTS = ("queries", "gradients", "passes", "scores")
 """The fields of ``Spent`` that count."""
+PROVEN = "proven/"
 Record = tuple[dict[str, Any], dict[str, Tensor]]
 """What a journal keeps of an outcome: values for JSON, and tensors."""
 
@@ -27,12 +28,15 @@ class CleanOutcome:
     labels: Tensor
     judged: Mapping[Model, Judged]
     seconds: Mapping[Model, float]
+    proven: Mapping[str, Tensor]
+    """For each threat with proofs, by its text, the images whose answer provably stays, bool (n,)."""
 
     def record(self) -> Record:
         """As a journal keeps it."""
         tensors = {"labels": self.labels.cpu()}
         for model, one in self.judged.items():
             tensors |= _tensors(one, model)
+        tensors |= {f"{PROVEN}{threat}": held for threat, held in self.proven.items()}
         return {"seconds": dict(self.seconds)}, tensors
 
     @classmethod
@@ -40,7 +44,8 @@ class CleanOutcome:
         """From what ``record`` gave."""
         values, tensors = record
         judged: dict[Model, Judged] = {model: _judged(tensors, model) for model in values["seconds"]}
-        return cls(tensors["labels"], judged, values["seconds"])
+        proven = {name.removeprefix(PROVEN): held for name, held in tensors.items() if name.startswith(PROVEN)}
+        return cls(tensors["labels"], judged, values["seconds"], proven)
 
 
 @dataclass(frozen=True)

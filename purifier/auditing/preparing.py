@@ -31,6 +31,7 @@ from .parts import AuditedParts, audited_parts
 from .plan import Job, plan, plan_preset
 from .preflight import check_fit
 from .presets import DEFAULT_PRESET, preset_of
+from .proofs import Proofs, proofs_for
 from .setup import AuditSetup
 
 ALONE = Processes()
@@ -88,6 +89,7 @@ class Prepared:
     request: Request
     weights: Weights
     """What classifier and purifier held before anything asked them."""
+    proofs: Proofs
 
 
 def prepare(
@@ -124,7 +126,11 @@ def prepare(
     if random:
         setup = replace(setup, eot=request.eot, judgements=request.judgements)
     jobs, left_out = _with_preset(parts, jobs, preset, threats, routes, random=random)
-    return Prepared(parts, setup, loaded, threats, jobs, preset, left_out, random, calibration, request, weights)
+    proofs, unproven = proofs_for(parts, setup, loaded.shape, threats, random=random)
+    left_out = [*left_out, *unproven]
+    return Prepared(
+        parts, setup, loaded, threats, jobs, preset, left_out, random, calibration, request, weights, proofs
+    )
 
 
 def _device_of_process(device: str | torch.device | None) -> str | torch.device | None:

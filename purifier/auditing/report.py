@@ -13,6 +13,7 @@ from ..atomic import atomic_write
 from ..attacking.threat import Threat
 from ..errors import ConfigError, FileError, PurifierError
 from ..vocabulary import Needs
+from .certificate import Certificate, read_certificate
 from .details import Details
 from .detection import Detection
 from .examples import Examples
@@ -160,6 +161,8 @@ class AuditReport:
     """The names of the classes, in the order of the labels; None if they are not known."""
     partial: Partial | None = None
     """Which images the report is about, if not about all of the data: it then has no verdict."""
+    certificates: Sequence[Certificate] = ()
+    """What is proven, for each threat that the purifier has bounds for."""
     schema_version: int = SCHEMA_VERSION
     details: Details | None = field(default=None, compare=False)
     """What is kept besides the JSON; see ``results`` and ``examples``."""
@@ -276,6 +279,7 @@ class AuditReport:
                     "flags": [Flag(**flag) for flag in found["flags"]],
                     "worst_case": [WorstCase(**nested(case)) for case in found["worst_case"]],
                     "partial": found["partial"] and Partial(**found["partial"]),
+                    "certificates": [read_certificate(one) for one in found["certificates"]],
                 }
             )
             details = Details(report.owner, (len(report.rows), report.data["count"]), path.parent)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 """2 added detection and calibration; 3 flags, presets, sequences, majorities; 4 renamed ``refused`` to ``rejected``; 5
 added rejecting guards, classifiers alone, what exactly was audited, and whether an attack took several steps; 6 the
 purifier's spec and whether it is random, what each attack needs, and the precision of the gradient check; 7 renamed
 ``accuracy`` to ``share``, because agreement is none, and added what a guard does with bad pixels; 8 added the names of
-the classes; 9 reports of a part of the images."""
+the classes; 9 reports of a part of the images; 10 certificates."""
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +45,8 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
         found = {**found, "class_names": None}
     if version < 9:
         found = {**found, "partial": None}
+    if version < 10:
+        found = {**found, "certificates": []}
     return {**found, "schema_version": SCHEMA_VERSION, "rows": rows, "worst_case": cases}
 
 

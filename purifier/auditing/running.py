@@ -20,6 +20,7 @@ from .journal import Journal
 from .judging import CLEAN, Judged, judge
 from .outcome import CleanOutcome, Outcome
 from .plan import Job
+from .proofs import NO_PROOFS, Proofs
 from .report import Model
 from .setup import AuditSetup, Batch
 from .tally import Tally
@@ -47,12 +48,18 @@ class _Images:
 
 
 def run_jobs(
-    setup: AuditSetup, data: ImageData, digest: DataDigest, tally: Tally, watch: Watch, journal: Journal
+    setup: AuditSetup,
+    data: ImageData,
+    digest: DataDigest,
+    tally: Tally,
+    watch: Watch,
+    journal: Journal,
+    proofs: Proofs = NO_PROOFS,
 ) -> None:
     """Run all jobs on all batches of the audit's images, and tell ``tally`` and ``journal``."""
     try:
         for indices in batches_of(tally.about.span, setup.batch_size):
-            _run_batch(setup, _Images(setup, data, indices, digest), tally, watch, journal)
+            _run_batch(setup, _Images(setup, data, indices, digest), tally, watch, journal, proofs)
         watch.end("looking for flags" if tally.jobs else "done")
     except ProgressFailed as failed:
         raise failed.error from None
@@ -64,12 +71,14 @@ def batches_of(span: range, batch_size: int) -> Iterator[range]:
         yield range(start, min(start + batch_size, span.stop))
 
 
-def _run_batch(setup: AuditSetup, images: _Images, tally: Tally, watch: Watch, journal: Journal) -> None:
+def _run_batch(
+    setup: AuditSetup, images: _Images, tally: Tally, watch: Watch, journal: Journal, proofs: Proofs
+) -> None:
     start = images.indices[0]
     watch.batch(len(images.indices))
     clean = journal.clean(start)
     if clean is None:
-        clean = _judge_clean(setup, images)
+        clean = _judge_clean(setup, images, proofs)
         journal.add_clean(start, clean)
     tally.begin(clean)
     watch.clean(clean.judged[setup.model].shares)
@@ -92,7 +101,7 @@ def _run_batch(setup: AuditSetup, images: _Images, tally: Tally, watch: Watch, j
                 watch.judged(job.threat, at, judged.shares)
 
 
-def _judge_clean(setup: AuditSetup, images: _Images) -> CleanOutcome:
+def _judge_clean(setup: AuditSetup, images: _Images, proofs: Proofs) -> CleanOutcome:
     batch = images.batch
     judged: dict[Model, Judged] = {}
     seconds: dict[Model, float] = {}
@@ -102,7 +111,7 @@ def _judge_clean(setup: AuditSetup, images: _Images) -> CleanOutcome:
         with explained(failure, AuditError, "fix it; nothing was attacked"):
             judged[model] = judge(setup, model, batch, CLEAN)
         seconds[model] = time.perf_counter() - began
-    return CleanOutcome(batch.labels, judged, seconds)
+    return CleanOutcome(batch.labels, judged, seconds, proofs.of(batch, judged[setup.model].answers))
 
 
 def _attack(setup: AuditSetup, job: Job, models: Sequence[Model], attacked: Batch, at: Tensor, watch: Watch) -> Outcome:

@@ -112,6 +112,9 @@ def _worst_table(report: AuditReport) -> Sheet:
                 (f"majority vote of {report.judgements} judgements", own.majority),
             ):
                 sheet.add("", name, *(["-"] if both else []), rate_text(figure))
+    for certificate in report.certificates:
+        text = f"none: certified by {certificate.method}"
+        sheet.add(threat_text(certificate.threat), text, *(["-"] if both else []), rate_text(certificate.result))
     return sheet
 
 

@@ -31,6 +31,7 @@ class Tally:
         self._clean = {model: PendingRow(model) for model in about.models}
         self._of_job = [_rows_for(job, alone) for job in self.jobs]
         self._labels: list[Tensor] = []
+        self._proven: dict[str, list[Tensor]] = {}
         self._on_clean: WorstSoFar = {}
         self._sequences: dict[tuple[str, Threat], WorstSoFar] = {}
 
@@ -49,9 +50,16 @@ class Tally:
         """The labels of all images so far, (N,)."""
         return torch.cat(self._labels)
 
+    @property
+    def proven(self) -> dict[str, Tensor]:
+        """For each threat with proofs, by its text, the images whose answer provably stays, bool (N,)."""
+        return {threat: torch.cat(parts) for threat, parts in self._proven.items()}
+
     def begin(self, clean: CleanOutcome) -> None:
         """Begin a batch with what its clean images came to."""
         self._labels.append(clean.labels.cpu())
+        for threat, held in clean.proven.items():
+            self._proven.setdefault(threat, []).append(held.cpu())
         self._on_clean, self._sequences = dict(clean.judged), {}
         self.keeper.begin()
         for model, row in self._clean.items():

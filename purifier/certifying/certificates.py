@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..atomic import atomic_write
+from ..auditing.proofs import NO_ANSWER
 from ..auditing.statistics import Rate, rate
 from ..errors import FileError
-from .smoothing import NO_ANSWER
+from ..vocabulary import Norm
 
 SCHEMA = 1
 FILE_NAME = "certificates.json"
@@ -25,8 +27,9 @@ STEPS = 5
 class Certificates:
     """What was certified for each image, and of what.
 
-    Every certificate holds with confidence 1 - alpha for itself: no image within ``radii[i]`` of image i gets another
-    answer from the smoothed model than ``answers[i]``.
+    No image within ``radii[i]`` of image i gets another answer than ``answers[i]``: with the method ``bounds`` from the
+    guard itself, and images at that distance included; with ``smoothing`` from the smoothed model, and with confidence
+    1 - alpha for each certificate. Fields of smoothing are None for bounds.
     """
 
     created: str
@@ -38,34 +41,46 @@ class Certificates:
     on_reject: str | None
     data: Mapping[str, Any]
     """Name, number and SHA-256 of the images, as in an audit's report."""
-    sigma: float
-    samples: int
-    first: int
-    alpha: float
+    method: Literal["smoothing", "bounds"]
+    norm: Norm
     seed: int
     device: str
     largest_radius: float
-    """What an image gets on whose copies all answers agree."""
+    """With smoothing, what an image gets on whose copies all answers agree; with bounds, what some image has."""
     notes: Sequence[str]
     labels: Sequence[int]
     answers: Sequence[int]
-    """The class of each image; -1 where the smoothed model abstains."""
-    counts: Sequence[int]
-    """How many of the samples had that class."""
+    """The class of each image; -1 where there is none, because the smoothed model abstains."""
     radii: Sequence[float]
-    """In pixel units, l2; 0 where it abstains."""
+    """In pixel units; 0 where nothing is certified."""
     seconds: float
-    method: Literal["smoothing"] = "smoothing"
-    norm: Literal["l2"] = "l2"
+    sigma: float | None = None
+    samples: int | None = None
+    first: int | None = None
+    alpha: float | None = None
+    counts: Sequence[int] | None = None
+    """How many of the samples had the class of each image."""
+    budgets: Sequence[float] = ()
+    """Radii that were asked for."""
     command: Sequence[str] | None = None
     schema: int = SCHEMA
 
     def certified(self, radius: float) -> Rate:
-        """The share of images whose answer is right, and certified for changes of this l2 norm.
+        """The share of images whose answer is right, and certified for changes of this size.
 
-        At radius 0 that is the accuracy of the smoothed model, where an image on which it abstains is not right.
+        At radius 0 that is the accuracy: of the guard, or of the smoothed model, where an image on which it abstains is
+        not right.
         """
-        return rate(sum(answer == label and certified > radius for label, answer, certified in self._each), self._count)
+        within = operator.ge if self.method == "bounds" else operator.gt
+        right = (answer == label and within(certified, radius) for label, answer, certified in self._each)
+        return rate(sum(right), self._count)
+
+    @property
+    def how(self) -> str:
+        """What they come from, in words."""
+        if self.sigma is None or self.alpha is None:
+            return "proven by bounds"
+        return f"noise of standard deviation {self.sigma:g}, {self.samples} samples, confidence {1 - self.alpha:g} each"
 
     @property
     def abstained(self) -> Rate:
@@ -78,7 +93,9 @@ class Certificates:
         return sum(radius for label, answer, radius in self._each if answer == label) / self._count
 
     def steps(self) -> list[float]:
-        """Round radii from 0 to below the largest."""
+        """The radii asked for after 0; without any, round ones from 0 to below the largest."""
+        if self.budgets or not self.largest_radius:
+            return [0.0, *sorted(self.budgets)]
         rough = self.largest_radius / STEPS
         unit = 10.0 ** math.floor(math.log10(rough))
         step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough)
@@ -111,7 +128,8 @@ class Certificates:
             raise FileError(f"{path}: expected certificates of schema {SCHEMA}, got {got!r}; {advice}", path)
         try:
             made = cls(**found)
-            lengths = {len(values) for values in (made.labels, made.answers, made.counts, made.radii)}
+            counts = made.labels if made.counts is None else made.counts
+            lengths = {len(made.labels), len(made.answers), len(made.radii), len(counts)}
         except TypeError as error:
             raise FileError(f"{path} does not hold whole certificates ({error}); {advice}", path) from error
         if lengths != {made.data.get("count")}:

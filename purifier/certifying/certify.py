@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 
@@ -19,7 +20,9 @@ from ..auditing.preparing import Audited, Prepared, Request, prepare
 from ..auditing.watching import Progress
 from ..contracts.purifier import Purifier
 from ..data.given import Data
-from ..vocabulary import OutputKind
+from ..errors import ConfigError
+from ..vocabulary import Norm, OutputKind
+from .bounding import by_bounds
 from .certificates import Certificates
 from .smoothing import Smoothing, Vote
 
@@ -34,10 +37,12 @@ def certify(
     guard: Audited,
     data: Data,
     *,
-    sigma: float,
+    sigma: float | None = None,
     samples: int = 1000,
     first: int = 100,
     alpha: float = 0.001,
+    norm: Norm | None = None,
+    eps: float | Sequence[float] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -51,11 +56,14 @@ def certify(
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Certificates:
-    """Certify a guard's answers in l2 by randomised smoothing (Cohen et al. 2019); it is only asked, so any will do.
+    """Certify a guard's answers: by its purifier's bounds, or with ``sigma`` by randomised smoothing.
 
-    The certificates are for the smoothed guard: of many copies of an image with normal noise, the class that most get.
-    They hold for every attack, known or not, and each with confidence 1 - ``alpha``. A copy that the guard rejects
-    counts for no class. The guard's own noise, if it draws any, is drawn anew for each copy.
+    Bounds need a purifier that has them, such as ``certified``. They certify the guard itself, and are never wrong.
+
+    Randomised smoothing (Cohen et al. 2019) only asks the guard, so any will do. The certificates, in l2, are for the
+    smoothed guard: of many copies of an image with normal noise, the class that most get. They hold for every attack,
+    known or not, and each with confidence 1 - ``alpha``. A copy that the guard rejects counts for no class. The guard's
+    own noise, if it draws any, is drawn anew for each copy.
 
     Parameters
     ----------
@@ -66,9 +74,14 @@ def certify(
     sigma, samples, first, alpha
         See ``purifier.certifying.smoothing.Smoothing``. Without a purifier that was trained for noise of ``sigma``,
         few images are certified.
+    norm
+        For bounds: ``linf`` or ``l2``; by default what the purifier was trained for. Smoothing is in ``l2``.
+    eps
+        For bounds: budgets in pixel units that the table shows, and at which radii are exact; by default the one that
+        the purifier was trained for.
     batch_size
-        Noisy copies per call; by default 250, or what fits into memory. The result does not depend on it, except for
-        rounding.
+        Images per call, or noisy copies; by default 250, or what fits into memory. The result does not depend on it,
+        except for rounding.
     seed
         Random seed of the noise.
     device, root, preprocessing, input, output, output_kind, feed
@@ -76,7 +89,7 @@ def certify(
     progress
         As for ``purifier.audit``; steps are images.
     out
-        Folder for ``certificates.json``, and while it works for a journal: when it was cut off, the same call goes on
+        Folder for ``certificates.json``, and during smoothing for a journal: when it was cut off, the same call goes on
         with the images that are left.
     overwrite
         Give up what the journal of other certificates has.
@@ -84,9 +97,11 @@ def certify(
     Raises
     ------
     ConfigError, SpecError, DataError, OutputError, AuditError, PluginError
-        As for ``purifier.audit``, and for options that can certify nothing.
+        As for ``purifier.audit``; for options that can certify nothing; for bounds that the purifier does not have, and
+        for a classifier that answers the purifier's components with other classes than they stand for.
     """
-    smoothing = Smoothing(sigma, samples, first, alpha)
+    smoothing = _smoothing(sigma, samples, first, alpha, norm, eps)
+    budgets = () if eps is None else _budgets(eps)
     if out is not None:
         check_writable(out)
     request = Request(
@@ -104,30 +119,66 @@ def certify(
     began = time.perf_counter()
     with torch.no_grad(), ExitStack() as stack:  # the stack puts back what it found, so it ends first
         ready = prepare(stack, guard, data, request)
-        digest = DataDigest(ready.data, ready.setup.batch_size)
-        about = identify(ready, digest, range(len(ready.data)), None, keeps_adversarial=False)
-        header = {**about.to_json(), "smoothing": vars(smoothing)}
-        header["facts"] = {name: header["facts"][name] for name in FACTS}
-        path = None if out is None else Path(out, JOURNAL)
-        journal = stack.enter_context(opened(path, header, overwrite=overwrite))
-        votes = _votes(ready, smoothing, journal, progress)
+        about = identify(
+            ready, DataDigest(ready.data, ready.setup.batch_size), range(len(ready.data)), None, keeps_adversarial=False
+        )
+        if smoothing is None:
+            found = by_bounds(ready, norm, budgets, progress)
+        else:
+            header = {**about.to_json(), "smoothing": vars(smoothing)}
+            header["facts"] = {name: header["facts"][name] for name in FACTS}
+            path = None if out is None else Path(out, JOURNAL)
+            journal = stack.enter_context(opened(path, header, overwrite=overwrite))
+            found = _by_smoothing(ready, smoothing, _votes(ready, smoothing, journal, progress))
         made = Certificates(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             model=ready.setup.model,
             **{name: about.facts[name] for name in FACTS},
-            **vars(smoothing),
-            largest_radius=smoothing.largest_radius,
-            notes=_notes(ready.parts.in_front, smoothing),
+            **found,
             labels=ready.data.labels.tolist(),
-            answers=[vote.answer for vote in votes],
-            counts=[vote.count for vote in votes],
-            radii=[vote.radius for vote in votes],
             seconds=time.perf_counter() - began,
         )
         if out is not None:
             made.save(out)
-            Path(out, JOURNAL).unlink()
+            if smoothing is not None:
+                Path(out, JOURNAL).unlink()
     return made
+
+
+def _smoothing(
+    sigma: float | None, samples: int, first: int, alpha: float, norm: Norm | None, eps: object
+) -> Smoothing | None:
+    """How to smooth; None to certify by bounds."""
+    if sigma is None:
+        return None
+    if norm not in (None, "l2") or eps is not None:
+        raise ConfigError("sigma: smoothing finds radii in l2; leave norm and eps out, or leave sigma out")
+    return Smoothing(sigma, samples, first, alpha)
+
+
+def _by_smoothing(ready: Prepared, smoothing: Smoothing, votes: Sequence[Vote]) -> dict[str, Any]:
+    """The fields of ``Certificates`` that come from votes."""
+    return {
+        "method": "smoothing",
+        "norm": "l2",
+        **vars(smoothing),
+        "largest_radius": smoothing.largest_radius,
+        "notes": _notes(ready.parts.in_front, smoothing),
+        "answers": [vote.answer for vote in votes],
+        "counts": [vote.count for vote in votes],
+        "radii": [vote.radius for vote in votes],
+    }
+
+
+def _budgets(eps: float | Sequence[float]) -> tuple[float, ...]:
+    """The budgets, in order; raises ``ConfigError`` unless they are numbers above 0."""
+    try:
+        budgets = [float(eps)] if isinstance(eps, SupportsFloat) else [float(one) for one in eps]
+    except (TypeError, ValueError):
+        budgets = []
+    if not budgets or not all(0 < budget < math.inf for budget in budgets):
+        raise ConfigError(f"eps: expected budgets in pixel units above 0, got {eps!r}")
+    return tuple(sorted(set(budgets)))
 
 
 def _votes(ready: Prepared, smoothing: Smoothing, journal: Journal, progress: Progress | None) -> list[Vote]:

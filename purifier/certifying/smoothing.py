@@ -13,13 +13,11 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from ..auditing.proofs import NO_ANSWER
 from ..auditing.subject import Subject
 from ..errors import ConfigError
 from ..seeding import SampleGenerator, mix_seed
 from .binomial import fewest_trials, lower_bound
-
-NO_ANSWER = -1
-"""Stands for the class where the smoothed model abstains."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..atomic import atomic_write
 from ..errors import OutputError
-from ..vocabulary import OnBadPixels, OnReject, OutputKind
+from ..vocabulary import Norm, OnBadPixels, OnReject, OutputKind
 from .audit_request import read_eps
 from .completing import purifier_names
 from .console import result_console
@@ -59,7 +59,17 @@ def certify(
     ],
     data: Annotated[str, typer.Option(help="DATA spec, such as fashion-mnist:test:100.")],
     out: Annotated[Path, typer.Option(help="Folder for certificates.json and certificates.svg.")],
-    sigma: Annotated[str, typer.Option(help="Standard deviation of the noise in pixel units, such as 0.25 or 64/255.")],
+    norm: Annotated[
+        Norm | None, typer.Option(help="Norm of the bounds: linf or l2 (default: what the purifier was trained for).")
+    ] = None,
+    eps: Annotated[
+        list[str] | None,
+        typer.Option(help="Budget to certify by bounds, such as 0.1 or 8/255; repeatable (default: as trained for)."),
+    ] = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(help="Certify by randomised smoothing, with noise of this standard deviation in pixel units."),
+    ] = None,
     samples: Annotated[int, typer.Option(help="Noisy copies of each image that bound its radius.")] = 1000,
     first: Annotated[int, typer.Option(help="Other copies that find out which answer is certified.")] = 100,
     alpha: Annotated[float, typer.Option(help="Probability that a certificate does not hold.")] = 0.001,
@@ -96,10 +106,11 @@ def certify(
         bool, typer.Option("--overwrite", help="Replace earlier certificates, and give up another run's journal.")
     ] = False,
 ) -> None:
-    """Prove by randomised smoothing how large a change of each image leaves its answer, in l2.
+    """Prove how large a change of each image leaves its answer: by the purifier's bounds, or by randomised smoothing.
 
-    Nothing is attacked: the guard is asked about many noisy copies of each image, so ONNX files and guards without
-    gradients are certified like any other. A command that was cut off goes on where it stopped.
+    Nothing is attacked. Bounds need a purifier that has them, such as certified. With --sigma the guard is asked about
+    many noisy copies of each image, so any guard will do, ONNX files too; the certificates are then in l2, and the same
+    command goes on where it was cut off.
     """
     from ..certifying.certificates import FILE_NAME
     from ..certifying.certify import JOURNAL
@@ -108,7 +119,8 @@ def certify(
 
     if (out / FILE_NAME).exists() and not overwrite and not (out / JOURNAL).exists():
         raise OutputError(f"{out / FILE_NAME} exists; replace it by --overwrite, or choose another --out", out)
-    noise = read_eps(sigma, "--sigma")
+    noise = None if sigma is None else read_eps(sigma, "--sigma")
+    budgets = None if eps is None else [read_eps(text, "--eps") for text in eps]
     model, wanted = read_model_options(classifier, weights, random_weights, read_preprocessing_option(preprocessing))
     named, asked, fed = read_output_option(output), read_input_option(input), read_feed_option(feed)
     reading = Reading(preprocessing=wanted, input=asked, output=named, output_kind=output_kind, feed=fed)
@@ -117,9 +129,10 @@ def certify(
     how: dict[str, Any] = {"classes": classes, "preprocessing": wanted, "no_labels": no_labels, "quiet": quiet}
     images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, **how)
     smoothing: dict[str, Any] = {"sigma": noise, "samples": samples, "first": first, "alpha": alpha}
+    threat: dict[str, Any] = {"norm": norm, "eps": budgets}
     kept: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "overwrite": overwrite}
     with audit_progress(quiet=quiet) as show:
-        found = run(model, images, **smoothing, **kept, **reading, out=out, progress=show)
+        found = run(model, images, **smoothing, **threat, **kept, **reading, out=out, progress=show)
     made = dataclasses.replace(
         found, command=command_line(context), classifier={**found.classifier, "spec": classifier}
     )
@@ -134,10 +147,7 @@ def print_certificates(made: Certificates, console: Console) -> None:
     """Print the share of images that are right and certified at a few radii."""
     about = f"{made.data['count']} images of {made.data['name']}"
     console.print(
-        f"right and certified, {about}, with 95% interval; l2, noise of {made.sigma:g}, {made.samples} samples, each "
-        f"certificate with confidence {1 - made.alpha:g}",
-        markup=False,
-        soft_wrap=True,
+        f"right and certified, {about}, with 95% interval; {made.norm}, {made.how}", markup=False, soft_wrap=True
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
     table.add_column("radius")
@@ -145,11 +155,9 @@ def print_certificates(made: Certificates, console: Console) -> None:
     for radius in made.steps():
         table.add_row(f"{radius:g}", str(made.certified(radius)))
     console.print(table)
-    console.print(
-        f"no answer {made.abstained}; largest radius possible {made.largest_radius:.3g}; mean radius "
-        f"{made.mean_radius:.3g}",
-        markup=False,
-    )
-    console.print("the certificates are for the smoothed guard, not for a single answer of the guard", markup=False)
+    none = f"no answer {made.abstained}; " if made.method == "smoothing" else ""
+    console.print(f"{none}largest radius {made.largest_radius:.3g}; mean radius {made.mean_radius:.3g}", markup=False)
+    if made.method == "smoothing":
+        console.print("the certificates are for the smoothed guard, not for a single answer of the guard", markup=False)
     for note in made.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -15,7 +15,7 @@ STYLE = (
 
 def certified_plot(certificates: Certificates) -> str:
     """A line of the share of images that are right and certified, with its 95% interval, at every radius."""
-    largest = certificates.largest_radius
+    largest = max([certificates.largest_radius, *certificates.budgets]) or 1.0
     places = sorted({0.0, *(radius for radius in certificates.radii if radius > 0), largest})
     rates = [certificates.certified(place) for place in places]
 
@@ -34,7 +34,7 @@ def certified_plot(certificates: Certificates) -> str:
 
     low, high = (stairs([rate.interval[side] for rate in rates]) for side in (0, 1))
     about = certificates.data
-    below = f"l2 radius; noise of standard deviation {certificates.sigma:g}, confidence {1 - certificates.alpha:g}"
+    below = f"{certificates.norm} radius; {certificates.how}"
     title = f"{certificates.classifier['description']}, {about['count']} images of {about['name']}"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',

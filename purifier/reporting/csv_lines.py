@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 
+from ..auditing.certificate import Certificate
 from ..auditing.report import WHITE_BOX, AuditReport, Row, WorstCase
 from ..auditing.statistics import Rate
 from .taxonomy import technique_of
@@ -17,11 +19,12 @@ COLUMNS = (
 
 
 def to_csv(report: AuditReport) -> str:
-    """All figures with their 95% intervals; ``kind`` is clean, attack or worst-case."""
+    """All figures with their 95% intervals; ``kind`` is clean, attack, worst-case or certified."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    for line in (*map(_of_row, report.rows), *map(_of_case, report.worst_case)):
+    certified = map(_of_certificate, report.certificates, itertools.repeat(report.model))
+    for line in (*map(_of_row, report.rows), *map(_of_case, report.worst_case), *certified):
         writer.writerow({name: _safe(value) for name, value in line.items() if value is not None})
     return text.getvalue()
 
@@ -56,6 +59,16 @@ def _of_case(case: WorstCase) -> dict[str, object]:
         **{name: _share(getattr(case, name)) for name in ("worst_of_n", "majority")},
         "complete": case.complete,
         "multi_step": case.multi_step,
+    }
+
+
+def _of_certificate(one: Certificate, model: str) -> dict[str, object]:
+    return {
+        "kind": "certified",
+        "model": model,
+        "norm": one.threat.norm,
+        "eps": one.threat.eps,
+        **_rate(one.result),
     }
 
 

@@ -138,6 +138,8 @@ def _compared(report: AuditReport) -> list[Compared]:
         kind = "worst case of all attacks" if scope == "all" else "worst case of white-box attacks"
         complete = all(case.complete for case in (own, other) if case is not None)
         lines.append(Compared(f"{threat}, {kind}", _result(other) if both else None, _result(own), complete))
+    for one in report.certificates:
+        lines.append(Compared(f"{one.threat}, certified by {one.method}", None, one.result, True))
     return lines
 
 

@@ -60,7 +60,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
 
 
 def worst_table(report: AuditReport) -> str:
-    """The worst case of each model, threat and scope."""
+    """The worst case of each model, threat and scope, and what is certified."""
     return table(
         ["model", "threat", "attacks", counted(report), "images"],
         [
@@ -72,6 +72,10 @@ def worst_table(report: AuditReport) -> str:
                 case.result.count,
             )
             for case in report.worst_case
+        ]
+        + [
+            (report.model, one.threat, f"none: certified by {one.method}", one.result, one.result.count)
+            for one in report.certificates
         ],
     )
 

@@ -15,7 +15,7 @@ from .findings import Finding
 Light = Literal["good", "doubt", "bad", "plain"]
 LOWER_BOUND = (
     "An attack that fails proves nothing: a stronger one may exist, so robustness is at most what is shown here. Only "
-    "a certificate bounds it from below, and this is none."
+    "a certificate bounds it from below"
 )
 INTERVALS = (
     "Intervals are 95% Wilson intervals over images. They say how much other images of the same kind may differ, not "
@@ -49,6 +49,11 @@ def verdict(report: AuditReport, missed: Sequence[Finding] | None = None) -> Ver
     by = " by queries only" if report.classifier.get("queries_only") else ""
     title = f"{at_most}{with_count(case.result)} stay {counted(report)} under attack{by}"
     sentences = [_worst_sentence(report, case), _knowledge(report, case.threat), clean]
+    sentences += [
+        f"Proven for every attack, known or not: {with_count(one.result)} stay {report.right} if an attacker may "
+        f"{attacker(one.threat)}."
+        for one in report.certificates
+    ]
     alone = _undefended(report, case.threat)
     if alone is not None:
         sentences.append(
@@ -159,7 +164,7 @@ def limits(report: AuditReport) -> list[str]:
     tested = f"{', '.join(map(str, report.threats))} and these {report.data['count']} images"
     found = [
         f"The figures hold for {tested}. Larger changes, other norms, patches and other data were not tested.",
-        LOWER_BOUND,
+        f"{LOWER_BOUND}{'.' if report.certificates else ', and this is none.'}",
         INTERVALS,
         WEAKER_ROUTES,
     ]

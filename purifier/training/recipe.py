@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..answering import draw
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import OnePass, Purifier
+from ..data.images import ImageData
 from ..errors import TrainingError
 from ..seeding import SampleGenerator
 from .optimisation import Optimisation
@@ -85,6 +87,12 @@ class Recipe(ABC):
     def can_collapse(self) -> bool:
         """Whether ``watch`` may raise ``Collapse``."""
         return type(self).watch is not Recipe.watch
+
+    def begin(
+        self, purifier: Purifier, data: ImageData, classifier: PixelClassifier | None, device: torch.device
+    ) -> None:
+        """Called once, before the first step of a run that was not stopped before."""
+        return
 
     @abstractmethod
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:

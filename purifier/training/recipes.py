@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..errors import ConfigError
 from ..specs import build, split_spec
+from .certified import Certified
 from .denoise import Denoise
 from .elbo import Elbo
 from .recipe import Recipe
 from .robust import Robust
 
-RECIPES: dict[str, type[Recipe]] = {"elbo": Elbo, "denoise": Denoise, "robust": Robust}
+RECIPES: dict[str, type[Recipe]] = {"elbo": Elbo, "denoise": Denoise, "robust": Robust, "certified": Certified}
 
 
 def build_recipe(spec: str) -> Recipe:

@@ -40,6 +40,8 @@ def run_epochs(
     entries = read_log(log, until=done) if done else []
     if done and writes:  # the log is this run's own; another run's log stays until this run has finished an epoch
         write_log(log, header, entries)
+    if state is None:
+        run.recipe.begin(run.purifier, run.data, run.classifier, run.device)
     run.within = state.within if state else None
     if run.within is not None and run.within.step > run.steps:
         raise TrainingError(

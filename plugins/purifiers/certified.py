@@ -1,0 +1,205 @@
+"""Purifier ``certified``: replaces an image by the mean image of its component, which provably does not change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from purifier.contracts.bounded import TrainingBounds
+from purifier.contracts.purifier import Purifier
+from purifier.errors import ConfigError
+
+from ._interval import TINY, Interval, Layer, rounding
+
+KERNEL = 5
+MAX_WEIGHTS = 10**9
+"""More are probably a mistake, so they are an error before any memory is allocated."""
+
+
+@dataclass(frozen=True)
+class CertifiedConfig:
+    """Shape, size and threat.
+
+    Parameters
+    ----------
+    image_shape
+        (C, H, W) of the images.
+    classes
+        Number of components, one for each class of the classifier.
+    norm, eps
+        The threat that the recipe ``certified`` trains for, in pixel units; ``score`` is measured at it.
+    channels
+        Width of the first convolution, doubled by each later one.
+    depth
+        Number of convolutions, each of which halves the image.
+    hidden
+        Width of the linear layer before the scores.
+    """
+
+    image_shape: tuple[int, int, int]
+    classes: int = 10
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = 0.1
+    channels: int = 32
+    depth: int = 2
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.image_shape) < 1 or min(self.channels, self.depth, self.hidden) < 1:
+            raise ConfigError(f"certified: image_shape, channels, depth and hidden must be positive, got {self}")
+        if self.classes < 2:
+            raise ConfigError(f"certified: expected 2 or more classes, got {self.classes}")
+        if not 0 < self.eps < math.inf:
+            raise ConfigError(f"certified: eps must be a number above 0 in pixel units, got {self.eps}")
+        if self.weights > MAX_WEIGHTS:
+            raise ConfigError(
+                f"certified: these options give {self.weights:.3g} weights, expected at most {MAX_WEIGHTS:.0e}; lower "
+                "channels or hidden, or raise depth"
+            )
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the image and of each map."""
+        return [self.image_shape[0], *(self.channels << level for level in range(self.depth))]
+
+    @property
+    def features(self) -> int:
+        """How many values the last map has."""
+        height, width = (-(-side // (1 << self.depth)) for side in self.image_shape[1:])
+        return self.widths[-1] * height * width
+
+    @property
+    def weights(self) -> int:
+        """How many weights the encoder has, without biases."""
+        maps = sum(inner * outer for inner, outer in pairwise(self.widths))
+        return int(KERNEL**2 * maps + (self.features + self.classes) * self.hidden)
+
+
+class Certified(Purifier):
+    """An encoder scores components; purifying gives the mean image of the highest one.
+
+    Where no image within a threat has another highest component, all of them become the same image, so that the
+    classifier's answer to them is the same, whichever classifier it is. The encoder decides; the classifier names.
+    Trained by the recipe ``certified``, which also chooses the mean images.
+
+    The mean images are all that a decoder could give, so they are kept instead of one. The surrogate is their mixture
+    by the softmax of the scores.
+    """
+
+    Config = CertifiedConfig
+    gradient: ClassVar[Literal["exact", "surrogate"]] = "surrogate"
+    bounded_norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    config: CertifiedConfig
+    images: Tensor
+
+    def __init__(self, config: CertifiedConfig) -> None:
+        super().__init__(config)
+        widths = config.widths
+        maps = [Layer(inner, outer, KERNEL) for inner, outer in pairwise(widths)]
+        self.maps = nn.ModuleList(maps)
+        self.hidden = Layer(config.features, config.hidden)
+        self.last = nn.Linear(config.hidden, config.classes)
+        self.register_buffer("images", torch.rand(config.classes, *config.image_shape))
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        """The components' scores (N, classes) for pixels (N, C, H, W)."""
+        values = pixels
+        for layer in self.maps:
+            values = layer(values).relu()
+        scores: Tensor = self.last(self.hidden(values.flatten(1)).relu())
+        return scores
+
+    def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.images.index_select(0, self.scores(pixels).argmax(1))
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The mean images, mixed by the softmax of their scores."""
+        mixed: Tensor = torch.tensordot(self.scores(pixels).softmax(1), self.images, dims=1)
+        return mixed.clamp(0, 1)
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """Minus the certificate's margin at ``norm`` and ``eps``: below 0, the image is certified there."""
+        best = self.scores(pixels).argmax(1)
+        margins = self.margins(pixels, best, self.config.norm, self.config.eps)
+        own = F.one_hot(best, self.config.classes).bool()
+        return -margins.masked_fill(own, math.inf).amin(1)
+
+    def outputs(self) -> Tensor:
+        """The mean images (K, C, H, W)."""
+        return self.images
+
+    def reachable(self, pixels: Tensor, norm: str, eps: Tensor, factors: float = 0.0) -> Tensor:
+        """Which outputs (N, K) some image within ``eps`` (N,) of each may be purified to."""
+        best = self.scores(pixels).argmax(1)
+        margins = self.margins(pixels.double(), best, norm, eps.double().view(-1, 1, 1, 1), factors)
+        return ~(margins > 0) | F.one_hot(best, self.config.classes).bool()
+
+    def margins(self, pixels: Tensor, best: Tensor, norm: str, eps: float | Tensor, factors: float = 0.0) -> Tensor:
+        """Lower bounds (N, K) of by how much the score of component ``best`` (N,) is above each, within a threat.
+
+        ``eps`` is a number, or a tensor that broadcasts with the pixels. The bounds hold for scores that are computed
+        in float32, and are themselves computed in the pixels' dtype. ``factors`` as for ``rounding``.
+        """
+        box = _box(pixels, eps)
+        first, *others = self.maps
+        assert isinstance(first, Layer)
+        values = first.bounds(box, factors) if norm == "linf" else first.ball_bounds(pixels, box, eps, factors)
+        for layer in others:
+            assert isinstance(layer, Layer)
+            values = layer.bounds(values.rectified(), factors)
+        values = self.hidden.bounds(values.rectified().flat(), factors).rectified()
+        weight, bias = (part.to(pixels.dtype) for part in (self.last.weight, self.last.bias))
+        slack = rounding(self.config.hidden, factors, pixels.dtype)
+        # Both scores are rounded, each by its own weights.
+        lost = F.linear(values.magnitude, weight.abs(), bias.abs()) * slack + TINY
+        return _differences(values, weight, bias, best) - lost - lost.gather(1, best[:, None])
+
+    @property
+    def trained_for(self) -> tuple[str, float]:
+        """Norm and eps of the threat that it is trained for."""
+        return self.config.norm, self.config.eps
+
+    def training_bounds(self, pixels: Tensor, labels: Tensor, eps: float | None) -> TrainingBounds:
+        """Scores, and with ``eps`` lower bounds of the margins of ``labels``, all of them differentiable."""
+        values = None if eps is None else _box(pixels, eps)
+        ball = None if eps is None or self.config.norm == "linf" else (pixels, eps)
+        points, found = pixels, [] if values is None else [values]
+        for layer in (*self.maps, self.hidden):
+            assert isinstance(layer, Layer)
+            if layer is self.hidden:
+                points, values = points.flatten(1), None if values is None else values.flat()
+            points, values = layer.trained(points, values, ball)
+            ball = None
+            points = points.relu()
+            if values is not None:
+                found.append(values)
+                values = values.rectified()
+        scores = self.last(points)
+        margins = None if values is None else _differences(values, self.last.weight, self.last.bias, labels)
+        return TrainingBounds(scores, margins, [(part.centre, part.radius) for part in found])
+
+    def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        raise ConfigError("the purifier certified is trained with bounds: use the recipe certified")
+
+
+def _box(pixels: Tensor, eps: float | Tensor) -> Interval:
+    return Interval.between((pixels - eps).clamp(min=0), (pixels + eps).clamp(max=1))
+
+
+def _differences(values: Interval, weight: Tensor, bias: Tensor, best: Tensor) -> Tensor:
+    """Lower bounds (N, K) of score ``best`` minus each score, from the bounds of the last layer's input.
+
+    Bounds of the differences themselves are tighter than differences of bounds ("elision of the last layer", Gowal et
+    al. 2018, section 3).
+    """
+    gaps = weight[best][:, None] - weight
+    centre, radius = (
+        (part @ each[..., None]).squeeze(2) for part, each in zip((gaps, gaps.abs()), values, strict=True)
+    )
+    return centre - radius + (bias[best][:, None] - bias)

@@ -1,0 +1,150 @@
+"""Recipe ``certified``: trains a purifier with bounds, so that its answers can be certified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.bounded import Bounded, BoundTrained, TrainingBounds
+from ..contracts.purifier import Purifier
+from ..data.images import ImageData
+from ..errors import ConfigError
+from .component_images import component_images
+from .optimisation import Optimisation
+from .recipe import Batch, Recipe
+
+BALANCE = 0.5
+"""Regularisation stops where intervals have grown to less than twice the input's, and where the smaller of the active
+and inactive parts of a ReLU is at least half the other (Shi et al. 2021, section 3.3)."""
+
+
+@dataclass(frozen=True)
+class Certified(Recipe):
+    """Interval bound propagation (Gowal et al. 2018) with the short warm-up of Shi et al. 2021.
+
+    The loss is ``clean`` times the cross-entropy of the components' scores, plus the rest times that of the worst
+    scores that the bounds allow within the purifier's own threat. The classifier only decides which images the
+    components become: the mean of a class, or the image closest to it that the classifier answers with the class. So
+    queries are enough.
+
+    Parameters
+    ----------
+    clean
+        Weight of the cross-entropy on the images themselves once the budget is whole, in [0, 1]; 1 before.
+    warmup
+        The share of training before the budget grows from 0.
+    ramp
+        The share of training during which it grows.
+    excess
+        The budget trained for is this many times the purifier's eps.
+    regularisation
+        Weight of what keeps intervals narrow and ReLUs balanced while the budget grows; 0 for none.
+    answers
+        Learn the classifier's own answers instead of the labels.
+    """
+
+    suggested: ClassVar[Optimisation] = Optimisation(lr=5e-3, schedule="cosine", clip=1.0, ema=0.999, augment="flip")
+    needs_classifier: ClassVar[bool] = True
+
+    clean: float = 0.5
+    warmup: float = 0.05
+    ramp: float = 0.5
+    excess: float = 1.0
+    regularisation: float = 0.5
+    answers: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "warmup", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"certified: {name} must be a share in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.excess < float("inf"):
+            raise ConfigError(f"certified: excess must be a number above 0, got {self.excess}")
+        if not 0 <= self.regularisation < float("inf"):
+            raise ConfigError(f"certified: regularisation must be a number of at least 0, got {self.regularisation}")
+
+    def begin(
+        self, purifier: Purifier, data: ImageData, classifier: PixelClassifier | None, device: torch.device
+    ) -> None:
+        """Choose the images of the components."""
+        assert classifier is not None
+        trained = _bound_trained(purifier)
+        trained.images.copy_(component_images(data, classifier, len(trained.images), device, answers=self.answers))
+
+    def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on clean images and on bounds, and the regularisation, weighted."""
+        trained, labels = _bound_trained(purifier), self._labels(batch)
+        grown = self._grown(batch.done)
+        eps = self.excess * grown * trained.trained_for[1]
+        bounds = trained.training_bounds(batch.pixels, labels, eps)
+        assert bounds.margins is not None
+        clean = 1 - (1 - self.clean) * grown
+        terms = {
+            "clean": clean * F.cross_entropy(bounds.scores.float(), labels),
+            "certified": (1 - clean) * F.cross_entropy(-bounds.margins.float(), labels),
+        }
+        if self.regularisation:
+            weight = self.regularisation * (1 - grown)
+            terms["tightness"] = weight * _tightness(bounds) if eps else terms["clean"].new_zeros(())
+            terms["balance"] = weight * _balance(bounds)
+        return terms
+
+    def watch(self, purifier: Purifier, batches: Iterable[Batch]) -> dict[str, float]:
+        """The shares of images whose component is right, and certified within the purifier's threat."""
+        if not isinstance(purifier, Bounded):
+            return {}
+        right, certified, count = 0, 0, 0
+        for batch in batches:
+            assert batch.classifier is not None
+            labels = self._labels(batch)
+            with torch.no_grad():
+                right += int((batch.classifier(purifier.purify(batch.pixels)).argmax(1) == labels).sum())
+                norm, eps = _bound_trained(purifier).trained_for
+                reachable = purifier.reachable(batch.pixels, norm, batch.pixels.new_full((len(labels),), eps))
+            certified += int((reachable == F.one_hot(labels, reachable.shape[1]).bool()).all(1).sum())
+            count += len(labels)
+        return {"right_clean": right / count, "certified": certified / count}
+
+    def _labels(self, batch: Batch) -> Tensor:
+        if not self.answers:
+            return batch.labels
+        assert batch.classifier is not None
+        with torch.no_grad():
+            answers: Tensor = batch.classifier(batch.pixels).argmax(1)
+        return answers
+
+    def _grown(self, done: float) -> float:
+        """The share of the budget after the share ``done`` of training."""
+        if not self.ramp:
+            return float(done >= self.warmup)
+        return min(1.0, max(0.0, (done - self.warmup) / self.ramp))
+
+
+def _bound_trained(purifier: Purifier) -> BoundTrained:
+    if not isinstance(purifier, BoundTrained):
+        raise ConfigError(
+            f"the recipe certified needs a purifier with bounds, such as 'certified'; {type(purifier).__name__} has "
+            "none"
+        )
+    return purifier
+
+
+def _tightness(bounds: TrainingBounds) -> Tensor:
+    """How much wider than the image's interval those inside are (Shi et al. 2021, equation 8)."""
+    (_, first), *others = bounds.intervals
+    return torch.stack([F.relu(BALANCE - first.mean() / radius.mean()) for _, radius in others]).mean()
+
+
+def _balance(bounds: TrainingBounds) -> Tensor:
+    """How unequal the ReLUs' surely active and surely inactive values are (Shi et al. 2021, equation 9)."""
+    return torch.stack([_imbalance(centre, radius) for centre, radius in bounds.intervals[1:]]).mean()
+
+
+def _imbalance(centre: Tensor, radius: Tensor) -> Tensor:
+    active, inactive = (centre * (centre > radius)).sum(), (-centre * (-centre > radius)).sum()
+    return F.relu(BALANCE - torch.minimum(active, inactive) / torch.maximum(active, inactive).clamp(min=1e-6))
