@@ -1,4 +1,4 @@
-"""Purifier ``certified``: replaces an image by the mean image of its component, which provably does not change."""
+"""Purifier ``certified``: replaces an image by that of its component, which provably does not change."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ class CertifiedConfig:
 
 
 class Certified(Purifier):
-    """An encoder scores components; purifying gives the mean image of the highest one.
+    """An encoder scores components; purifying gives the image of the highest one.
 
     Where no image within a threat has another highest component, all of them become the same image, so that the
     classifier's answer to them is the same, whichever classifier it is. The encoder decides; the classifier names.
-    Trained by the recipe ``certified``, which also chooses the mean images.
+    Trained by the recipe ``certified``, which also chooses the images, one for each component, from the training data.
 
-    The mean images are all that a decoder could give, so they are kept instead of one. The surrogate is their mixture
-    by the softmax of the scores.
+    The images are all that a decoder of components could give, so they are kept instead of one. The surrogate is their
+    mixture by the softmax of the scores.
     """
 
     Config = CertifiedConfig
@@ -119,7 +119,7 @@ class Certified(Purifier):
         return self.images.index_select(0, self.scores(pixels).argmax(1))
 
     def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The mean images, mixed by the softmax of their scores."""
+        """The components' images, mixed by the softmax of the scores."""
         mixed: Tensor = torch.tensordot(self.scores(pixels).softmax(1), self.images, dims=1)
         return mixed.clamp(0, 1)
 
@@ -131,7 +131,7 @@ class Certified(Purifier):
         return -margins.masked_fill(own, math.inf).amin(1)
 
     def outputs(self) -> Tensor:
-        """The mean images (K, C, H, W)."""
+        """The components' images (K, C, H, W)."""
         return self.images
 
     def reachable(self, pixels: Tensor, norm: str, eps: Tensor, factors: float = 0.0) -> Tensor:

@@ -220,7 +220,8 @@ FLAGS: dict[str, FlagKind] = {
         FlagKind(
             "certificate-broken",
             "an attack fools an image that is certified at a budget at least as large",
-            "A proof that is contradicted is none: its bounds, or the arithmetic that they are for, are not what runs.",
+            "Bounds hold for every image within the budget (Gowal et al. 2018, section 3); one that an attack "
+            "contradicts is wrong, or is about other arithmetic than what runs.",
             "do not trust the certificates; fix the purifier's reachable(), or settings that make arithmetic coarser",
         ),
         FlagKind(

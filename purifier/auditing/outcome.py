@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class CleanOutcome:
     labels: Tensor
     judged: Mapping[Model, Judged]
     seconds: Mapping[Model, float]
-    proven: Mapping[str, Tensor]
+    proven: Mapping[str, Tensor] = field(default_factory=dict)
     """For each threat with proofs, by its text, the images whose answer provably stays, bool (n,)."""
 
     def record(self) -> Record:

@@ -157,7 +157,10 @@ class OwnRejection(Unpurified):
 
 def _mean_of(inner: Purifier) -> Purifier:
     """A purifier without its noise, under its author's name: errors name the class of a purifier."""
-    named = type(type(inner).__name__, (_MeanPurifier,), {"Config": object, "gradient": "exact"})
+    if type(inner).draw is Purifier.draw:
+        return inner
+    declared = {"gradient": inner.gradient, "surrogate_purifies": inner.surrogate_purifies}
+    named = type(type(inner).__name__, (_MeanPurifier,), {"Config": object, **declared})
     found: Purifier = named(inner)
     return found
 
@@ -172,6 +175,9 @@ class _MeanPurifier(Purifier):
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.inner.purify(pixels)
+
+    def surrogate(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.inner.surrogate(pixels)
 
     def score(self, pixels: Tensor) -> Tensor:
         return self.inner.score(pixels)

@@ -30,8 +30,7 @@ class Certified(Recipe):
 
     The loss is ``clean`` times the cross-entropy of the components' scores, plus the rest times that of the worst
     scores that the bounds allow within the purifier's own threat. The classifier only decides which images the
-    components become: the mean of a class, or the image closest to it that the classifier answers with the class. So
-    queries are enough.
+    components become: typical ones of their class, which it answers with the class. So queries are enough.
 
     Parameters
     ----------
@@ -86,7 +85,7 @@ class Certified(Recipe):
         clean = 1 - (1 - self.clean) * grown
         terms = {
             "clean": clean * F.cross_entropy(bounds.scores.float(), labels),
-            "certified": (1 - clean) * F.cross_entropy(-bounds.margins.float(), labels),
+            "bounds": (1 - clean) * F.cross_entropy(-bounds.margins.float(), labels),
         }
         if self.regularisation:
             weight = self.regularisation * (1 - grown)

@@ -236,3 +236,13 @@ def test_what_a_guard_does_with_bad_pixels_is_recorded_and_changes_no_figure(way
     assert [flag.name for flag in plain.flags] == [flag.name for flag in other.flags]
     assert f"on_bad_pixels {way}" in " ".join(printed(other).split())
     assert "on_bad_pixels" not in printed(plain)
+
+
+def test_a_session_has_the_gradient_that_its_purifier_declares(classifier, onnx_classifier, data):
+    """A surrogate stays one, where rounding in the exact route would hide every attack."""
+    found = []
+    for model in (classifier, onnx_classifier):
+        report = audit(guard(model, "bit-depth"), data, attacks=[PGD], eps=0.1)
+        found.append({(row.model, row.route): row.result for row in report.rows if row.threat})
+        assert "zero-gradient" not in [flag.name for flag in report.flags]
+    assert found[0] == found[1] and ("guarded", "bpda") in found[0] and ("guarded", "exact") not in found[0]

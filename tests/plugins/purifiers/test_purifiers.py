@@ -46,6 +46,8 @@ SMALL = f"vae:{GRAY},channels=4,latent=8"
         (f"gm{SMALL},blocks=1", (1, 28, 28)),
         (f"gm{SMALL},components=3,strength=5,sample=true,labelled=true,score=prior", (1, 28, 28)),
         ("gmvae:image_shape=3x32x32,channels=8,depth=3,latent=7,strength=0,components=1", (3, 32, 32)),
+        (f"certified:{GRAY},channels=4,hidden=8", (1, 28, 28)),
+        ("certified:image_shape=3x31x17,classes=3,norm=l2,eps=0.5,channels=4,depth=3,hidden=8", (3, 31, 17)),
         ("latent:base=demo-plain", (1, 28, 28)),
         ("latent:base=demo-plain,preset=defense-gan,steps=5,restarts=3", (1, 28, 28)),
         ("latent:base=demo-plain,start=bank,bank=20,restarts=2,steps=3,beta=0.1", (1, 28, 28)),
