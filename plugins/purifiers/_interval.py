@@ -71,10 +71,14 @@ class Layer(nn.Module):
 
     def __init__(self, inner: int, outer: int, kernel: int | None = None) -> None:
         super().__init__()
-        window = () if kernel is None else (kernel, kernel)
-        self.products = inner * math.prod(window)
+        self.transform: nn.Linear | nn.Conv2d
+        if kernel is None:
+            self.transform = nn.Linear(inner, outer, bias=False)
+        else:
+            self.transform = nn.Conv2d(inner, outer, kernel, stride=2, padding=(kernel - 1) // 2, bias=False)
+        self.products = self.weight[0].numel()
         """How many products each sum has."""
-        self.weight = nn.Parameter(torch.randn(outer, inner, *window) * math.sqrt(2 * math.pi) / self.products)
+        nn.init.normal_(self.weight, std=math.sqrt(2 * math.pi) / self.products)
         self.scale = nn.Parameter(torch.ones(outer))
         self.bias = nn.Parameter(torch.zeros(outer))
         self.register_buffer("mean", torch.zeros(outer))
@@ -84,6 +88,10 @@ class Layer(nn.Module):
         self.register_buffer("run_bias", torch.empty_like(self.bias), persistent=False)
         self.register_load_state_dict_post_hook(_refold)  # type: ignore[no-untyped-call]  # torch's
         self.fold()
+
+    @property
+    def weight(self) -> Tensor:
+        return self.transform.weight
 
     def forward(self, values: Tensor) -> Tensor:
         if self.training:
@@ -103,7 +111,7 @@ class Layer(nn.Module):
         self.run_bias.copy_(self.bias - self.mean * factor)
 
     def applied(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if weight.ndim == 2:
+        if isinstance(self.transform, nn.Linear):
             return F.linear(values, weight, bias)
         return F.conv2d(values, weight, bias, stride=2, padding=(weight.shape[-1] - 1) // 2)
 

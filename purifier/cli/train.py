@@ -39,10 +39,12 @@ def train(
         str | None, typer.Option(metavar="CHECKPOINT", help="Checkpoint to begin with, of the same plugin.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="How to train: elbo, denoise or robust, with options such as robust:eps=0.1,steps=2.")
+        str,
+        typer.Option(help="How to train: elbo, denoise, robust or certified; options as in robust:eps=0.1,steps=2."),
     ] = "elbo",
     classifier: Annotated[
-        str | None, typer.Option(help="MODEL spec of the classifier that the purifier is for (denoise, robust).")
+        str | None,
+        typer.Option(help="MODEL spec of the classifier that the purifier is for (not with elbo)."),
     ] = None,
     weights: Annotated[Path | None, WEIGHTS] = None,
     random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,

@@ -48,10 +48,10 @@ class Certified(Recipe):
         Learn the classifier's own answers instead of the labels.
     """
 
-    suggested: ClassVar[Optimisation] = Optimisation(lr=5e-3, schedule="cosine", clip=1.0, ema=0.999, augment="flip")
+    suggested: ClassVar[Optimisation] = Optimisation(optimizer="muon", lr=5e-3, schedule="cosine", clip=1.0, ema=0.99)
     needs_classifier: ClassVar[bool] = True
 
-    clean: float = 0.5
+    clean: float = 0.3
     warmup: float = 0.05
     ramp: float = 0.5
     excess: float = 1.0

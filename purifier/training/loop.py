@@ -106,8 +106,8 @@ def train(
         The largest number of weights allowed.
     recipe
         ``elbo``: the purifier's own loss on clean images. ``denoise``: from adversarial images of a classifier to the
-        clean ones. ``robust``: adversarial training in front of a classifier. A recipe takes options,
-        ``robust:eps=0.1,steps=2``: the fields of ``Robust`` and so on.
+        clean ones. ``robust``: adversarial training in front of a classifier. ``certified``: with bounds that prove
+        robustness. A recipe takes options, ``robust:eps=0.1,steps=2``: the fields of ``Robust`` and so on.
     classifier, weights, random_weights, preprocessing, input, output, output_kind
         The classifier that the purifier is for, as for ``purifier.guard`` and ``purifier audit``. It is not
         changed, not by one bit. For an ONNX model torch computes gradients.
