@@ -23,7 +23,7 @@ from ..training.loop import train
 from ..training.state import log_path
 from .classifier import WEIGHTS, FashionClassifier, demo_classifier
 
-ASSETS = ("images", "classifier", "plain", "robust")
+ASSETS = ("images", "classifier", "plain", "robust", "certified")
 DEMO_IMAGES = 300
 PLAIN: Mapping[str, Any] = {"config": {"channels": 16, "depth": 2, "latent": 64}, "epochs": 15}
 ROBUST_DATA = "fashion-mnist:train:55000"
@@ -33,6 +33,7 @@ ROBUST: Mapping[str, Any] = {
     "recipe": "robust:eps=0.1",
     "epochs": 28,
 }
+CERTIFIED: Mapping[str, Any] = {"recipe": "certified", "epochs": 40, "batch_size": 256}
 
 
 def main() -> None:
@@ -50,13 +51,17 @@ def main() -> None:
     if "classifier" in given.what:
         train_classifier(given.out / WEIGHTS.name, root=given.root)
     if "plain" in given.what:
-        _train_purifier(given.out / SHIPPED["demo-plain"], "fashion-mnist:train", given.root, **PLAIN)
+        _train_purifier("vae", given.out / SHIPPED["demo-plain"], "fashion-mnist:train", given.root, **PLAIN)
+    front = {"classifier": demo_classifier()}
     if "robust" in given.what:
-        _train_purifier(given.out / SHIPPED["demo"], ROBUST_DATA, given.root, classifier=demo_classifier(), **ROBUST)
+        _train_purifier("vae", given.out / SHIPPED["demo"], ROBUST_DATA, given.root, **front, **ROBUST)
+    if "certified" in given.what:
+        out = given.out / SHIPPED["demo-certified"]
+        _train_purifier("certified", out, "fashion-mnist:train", given.root, **front, **CERTIFIED)
 
 
-def _train_purifier(out: Path, data: str, root: str | None, **options: Any) -> None:
-    train("vae", load_data(data, root=root), out, **options)
+def _train_purifier(plugin: str, out: Path, data: str, root: str | None, **options: Any) -> None:
+    train(plugin, load_data(data, root=root), out, **options)
     log_path(out).unlink(missing_ok=True)
 
 

@@ -16,7 +16,10 @@ from .data_options import CROP, RESIZE, ROOT
 
 def purify(
     purifier: Annotated[
-        str, typer.Argument(help="file.safetensors, NAME, NAME:key=value,..., demo or demo-plain.", metavar="PURIFIER")
+        str,
+        typer.Argument(
+            help="file.safetensors, NAME, NAME:key=value,..., demo, demo-plain or demo-certified.", metavar="PURIFIER"
+        ),
     ],
     images: Annotated[
         list[str], typer.Argument(help="Image files, and DATA specs such as fashion-mnist:test:8.", metavar="IMAGES")

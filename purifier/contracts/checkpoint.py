@@ -28,8 +28,13 @@ from .purifier import Purifier, purifiers
 FORMAT = 1
 KINDS = {"format": int, "plugin": str, "config": dict}
 CHECKPOINT_KEY = "purifier"
-SHIPPED = {"demo": "fashion-robust.safetensors", "demo-plain": "fashion-vae.safetensors"}
-"""Shipped VAEs for Fashion-MNIST: adversarially trained with the shipped classifier, and trained on clean images."""
+SHIPPED = {
+    "demo": "fashion-robust.safetensors",
+    "demo-plain": "fashion-vae.safetensors",
+    "demo-certified": "fashion-certified.safetensors",
+}
+"""Shipped purifiers for Fashion-MNIST: a VAE adversarially trained with the shipped classifier, one trained on clean
+images, and one that is trained for certificates."""
 KEPT_METADATA = ("recipe", "classifier", "seed", "data", "training", "metrics", "calibration")
 """What the metadata says about how a purifier was made; kept when it is saved again."""
 
@@ -43,8 +48,8 @@ def load(spec: str | Path) -> Purifier:
     Parameters
     ----------
     spec
-        ``file.safetensors``, a plugin's name (``identity``), ``NAME:key=value,...``, or a shipped purifier: ``demo``
-        or ``demo-plain``.
+        ``file.safetensors``, a plugin's name (``identity``), ``NAME:key=value,...``, or a shipped purifier: ``demo``,
+        ``demo-plain`` or ``demo-certified``.
 
     Raises
     ------

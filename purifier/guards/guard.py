@@ -116,9 +116,9 @@ def guard(
         A torch module or ONNX ``ModelProto``, or a MODEL spec: ``file.onnx``, ``file.pt2``,
         ``package.module:factory``, ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME``, ``hf:FOLDER``, ``demo``.
     purifier
-        A ``Purifier``, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, ``demo``,
-        ``demo-plain``. A torch guard puts it into evaluation mode, and unless it was in training mode, its weights no
-        longer require gradients.
+        A ``Purifier``, or a PURIFIER spec: ``file.safetensors``, ``NAME``, ``NAME:key=value,...``, or one that comes
+        with the package, such as ``demo``. A torch guard puts it into evaluation mode, and unless it was in training
+        mode, its weights no longer require gradients.
     weights, random_weights
         For a MODEL spec: a file of weights for ``package.module:factory`` or a library's classifier, which otherwise
         has its own; or random weights for a library's, for a trial.

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..contracts.bounded import Bounded
 from ..contracts.checkpoint import load, save
 from ..contracts.purifier import Purifier
 from ..data.pixels import plain_range
 from ..foreign_code import Attempt
 from ..seeding import SampleGenerator
 from ..specs import build
+from .bounded import check_bounds
 from .rules import check, close, images, span
 
 
@@ -53,6 +55,8 @@ def check_purifier(
     check(same, "draw must depend only on its generator", "a different draw from the same seed")
     _check_gradient(purifier, pixels, noise)
     _check_config(purifier)
+    if isinstance(purifier, Bounded):
+        check_bounds(purifier, pixels)
     if tmp_path is not None:
         file = save(purifier, tmp_path / "conformance.safetensors")
         loaded = load(file)
