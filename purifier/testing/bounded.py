@@ -40,7 +40,7 @@ def check_bounds(purifier: Purifier, pixels: Tensor) -> None:
             check(not (before & ~reachable).any(), "a larger budget must reach no less", f"less at {norm} {eps}")
             before = reachable
             for place, image in enumerate(pixels):
-                at = _places(purifier, _within(image, norm, eps), outputs)
+                at = _places(purifier, _within(image, outputs, norm, eps), outputs)
                 missed = ~reachable[place][at]
                 check(
                     not missed.any(), f"what purify returns within {norm} {eps} must be reachable", at[missed].tolist()
@@ -56,9 +56,9 @@ def _places(purifier: Purifier, pixels: Tensor, outputs: Tensor) -> Tensor:
     return nearest.where(same, torch.full_like(nearest, -1))
 
 
-def _within(image: Tensor, norm: str, eps: float) -> Tensor:
-    """Points (POINTS, C, H, W) in [0, 1] within a budget."""
-    noise = images(POINTS, tuple(image.shape), seed=5) * 2 - 1
+def _within(image: Tensor, outputs: Tensor, norm: str, eps: float) -> Tensor:
+    """Points (n, C, H, W) in [0, 1] within a budget: at random, and on the way to the first outputs."""
+    noise = torch.cat([images(POINTS, tuple(image.shape), seed=5) * 2 - 1, outputs[:POINTS].to(image) - image])
     order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm]
     change = noise.sign() * eps if norm == "linf" else noise * eps / noise.flatten(1).norm(order, 1).view(-1, 1, 1, 1)
     return (image + change * (1 - 1e-6)).clamp(0, 1)
