@@ -52,7 +52,7 @@ class Elsewhere(Lamp):
 
 class Narrowing(Lamp):
     def reachable(self, pixels: Tensor, norm: str, eps: Tensor, factors: float = 0.0) -> Tensor:
-        return super().reachable(pixels, norm, torch.where(eps < 0.02, 1.0, eps))
+        return super().reachable(pixels, norm, torch.where(eps < 0.02, 1.0, 0.0))
 
 
 class Another(Lamp):
