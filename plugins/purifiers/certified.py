@@ -18,6 +18,10 @@ from purifier.errors import ConfigError
 from ._interval import TINY, Interval, Layer, rounding
 
 KERNEL = 5
+OVERFLOW = 1e30
+"""Sums in float32 that may get larger than this are not bounded: far beyond it they are infinite."""
+PART = 2**24
+"""How many values of the differences of weights are held at once."""
 MAX_WEIGHTS = 10**9
 """More are probably a mistake, so they are an error before any memory is allocated."""
 
@@ -150,15 +154,20 @@ class Certified(Purifier):
         first, *others = self.maps
         assert isinstance(first, Layer)
         values = first.bounds(box, factors) if norm == "linf" else first.ball_bounds(pixels, box, eps, factors)
-        for layer in others:
+        largest = first.largest(box)
+        for layer in (*others, self.hidden):
             assert isinstance(layer, Layer)
-            values = layer.bounds(values.rectified(), factors)
-        values = self.hidden.bounds(values.rectified().flat(), factors).rectified()
+            inner = values.rectified() if layer is not self.hidden else values.rectified().flat()
+            largest = torch.maximum(largest, layer.largest(inner))
+            values = layer.bounds(inner, factors)
+        values = values.rectified()
         weight, bias = (part.to(pixels.dtype) for part in (self.last.weight, self.last.bias))
         slack = rounding(self.config.hidden, factors, pixels.dtype)
         # Both scores are rounded, each by its own weights.
         lost = F.linear(values.magnitude, weight.abs(), bias.abs()) * slack + TINY
-        return _differences(values, weight, bias, best) - lost - lost.gather(1, best[:, None])
+        margins = _differences(values, weight, bias, best) - lost - lost.gather(1, best[:, None])
+        largest = torch.maximum(largest, self.config.hidden * weight.abs().max() * values.magnitude.amax(1))
+        return margins.masked_fill((largest > OVERFLOW)[:, None], -math.inf)
 
     @property
     def trained_for(self) -> tuple[str, float]:
@@ -198,8 +207,11 @@ def _differences(values: Interval, weight: Tensor, bias: Tensor, best: Tensor) -
     Bounds of the differences themselves are tighter than differences of bounds ("elision of the last layer", Gowal et
     al. 2018, section 3).
     """
-    gaps = weight[best][:, None] - weight
-    centre, radius = (
-        (part @ each[..., None]).squeeze(2) for part, each in zip((gaps, gaps.abs()), values, strict=True)
-    )
-    return centre - radius + (bias[best][:, None] - bias)
+    found = []
+    count = max(1, PART // weight.numel())
+    parts = (torch.split(part, count) for part in (values.centre, values.radius, best))
+    for centre, radius, first in zip(*parts, strict=True):
+        gaps = weight[first][:, None] - weight
+        low = (gaps @ centre[..., None] - gaps.abs() @ radius[..., None]).squeeze(2)
+        found.append(low + (bias[first][:, None] - bias))
+    return torch.cat(found)

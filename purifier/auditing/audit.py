@@ -31,7 +31,7 @@ from .keeping import Purify, purified_by
 from .likely_causes import flags_of_set_up
 from .memory_check import Answers, flags_of_memory
 from .preflight import FIRST_IMAGES, everything_asked
-from .preparing import Audited, Prepared, Request, prepare
+from .preparing import Audited, Prepared, Request, prepare, with_proofs
 from .presets import PROBED
 from .probing import probe
 from .report import AuditReport
@@ -195,6 +195,7 @@ def audit(
     path = None if journal is None else Path(journal, names[processes.rank])
     with ExitStack() as stack:
         ready = prepare(stack, guard, data, request, processes, batch_size_in(path, overwrite=overwrite))
+        ready = with_proofs(ready)
         digest = DataDigest(ready.data, ready.setup.batch_size)
         span = span_of(shard, len(ready.data), ready.setup.batch_size)
         about = identify(ready, digest, span, named, keeps_adversarial=keep_adversarial)

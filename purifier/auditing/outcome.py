@@ -29,7 +29,7 @@ class CleanOutcome:
     judged: Mapping[Model, Judged]
     seconds: Mapping[Model, float]
     proven: Mapping[str, Tensor] = field(default_factory=dict)
-    """For each threat with proofs, by its text, the images whose answer provably stays, bool (n,)."""
+    """For each threat with proofs, by its ``key_of``, the images whose answer provably stays, bool (n,)."""
 
     def record(self) -> Record:
         """As a journal keeps it."""

@@ -31,7 +31,7 @@ from .parts import AuditedParts, audited_parts
 from .plan import Job, plan, plan_preset
 from .preflight import check_fit
 from .presets import DEFAULT_PRESET, preset_of
-from .proofs import Proofs, proofs_for
+from .proofs import NO_PROOFS, Proofs, proofs_for
 from .setup import AuditSetup
 
 ALONE = Processes()
@@ -89,7 +89,7 @@ class Prepared:
     request: Request
     weights: Weights
     """What classifier and purifier held before anything asked them."""
-    proofs: Proofs
+    proofs: Proofs = NO_PROOFS
 
 
 def prepare(
@@ -126,11 +126,13 @@ def prepare(
     if random:
         setup = replace(setup, eot=request.eot, judgements=request.judgements)
     jobs, left_out = _with_preset(parts, jobs, preset, threats, routes, random=random)
-    proofs, unproven = proofs_for(parts, setup, loaded.shape, threats, random=random)
-    left_out = [*left_out, *unproven]
-    return Prepared(
-        parts, setup, loaded, threats, jobs, preset, left_out, random, calibration, request, weights, proofs
-    )
+    return Prepared(parts, setup, loaded, threats, jobs, preset, left_out, random, calibration, request, weights)
+
+
+def with_proofs(ready: Prepared) -> Prepared:
+    """The same with what the purifier's bounds can prove, and with why they cannot prove the rest."""
+    proofs, reasons = proofs_for(ready.parts, ready.setup, ready.data.shape, ready.threats, random=ready.random)
+    return replace(ready, proofs=proofs, left_out=[*ready.left_out, *reasons])
 
 
 def _device_of_process(device: str | torch.device | None) -> str | torch.device | None:

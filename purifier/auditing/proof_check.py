@@ -10,6 +10,7 @@ from torch import Tensor
 from ..attacking.threat import Threat
 from .certificate import Certificate
 from .counting import PendingRow
+from .proofs import key_of
 from .report import Flag
 from .statistics import rate
 
@@ -20,15 +21,15 @@ def certificates_of(proven: Mapping[str, Tensor], clean: PendingRow, threats: Se
     Parameters
     ----------
     proven
-        For each threat, by its text, the images whose answer provably stays, bool (N,).
+        For each threat, by its ``key_of``, the images whose answer provably stays, bool (N,).
     clean
         The audited model's row on clean images.
     """
     right = clean.shares == 1
     return [
-        Certificate(threat, "bounds", rate(int((proven[str(threat)] & right).sum()), len(right)))
+        Certificate(threat, "bounds", rate(int((proven[key_of(threat)] & right).sum()), len(right)))
         for threat in threats
-        if str(threat) in proven
+        if key_of(threat) in proven
     ]
 
 
@@ -36,8 +37,8 @@ def broken_proofs(
     proven: Mapping[str, Tensor], clean: PendingRow, rows: Sequence[PendingRow], threats: Sequence[Threat]
 ) -> Iterator[Flag]:
     """Attacks that found images which a proof excludes; ``rows`` are those of attacks on the audited model."""
-    for threat in (one for one in threats if str(one) in proven):
-        certified = proven[str(threat)] & (clean.shares == 1)
+    for threat in (one for one in threats if key_of(one) in proven):
+        certified = proven[key_of(threat)] & (clean.shares == 1)
         for row in rows:
             if row.error or row.threat is None or row.threat.norm != threat.norm or row.threat.eps > threat.eps:
                 continue

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,32 +16,25 @@ from ..attacking.threat import Threat
 from ..contracts.bounded import Bounded, BoundTrained
 from ..contracts.purifier import Purifier, dtype_of
 from ..errors import ConfigError, PluginError
+from ..foreign_code import explained
+from ..guards.session import GuardedSession
+from ..onnx.runtime import CPU
 from ..torch_tools.rounding import factor_rounding
 from ..vocabulary import Norm
 from .parts import AuditedParts
 from .setup import AuditSetup, Batch
+from .subject import NO_ANSWER
 
-NO_ANSWER = -1
-"""Stands for the class where there is none."""
 CLOSE = 1e-3
 """An output counts as unanswered if the difference of its two largest logits is less than this share of them, so that
 rounding in another batch might exchange them."""
 EXTRA = 1e-6
-"""Budgets are proven with so much more for each pixel: converting pixels to the classifier's images and back rounds."""
+"""Budgets are proven with so much more for each pixel: converting pixels to float32 images and back rounds."""
 HALVINGS = 12
 """Between the budgets asked for, radii are found by halving the interval they are in this often."""
 SHOWN = 3
 """A message names so many components."""
-
-
-def bounded_purifier(purifier: Purifier | None) -> Bounded:
-    """The purifier as one with bounds; raises ``ConfigError`` if it has none."""
-    advice = "certify it by randomised smoothing: give sigma (--sigma)"
-    if purifier is None:
-        raise ConfigError(f"certify: a classifier alone has no bounds; {advice}")
-    if not isinstance(purifier, Bounded):
-        raise ConfigError(f"certify: the purifier {type(purifier).__name__} has no bounds; {advice}")
-    return purifier
+T = TypeVar("T")
 
 
 class Prover:
@@ -47,6 +42,10 @@ class Prover:
 
     Parameters
     ----------
+    parts, setup
+        The guard, and how it is asked.
+    shape
+        (C, H, W) of the images.
     random
         Whether the purifier draws noise.
 
@@ -56,16 +55,18 @@ class Prover:
         The purifier has no bounds, or they do not cover this guard; or the classifier answers the image of a component
         with another class than the component's.
     PluginError
-        The purifier's outputs are not images.
+        The purifier's outputs are not images, or it fails.
     """
 
     def __init__(self, parts: AuditedParts, setup: AuditSetup, shape: Sequence[int], *, random: bool) -> None:
-        self.bounded = bounded_purifier(parts.in_front)
         self._purifier, self._setup, self._values = parts.purifier, setup, math.prod(shape)
-        self._factors = factor_rounding(setup.device)
+        self.bounded = _bounded(parts.in_front)
         _check_covered(parts, random=random)
+        self._factors = factor_rounding(setup.device)
+        preprocessing = parts.classifier.preprocessing
+        self._extra = EXTRA * max([1.0, *(abs(mean) / preprocessing.scale for mean in preprocessing.mean)])
         with torch.no_grad():
-            self._answers = self._answers_to(self.bounded.outputs(), shape)
+            self._answers = self._answers_to(self._ask(self.bounded.outputs), shape)
         self._check_answers()
 
     def check_norm(self, norm: Norm) -> None:
@@ -76,16 +77,24 @@ class Prover:
 
     @torch.no_grad()
     def holds(self, batch: Batch, answers: Tensor, norm: Norm, eps: float | Tensor) -> Tensor:
-        """For which images the guard provably gives ``answers`` (n,) to all images within ``eps``, bool (n,).
+        """For which images the guard provably gives ``answers`` (n,) to all images within ``eps``, bool (n,), CPU.
 
         All outputs of the purifier that can be reached must be answered alike. ``eps`` is in pixel units, one number or
         (n,).
         """
-        extra = EXTRA if norm == "linf" else EXTRA * self._values**0.5
+        extra = self._extra if norm == "linf" else self._extra * self._values**0.5
         budgets = torch.as_tensor(eps, dtype=torch.float64, device=self._setup.device).expand(len(answers)) + extra
-        reachable = self.bounded.reachable(purifier_input(batch.pixels, self._purifier), norm, budgets, self._factors)
-        alike = self._answers == answers.to(self._answers.device)[:, None]
-        return ((alike | ~reachable).all(1).cpu() & (answers.cpu() != NO_ANSWER)).cpu()
+        own = purifier_input(batch.pixels, self._purifier)
+        reachable = self._ask(partial(self.bounded.reachable, own, norm, budgets, self._factors))
+        wanted, name = (len(answers), len(self._answers)), type(self._purifier).__name__
+        if not isinstance(reachable, Tensor) or reachable.dtype != torch.bool or tuple(reachable.shape) != wanted:
+            got = (reachable.dtype, tuple(reachable.shape)) if isinstance(reachable, Tensor) else type(reachable)
+            raise PluginError(f"{name}.reachable must return bool {wanted}, got {got}", name)
+        if not reachable.any(1).all():
+            raise PluginError(f"{name}.reachable must find an output for each image, got one without", name)
+        given = answers.to(self._answers.device)
+        alike = self._answers == given[:, None]
+        return ((alike | ~reachable).all(1) & (given != NO_ANSWER)).cpu()
 
     def radii(self, batch: Batch, answers: Tensor, norm: Norm, budgets: Sequence[float]) -> Tensor:
         """The largest distances found at which ``holds`` is true, (n,) on the CPU; 0 for none. Exact at ``budgets``."""
@@ -98,16 +107,24 @@ class Prover:
             _narrow(low, high, middle, self.holds(batch, answers, norm, middle))
         return low
 
+    def _ask(self, question: Callable[[], T]) -> T:
+        """What the purifier's bounds say; an exception of its author's code becomes an error that names it."""
+        name = type(self._purifier).__name__
+        with explained(f"the bounds of {name} fail", partial(PluginError, name=name), "fix outputs() and reachable()"):
+            return question()
+
     def _answers_to(self, outputs: Tensor, shape: Sequence[int]) -> Tensor:
         """The classifier's answer to each output of the purifier, (K,); ``NO_ANSWER`` where it might be another."""
         if not isinstance(outputs, Tensor) or tuple(outputs.shape[1:]) != tuple(shape):
             got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             name = type(self._purifier).__name__
             raise PluginError(f"{name}.outputs must return images (K, {', '.join(map(str, shape))}), got {got}", name)
-        given = self._setup.subjects["undefended"].ask(outputs.float(), self._setup.seed, range(len(outputs)))
-        first, second = given.logits.topk(2).values.unbind(1)
-        sure = first - second > CLOSE * given.logits.abs().amax(1)  # never with NaN
-        return given.logits.argmax(1).masked_fill(~sure, NO_ANSWER)
+        subject, seed = self._setup.subjects["undefended"], self._setup.seed
+        parts = torch.split(outputs, self._setup.batch_size)
+        logits = torch.cat([subject.ask(part, seed, range(len(part))).logits for part in parts]).float()
+        first, second = logits.topk(2).values.unbind(1)
+        sure = first - second > CLOSE * logits.abs().amax(1)  # never with NaN
+        return logits.argmax(1).masked_fill(~sure, NO_ANSWER)
 
     def _check_answers(self) -> None:
         """Raise unless each component that stands for a class is answered with it."""
@@ -118,8 +135,8 @@ class Prover:
             named = ", ".join(f"{place} with {_class_name(answer)}" for place, answer in wrong[:SHOWN])
             more = f" and {len(wrong) - SHOWN} others" if len(wrong) > SHOWN else ""
             raise ConfigError(
-                "certify: the classifier must answer each component's image with the component's class, but it answers "
-                f"that of component {named}{more}; train the purifier for this classifier"
+                "the classifier must answer each component's image with the component's class, but it answers that of "
+                f"component {named}{more}; train the purifier for this classifier"
             )
 
 
@@ -131,10 +148,10 @@ class Proofs:
     threats: Sequence[Threat]
 
     def of(self, batch: Batch, answers: Tensor) -> Mapping[str, Tensor]:
-        """For each threat, by its text, the images whose ``answers`` (n,) provably stay, bool (n,)."""
+        """For each threat, by its ``key_of``, the images whose ``answers`` (n,) provably stay, bool (n,)."""
         if self.prover is None:
             return {}
-        return {str(one): self.prover.holds(batch, answers, one.norm, one.eps) for one in self.threats}
+        return {key_of(one): self.prover.holds(batch, answers, one.norm, one.eps) for one in self.threats}
 
 
 NO_PROOFS = Proofs(None, ())
@@ -146,12 +163,52 @@ def proofs_for(
     """What can be proven about a guard, and why the rest cannot although its purifier has bounds."""
     if not isinstance(parts.in_front, Bounded):
         return NO_PROOFS, []
+    reasons: list[str] = []
     try:
         prover = Prover(parts, setup, shape, random=random)
+        for norm in dict.fromkeys(threat.norm for threat in threats):
+            try:
+                prover.check_norm(norm)
+            except ConfigError as error:
+                reasons.append(f"certificates: {error}")
     except ConfigError as error:
-        return NO_PROOFS, [str(error)]
-    covered = [threat for threat in threats if threat.norm in prover.bounded.bounded_norms]
-    return Proofs(prover, covered), []
+        return NO_PROOFS, [f"certificates: {error}"]
+    return Proofs(prover, [one for one in threats if one.norm in prover.bounded.bounded_norms]), reasons
+
+
+def key_of(threat: Threat) -> str:
+    """A name for a threat that no other one has."""
+    return f"{threat.norm} {threat.eps!r}"
+
+
+def _bounded(purifier: Purifier | None) -> Bounded:
+    advice = "randomised smoothing needs none (sigma, --sigma)"
+    if purifier is None:
+        raise ConfigError(f"a classifier alone has no bounds; {advice}")
+    if not isinstance(purifier, Bounded):
+        raise ConfigError(f"the purifier {type(purifier).__name__} has no bounds; {advice}")
+    return purifier
+
+
+def _check_covered(parts: AuditedParts, *, random: bool) -> None:
+    """Raise ``ConfigError`` if the guard does anything that bounds of the purifier in float32 say nothing about."""
+    if parts.rejection.active:
+        raise ConfigError("bounds do not cover rejection; make the guard with on_reject='ignore'")
+    if random:
+        raise ConfigError("bounds do not cover a purifier that draws noise; use one that draws none")
+    dtype, taken = dtype_of(parts.purifier), parts.classifier.preprocessing.dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"bounds hold for float32, but the purifier's weights are {dtype}; use .float()")
+    if taken not in ("float32", "float64"):
+        raise ConfigError(
+            f"the classifier takes images of {taken}, so that the guard rounds pixels before it purifies them, by more "
+            "than bounds allow for; use a classifier that takes float32"
+        )
+    if isinstance(parts.guard, GuardedSession) and parts.guard.get_providers() != [CPU]:
+        raise ConfigError(
+            f"bounds hold for float32, but the session runs on {', '.join(parts.guard.get_providers())}, which may "
+            f"compute with less; make the guard with providers=[{CPU!r}]"
+        )
 
 
 def _narrow(low: Tensor, high: Tensor, tried: Tensor, holds: Tensor) -> None:
@@ -163,13 +220,3 @@ def _narrow(low: Tensor, high: Tensor, tried: Tensor, holds: Tensor) -> None:
 
 def _class_name(answer: int) -> str:
     return "no class clearly" if answer == NO_ANSWER else f"class {answer}"
-
-
-def _check_covered(parts: AuditedParts, *, random: bool) -> None:
-    if parts.rejection.active:
-        raise ConfigError("certify: bounds do not cover rejection; certify the guard with on_reject='ignore'")
-    if random:
-        raise ConfigError("certify: bounds do not cover a purifier that draws noise; give sigma (--sigma)")
-    dtype = dtype_of(parts.purifier)
-    if dtype not in (torch.float32, torch.float64):
-        raise ConfigError(f"certify: bounds hold for float32, but the purifier's weights are {dtype}; use .float()")

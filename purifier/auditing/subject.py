@@ -21,6 +21,9 @@ from ..rejection.policy import Rejection
 from ..seeding import SampleGenerator
 from ..torch_tools.copying import unused_copy
 
+NO_ANSWER = -1
+"""Stands for the class where there is no answer."""
+
 
 class Given(NamedTuple):
     """A subject's answers to n images."""
@@ -30,6 +33,11 @@ class Given(NamedTuple):
     rejected: Tensor | None
     """Which images are marked as rejected, bool (n,); None if the subject marks none."""
 
+    @property
+    def answers(self) -> Tensor:
+        """The class of each image, (n,) int64; -1 where there is no answer."""
+        return self.logits.argmax(1).masked_fill(self.logits.isnan().any(1), NO_ANSWER)
+
     def right(self, labels: Tensor) -> Tensor:
         """Which images are answered correctly and not rejected, bool (n,); NaN logits never are."""
         right = (self.logits.argmax(1) == labels) & ~self.logits.isnan().any(1)
@@ -38,14 +46,13 @@ class Given(NamedTuple):
     def said(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For each image the class answered, int64; its margin, the true class's logit minus the largest other; and
         the softmax of the class answered, both float32. All (n,); -1 and NaN where there is no answer."""
-        logits = self.logits.float()
-        none = logits.isnan().any(1)
+        logits, answers = self.logits.float(), self.answers
+        none = answers == NO_ANSWER
         true = logits.new_full((len(logits),), torch.nan)
         known = labels < logits.shape[1]  # images without an answer may have a single column
         true[known] = logits[known].gather(1, labels[known, None]).squeeze(1)
         others = torch.arange(logits.shape[1], device=logits.device) != labels[:, None]
         largest = logits.masked_fill(~others, -torch.inf).amax(1)
-        answers = logits.argmax(1).masked_fill(none, -1)
         confidences = logits.softmax(1).amax(1)
         return answers, (true - largest).masked_fill(none, torch.nan), confidences.masked_fill(none, torch.nan)
 

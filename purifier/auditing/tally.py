@@ -52,7 +52,7 @@ class Tally:
 
     @property
     def proven(self) -> dict[str, Tensor]:
-        """For each threat with proofs, by its text, the images whose answer provably stays, bool (N,)."""
+        """For each threat with proofs, by its ``key_of``, the images whose answer provably stays, bool (N,)."""
         return {threat: torch.cat(parts) for threat, parts in self._proven.items()}
 
     def begin(self, clean: CleanOutcome) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..auditing.preparing import Prepared
-from ..auditing.proofs import NO_ANSWER, Prover
+from ..auditing.proofs import Prover
 from ..auditing.watching import Progress
-from ..contracts.bounded import Bounded, BoundTrained
+from ..contracts.bounded import BoundTrained
 from ..vocabulary import Norm
 
 
@@ -27,38 +24,28 @@ def by_bounds(
     """
     setup, data = ready.setup, ready.data
     prover = Prover(ready.parts, setup, data.shape, random=ready.random)
-    chosen = _norm_of(prover.bounded) if norm is None else norm
-    prover.check_norm(chosen)
-    if not budgets and isinstance(prover.bounded, BoundTrained) and prover.bounded.trained_for[0] == chosen:
-        budgets = (prover.bounded.trained_for[1],)
+    trained = prover.bounded.trained_for if isinstance(prover.bounded, BoundTrained) else None
+    if norm is None:
+        norm = "l2" if "l2" in (trained or prover.bounded.bounded_norms)[:1] else "linf"
+    prover.check_norm(norm)
+    if not budgets and trained is not None and trained[0] == norm:
+        budgets = (trained[1],)
     answers, radii = list[int](), list[float]()
     for start in range(0, len(data), setup.batch_size):
         if progress is not None:
             progress(start, len(data), f"{start} of {len(data)} images")
         batch = setup.batch(data, range(start, min(start + setup.batch_size, len(data))))
-        logits = setup.subjects["guarded"].ask(batch.pixels, setup.seed, batch.indices).logits
-        given = _answers(logits)
+        given = setup.subjects["guarded"].ask(batch.pixels, setup.seed, batch.indices).answers
         answers += given.tolist()
-        radii += prover.radii(batch, given, chosen, budgets).tolist()
+        radii += prover.radii(batch, given, norm, budgets).tolist()
     if progress is not None:
         progress(len(data), len(data), f"{len(data)} images")
     return {
         "method": "bounds",
-        "norm": chosen,
+        "norm": norm,
         "budgets": budgets,
         "largest_radius": max(radii),
         "notes": [],
         "answers": answers,
         "radii": radii,
     }
-
-
-def _answers(logits: Tensor) -> Tensor:
-    """The classes (n,) of logits (n, K); ``NO_ANSWER`` for NaN."""
-    return logits.argmax(1).masked_fill(torch.isnan(logits).any(1), NO_ANSWER)
-
-
-def _norm_of(purifier: Bounded) -> Norm:
-    """The norm that the purifier was trained for."""
-    found = purifier.trained_for[0] if isinstance(purifier, BoundTrained) else purifier.bounded_norms[0]
-    return "l2" if found == "l2" else "linf"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..atomic import atomic_write
-from ..auditing.proofs import NO_ANSWER
 from ..auditing.statistics import Rate, rate
+from ..auditing.subject import NO_ANSWER
 from ..errors import FileError
 from ..vocabulary import Norm
 
@@ -127,10 +127,10 @@ class Certificates:
             got = found.get("schema") if isinstance(found, dict) else None
             raise FileError(f"{path}: expected certificates of schema {SCHEMA}, got {got!r}; {advice}", path)
         try:
-            made = cls(**{**found, "budgets": tuple(found["budgets"])})
+            made = cls(**{**found, "budgets": tuple(found.get("budgets", ()))})
             counts = made.labels if made.counts is None else made.counts
             lengths = {len(made.labels), len(made.answers), len(made.radii), len(counts)}
-        except (TypeError, KeyError) as error:
+        except TypeError as error:
             raise FileError(f"{path} does not hold whole certificates ({error}); {advice}", path) from error
         if lengths != {made.data.get("count")}:
             raise FileError(f"{path} does not have one certificate for each image; {advice}", path)

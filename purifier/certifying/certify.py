@@ -38,9 +38,9 @@ def certify(
     data: Data,
     *,
     sigma: float | None = None,
-    samples: int = 1000,
-    first: int = 100,
-    alpha: float = 0.001,
+    samples: int | None = None,
+    first: int | None = None,
+    alpha: float | None = None,
     norm: Norm | None = None,
     eps: float | Sequence[float] | None = None,
     batch_size: int | None = None,
@@ -72,7 +72,8 @@ def certify(
     data
         As for ``purifier.audit``.
     sigma, samples, first, alpha
-        See ``purifier.certifying.smoothing.Smoothing``. Without a purifier that was trained for noise of ``sigma``,
+        See ``purifier.certifying.smoothing.Smoothing``; the last three are for smoothing only, and 1000, 100 and 0.001
+        by default. Without a purifier that was trained for noise of ``sigma``,
         few images are certified.
     norm
         For bounds: ``linf`` or ``l2``; by default what the purifier was trained for. Smoothing is in ``l2``.
@@ -100,7 +101,7 @@ def certify(
         As for ``purifier.audit``; for options that can certify nothing; for bounds that the purifier does not have, and
         for a classifier that answers the purifier's components with other classes than they stand for.
     """
-    smoothing = _smoothing(sigma, samples, first, alpha, norm, eps)
+    smoothing = _smoothing(sigma, {"samples": samples, "first": first, "alpha": alpha}, norm, eps)
     budgets = () if eps is None else _budgets(eps)
     if out is not None:
         check_writable(out)
@@ -145,15 +146,16 @@ def certify(
     return made
 
 
-def _smoothing(
-    sigma: float | None, samples: int, first: int, alpha: float, norm: Norm | None, eps: object
-) -> Smoothing | None:
-    """How to smooth; None to certify by bounds."""
+def _smoothing(sigma: float | None, given: Mapping[str, Any], norm: Norm | None, eps: object) -> Smoothing | None:
+    """How to smooth, with the options of ``given`` that are not None; None to certify by bounds."""
+    options = {name: value for name, value in given.items() if value is not None}
     if sigma is None:
+        if options:
+            raise ConfigError(f"{', '.join(options)}: for randomised smoothing only; give sigma, too, or leave it out")
         return None
     if norm not in (None, "l2") or eps is not None:
         raise ConfigError("sigma: smoothing finds radii in l2; leave norm and eps out, or leave sigma out")
-    return Smoothing(sigma, samples, first, alpha)
+    return Smoothing(sigma, **options)
 
 
 def _by_smoothing(ready: Prepared, smoothing: Smoothing, votes: Sequence[Vote]) -> dict[str, Any]:

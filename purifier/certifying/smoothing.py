@@ -13,8 +13,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ..auditing.proofs import NO_ANSWER
-from ..auditing.subject import Subject
+from ..auditing.subject import NO_ANSWER, Subject
 from ..errors import ConfigError
 from ..seeding import SampleGenerator, mix_seed
 from .binomial import fewest_trials, lower_bound
@@ -112,6 +111,6 @@ class Smoothing:
             noise = SampleGenerator(seed, copies).normal(pixels.shape, pixels)
             noisy = (pixels + self.sigma * noise).clamp(0, 1)
             given = subject.ask(noisy, mix_seed(seed, "purifier"), copies)
-            answers = given.logits.argmax(1).masked_fill(given.logits.isnan().any(1), NO_ANSWER)
-            found.append(answers if given.rejected is None else answers.masked_fill(given.rejected, NO_ANSWER))
+            rejected = given.rejected
+            found.append(given.answers if rejected is None else given.answers.masked_fill(rejected, NO_ANSWER))
         return torch.cat(found).cpu()

@@ -70,9 +70,15 @@ def certify(
         str | None,
         typer.Option(help="Certify by randomised smoothing, with noise of this standard deviation in pixel units."),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Noisy copies of each image that bound its radius.")] = 1000,
-    first: Annotated[int, typer.Option(help="Other copies that find out which answer is certified.")] = 100,
-    alpha: Annotated[float, typer.Option(help="Probability that a certificate does not hold.")] = 0.001,
+    samples: Annotated[
+        int | None, typer.Option(help="Noisy copies of each image that bound its radius (default: 1000).")
+    ] = None,
+    first: Annotated[
+        int | None, typer.Option(help="Other copies that find out which answer is certified (default: 100).")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Probability that a certificate does not hold (default: 0.001).")
+    ] = None,
     weights: Annotated[Path | None, WEIGHTS] = None,
     random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     root: Annotated[Path | None, ROOT] = None,
@@ -117,7 +123,8 @@ def certify(
     from ..certifying.certify import certify as run
     from ..reporting.certified_plot import certified_plot
 
-    if (out / FILE_NAME).exists() and not overwrite and not (out / JOURNAL).exists():
+    goes_on = sigma is not None and (out / JOURNAL).exists()
+    if (out / FILE_NAME).exists() and not (overwrite or goes_on):
         raise OutputError(f"{out / FILE_NAME} exists; replace it by --overwrite, or choose another --out", out)
     noise = None if sigma is None else read_eps(sigma, "--sigma")
     budgets = None if eps is None else [read_eps(text, "--eps") for text in eps]

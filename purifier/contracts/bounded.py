@@ -22,7 +22,8 @@ class Bounded(Protocol):
         """Which outputs, (N, K) bool, ``purify`` may return for some image in [0, 1] within ``eps`` (N,) of each.
 
         It must hold for ``purify`` as it runs, in float32, with sums in any order, and with factors rounded by a share
-        of up to ``factors`` before they are multiplied (0 but for arithmetic such as TF32).
+        of up to ``factors`` before they are multiplied (0 but for arithmetic such as TF32). A smaller ``eps`` must not
+        reach more.
         """
 
 

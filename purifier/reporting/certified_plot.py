@@ -26,10 +26,11 @@ def certified_plot(certificates: Certificates) -> str:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
 
     def stairs(shares: list[float]) -> list[str]:
-        """A share holds from the radius before, whose images it still has, to its own."""
+        """By smoothing, images of a radius are certified below it only; by bounds, at it too."""
         points = [(x(0.0), y(shares[0]))]
-        for place, before, share in zip(places[1:], shares, shares[1:], strict=False):
-            points += [(x(place), y(before)), (x(place), y(share))]
+        for start, end, before, share in zip(places, places[1:], shares, shares[1:], strict=False):
+            corner = (x(start), y(share)) if certificates.method == "bounds" else (x(end), y(before))
+            points += [corner, (x(end), y(share))]
         return [f"{one:.1f},{other:.1f}" for one, other in points]
 
     low, high = (stairs([rate.interval[side] for rate in rates]) for side in (0, 1))

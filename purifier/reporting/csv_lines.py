@@ -1,4 +1,4 @@
-"""A report as CSV: one line for each row and each worst case."""
+"""A report as CSV: one line for each row, each worst case and each certificate."""
 
 from __future__ import annotations
 

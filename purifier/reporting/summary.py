@@ -53,6 +53,7 @@ def verdict(report: AuditReport, missed: Sequence[Finding] | None = None) -> Ver
         f"Proven for every attack, known or not: {with_count(one.result)} stay {report.right} if an attacker may "
         f"{attacker(one.threat)}."
         for one in report.certificates
+        if "certificate-broken" not in {flag.name for flag in report.flags}
     ]
     alone = _undefended(report, case.threat)
     if alone is not None:

@@ -39,7 +39,7 @@ def component_images(
         There are more classes, or there is none of a class that the classifier answers with it.
     """
     margins, labels = _margins(data, classifier, device, answers=answers)
-    if labels.max() >= classes or labels.min() < 0:
+    if labels.max() >= classes:
         raise TrainingError(
             f"expected classes from 0 to {classes - 1}, got {int(labels.max())}; give the purifier as many classes as "
             "the classifier has (--set classes=...)"
@@ -66,7 +66,7 @@ def _margins(
     for pixels, labels in data.batches(_parts(range(len(data)))):
         logits = classifier(pixels.to(device)).float().cpu()
         own = logits.argmax(1) if answers else labels
-        known = own.clamp(0, logits.shape[1] - 1)[:, None]  # others than its classes are refused later
+        known = own.clamp(0, logits.shape[1] - 1)[:, None]  # others than its classes are errors later
         classes.append(own)
         margins.append((logits.gather(1, known) - logits.scatter(1, known, -math.inf).amax(1, keepdim=True))[:, 0])
     return torch.cat(margins), torch.cat(classes)

@@ -1,8 +1,12 @@
-"""certify() by bounds, and the same certificates in audits: against attacks, on ONNX guards, and what is refused."""
+"""certify() by bounds, and the same certificates in audits: against attacks, on ONNX guards, and errors."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,9 +16,12 @@ from torch import Tensor, nn
 
 import purifier
 from nets import trained
-from purifier.auditing.proofs import NO_ANSWER
+from purifier.auditing.subject import NO_ANSWER
 from purifier.errors import ConfigError
 from purifier.reporting.certified_plot import certified_plot
+from purifier.reporting.csv_lines import to_csv
+from purifier.reporting.html import to_html
+from purifier.reporting.markdown import to_markdown
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DATA, COUNT = "demo:60", 60
@@ -28,25 +35,6 @@ def guarded() -> nn.Module:
 @pytest.fixture(scope="module")
 def made(guarded: nn.Module) -> purifier.Certificates:
     return purifier.certify(guarded, DATA, eps=[0.02, 0.04])
-
-
-class Renamed(nn.Module):
-    """The classifier `net` with two classes exchanged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = trained("net")
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(images)
-        return logits[:, [0, 1, 3, 2, 4, 5, 6, 7, 8, 9]]
-
-
-class Undecided(nn.Module):
-    """Gives all classes the same logit."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1)[:, :1].expand(-1, 10) * 1.0
 
 
 def test_radii_are_proven_and_the_next_step_is_not(guarded: nn.Module, made: purifier.Certificates) -> None:
@@ -93,7 +81,7 @@ def test_an_onnx_guard_gets_the_same_certificates(tmp_path: Path, made: purifier
     path = purifier.export(alone, tmp_path / "net.onnx", image_shape=(1, 28, 28)).path
     found = purifier.certify(purifier.guard(path, small_certified()), DATA, eps=[0.02, 0.04], batch_size=7)
     assert found.answers == made.answers and np.allclose(found.radii, made.radii, atol=1e-4)
-    with pytest.raises(ConfigError, match="a classifier alone has no bounds; certify it by randomised smoothing"):
+    with pytest.raises(ConfigError, match="a classifier alone has no bounds; randomised smoothing needs none"):
         purifier.certify(path, DATA)
 
 
@@ -111,42 +99,6 @@ def test_l2_is_certified_too(guarded: nn.Module, made: purifier.Certificates) ->
     assert "l2 radius; proven by bounds" in certified_plot(found)
 
 
-@pytest.mark.parametrize(
-    ("classifier", "says"),
-    [
-        (Renamed(), "answers that of component 2 with class 3, 3 with class 2; train the purifier for this classifier"),
-        (Undecided(), "component 0 with no class clearly, 1 with no class clearly, .* and 7 others"),
-    ],
-)
-def test_a_classifier_that_answers_components_wrongly_is_named(classifier: nn.Module, says: str) -> None:
-    guarded = purifier.guard(classifier, small_certified())
-    with pytest.raises(ConfigError, match=says):
-        purifier.certify(guarded, DATA)
-    report = purifier.audit(guarded, DATA, attacks=())
-    assert report.certificates == [] and "certify: the classifier must answer" in report.left_out[0]
-
-
-def test_what_bounds_do_not_cover_is_refused(guarded: nn.Module) -> None:
-    with pytest.raises(ConfigError, match="norm: Certified has bounds for linf, l2, got 'l1'"):
-        purifier.certify(guarded, DATA, norm="l1")
-    for eps in (0.0, -0.1, float("nan"), [], "much"):
-        with pytest.raises(ConfigError, match="eps: expected budgets in pixel units above 0"):
-            purifier.certify(guarded, DATA, eps=eps)
-    with pytest.raises(ConfigError, match="the purifier Vae has no bounds; certify it by randomised smoothing"):
-        purifier.certify(purifier.guard(trained("net"), "demo-plain"), DATA)
-    with pytest.raises(ConfigError, match="smoothing finds radii in l2; leave norm and eps out"):
-        purifier.certify(guarded, DATA, sigma=0.1, norm="linf")
-    calibrated = small_certified()
-    purifier.calibrate(calibrated, "demo:40", fpr=0.1)
-    rejecting = purifier.guard(trained("net"), calibrated, on_reject="abstain")
-    with pytest.raises(ConfigError, match="bounds do not cover rejection"):
-        purifier.certify(rejecting, DATA)
-    half = purifier.guard(trained("net"), small_certified())
-    half.purifier.half()
-    with pytest.raises(ConfigError, match=r"bounds hold for float32, but the purifier's weights are torch.float16"):
-        purifier.certify(half, DATA)
-
-
 def test_an_audit_certifies_and_compares(guarded: nn.Module, made: purifier.Certificates, tmp_path: Path) -> None:
     report = purifier.audit(guarded, DATA, eps=[0.02, 0.04], attacks=["pgd"], out=tmp_path)
     assert [(one.threat.eps, one.result) for one in report.certificates] == [
@@ -156,8 +108,15 @@ def test_an_audit_certifies_and_compares(guarded: nn.Module, made: purifier.Cert
     assert all(worst[one.threat.eps].correct >= one.result.correct for one in report.certificates)
     assert "certificate-broken" not in [flag.name for flag in report.flags]
     assert purifier.AuditReport.load(tmp_path) == report
+    assert "Proven for every attack" in to_html(report) and "linf 0.04, certified by bounds" in to_html(report)
+    assert "none: certified by bounds" in to_markdown(report)
+    lines = list(csv.DictReader(io.StringIO(to_csv(report))))
+    assert [(line["eps"], int(line["correct"])) for line in lines if line["kind"] == "certified"] == [
+        ("0.02", made.certified(0.02).correct),
+        ("0.04", made.certified(0.04).correct),
+    ]
     l1 = purifier.audit(guarded, DATA, norm="l1", eps=1.0, attacks=[])
-    assert l1.certificates == []
+    assert l1.certificates == [] and l1.left_out == ["certificates: norm: Certified has bounds for linf, l2, got 'l1'"]
 
 
 def test_a_proof_that_an_attack_contradicts_raises_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +127,43 @@ def test_a_proof_that_an_attack_contradicts_raises_a_flag(monkeypatch: pytest.Mo
     report = purifier.audit(guarded, DATA, eps=[0.05, 0.3], attacks=["pgd"])
     flags = [flag.evidence for flag in report.flags if flag.name == "certificate-broken"]
     assert len(flags) == 2 and "guarded: pgd bpda linf 0.05 fools" in flags[0] and "certified at linf 0.05" in flags[0]
-    assert not report.conclusive
+    assert not report.conclusive and "Proven" not in to_html(report)
+
+
+def test_budgets_that_print_alike_are_told_apart(guarded: nn.Module, made: purifier.Certificates) -> None:
+    close = [made.largest_radius * 1.0001, made.largest_radius * 0.999]
+    report = purifier.audit(guarded, DATA, eps=close, attacks=[])
+    assert len({f"{one:g}" for one in close}) <= 2 and [one.threat.eps for one in report.certificates] == close
+    for certificate in report.certificates:
+        assert certificate.result == purifier.certify(guarded, DATA, eps=certificate.threat.eps).certified(
+            certificate.threat.eps
+        )
+
+
+def test_the_classifier_is_asked_about_components_in_batches(made: purifier.Certificates) -> None:
+    sizes = []
+    net = trained("net")
+    net.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    found = purifier.certify(purifier.guard(net, small_certified()), DATA, eps=[0.02, 0.04], batch_size=4)
+    assert found.answers == made.answers and max(sizes) <= 4
+
+
+def test_the_plot_shows_what_is_certified_at_each_radius(made: purifier.Certificates) -> None:
+    made = dataclasses.replace(
+        made,
+        labels=[1, 1, 1, 1],
+        answers=[1, 1, 1, 1],
+        radii=[0.05, 0.1, 0.1, 0.1],
+        budgets=(0.1, 0.2),
+        largest_radius=0.1,
+    )
+    picture = ElementTree.fromstring(certified_plot(made))
+    (line,) = (one for one in picture.iter() if one.get("class") == "line")
+    points = [tuple(float(value) for value in point.split(",")) for point in line.get("points", "").split()]
+    width, height = points[-1][0] - points[0][0], points[-1][1] - points[0][1]
+    steps = [((x - points[0][0]) / width * 0.2, 1 - (y - points[0][1]) / height) for x, y in points]
+    expected = [(0, 1), (0, 1), (0.05, 1), (0.05, 0.75), (0.1, 0.75), (0.1, 0), (0.2, 0)]
+    assert steps == [pytest.approx(point, abs=0.002) for point in expected]
 
 
 def test_an_untrained_purifier_certifies_little_and_never_more_than_it_has(images) -> None:
@@ -198,4 +193,4 @@ def test_the_command_certifies_by_bounds(command, tmp_path: Path) -> None:
     found = purifier.Certificates.load(tmp_path / "out")
     assert found.budgets == (2 / 255, 0.02) and (tmp_path / "out/certificates.svg").exists()
     code, _, err = command("certify", "--classifier", "demo", "--purifier", "blur", *line[5:], "--overwrite")
-    assert code == 2 and "the purifier Blur has no bounds; certify it by randomised smoothing: give sigma" in err
+    assert code == 2 and "the purifier Blur has no bounds; randomised smoothing needs none (sigma, --sigma)" in err

@@ -154,7 +154,7 @@ def test_options_out_of_range_are_errors(options: dict[str, float]) -> None:
         Certified(**options)  # type: ignore[arg-type]
 
 
-def test_a_purifier_without_bounds_is_refused(tmp_path: Path) -> None:
+def test_a_purifier_without_bounds_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the recipe certified needs a purifier with bounds.*Vae has none"):
         purifier.train("vae", "demo:8", tmp_path / "out.safetensors", recipe="certified", classifier=trained("net"))
     assert not list(tmp_path.iterdir())

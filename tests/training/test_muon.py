@@ -65,3 +65,12 @@ def test_singular_values_come_near_1_but_for_the_smallest(shape: tuple[int, int]
     assert 1e-5 < found[6] < 0.01 and abs(found[7]) < 1e-4
     torch.testing.assert_close(result, left @ found.diag() @ right.T, rtol=0, atol=1e-4)
     assert not orthogonal(torch.zeros(shape)).any()
+
+
+def test_what_a_dead_unit_leaves_counts_as_nothing() -> None:
+    """Numbers so small make CPUs slow, and change no step."""
+    matrix = torch.randn((8, 20), generator=torch.Generator().manual_seed(0))
+    matrix[5:] *= 1e-30
+    result = orthogonal(matrix)
+    assert not result[5:].any()
+    torch.testing.assert_close(result[:5], orthogonal(matrix[:5]), rtol=0, atol=1e-5)

@@ -93,7 +93,7 @@ def test_options_that_cannot_be_are_errors(options: str, says: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["elbo", "denoise:attacks=fgsm", "robust:eps=0.1"])
-def test_other_recipes_are_refused(recipe: str, tmp_path: Path) -> None:
+def test_other_recipes_are_errors(recipe: str, tmp_path: Path) -> None:
     classifier = None if recipe == "elbo" else trained("net")
     with pytest.raises(purifier.PurifierError, match="certified"):
         purifier.train(
