@@ -34,6 +34,18 @@ class Renamed(nn.Module):
         return logits[:, [0, 1, 3, 2, 4, 5, 6, 7, 8, 9]]
 
 
+class OfBytes(nn.Module):
+    """The classifier `net` for images of 8 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = trained("net")
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images.float() / 255)
+        return logits
+
+
 class Undecided(nn.Module):
     """Gives all classes the same logit."""
 
@@ -77,9 +89,8 @@ def test_what_bounds_do_not_cover_is_an_error(guarded: nn.Module, tmp_path: Path
     session.get_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     with pytest.raises(ConfigError, match=r"CUDAExecutionProvider, .* may compute with less.*providers=\['CPUEx"):
         purifier.certify(session, DATA)
-    bytes_ = purifier.guard(
-        trained("net"), small_certified(), preprocessing=purifier.Preprocessing(dtype="uint8", scale=255)
-    )
+    taken = purifier.Preprocessing(dtype="uint8", scale=255)
+    bytes_ = purifier.guard(OfBytes(), small_certified(), preprocessing=taken)
     with pytest.raises(ConfigError, match="takes images of uint8, so that the guard rounds pixels"):
         purifier.certify(bytes_, DATA)
     for name in ("samples", "first", "alpha"):
