@@ -93,9 +93,13 @@ class Certificates:
         return sum(radius for label, answer, radius in self._each if answer == label) / self._count
 
     def steps(self) -> list[float]:
-        """The radii asked for after 0; without any, round ones from 0 to below the largest."""
-        if self.budgets or not self.largest_radius:
-            return [0.0, *sorted(self.budgets)]
+        """The radii asked for, after 0; without any, round ones."""
+        return [0.0, *sorted(self.budgets)] if self.budgets else self.round_radii()
+
+    def round_radii(self) -> list[float]:
+        """Round radii from 0 to below the largest."""
+        if not self.largest_radius:
+            return [0.0]
         rough = self.largest_radius / STEPS
         unit = 10.0 ** math.floor(math.log10(rough))
         step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough)

@@ -46,7 +46,7 @@ def certified_plot(certificates: Certificates) -> str:
         at = y(percent / 100)
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         lines.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{percent}%</text>')
-    for step in certificates.steps():
+    for step in certificates.round_radii():
         lines.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{step:g}</text>')
     lines += [
         f'<polygon class="band" points="{" ".join([*low, *reversed(high)])}"/>',
