@@ -87,7 +87,7 @@ def test_two_reports_are_compared(command, folder: Path) -> None:
 
 
 def test_the_schema_is_printed(command) -> None:
-    assert json.loads(command("report", "schema")[1])["title"] == "purifier report, schema version 9"
+    assert json.loads(command("report", "schema")[1])["title"] == "purifier report, schema version 10"
 
 
 @pytest.mark.parametrize(
