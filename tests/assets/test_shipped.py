@@ -1,4 +1,4 @@
-"""The shipped robust purifier: robust along the exact route, and its exported file agrees with torch."""
+"""The shipped purifiers: `demo` is robust along the exact route and exports, `demo-certified` certifies."""
 
 from __future__ import annotations
 
@@ -50,3 +50,18 @@ def test_the_shipped_purifier_holds_and_its_onnx_file_agrees(tmp_path: Path) -> 
     fooling = threat.project(attack.perturb(target, pixels, labels, threat, streams[1]).detach(), pixels)
     with torch.no_grad():
         assert (plain(fooling).argmax(1) == labels).double().mean() < 0.2
+
+
+@pytest.mark.integration
+def test_the_certified_purifier_certifies_in_front_of_the_shipped_classifier() -> None:
+    guarded = purifier.guard("demo", "demo-certified")
+    made = purifier.certify(guarded, f"demo:{COUNT}")
+    assert (made.norm, made.budgets) == ("linf", (0.1,))
+    assert made.certified(0).share > 0.75 and made.certified(0.1).share > 0.65
+    filter_ = purifier.load("demo-certified")
+    assert filter_.provenance["data"] == "fashion-mnist:train"
+    pixels, _ = load_data("demo").batch(range(COUNT))
+    sure = torch.tensor(made.radii) >= 0.1
+    shift = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0)).round() * 0.2 - 0.1
+    with torch.no_grad():
+        assert torch.equal(guarded((pixels + shift).clamp(0, 1)).argmax(1)[sure], torch.tensor(made.answers)[sure])
