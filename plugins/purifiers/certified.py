@@ -61,10 +61,16 @@ class CertifiedConfig:
             raise ConfigError(f"certified: expected 2 or more classes, got {self.classes}")
         if not 0 < self.eps < math.inf:
             raise ConfigError(f"certified: eps must be a number above 0 in pixel units, got {self.eps}")
+        largest = 1.0 if self.norm == "linf" else math.prod(self.image_shape) ** 0.5
+        if self.eps > largest:
+            raise ConfigError(
+                f"certified: eps={self.eps:g} is more than any image can change in {self.norm}, {largest:.4g}; give "
+                "it in pixel units, where pixels are in [0, 1], such as 8/255"
+            )
         if self.weights > MAX_WEIGHTS:
             raise ConfigError(
                 f"certified: these options give {self.weights:.3g} weights, expected at most {MAX_WEIGHTS:.0e}; lower "
-                "channels or hidden, or raise depth"
+                "channels, hidden or depth"
             )
 
     @property
@@ -112,7 +118,11 @@ class Certified(Purifier):
         self.register_buffer("images", torch.rand(config.classes, *config.image_shape))
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """The components' scores (N, classes) for pixels (N, C, H, W)."""
+        """The components' scores (N, classes) for pixels (N, C, H, W), in their dtype also under autocast."""
+        kind = pixels.device.type
+        if torch.is_autocast_enabled(kind):  # bounds are not for less than float32
+            with torch.autocast(kind, enabled=False):
+                return self.scores(pixels)
         values = pixels
         for layer in self.maps:
             values = layer(values).relu()

@@ -30,8 +30,9 @@ CLOSE = 1e-3
 rounding in another batch might exchange them."""
 EXTRA = 1e-6
 """Budgets are proven with so much more for each pixel: converting pixels to float32 images and back rounds."""
-HALVINGS = 12
-"""Between the budgets asked for, radii are found by halving the interval they are in this often."""
+STEPS = 16
+"""Radii between the budgets asked for are looked for in so many steps: quarters of the largest distance until one is
+proven, then halves of the interval."""
 SHOWN = 3
 """A message names so many components."""
 T = TypeVar("T")
@@ -69,6 +70,10 @@ class Prover:
             self._answers = self._answers_to(self._ask(self.bounded.outputs), shape)
         self._check_answers()
 
+    def largest(self, norm: Norm) -> float:
+        """A distance within which every image can become every other."""
+        return {"linf": 1.0, "l2": math.sqrt(self._values), "l1": float(self._values)}[norm]
+
     def check_norm(self, norm: Norm) -> None:
         """Raise ``ConfigError`` if there are no bounds for a norm."""
         if norm not in self.bounded.bounded_norms:
@@ -82,7 +87,7 @@ class Prover:
         All outputs of the purifier that can be reached must be answered alike. ``eps`` is in pixel units, one number or
         (n,).
         """
-        extra = self._extra if norm == "linf" else self._extra * self._values**0.5
+        extra = self._extra * self.largest(norm)
         budgets = torch.as_tensor(eps, dtype=torch.float64, device=self._setup.device).expand(len(answers)) + extra
         own = purifier_input(batch.pixels, self._purifier)
         reachable = self._ask(partial(self.bounded.reachable, own, norm, budgets, self._factors))
@@ -98,13 +103,12 @@ class Prover:
 
     def radii(self, batch: Batch, answers: Tensor, norm: Norm, budgets: Sequence[float]) -> Tensor:
         """The largest distances found at which ``holds`` is true, (n,) on the CPU; 0 for none. Exact at ``budgets``."""
-        cap = 1.0 if norm == "linf" else self._values**0.5
-        low, high = (torch.full((len(answers),), end, dtype=torch.float64) for end in (0.0, cap))
+        low, high = (torch.full((len(answers),), end, dtype=torch.float64) for end in (0.0, self.largest(norm)))
         for budget in sorted(budgets):
             _narrow(low, high, torch.full_like(low, budget), self.holds(batch, answers, norm, budget))
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            _narrow(low, high, middle, self.holds(batch, answers, norm, middle))
+        for _ in range(STEPS):
+            tried = torch.where(low > 0, (low + high) / 2, high / 4)
+            _narrow(low, high, tried, self.holds(batch, answers, norm, tried))
         return low
 
     def _ask(self, question: Callable[[], T]) -> T:
@@ -119,6 +123,9 @@ class Prover:
             got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             name = type(self._purifier).__name__
             raise PluginError(f"{name}.outputs must return images (K, {', '.join(map(str, shape))}), got {got}", name)
+        if not len(outputs) or not ((outputs >= 0) & (outputs <= 1)).all():
+            name = type(self._purifier).__name__
+            raise PluginError(f"{name}.outputs must return one or more images in [0, 1]", name)
         subject, seed = self._setup.subjects["undefended"], self._setup.seed
         parts = torch.split(outputs, self._setup.batch_size)
         logits = torch.cat([subject.ask(part, seed, range(len(part))).logits for part in parts]).float()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from ..auditing.preparing import Prepared
 from ..auditing.proofs import Prover
 from ..auditing.watching import Progress
 from ..contracts.bounded import BoundTrained
+from ..errors import ConfigError
 from ..vocabulary import Norm
 
 
@@ -25,10 +26,16 @@ def by_bounds(
     setup, data = ready.setup, ready.data
     prover = Prover(ready.parts, setup, data.shape, random=ready.random)
     trained = prover.bounded.trained_for if isinstance(prover.bounded, BoundTrained) else None
-    if norm is None:
-        norm = "l2" if "l2" in (trained or prover.bounded.bounded_norms)[:1] else "linf"
-    prover.check_norm(norm)
-    if not budgets and trained is not None and trained[0] == norm:
+    wanted = norm or (prover.bounded.bounded_norms if trained is None else trained)[0]
+    chosen: Norm = next((known for known in get_args(Norm) if known == wanted), "linf")
+    largest = prover.largest(chosen)
+    prover.check_norm(chosen)
+    if max(budgets, default=0) > largest:
+        raise ConfigError(
+            f"eps: {max(budgets):g} is more than any image can change in {chosen}, {largest:.4g}; give budgets in "
+            "pixel units, where pixels are in [0, 1], such as 8/255"
+        )
+    if not budgets and trained is not None and trained[0] == chosen:
         budgets = (trained[1],)
     answers, radii = list[int](), list[float]()
     for start in range(0, len(data), setup.batch_size):
@@ -37,12 +44,12 @@ def by_bounds(
         batch = setup.batch(data, range(start, min(start + setup.batch_size, len(data))))
         given = setup.subjects["guarded"].ask(batch.pixels, setup.seed, batch.indices).answers
         answers += given.tolist()
-        radii += prover.radii(batch, given, norm, budgets).tolist()
+        radii += prover.radii(batch, given, chosen, budgets).tolist()
     if progress is not None:
         progress(len(data), len(data), f"{len(data)} images")
     return {
         "method": "bounds",
-        "norm": norm,
+        "norm": chosen,
         "budgets": budgets,
         "largest_radius": max(radii),
         "notes": [],

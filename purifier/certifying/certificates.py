@@ -9,7 +9,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..atomic import atomic_write
 from ..auditing.statistics import Rate, rate
@@ -136,9 +136,25 @@ class Certificates:
             lengths = {len(made.labels), len(made.answers), len(made.radii), len(counts)}
         except TypeError as error:
             raise FileError(f"{path} does not hold whole certificates ({error}); {advice}", path) from error
+        if not made._is_plausible():
+            raise FileError(f"{path} holds certificates that cannot be, such as a negative radius; {advice}", path)
         if lengths != {made.data.get("count")}:
             raise FileError(f"{path} does not have one certificate for each image; {advice}", path)
         return made
+
+    def _is_plausible(self) -> bool:
+        """Whether the values are of the kinds, and in the ranges, that certificates have."""
+        known = self.method in ("smoothing", "bounds") and self.norm in get_args(Norm)
+        radii = (*self.radii, *self.budgets, self.largest_radius)
+        classes = all(type(value) is int and value >= NO_ANSWER for value in (*self.labels, *self.answers))
+        numbers = all(isinstance(value, int | float) and 0 <= value < math.inf for value in radii)
+        smoothed = (self.sigma, self.samples, self.first, self.alpha, self.counts)
+        return known and classes and numbers and (self.method == "bounds" or None not in smoothed)
+
+    @property
+    def right(self) -> str:
+        """What an image is whose answer counts: in agreement with the classifier if there are no labels."""
+        return "in agreement with the undefended classifier" if "labels" in self.data else "right"
 
     @property
     def _count(self) -> int:

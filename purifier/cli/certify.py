@@ -154,7 +154,7 @@ def print_certificates(made: Certificates, console: Console) -> None:
     """Print the share of images that are right and certified at a few radii."""
     about = f"{made.data['count']} images of {made.data['name']}"
     console.print(
-        f"right and certified, {about}, with 95% interval; {made.norm}, {made.how}", markup=False, soft_wrap=True
+        f"{made.right} and certified, {about}, with 95% interval; {made.norm}, {made.how}", markup=False, soft_wrap=True
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
     table.add_column("radius")

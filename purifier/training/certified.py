@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.bounded import Bounded, BoundTrained, TrainingBounds
 from ..contracts.purifier import Purifier
 from ..data.images import ImageData
 from ..errors import ConfigError
+from .budgets import check_trainable
 from .component_images import component_images
 from .optimisation import Optimisation
 from .recipe import Batch, Recipe
@@ -73,6 +75,8 @@ class Certified(Recipe):
         """Choose the images of the components."""
         assert classifier is not None
         trained = _bound_trained(purifier)
+        norm, eps = trained.trained_for
+        check_trainable(Threat("l2" if norm == "l2" else "linf", self.excess * eps), "certified")
         trained.images.copy_(component_images(data, classifier, len(trained.images), device, answers=self.answers))
 
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:

@@ -41,8 +41,8 @@ def component_images(
     margins, labels = _margins(data, classifier, device, answers=answers)
     if labels.max() >= classes:
         raise TrainingError(
-            f"expected classes from 0 to {classes - 1}, got {int(labels.max())}; give the purifier as many classes as "
-            "the classifier has (--set classes=...)"
+            f"expected classes from 0 to {classes - 1}, got {int(labels.max())}; the purifier needs as many classes as "
+            "the classifier has"
         )
     found = []
     for label in range(classes):
@@ -51,7 +51,7 @@ def component_images(
             raise TrainingError(
                 f"the classifier answers no image of class {label} with that class, of {int((labels == label).sum())} "
                 f"among {len(data)}, so no image can stand for it; give images of all {classes} classes, check that "
-                "the labels are the classifier's (--classes), or use certified:answers=true"
+                f"the labels are the classifier's (--classes){'' if answers else ', or use certified:answers=true'}"
             )
         count = min(MOST, math.ceil(SUREST * len(right)))
         found.append(_typical(data, right[margins[right].argsort(descending=True)[:count]].tolist()))

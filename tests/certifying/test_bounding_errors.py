@@ -93,6 +93,9 @@ def test_what_bounds_do_not_cover_is_an_error(guarded: nn.Module, tmp_path: Path
     bytes_ = purifier.guard(OfBytes(), small_certified(), preprocessing=taken)
     with pytest.raises(ConfigError, match="takes images of uint8, so that the guard rounds pixels"):
         purifier.certify(bytes_, DATA)
+    for eps, norm, largest in ((1.1, "linf", "1"), (30, "l2", "28")):
+        with pytest.raises(ConfigError, match=f"eps: {eps} is more than any image can change in {norm}, {largest};"):
+            purifier.certify(guarded, DATA, norm=norm, eps=eps)
     for name in ("samples", "first", "alpha"):
         with pytest.raises(ConfigError, match=f"{name}: for randomised smoothing only; give sigma"):
             purifier.certify(guarded, DATA, **{name: 1})
@@ -128,3 +131,11 @@ def test_scores_that_may_overflow_in_float32_are_not_certified(images) -> None:
         made.maps[0].weight.mul_(1e19)
         made.hidden.weight.mul_(1e19)
     assert made.eval().reachable(pixels, "linf", eps).all()
+
+
+@pytest.mark.parametrize("outputs", [torch.full((10, 1, 28, 28), torch.nan), torch.zeros(0, 1, 28, 28)])
+def test_outputs_that_are_no_images_are_errors(outputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = small_certified()
+    monkeypatch.setattr(type(broken), "outputs", lambda self: outputs)
+    with pytest.raises(purifier.PurifierError, match="outputs must return one or more images in"):
+        purifier.certify(purifier.guard(trained("net"), broken), DATA)

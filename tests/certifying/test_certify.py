@@ -136,6 +136,12 @@ def test_files_that_are_no_certificates_are_errors(tmp_path: Path, made: Certifi
         ({"schema": 2}, "expected certificates of schema 1, got 2"),
         ({"radii": [1.0]}, "one certificate for each image"),
         ({"colour": 1}, "does not hold whole certificates"),
+        ({"radii": ["a"] * 12}, "certificates that cannot be"),
+        ({"radii": [-1.0] * 12}, "certificates that cannot be"),
+        ({"method": "magic"}, "certificates that cannot be"),
+        ({"norm": "l7"}, "certificates that cannot be"),
+        ({"labels": [1.5] * 12}, "certificates that cannot be"),
+        ({"counts": None}, "certificates that cannot be"),
     ):
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(FileError, match=says):

@@ -64,7 +64,7 @@ def test_classes_without_an_image_are_errors() -> None:
     data = squares()
     with pytest.raises(TrainingError, match="answers no image of class 3 with that class, of 0 among 24"):
         component_images(data, classifier(nn.Sequential(Brightness(), nn.ZeroPad1d((0, 1)))), 4, CPU, answers=False)
-    with pytest.raises(TrainingError, match=r"expected classes from 0 to 1, got 2.*--set classes"):
+    with pytest.raises(TrainingError, match="expected classes from 0 to 1, got 2; the purifier needs as many classes"):
         component_images(data, classifier(Brightness()), 2, CPU, answers=False)
     data.labels = data.labels.roll(8)
     with pytest.raises(TrainingError, match="no image of class 0 with that class, of 8 .*certified:answers=true"):
@@ -152,6 +152,12 @@ def test_images_without_labels_and_a_classifier_without_gradients_will_do(tmp_pa
 def test_options_out_of_range_are_errors(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"certified: {next(iter(options))} must be"):
         Certified(**options)  # type: ignore[arg-type]
+
+
+def test_a_budget_within_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"recipe": "certified:excess=2", "classifier": trained("net"), "epochs": 1}
+    with pytest.raises(ConfigError, match="certified: eps=0.6 cannot be trained for"):
+        purifier.train("certified", "demo:20", tmp_path / "out.safetensors", config={**SMALL, "eps": 0.3}, **settings)
 
 
 def test_a_purifier_without_bounds_is_an_error(tmp_path: Path) -> None:

@@ -82,14 +82,23 @@ def test_the_exported_guard_answers_alike_and_its_score_is_the_margin(tmp_path: 
         ("classes=1", "certified: expected 2 or more classes, got 1"),
         ("eps=0", "certified: eps must be a number above 0 in pixel units, got 0"),
         ("norm=l1", "norm"),
+        ("eps=2", "eps=2 is more than any image can change in linf, 1; give it in pixel units"),
         ("depth=0", "must be positive"),
-        ("channels=100000,depth=3", "lower channels or hidden, or raise depth"),
+        ("channels=100000,depth=3", "lower channels, hidden or depth"),
         ("colour=red", "colour"),
     ],
 )
 def test_options_that_cannot_be_are_errors(options: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         purifier.load(f"certified:image_shape=1x28x28,{options}")
+
+
+def test_autocast_changes_nothing(images) -> None:
+    pixels, _ = images
+    made = small_certified()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = made.scores(pixels)
+    assert torch.equal(found, made.scores(pixels))
 
 
 @pytest.mark.parametrize("recipe", ["elbo", "denoise:attacks=fgsm", "robust:eps=0.1"])
