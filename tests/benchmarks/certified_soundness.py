@@ -122,8 +122,8 @@ def compare(model: Certified, pixels: Tensor, eps: float) -> None:
     gap = (theirs - ours)[others]
     sure = [int((each.masked_fill(~others, 1) > 0).all(1).sum()) for each in (ours, theirs)]
     print(
-        f"bound-propagation: {gap.numel()} interval bounds of {len(pixels)} images, theirs minus ours {gap.min():.3g} to "
-        f"{gap.max():.3g}; certified by ours {sure[0]}, by theirs {sure[1]}"
+        f"bound-propagation: {gap.numel()} interval bounds of {len(pixels)} images, theirs minus ours {gap.min():.3g} "
+        f"to {gap.max():.3g}; certified by ours {sure[0]}, by theirs {sure[1]}"
     )
 
 
