@@ -142,23 +142,20 @@ class Layer(nn.Module):
         return _both(Interval(centre, radius), self.bounds(box, factors))
 
     def trained(
-        self, points: Tensor, values: Interval | None, ball: tuple[Tensor, float] | None = None
-    ) -> tuple[Tensor, Interval | None]:
+        self, points: Tensor, values: Interval, ball: tuple[Tensor, float] | None = None
+    ) -> tuple[Tensor, Interval]:
         """Points and intervals after the layer, normalised by the statistics of the points; without rounding.
 
         ``ball``, for the first layer: the intervals' pixels and the l2 distance that they are limited to, too.
         """
         if points.ndim == 4:  # the convolutions are faster so
             points = points.contiguous(memory_format=torch.channels_last)
-        if values is None:
-            raw, after = self.applied(points, self.weight, None), None
-        else:
-            raw, centre = self.applied(torch.cat([points, values.centre]), self.weight, None).chunk(2)
-            after = Interval(centre, self.applied(values.radius, self.weight.abs(), None))
-            if ball is not None:
-                pixels, eps = ball
-                norm = eps * (self.applied(torch.ones_like(pixels[:1]), self.weight.square(), None) + TINY).sqrt()
-                after = _both(after, Interval(raw, norm))
+        raw, centre = self.applied(torch.cat([points, values.centre]), self.weight, None).chunk(2)
+        after = Interval(centre, self.applied(values.radius, self.weight.abs(), None))
+        if ball is not None:
+            pixels, eps = ball
+            norm = eps * (self.applied(torch.ones_like(pixels[:1]), self.weight.square(), None) + TINY).sqrt()
+            after = _both(after, Interval(raw, norm))
         others = [place for place in range(raw.ndim) if place != 1]
         mean, variance = raw.mean(others), raw.var(others, correction=0)
         with torch.no_grad():
@@ -167,9 +164,7 @@ class Layer(nn.Module):
         factor = self.scale * (variance + STABLE).rsqrt()
         shift = _along(self.bias - mean * factor, raw.ndim, 1)
         factor = _along(factor, raw.ndim, 1)
-        if after is not None:
-            after = Interval(after.centre * factor + shift, after.radius * factor.abs())
-        return raw * factor + shift, after
+        return raw * factor + shift, Interval(after.centre * factor + shift, after.radius * factor.abs())
 
 
 def _refold(layer: Layer, _: object) -> None:

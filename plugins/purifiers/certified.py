@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from purifier.attacking.threat import Threat
 from purifier.contracts.bounded import TrainingBounds
 from purifier.contracts.purifier import Purifier
 from purifier.errors import ConfigError
@@ -59,14 +60,8 @@ class CertifiedConfig:
             raise ConfigError(f"certified: image_shape, channels, depth and hidden must be positive, got {self}")
         if self.classes < 2:
             raise ConfigError(f"certified: expected 2 or more classes, got {self.classes}")
-        if not 0 < self.eps < math.inf:
-            raise ConfigError(f"certified: eps must be a number above 0 in pixel units, got {self.eps}")
-        largest = 1.0 if self.norm == "linf" else math.prod(self.image_shape) ** 0.5
-        if self.eps > largest:
-            raise ConfigError(
-                f"certified: eps={self.eps:g} is more than any image can change in {self.norm}, {largest:.4g}; give "
-                "it in pixel units, where pixels are in [0, 1], such as 8/255"
-            )
+        if not Threat(self.norm, self.eps).eps:
+            raise ConfigError(f"certified: eps must be above 0 in pixel units, got {self.eps}")
         if self.weights > MAX_WEIGHTS:
             raise ConfigError(
                 f"certified: these options give {self.weights:.3g} weights, expected at most {MAX_WEIGHTS:.0e}; lower "
@@ -184,24 +179,20 @@ class Certified(Purifier):
         """Norm and eps of the threat that it is trained for."""
         return self.config.norm, self.config.eps
 
-    def training_bounds(self, pixels: Tensor, labels: Tensor, eps: float | None) -> TrainingBounds:
-        """Scores, and with ``eps`` lower bounds of the margins of ``labels``, all of them differentiable."""
-        values = None if eps is None else _box(pixels, eps)
-        ball = None if eps is None or self.config.norm == "linf" else (pixels, eps)
-        points, found = pixels, [] if values is None else [values]
+    def training_bounds(self, pixels: Tensor, labels: Tensor, eps: float) -> TrainingBounds:
+        """Scores, and lower bounds of the margins of ``labels`` within ``eps``, all of them differentiable."""
+        points, values = pixels, _box(pixels, eps)
+        ball, found = (None if self.config.norm == "linf" else (pixels, eps)), [values]
         for layer in (*self.maps, self.hidden):
             assert isinstance(layer, Layer)
             if layer is self.hidden:
-                points, values = points.flatten(1), None if values is None else values.flat()
+                points, values = points.flatten(1), values.flat()
             points, values = layer.trained(points, values, ball)
             ball = None
-            points = points.relu()
-            if values is not None:
-                found.append(values)
-                values = values.rectified()
-        scores = self.last(points)
-        margins = None if values is None else _differences(values, self.last.weight, self.last.bias, labels)
-        return TrainingBounds(scores, margins, [(part.centre, part.radius) for part in found])
+            found.append(values)
+            points, values = points.relu(), values.rectified()
+        margins = _differences(values, self.last.weight, self.last.bias, labels)
+        return TrainingBounds(self.last(points), margins, [(part.centre, part.radius) for part in found])
 
     def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
         raise ConfigError("the purifier certified is trained with bounds: use the recipe certified")

@@ -106,7 +106,7 @@ def prepare(
     and goes on.
     """
     request.check(data)
-    threats = [Threat(request.norm, budget) for budget in _budgets(request.eps)]
+    threats = [Threat(request.norm, budget) for budget in budgets_of(request.eps)]
     given, preset = _chosen_attacks(request.attacks, request.preset)
     names = ("preprocessing", "input", "output", "output_kind", "feed")
     parts = audited_parts(guard, **{name: getattr(request, name) for name in names})
@@ -172,7 +172,8 @@ def _chosen_attacks(
     return attacks, preset
 
 
-def _budgets(eps: float | Sequence[float]) -> list[float]:
+def budgets_of(eps: float | Sequence[float]) -> list[float]:
+    """One budget or several as a list; raises ``ConfigError`` unless they are different numbers."""
     try:
         budgets = [float(eps)] if isinstance(eps, SupportsFloat) else [float(one) for one in eps]
     except (TypeError, ValueError):

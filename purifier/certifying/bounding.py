@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from ..attacking.threat import Threat
 from ..auditing.preparing import Prepared
 from ..auditing.proofs import Prover
 from ..auditing.watching import Progress
 from ..contracts.bounded import BoundTrained
-from ..errors import ConfigError
 from ..vocabulary import Norm
 
 
@@ -28,15 +28,10 @@ def by_bounds(
     trained = prover.bounded.trained_for if isinstance(prover.bounded, BoundTrained) else None
     wanted = norm or (prover.bounded.bounded_norms if trained is None else trained)[0]
     chosen: Norm = next((known for known in get_args(Norm) if known == wanted), "linf")
-    largest = prover.largest(chosen)
     prover.check_norm(chosen)
-    if max(budgets, default=0) > largest:
-        raise ConfigError(
-            f"eps: {max(budgets):g} is more than any image can change in {chosen}, {largest:.4g}; give budgets in "
-            "pixel units, where pixels are in [0, 1], such as 8/255"
-        )
+    budgets = sorted(Threat(chosen, budget).eps for budget in budgets)
     if not budgets and trained is not None and trained[0] == chosen:
-        budgets = (trained[1],)
+        budgets = [trained[1]]
     answers, radii = list[int](), list[float]()
     for start in range(0, len(data), setup.batch_size):
         if progress is not None:
@@ -50,7 +45,7 @@ def by_bounds(
     return {
         "method": "bounds",
         "norm": chosen,
-        "budgets": budgets,
+        "budgets": tuple(budgets),
         "largest_radius": max(radii),
         "notes": [],
         "answers": answers,

@@ -94,7 +94,7 @@ class Certificates:
 
     def steps(self) -> list[float]:
         """The radii asked for, after 0; without any, round ones."""
-        return [0.0, *sorted(self.budgets)] if self.budgets else self.round_radii()
+        return sorted({0.0, *self.budgets}) if self.budgets else self.round_radii()
 
     def round_radii(self) -> list[float]:
         """Round radii from 0 to below the largest."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from ..atomic import check_writable
 from ..auditing.data_digest import DataDigest
 from ..auditing.facts import identify
 from ..auditing.journal import Journal, opened
-from ..auditing.preparing import Audited, Prepared, Request, prepare
+from ..auditing.preparing import Audited, Prepared, Request, budgets_of, prepare
 from ..auditing.watching import Progress
 from ..contracts.purifier import Purifier
 from ..data.given import Data
@@ -58,7 +57,7 @@ def certify(
 ) -> Certificates:
     """Certify a guard's answers: by its purifier's bounds, or with ``sigma`` by randomised smoothing.
 
-    Bounds need a purifier that has them, such as ``certified``. They certify the guard itself, and are never wrong.
+    Bounds need a purifier that has them, such as ``certified``. They certify the guard itself, without samples.
 
     Randomised smoothing (Cohen et al. 2019) only asks the guard, so any will do. The certificates, in l2, are for the
     smoothed guard: of many copies of an image with normal noise, the class that most get. They hold for every attack,
@@ -102,7 +101,7 @@ def certify(
         for a classifier that answers the purifier's components with other classes than they stand for.
     """
     smoothing = _smoothing(sigma, {"samples": samples, "first": first, "alpha": alpha}, norm, eps)
-    budgets = () if eps is None else _budgets(eps)
+    budgets = [] if eps is None else budgets_of(eps)
     if out is not None:
         check_writable(out)
     request = Request(
@@ -170,17 +169,6 @@ def _by_smoothing(ready: Prepared, smoothing: Smoothing, votes: Sequence[Vote]) 
         "counts": [vote.count for vote in votes],
         "radii": [vote.radius for vote in votes],
     }
-
-
-def _budgets(eps: float | Sequence[float]) -> tuple[float, ...]:
-    """The budgets, in order; raises ``ConfigError`` unless they are numbers above 0."""
-    try:
-        budgets = [float(eps)] if isinstance(eps, SupportsFloat) else [float(one) for one in eps]
-    except (TypeError, ValueError):
-        budgets = []
-    if not budgets or not all(0 < budget < math.inf for budget in budgets):
-        raise ConfigError(f"eps: expected budgets in pixel units above 0, got {eps!r}")
-    return tuple(sorted(set(budgets)))
 
 
 def _votes(ready: Prepared, smoothing: Smoothing, journal: Journal, progress: Progress | None) -> list[Vote]:

@@ -32,10 +32,10 @@ class TrainingBounds(NamedTuple):
 
     scores: Tensor
     """Of the components, (N, K)."""
-    margins: Tensor | None
-    """Lower bounds, (N, K), of the score of an image's label minus each score within the threat; None without one."""
+    margins: Tensor
+    """Lower bounds, (N, K), of the score of an image's label minus each score within the threat."""
     intervals: Sequence[tuple[Tensor, Tensor]]
-    """Centre and radius of the image, and of the values before each ReLU; empty without a threat."""
+    """Centre and radius of the image, and of the values before each ReLU."""
 
 
 @runtime_checkable
@@ -49,5 +49,5 @@ class BoundTrained(Protocol):
     def trained_for(self) -> tuple[str, float]:
         """Norm and eps of the threat that it is trained for."""
 
-    def training_bounds(self, pixels: Tensor, labels: Tensor, eps: float | None) -> TrainingBounds:
-        """Scores, and with ``eps`` bounds; differentiable, without care for rounding."""
+    def training_bounds(self, pixels: Tensor, labels: Tensor, eps: float) -> TrainingBounds:
+        """Scores, and bounds within ``eps``; differentiable, without care for rounding."""

@@ -15,7 +15,7 @@ PART = 250
 """Images read at a time."""
 SUREST = 0.25
 """The share of a class's images among which a typical one is looked for, those that the classifier is surest of. Their
-mean itself is blurred: of four classifiers of Fashion-MNIST, two answer such means of some classes wrongly."""
+mean itself is blurred, so that other classifiers may answer it wrongly."""
 MOST = 1000
 """No more images of a class are looked at."""
 

@@ -63,7 +63,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     first, third, fifth = COEFFICIENTS
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=SMALLEST)
-    # What units that have died leave in the mean shrinks to numbers that CPUs multiply a hundred times more slowly.
+    # What units that have died leave in the mean shrinks to numbers too small for CPUs to multiply fast.
     wide = wide.masked_fill(wide.abs() < SMALLEST, 0)
     for _ in range(ITERATIONS):
         gram = wide @ wide.T

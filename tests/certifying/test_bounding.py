@@ -93,7 +93,7 @@ def test_another_classifier_gets_the_same_certificates(made: purifier.Certificat
 def test_l2_is_certified_too(guarded: nn.Module, made: purifier.Certificates) -> None:
     found = purifier.certify(guarded, DATA, norm="l2", eps=0.1)
     assert found.norm == "l2" and found.answers == made.answers
-    # A ball of radius r holds the box of r / 28 and lies in the box of r.
+    # The box of radius r / 28 is inside the ball of radius r, which is inside the box of radius r.
     for ball, box in zip(found.radii, made.radii, strict=True):
         assert box * 0.99 - 1e-4 <= ball <= box * 28 * 1.01 + 0.001
     assert "l2 radius; proven by bounds" in certified_plot(found)

@@ -87,7 +87,7 @@ def test_the_budget_grows_and_the_clean_weight_falls() -> None:
         seen.append(eps)
         return bounds(pixels, labels, eps)
 
-    model.training_bounds = recorded  # type: ignore[method-assign]
+    model.training_bounds = recorded  # type: ignore[method-assign]  # to see what it is asked
     weights, worst = [], 0.0
     for done in (0.0, 0.1, 0.3, 0.5, 0.9):
         batch = batch_of(done)
@@ -143,7 +143,7 @@ def test_images_without_labels_and_a_classifier_without_gradients_will_do(tmp_pa
     made = purifier.train(
         "certified", pixels, tmp_path / "out.safetensors", recipe="certified", classifier=onnx, epochs=1, config=SMALL
     )
-    assert torch.equal(trained("net")(made.outputs()).argmax(1), torch.arange(10))  # type: ignore[operator]
+    assert torch.equal(trained("net")(made.outputs()).argmax(1), torch.arange(10))  # type: ignore[operator]  # a module's buffer
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_images_without_labels_and_a_classifier_without_gradients_will_do(tmp_pa
 )
 def test_options_out_of_range_are_errors(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"certified: {next(iter(options))} must be"):
-        Certified(**options)  # type: ignore[arg-type]
+        Certified(**options)  # type: ignore[arg-type]  # of several types
 
 
 def test_a_budget_within_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
@@ -172,5 +172,5 @@ def test_l2_is_trained_for_as_it_is_certified(tmp_path: Path) -> None:
     ball = model.training_bounds(batch.pixels, batch.labels, 0.3)
     model.config = dataclasses.replace(model.config, norm="linf")
     box = model.training_bounds(batch.pixels, batch.labels, 0.3)
-    assert ball.margins is not None and box.margins is not None and (ball.margins > box.margins).any()
+    assert (ball.margins > box.margins).any()
     assert torch.allclose(ball.scores, box.scores, atol=1e-4)
