@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import purifier
-from purifier.assets.build import ROBUST, ROBUST_DATA
+from purifier.assets.build import CERTIFIED_ON, ROBUST, SELECTED_DATA
 from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
 from purifier.attacking.threat import Threat
@@ -26,7 +26,7 @@ def test_the_shipped_purifier_holds_and_its_onnx_file_agrees(tmp_path: Path) -> 
     guarded = purifier.guard(load_classifier("demo"), "demo")
     assert isinstance(guarded, GuardedModule)
     made = guarded.purifier.provenance
-    assert (made["recipe"], made["data"]) == (ROBUST["recipe"], ROBUST_DATA)
+    assert (made["recipe"], made["data"]) == (ROBUST["recipe"], SELECTED_DATA)
     assert ROBUST["config"].items() <= made["config"].items()
     pixels, labels = load_data("demo").batch(range(COUNT))
     threat, streams = Threat("linf", 0.1), [SampleGenerator(seed, range(COUNT)) for seed in (0, 1)]
@@ -59,7 +59,8 @@ def test_the_certified_purifier_certifies_in_front_of_the_shipped_classifier() -
     assert (made.norm, made.budgets) == ("linf", (0.1,))
     assert made.certified(0).share > 0.75 and made.certified(0.1).share > 0.65
     filter_ = purifier.load("demo-certified")
-    assert filter_.provenance["data"] == "fashion-mnist:train"
+    trained = filter_.provenance
+    assert (trained["recipe"], trained["data"]) == (CERTIFIED_ON["recipe"], SELECTED_DATA)
     pixels, _ = load_data("demo").batch(range(COUNT))
     sure = torch.tensor(made.radii) >= 0.1
     shift = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0)).round() * 0.2 - 0.1

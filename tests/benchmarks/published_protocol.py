@@ -38,7 +38,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import purifier
-from purifier.assets.build import ROBUST, ROBUST_DATA
+from purifier.assets.build import ROBUST, SELECTED_DATA
 from purifier.contracts.checkpoint import read_tensors, write_tensors
 from purifier.data.images import ImageData
 from purifier.data.loading import load_data
@@ -101,7 +101,7 @@ def defences(out: Path, classifier: str) -> dict[str, str]:
 
 def train_all(out: Path, names: Sequence[str], device: str) -> None:
     """Train the classifiers and the purifiers for each; when all four exist, the one for all of them too."""
-    data = load_data(ROBUST_DATA)
+    data = load_data(SELECTED_DATA)
     for name in names:
         weights = out / f"{name}.safetensors"
         if not weights.exists():

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from yardstick import Reader, register
 
-from purifier.assets.build import ROBUST, ROBUST_DATA
+from purifier.assets.build import ROBUST, SELECTED_DATA
 from purifier.assets.classifier import FashionClassifier, demo_classifier
 from purifier.contracts.checkpoint import read_tensors, write_tensors
 from purifier.data.loading import load_data
@@ -38,7 +38,7 @@ PROBED = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
-    parser.add_argument("--data", default=ROBUST_DATA, help="DATA spec")
+    parser.add_argument("--data", default=SELECTED_DATA, help="DATA spec")
     parser.add_argument("--recipe", default=ROBUST["recipe"], help="recipe of both trainings")
     parser.add_argument("--epochs", type=int, default=ROBUST["epochs"], help="epochs of the purifier")
     parser.add_argument("--processes", type=int, default=2, help="processes of one training")

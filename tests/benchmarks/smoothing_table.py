@@ -1,0 +1,123 @@
+"""Certificates by randomised smoothing in front of the shipped classifier, behind purifiers trained for the noise.
+
+``python tests/benchmarks/smoothing_table.py --sigma 0.25 [--sigma 0.5] [--out FOLDER] [--save]``: trains a purifier
+for each sigma with the recipe ``denoise`` unless the folder has it, and certifies all test images. A run that was cut
+off goes on. ``--save`` writes the rows for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures import MEASURED, RESULTS, add_up, measured_table
+
+import purifier
+from purifier.certifying.certificates import FILE_NAME
+from purifier.data.loading import load_data
+from purifier.training.state import state_path
+
+DATA = "fashion-mnist:train:55000"
+"""The training images without those that recipe and size were chosen on."""
+CONFIG: Mapping[str, Any] = {"channels": 16, "latent": 16, "spatial": True, "blocks": 4}
+OPTIMISATION: Mapping[str, Any] = {"optimizer": "muon", "lr": 5e-3, "schedule": "cosine", "clip": 1.0, "ema": 0.999}
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+Rows = list[dict[str, Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sigma", type=float, action="append", required=True, help="may be repeated")
+    parser.add_argument("--out", type=Path, default=RESULTS / "smoothing", help="folder for checkpoints, certificates")
+    parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a part")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--stability", type=float, default=30.0)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--first", type=int, default=20)
+    parser.add_argument("--part", type=int, default=2500, help="images of each file of certificates")
+    parser.add_argument("--save", action="store_true", help="write the rows for docs/benchmarks.md")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    rows = Rows()
+    for sigma in given.sigma:
+        path = given.out / f"sigma-{sigma:g}.safetensors"
+        train(path, sigma, given.stability, given.epochs)
+        rows.append(row(certify(path, sigma, given)))
+    print(measured_table(rows))
+    if given.save:
+        save(rows)
+
+
+def train(path: Path, sigma: float, stability: float, epochs: int) -> None:
+    """Train a purifier for noise of ``sigma``, or go on with it."""
+    if path.exists() and not state_path(path).exists():
+        return
+    purifier.train(
+        "vae",
+        DATA,
+        path,
+        recipe=f"denoise:noise={sigma:g},stability={stability:g}",
+        classifier="demo",
+        config=dict(CONFIG),
+        epochs=epochs,
+        resume=state_path(path).exists(),
+        **OPTIMISATION,
+    )
+
+
+def certify(path: Path, sigma: float, given: argparse.Namespace) -> list[purifier.Certificates]:
+    """Certify the guard, part by part, as far as the folder named like the checkpoint does not have them."""
+    found = []
+    for start in range(0, len(load_data(given.data)), given.part):
+        folder = path.with_suffix("") / str(start)
+        if not (folder / FILE_NAME).exists():
+            made = purifier.certify(
+                purifier.guard("demo", path),
+                f"{given.data}:{start}-{start + given.part}",
+                sigma=sigma,
+                samples=given.samples,
+                first=given.first,
+                batch_size=given.samples + given.first,
+                out=folder,
+            )
+            made.save(folder)
+            print(f"sigma {sigma:g}, from {start}: {made.certified(0.25)} at 0.25, {made.seconds:.0f} s", flush=True)
+        found.append(purifier.Certificates.load(folder))
+    return found
+
+
+def row(parts: Sequence[purifier.Certificates]) -> dict[str, Any]:
+    """Right and certified at each radius that the noise reaches."""
+    first = parts[0]
+    found: dict[str, Any] = {"sigma": first.sigma}
+    for radius in RADII:
+        rate = add_up(part.certified(radius) for part in parts)
+        counted = {"correct": round(rate.correct), "count": rate.count}
+        name = f"l2 {radius:g}" if radius else "right, smoothed"
+        found[name] = counted if radius < first.largest_radius else None
+    seconds = sum(part.seconds for part in parts)
+    return found | {"samples": first.samples, "minutes": round(seconds / 60)}
+
+
+def save(rows: Rows) -> None:
+    """Write the rows, and how they were made."""
+    sigmas = " ".join(f"--sigma {row['sigma']:g}" for row in rows)
+    source = {
+        "command": [f"python tests/benchmarks/smoothing_table.py {sigmas} --save"],
+        "machine": f"one CPU core for each sigma, {platform.machine()}",
+        "versions": f"torch {torch.__version__}",
+        "date": date.today().isoformat(),
+    }
+    content = json.dumps({"source": source, "tables": {"table": rows}}, indent=1)
+    (MEASURED / "smoothing.json").write_text(content + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
