@@ -1,13 +1,13 @@
 """Builds the shipped assets from the real Fashion-MNIST: ``python -m purifier.assets.build``.
 
-``robust`` takes longest: ``OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m purifier.assets.build robust``.
+``robust`` and ``certified`` take longest:
+``OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m purifier.assets.build robust``.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,10 @@ def main() -> None:
         _train_purifier("vae", given.out / SHIPPED["demo"], SELECTED_DATA, given.root, **front, **ROBUST)
     if "certified" in given.what:
         out = given.out / SHIPPED["demo-certified"]
-        with tempfile.TemporaryDirectory() as folder:
-            first = Path(folder, out.name)
-            _train_purifier("certified", first, SELECTED_DATA, given.root, **front, **CERTIFIED)
-            _train_purifier("certified", out, SELECTED_DATA, given.root, **front, **CERTIFIED_ON, init=first)
+        first = out.with_stem(f"{out.stem}-first")  # beside it, where all processes of torchrun find it
+        _train_purifier("certified", first, SELECTED_DATA, given.root, **front, **CERTIFIED)
+        _train_purifier("certified", out, SELECTED_DATA, given.root, **front, **CERTIFIED_ON, init=first)
+        first.unlink(missing_ok=True)
 
 
 def _train_purifier(plugin: str, out: Path, data: str, root: str | None, **options: Any) -> None:

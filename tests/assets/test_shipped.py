@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import purifier
-from purifier.assets.build import CERTIFIED_ON, ROBUST, SELECTED_DATA
+from purifier.assets.build import CERTIFIED, CERTIFIED_ON, ROBUST, SELECTED_DATA
 from purifier.attacking.specs import read_attack
 from purifier.attacking.target import Target
 from purifier.attacking.threat import Threat
@@ -61,6 +61,7 @@ def test_the_certified_purifier_certifies_in_front_of_the_shipped_classifier() -
     filter_ = purifier.load("demo-certified")
     trained = filter_.provenance
     assert (trained["recipe"], trained["data"]) == (CERTIFIED_ON["recipe"], SELECTED_DATA)
+    assert CERTIFIED["config"].items() <= trained["config"].items()
     pixels, _ = load_data("demo").batch(range(COUNT))
     sure = torch.tensor(made.radii) >= 0.1
     shift = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0)).round() * 0.2 - 0.1

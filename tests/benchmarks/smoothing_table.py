@@ -87,7 +87,6 @@ def certify(path: Path, sigma: float, given: argparse.Namespace) -> list[purifie
                 batch_size=given.samples + given.first,
                 out=folder,
             )
-            made.save(folder)
             print(f"sigma {sigma:g}, from {start}: {made.certified(0.25)} at 0.25, {made.seconds:.0f} s", flush=True)
         found.append(purifier.Certificates.load(folder))
     return found
