@@ -46,7 +46,7 @@ class Certificates:
     seed: int
     device: str
     largest_radius: float
-    """With smoothing, what an image gets on whose copies all answers agree; with bounds, what some image has."""
+    """What some image has; with smoothing to no fixed radius, what an image gets on whose copies all answers agree."""
     notes: Sequence[str]
     labels: Sequence[int]
     answers: Sequence[int]
@@ -60,8 +60,10 @@ class Certificates:
     alpha: float | None = None
     counts: Sequence[int] | None = None
     """How many of the samples had the class of each image."""
+    asked: Sequence[int] | None = None
+    """How many samples of each image were taken; None in certificates made before it could be fewer than all."""
     budgets: Sequence[float] = ()
-    """Radii that were asked for."""
+    """Radii that were asked for; with smoothing, sampling stopped where this one was certified."""
     command: Sequence[str] | None = None
     schema: int = SCHEMA
 
@@ -80,7 +82,10 @@ class Certificates:
         """What they come from, in words."""
         if self.sigma is None or self.alpha is None:
             return "proven by bounds"
-        return f"noise of standard deviation {self.sigma:g}, {self.samples} samples, confidence {1 - self.alpha:g} each"
+        samples = f"{self.samples} samples"
+        if self.budgets:
+            samples = f"up to {samples}, until {self.budgets[0]:g} is certified"
+        return f"noise of standard deviation {self.sigma:g}, {samples}, confidence {1 - self.alpha:g} each"
 
     @property
     def abstained(self) -> Rate:
@@ -132,8 +137,8 @@ class Certificates:
             raise FileError(f"{path}: expected certificates of schema {SCHEMA}, got {got!r}; {advice}", path)
         try:
             made = cls(**{**found, "budgets": tuple(found.get("budgets", ()))})
-            counts = made.labels if made.counts is None else made.counts
-            lengths = {len(made.labels), len(made.answers), len(made.radii), len(counts)}
+            others = (made.labels if each is None else each for each in (made.counts, made.asked))
+            lengths = {len(each) for each in (made.labels, made.answers, made.radii, *others)}
         except TypeError as error:
             raise FileError(f"{path} does not hold whole certificates ({error}); {advice}", path) from error
         if not made._is_plausible():

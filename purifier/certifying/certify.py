@@ -40,6 +40,7 @@ def certify(
     samples: int | None = None,
     first: int | None = None,
     alpha: float | None = None,
+    radius: float | None = None,
     norm: Norm | None = None,
     eps: float | Sequence[float] | None = None,
     batch_size: int | None = None,
@@ -70,10 +71,9 @@ def certify(
         A guard, or a classifier alone: a torch module, an ONNX model or a MODEL spec.
     data
         As for ``purifier.audit``.
-    sigma, samples, first, alpha
-        See ``purifier.certifying.smoothing.Smoothing``; the last three are for smoothing only, and 1000, 100 and 0.001
-        by default. Without a purifier that was trained for noise of ``sigma``,
-        few images are certified.
+    sigma, samples, first, alpha, radius
+        See ``purifier.certifying.smoothing.Smoothing``; all but the first are for smoothing only, and 1000, 100, 0.001
+        and None by default. Without a purifier that was trained for noise of ``sigma``, few images are certified.
     norm
         For bounds: ``linf`` or ``l2``; by default what the purifier was trained for. Smoothing is in ``l2``.
     eps
@@ -100,7 +100,8 @@ def certify(
         As for ``purifier.audit``; for options that can certify nothing; for bounds that the purifier does not have, and
         for a classifier that answers the purifier's components with other classes than they stand for.
     """
-    smoothing = _smoothing(sigma, {"samples": samples, "first": first, "alpha": alpha}, norm, eps)
+    given = {"samples": samples, "first": first, "alpha": alpha, "radius": radius}
+    smoothing = _smoothing(sigma, given, norm, eps)
     budgets = [] if eps is None else budgets_of(eps)
     if out is not None:
         check_writable(out)
@@ -162,11 +163,13 @@ def _by_smoothing(ready: Prepared, smoothing: Smoothing, votes: Sequence[Vote]) 
     return {
         "method": "smoothing",
         "norm": "l2",
-        **vars(smoothing),
-        "largest_radius": smoothing.largest_radius,
+        **{name: getattr(smoothing, name) for name in ("sigma", "samples", "first", "alpha")},
+        "budgets": () if smoothing.radius is None else (smoothing.radius,),
+        "largest_radius": smoothing.largest_radius if smoothing.radius is None else max(vote.radius for vote in votes),
         "notes": _notes(ready.parts.in_front, smoothing),
         "answers": [vote.answer for vote in votes],
         "counts": [vote.count for vote in votes],
+        "asked": [vote.asked for vote in votes],
         "radii": [vote.radius for vote in votes],
     }
 

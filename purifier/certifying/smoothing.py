@@ -27,6 +27,8 @@ class Vote:
     """The class; ``NO_ANSWER`` if it abstains."""
     count: int
     """How many of the samples were given that class."""
+    asked: int
+    """How many samples were taken."""
     radius: float
     """No change of the image of less than this l2 norm, in pixel units, changes the answer; 0 if it abstains."""
 
@@ -45,6 +47,11 @@ class Smoothing:
         How many others find out which answer that is.
     alpha
         The probability, for each image, that its certificate does not hold.
+    radius
+        Take no more samples of an image once this l2 norm is certified for it (a sequential test, as in Voracek 2024,
+        "Treatment of statistical estimation problems in randomized smoothing for adversarial robustness"). Bounds are
+        computed after a few numbers of samples, up to ``samples``, each at its share of ``alpha``, so that all hold
+        together.
 
     Raises
     ------
@@ -56,6 +63,7 @@ class Smoothing:
     samples: int = 1000
     first: int = 100
     alpha: float = 0.001
+    radius: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:
@@ -66,24 +74,41 @@ class Smoothing:
                 raise ConfigError(f"{name}: expected a number of noisy images of at least 1, got {value!r}")
         if not 0 < self.alpha <= 0.5:
             raise ConfigError(f"alpha: expected a probability above 0 and at most 0.5, got {self.alpha!r}")
-        if self.radius(self.samples) <= 0:
+        if self.largest_radius <= 0:
             raise ConfigError(
                 f"samples: {self.samples} can certify nothing with alpha={self.alpha:g}; take at least "
                 f"{fewest_trials(self.alpha)}, or a larger alpha"
             )
+        if self.radius is not None and not 0 < self.radius < self.largest_radius:
+            raise ConfigError(
+                f"radius: {self.samples} samples can certify l2 norms above 0 and below {self.largest_radius:.3g} with "
+                f"sigma={self.sigma:g}, got {self.radius!r}; take more samples, or a larger sigma"
+            )
 
-    def radius(self, count: int) -> float:
-        """The certified l2 radius if ``count`` of the samples had the same answer (their theorem 1); 0 if it is none.
+    def certified(self, count: int, trials: int, alpha: float) -> float:
+        """The l2 radius if ``count`` of ``trials`` samples had the same answer (their theorem 1); 0 if there is none.
 
         The probability of all other answers together is bounded by what is left.
         """
-        share = lower_bound(count, self.samples, self.alpha)
+        share = lower_bound(count, trials, alpha)
         return self.sigma * NormalDist().inv_cdf(share) if share > 0.5 else 0.0
 
     @property
     def largest_radius(self) -> float:
         """The radius if all samples have the same answer."""
-        return self.radius(self.samples)
+        return self.certified(self.samples, self.samples, self.alpha)
+
+    @property
+    def looks(self) -> list[int]:
+        """After how many samples bounds are computed: all, and with ``radius`` a half, a quarter, ... of them.
+
+        It is halved as long as samples that all agree can certify ``radius``.
+        """
+        found = [self.samples]
+        if self.radius is not None:
+            while self.certified(found[0] // 2, found[0] // 2, self.alpha / (len(found) + 1)) > self.radius:
+                found.insert(0, found[0] // 2)
+        return found
 
     def vote(self, subject: Subject, pixels: Tensor, index: int, seed: int, batch_size: int) -> Vote:
         """Certify the image (C, H, W) at position ``index`` of its data, asking ``batch_size`` noisy copies at a time.
@@ -91,23 +116,27 @@ class Smoothing:
         The noise depends on ``seed`` and ``index`` only. A copy that gets no answer, or is rejected, counts for no
         class.
         """
-        guess = self._answers(subject, pixels, "first", self.first, (index, seed), batch_size)
+        guess = self._answers(subject, pixels, "first", range(self.first), (index, seed), batch_size)
         chosen = guess[guess != NO_ANSWER]
         if not len(chosen):
-            return Vote(NO_ANSWER, 0, 0.0)
+            return Vote(NO_ANSWER, 0, 0, 0.0)
         answer = int(chosen.bincount().argmax())
-        answers = self._answers(subject, pixels, "samples", self.samples, (index, seed), batch_size)
-        count = int((answers == answer).sum())
-        radius = self.radius(count)
-        return Vote(answer if radius > 0 else NO_ANSWER, count, radius)
+        count, asked, radius, looks = 0, 0, 0.0, self.looks
+        for look in looks:
+            answers = self._answers(subject, pixels, "samples", range(asked, look), (index, seed), batch_size)
+            count, asked = count + int((answers == answer).sum()), look
+            radius = max(radius, self.certified(count, asked, self.alpha / len(looks)))
+            if self.radius is not None and radius > self.radius:
+                break
+        return Vote(answer if radius > 0 else NO_ANSWER, count, asked, radius)
 
     def _answers(
-        self, subject: Subject, pixels: Tensor, part: str, count: int, place: tuple[int, int], batch_size: int
+        self, subject: Subject, pixels: Tensor, part: str, numbers: range, place: tuple[int, int], batch_size: int
     ) -> Tensor:
-        """The classes, (count,), of noisy copies of an image."""
+        """The classes, (numbers,), of noisy copies of an image."""
         seed, found = mix_seed("smoothing", part, *place), []
-        for start in range(0, count, batch_size):
-            copies = range(start, min(start + batch_size, count))
+        for start in range(0, len(numbers), batch_size):
+            copies = numbers[start : start + batch_size]
             noise = SampleGenerator(seed, copies).normal(pixels.shape, pixels)
             noisy = (pixels + self.sigma * noise).clamp(0, 1)
             given = subject.ask(noisy, mix_seed(seed, "purifier"), copies)

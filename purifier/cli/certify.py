@@ -79,6 +79,10 @@ def certify(
     alpha: Annotated[
         float | None, typer.Option(help="Probability that a certificate does not hold (default: 0.001).")
     ] = None,
+    radius: Annotated[
+        str | None,
+        typer.Option(help="Take no more copies of an image once this l2 radius is certified (default: take all)."),
+    ] = None,
     weights: Annotated[Path | None, WEIGHTS] = None,
     random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     root: Annotated[Path | None, ROOT] = None,
@@ -135,7 +139,8 @@ def certify(
     model, reading = guarded(model, purifier, policy, reading)
     how: dict[str, Any] = {"classes": classes, "preprocessing": wanted, "no_labels": no_labels, "quiet": quiet}
     images = load_data_option(data, root, resize, crop, skip_bad, max_bytes, **how)
-    smoothing: dict[str, Any] = {"sigma": noise, "samples": samples, "first": first, "alpha": alpha}
+    target = None if radius is None else read_eps(radius, "--radius")
+    smoothing: dict[str, Any] = {"sigma": noise, "samples": samples, "first": first, "alpha": alpha, "radius": target}
     threat: dict[str, Any] = {"norm": norm, "eps": budgets}
     kept: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "overwrite": overwrite}
     with audit_progress(quiet=quiet) as show:

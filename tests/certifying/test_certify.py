@@ -109,6 +109,19 @@ def test_what_was_cut_off_goes_on(tmp_path: Path, made: Certificates) -> None:
     assert Certificates.load(tmp_path) == again and not (tmp_path / JOURNAL).exists()
 
 
+def test_with_a_radius_fewer_copies_are_asked_and_the_table_ends_there(tmp_path: Path, made: Certificates) -> None:
+    guarded = purifier.guard(trained("net"), "demo-plain")
+    found = purifier.certify(guarded, "demo:12", sigma=0.1, samples=240, first=10, radius=0.05, out=tmp_path)
+    assert sum(found.asked) < 12 * 240 and min(found.asked) < 100 and set(made.asked) == {60}
+    for asked, radius in zip(found.asked, found.radii, strict=True):
+        assert radius > 0.05 or asked == 240
+    assert found.steps() == [0, 0.05] and found.largest_radius == max(found.radii)
+    assert "up to 240 samples, until 0.05 is certified" in found.how and found.how in certified_plot(found)
+    assert Certificates.load(tmp_path) == found
+    with pytest.raises(ConfigError, match="radius: for randomised smoothing only"):
+        purifier.certify(guarded, "demo:1", radius=0.05)
+
+
 def test_an_attack_within_the_radius_changes_no_answer(made: Certificates) -> None:
     """The smoothed model itself, asked at random places near the edge of each certified ball."""
     rng = np.random.default_rng(0)
@@ -170,7 +183,8 @@ def test_the_command_prints_a_table_and_writes_both_files(command, tmp_path: Pat
     assert found.classifier["spec"] == "demo" and (tmp_path / "certificates.svg").read_text().startswith("<svg")
     code, _, err = command(*line)
     assert code == 2 and "certificates.json exists; replace it by --overwrite" in err
-    assert command(*line, "--overwrite")[0] == 0
+    code, out, _ = command(*line, "--radius", "4/255", "--overwrite")
+    assert code == 0 and "up to 40 samples, until 0.0156863 is certified" in out
     code, _, err = command(*line[:8], "much", *line[9:], "--overwrite")
     assert code == 2 and "--sigma: expected a number such as 0.1 or 8/255, got 'much'" in err
 

@@ -81,6 +81,27 @@ def test_the_radius_of_a_linear_model_is_its_distance_to_the_edge(distance: floa
     assert vote.count / 20_000 == pytest.approx(share, abs=0.015)
 
 
+def test_sampling_stops_once_the_radius_is_certified() -> None:
+    whole, early = Smoothing(0.1, samples=2000, first=20), Smoothing(0.1, samples=2000, first=20, radius=0.05)
+    assert whole.looks == [2000] and early.looks == [31, 62, 125, 250, 500, 1000, 2000]
+    easy, hard, undecided = (early.vote(Linear(), grey(0.5 + distance), 0, 0, 500) for distance in (0.3, 0.06, 0.05))
+    assert easy.asked == 31 and easy.count == 31 and 0.05 < easy.radius < whole.largest_radius
+    assert 31 < hard.asked <= 2000 and hard.radius <= 0.06
+    assert undecided.asked == 2000 and 0 < undecided.radius <= 0.05 and undecided.answer == 1
+    model = Linear()
+    early.vote(model, grey(0.8), 0, 0, 500)
+    assert len(torch.cat(model.asked)) == 20 + 31
+
+
+def test_looking_often_certifies_too_much_no_oftener_than_alpha() -> None:
+    distance, times = 0.05, 600
+    smoothing = Smoothing(0.1, samples=400, first=20, alpha=0.1, radius=distance)
+    assert len(smoothing.looks) > 3
+    votes = [smoothing.vote(Linear(), grey(0.5 + distance), index, 0, 400) for index in range(times)]
+    wrong = sum(vote.radius > distance for vote in votes)
+    assert 0 < wrong <= 0.1 * times + 3 * math.sqrt(0.1 * 0.9 * times)
+
+
 def test_noise_is_clamped_depends_on_the_image_and_not_on_the_batch() -> None:
     smoothing, models = Smoothing(0.4, samples=40, first=10), [Linear() for _ in range(4)]
     places = ((0, 0, 7), (0, 0, 50), (1, 0, 50), (0, 1, 50))
@@ -117,6 +138,11 @@ def test_copies_that_are_rejected_count_for_no_class() -> None:
             {"sigma": 0.1, "samples": 5},
             r"5 can certify nothing with alpha=0.001; take at least 10, or a larger alpha",
         ),
+        (
+            {"sigma": 0.1, "samples": 100, "radius": 0.3},
+            r"radius: 100 samples can certify l2 norms above 0 and below 0.15 with sigma=0.1, got 0.3; take",
+        ),
+        ({"sigma": 0.1, "radius": 0}, "radius: 1000 samples can certify .* got 0;"),
     ],
 )
 def test_options_that_can_certify_nothing_are_errors(options, says: str) -> None:
