@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the purifier")
     parser.add_argument("--lr", type=float)
     parser.add_argument("--width", type=float, default=2.0, help="of the larger classifier")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
     given.out.mkdir(exist_ok=True)
@@ -97,13 +98,15 @@ def main() -> None:
             make, preprocessing = partial(Stock, given.width), Preprocessing()
         register("written", lambda: Normalised(make(), preprocessing))
     if given.check:
-        check(purifier.load(path), frozen if given.which == "purifier" else Reader(frozen), held_back, given.recipe)
+        classifier = frozen if given.which == "purifier" else Reader(frozen)
+        check(purifier.load(path), classifier, held_back, given.recipe, given.device)
         return
     print(
         f"torch {torch.__version__}, one core multiplies matrices at {matmul_rate(torch.float32):.0f} GFLOP/s",
         flush=True,
     )
     options: dict[str, Any] = {"recipe": given.recipe, "epochs": given.epochs, "augment": "flip", "lr": given.lr}
+    options["device"] = given.device
     options |= {"resume": state_path(path).exists(), "overwrite": not state_path(path).exists()}
     if given.which == "purifier":
         config = split_spec(f"vae:{','.join(given.set)}")[1] if given.set else {}
@@ -139,7 +142,7 @@ def split(data: ImageData) -> tuple[ImageData, ImageData]:
     )
 
 
-def check(made: purifier.Purifier, classifier: nn.Module, held_back: ImageData, recipe: str) -> None:
+def check(made: purifier.Purifier, classifier: nn.Module, held_back: ImageData, recipe: str, device: str) -> None:
     """Attack a checkpoint with apgd-ce on the exact route; print clean and attacked rates."""
     threat = split_spec(recipe)[1]
     guarded = purifier.guard(classifier, made)
@@ -152,6 +155,7 @@ def check(made: purifier.Purifier, classifier: nn.Module, held_back: ImageData, 
         norm=threat.get("norm", "linf"),
         routes=["exact"],
         batch_size=CHECKED,
+        device=device,
     )
     for row in report.rows:
         if row.result is not None:

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000, help="at most")
     parser.add_argument("--first", type=int, default=20)
     parser.add_argument("--part", type=int, default=2500, help="images of each file of certificates")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--save", action="store_true", help="write the rows for docs/benchmarks.md")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -49,14 +50,14 @@ def main() -> None:
     rows = Rows()
     for sigma in given.sigma:
         path = given.out / f"sigma-{sigma:g}.safetensors"
-        train(path, sigma, given.stability, given.epochs)
+        train(path, sigma, given.stability, given.epochs, given.device)
         rows.append(row(certify(path, sigma, given)))
     print(measured_table(rows))
     if given.save:
-        save(rows)
+        save(rows, given.device)
 
 
-def train(path: Path, sigma: float, stability: float, epochs: int) -> None:
+def train(path: Path, sigma: float, stability: float, epochs: int, device: str) -> None:
     """Train a purifier for noise of ``sigma``, or go on with it."""
     if path.exists() and not state_path(path).exists():
         return
@@ -69,6 +70,7 @@ def train(path: Path, sigma: float, stability: float, epochs: int) -> None:
         config=dict(CONFIG),
         epochs=epochs,
         resume=state_path(path).exists(),
+        device=device,
         **OPTIMISATION,
     )
 
@@ -86,6 +88,7 @@ def certify(path: Path, sigma: float, given: argparse.Namespace) -> list[purifie
                 samples=given.samples,
                 first=given.first,
                 radius=RADIUS,
+                device=given.device,
                 out=folder,
             )
             print(
@@ -107,12 +110,13 @@ def row(parts: Sequence[purifier.Certificates]) -> dict[str, Any]:
     return found | {"samples at most": first.samples, "on average": round(sum(asked) / len(asked)), "minutes": minutes}
 
 
-def save(rows: Rows) -> None:
+def save(rows: Rows, device: str) -> None:
     """Write the rows, and how they were made."""
     sigmas = " ".join(f"--sigma {row['sigma']:g}" for row in rows)
+    name = torch.cuda.get_device_name() if device == "cuda" else "one CPU core for each sigma"
     source = {
         "command": [f"python tests/benchmarks/smoothing_table.py {sigmas} --save"],
-        "machine": f"one CPU core for each sigma, {platform.machine()}",
+        "machine": f"{name}, {platform.machine()}",
         "versions": f"torch {torch.__version__}",
         "date": date.today().isoformat(),
     }
