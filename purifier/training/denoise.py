@@ -25,6 +25,10 @@ from .budgets import check_trainable
 from .failures import explains_itself
 from .recipe import Batch, Recipe, loss_of, purified_and_loss_of
 
+COPIES = 2
+"""Noisy copies of an image in a step that compares the answers to them."""
+ENTROPY = 0.5
+"""Weight of the entropy of their mean."""
 OF_ATTACKS = ("attacks", "eps", "norm", "cached")
 """The options that say which attacks."""
 
@@ -53,6 +57,11 @@ class Denoise(Recipe):
     stability
         With ``noise``: weight of the cross-entropy from the classifier's answers to the clean images to those to the
         purified noisy ones (their stability objective), beside the purifier's own loss.
+    consistency
+        With ``noise``: how much more the KL divergence from the mean answer to two noisy copies of each image to each
+        of the two counts than the stability objective; above 0 also, half as much as that, the entropy of the mean
+        (Jeong & Shin 2020, "Consistency regularization for certified robustness of smoothed classifiers"). Images are
+        certified further, but fewer at small radii. A step asks about twice as many images.
     cached
         Craft the adversarial version of each image once and keep it in memory, as bytes; for slow attacks, and without
         augmentation. A resumed run crafts them again, the same except for rounding; under torchrun each process keeps
@@ -66,11 +75,12 @@ class Denoise(Recipe):
     norm: Literal["linf", "l2", "l1"] = "linf"
     noise: float = 0.0
     stability: float = 1.0
+    consistency: float = 0.0
     cached: bool = False
     _cache: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("noise", "stability"):
+        for name in ("noise", "stability", "consistency"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"denoise: {name} must be a number of at least 0, got {getattr(self, name)}")
         given = [name for name in OF_ATTACKS if getattr(self, name) != getattr(type(self), name)]
@@ -78,6 +88,8 @@ class Denoise(Recipe):
             raise ConfigError(f"denoise: noise takes the place of attacks; leave out noise, or {', '.join(given)}")
         if not self.noise and self.stability != type(self).stability:
             raise ConfigError("denoise: stability is for noise; give noise too, such as noise=0.25, or leave it out")
+        if self.consistency and not self.needs_exact:
+            raise ConfigError("denoise: consistency is for noise with stability; give both, or leave it out")
         if not self.eps:
             raise ConfigError("denoise: eps: expected one or more budgets, such as 0.1 0.2, got none")
         for attack, (threat, *others) in self._choices:
@@ -142,16 +154,22 @@ class Denoise(Recipe):
 
     def _from_noise(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         assert batch.classifier is not None
-        pixels, labels = batch.pixels, batch.labels
-        noisy = (pixels + self.noise * batch.generator.normal(pixels.shape[1:], pixels)).clamp(0, 1)
-        noise = draw(purifier, pixels, batch.generator)
+        copies = COPIES if self.consistency else 1
+        clean, labels = batch.pixels.repeat(copies, 1, 1, 1), batch.labels.repeat(copies)
+        normal = [batch.generator.normal(clean.shape[1:], batch.pixels) for _ in range(copies)]
+        noisy = (clean + self.noise * torch.cat(normal)).clamp(0, 1)
+        drawn = [draw(purifier, batch.pixels, batch.generator) for _ in range(copies)]
+        noise = None if drawn[0] is None else torch.cat([each for each in drawn if each is not None])
         if not self.stability:
-            return loss_of(purifier, noisy, pixels, noise, labels)
+            return loss_of(purifier, noisy, clean, noise, labels)
         with torch.no_grad():
-            own = batch.classifier(pixels).float().softmax(1)
-        purified, terms = purified_and_loss_of(purifier, noisy, pixels, noise, labels)
+            own = batch.classifier(batch.pixels).float().softmax(1).repeat(copies, 1)
+        purified, terms = purified_and_loss_of(purifier, noisy, clean, noise, labels)
         answers = batch.classifier(purified).float()
-        return {**terms, "stability": self.stability * functional.cross_entropy(answers, own)}
+        terms = {**terms, "stability": self.stability * functional.cross_entropy(answers, own)}
+        if self.consistency:
+            terms["consistency"] = self.stability * _inconsistency(answers, self.consistency)
+        return terms
 
     @cached_property
     def _choices(self) -> list[tuple[Attack, list[Threat]]]:
@@ -213,3 +231,11 @@ class Denoise(Recipe):
                     raise ValueError(f"expected finite images {tuple(pixels.shape)}, got {tuple(crafted.shape)}")
                 found[at] = threat.project(crafted, pixels)
         return found
+
+
+def _inconsistency(answers: Tensor, weight: float) -> Tensor:
+    """How far the answers to the copies of an image are from their mean, and how undecided that is."""
+    logs = answers.log_softmax(1)
+    mean = logs.view(COPIES, -1, logs.shape[1]).logsumexp(0) - math.log(COPIES)
+    divergence = functional.kl_div(logs, mean.repeat(COPIES, 1), reduction="batchmean", log_target=True)
+    return weight * divergence - ENTROPY * (mean.exp() * mean).sum(1).mean()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
 
 import purifier
 from nets import trained
@@ -64,6 +65,21 @@ def test_noise_takes_the_place_of_attacks(data: ImageData) -> None:
     grey = ((batch.pixels > 0.4) & (batch.pixels < 0.6)).flatten()  # where clamping cuts off little
     assert abs(float(change[grey].std()) - 0.25) < 0.02 and float(change[grey].mean()) < 0.02
     assert float((batch.pixels.flatten() + change).max()) == 1.0
+
+
+def test_consistency_compares_the_answers_to_two_noisy_copies(data: ImageData) -> None:
+    made, net, seen = purifier.load("vae:image_shape=1x28x28,channels=4,latent=4"), trained("net"), list[Tensor]()
+    handle = net.register_forward_hook(lambda module, given, logits: seen.append(logits))
+    batch = batch_of(data, range(40), net=net)
+    terms = build_recipe("denoise:noise=0.5,stability=2,consistency=3").step(made.train(), batch)
+    handle.remove()
+    (one, other) = (Categorical(logits=part) for part in seen[-1].chunk(2))
+    assert len(one.logits) == 40 and not torch.equal(one.logits, other.logits)
+    mean = Categorical(probs=(one.probs + other.probs) / 2)
+    divergence = (kl_divergence(mean, one) + kl_divergence(mean, other)).mean() / 2
+    expected = 2 * (3 * divergence + 0.5 * mean.entropy().mean())
+    assert terms["consistency"].item() == pytest.approx(expected.item(), 1e-4)
+    assert divergence.item() > 0 and "consistency" not in build_recipe("denoise:noise=0.5").step(made, batch)
 
 
 @pytest.mark.integration
@@ -141,7 +157,7 @@ def test_query_attacks_work_without_gradients(tmp_path: Path) -> None:
     )
     how = made.provenance["training"]
     options = {"attacks": "square:queries=20", "eps": [0.1], "norm": "linf", "cached": True}
-    assert how["options"] == {**options, "noise": 0.0, "stability": 1.0}
+    assert how["options"] == {**options, "noise": 0.0, "stability": 1.0, "consistency": 0.0}
     assert (how["epochs"], how["batch_size"], how["optimizer"]) == (2, 128, "adam")
 
 
@@ -166,6 +182,9 @@ def test_query_attacks_work_without_gradients(tmp_path: Path) -> None:
         ("denoise:noise=-1", ConfigError, "noise must be a number of at least 0, got -1"),
         ("denoise:noise=0.1,eps=0.2", ConfigError, "noise takes the place of attacks; leave out noise, or eps"),
         ("denoise:stability=2", ConfigError, "stability is for noise; give noise too"),
+        ("denoise:consistency=1", ConfigError, "consistency is for noise with stability; give both"),
+        ("denoise:noise=0.1,stability=0,consistency=1", ConfigError, "consistency is for noise with stability"),
+        ("denoise:noise=0.1,consistency=-1", ConfigError, "consistency must be a number of at least 0, got -1"),
         ("denoise:cached=maybe", ConfigError, "option 'cached': expected bool, got 'maybe'"),
     ],
 )
