@@ -155,3 +155,7 @@ def printed(report: AuditReport, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width)
     print_report(report, console)
     return console.file.getvalue()
+
+
+class Ends(BaseException):
+    """An author's class that no ``except Exception`` catches."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from torch import Tensor
 
 import purifier
-from audit_helpers import COUNT, Give, NoConfig, Noisy, Queries, printed, rows
+from audit_helpers import COUNT, NoConfig, Noisy, printed, rows
 from purifier.attacking.threat import Threat
 from purifier.auditing.audit import audit
 from purifier.auditing.detection import Detection
@@ -256,45 +255,6 @@ def test_the_head_says_what_was_audited(classifier, data, tmp_path):
 def test_the_head_says_what_happens_to_rejected_images(rejecting):
     for abstain, said in ((None, "abstain, NaN"), (3, "abstain, class 3")):
         assert f"on_reject   {said}\n" in printed(replace(rejecting, on_reject="abstain", abstain=abstain))
-
-
-@dataclass(frozen=True)
-class JointQueries(Queries):
-    """Queries that also ask for the score."""
-
-    norms: ClassVar[tuple[str, ...]] = ("linf",)
-
-    def perturb(self, target, pixels, labels, threat, generator):
-        target.logits_with_score(pixels)
-        return super().perturb(target, pixels, labels, threat, generator)
-
-
-def test_the_note_on_joint_attacks_knows_query_forms(classifier, data):
-    found = audit(guard(classifier, "blur"), data, eps=0.05, attacks=(JointQueries(),), probes=2)
-    assert "here with queries only, which prove less than gradients: JointQueries" in " ".join(printed(found).split())
-
-
-def test_errors_are_named_once(classifier, data):
-    def fail(pixels: Tensor, labels: Tensor) -> Tensor:
-        raise ValueError("no such luck")
-
-    for routes, count in ((None, 3), (("exact",), 2)):
-        found = audit(guard(classifier, "blur"), data, eps=0.05, attacks=(Give(fail),), routes=routes, probes=2)
-        assert printed(found).count("ValueError: no such luck") == count
-    assert "Give:make" in printed(found) and "exact on the undefended classifier: ValueError" in printed(found)
-    assert "ValueError: no such luck" in printed(audit(classifier, data, eps=0.05, attacks=(Give(fail),), probes=2))
-
-
-def test_an_undefended_figure_stands_once_for_each_attack(classifier, data):
-    found = audit(guard(classifier, "blur"), data, eps=0.05, attacks=("fgsm",), probes=2)
-    (bare,) = rows(found, model="undefended", attack="fgsm")
-    distinct = replace(bare, result=Rate(0.123, 7.38, COUNT, (0.1, 0.2)))
-    shown = printed(replace(found, rows=[distinct if row is bare else row for row in found.rows]), 120)
-    table = shown.split("linf 0.05\nattack")[1]
-    assert table.count("12.3% [10.0, 20.0]") == 1
-    (line,) = (line for line in table.splitlines() if "12.3%" in line)
-    assert line.split()[:2] == ["fgsm", "exact"]
-    assert "each attack has one figure, in its first row" in " ".join(shown.split())
 
 
 def test_costs_are_those_of_the_attacks_kind(report):

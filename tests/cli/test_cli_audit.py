@@ -13,7 +13,6 @@ import torch
 import purifier
 from purifier import Attack
 from purifier.auditing.report_versions import SCHEMA_VERSION
-from purifier.exclusive import exclusive
 
 MODEL = """
 import torch
@@ -272,47 +271,3 @@ def test_a_broken_link_as_the_folder_is_an_error(command, folder):
 def test_a_missing_report_ends_in_code_2(command, folder):
     code, _, complaint = command("report", "nowhere")
     assert code == 2 and "error: cannot read nowhere" in complaint
-
-
-def test_another_audits_report_is_replaced_on_request_only(command, folder):
-    line = (
-        "audit",
-        "--classifier",
-        "cli_audit_model:make",
-        "--purifier",
-        "identity",
-        "--data",
-        "demo:5",
-        "--attack",
-        "none",
-    )
-    path = folder / "out" / "report.json"
-    path.parent.mkdir()
-    path.write_text("precious")
-    code, _, err = command(*line, "--out", "out")
-    assert code == 2 and "--overwrite" in err and path.read_text() == "precious"
-    with exclusive(path):
-        code, _, err = command(*line, "--out", "out", "--overwrite")
-        assert code == 2 and "another run is writing it" in err
-    command(*line, "--out", "out", "--overwrite")
-    assert json.loads(path.read_text())["schema_version"]
-    assert {file.name for file in path.parent.iterdir()} == {"report.json", "results.npz"}
-    before = path.read_bytes()
-    code, _, err = command(*line, "--out", "out")
-    made = json.loads(before)["created"]
-    assert code == 2 and path.read_bytes() == before
-    assert f"out/report.json already has the report of an audit of {made} (" in err
-    assert "demo:5, linf 0.1); replace it by --overwrite, or choose another --out" in err
-    assert (
-        command("report", "out")[1].splitlines()[-1].startswith("made by purifier audit --classifier cli_audit_model")
-    )
-
-
-@pytest.mark.parametrize("line", ["abc", 5, {"a": 1}, [None], [["audit"]]])
-def test_a_report_with_a_damaged_command_line_is_an_error(line, command, folder):
-    common = ("audit", "--classifier", "cli_audit_model:make", "--purifier", "none", "--data", "demo:5")
-    command(*common, "--attack", "none", "--out", "out")
-    path = folder / "out" / "report.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "command": line}))
-    code, _, err = command("report", "out")
-    assert code == 2 and "is not a complete report" in err and "command: expected a list of words" in err

@@ -285,7 +285,7 @@ def test_only_a_purifier_in_training_keeps_its_gradients() -> None:
 @deprecated
 @pytest.mark.parametrize("freeze", [False, True])
 def test_scripted_and_frozen_classifiers(freeze: bool) -> None:
-    net = torch.jit.script(Simple().eval())
+    net = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval())
     net = torch.jit.freeze(net) if freeze else net
     guarded = purifier.guard(net, "bit-depth:bits=1")
     for twin in (guarded, guarded.eval(), copy.deepcopy(guarded)):
@@ -294,13 +294,3 @@ def test_scripted_and_frozen_classifiers(freeze: bool) -> None:
     assert purifier.audit(purifier.guard(net, VAE), "demo:4", attacks=["fgsm"]).complete
     rejecting = make(net, "abstain")
     assert_same(rejecting(PIXELS).isnan().any(1), calibrated(Mean()).score(PIXELS) > 0.5)
-
-
-class Simple(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.fc = nn.Linear(784, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.flatten(1))

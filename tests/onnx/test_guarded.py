@@ -2,78 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from onnx import TensorProto, helper, numpy_helper
+from rejecting_graphs import PIXELS, REJECTED, Net, bright, classes, classifier, plain, run, without_label
+from torch import Tensor
 
-import purifier
-from onnx_models import FLOAT, model_of
+from onnx_models import FLOAT
 from purifier.contracts.purifier import Purifier
-from purifier.errors import ClassifierError, ConfigError, ExportError, RejectedError
+from purifier.errors import ClassifierError, ConfigError, RejectedError
 from purifier.guards.exporting import export
 from purifier.guards.guard import guard
 from purifier.rejection.calibration import CALIBRATION_KEY
-from scoring_purifiers import Bright, Classes, calibrated, dark_and_bright
-
-PIXELS, REJECTED = dark_and_bright(), np.array([False, True, False, True, True, False])
-WEIGHT = np.random.default_rng(5).normal(size=(784, 10)).astype(np.float32)
-
-
-@functools.cache
-def bright() -> Bright:
-    return calibrated(Bright())  # type: ignore[return-value]
-
-
-@functools.cache
-def classes() -> Classes:
-    return calibrated(Classes())  # type: ignore[return-value]
-
-
-def classifier(kind: int = FLOAT, declared: int | str | None = 10, name: str = "scores") -> ModelProto:
-    """Linear; its outputs are the label, the logits and their softmax."""
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["wide"]),
-        helper.make_node("Cast", ["wide"], [name], to=kind),
-        helper.make_node("ArgMax", [name], ["label"], axis=1, keepdims=0),
-        helper.make_node("Softmax", [name], ["probabilities"], axis=1),
-    ]
-    shape = None if declared is None else ["N", declared]
-    return model_of(
-        nodes,
-        inputs=[("x", FLOAT, ["N", 1, 28, 28])],
-        outputs=[("label", TensorProto.INT64, ["N"]), (name, kind, shape), ("probabilities", kind, shape)],
-        initializers={"weight": WEIGHT},
-    )
-
-
-class Net(nn.Module):
-    """The same in torch, logits alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.from_numpy(WEIGHT))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.weight
-
-
-def run(session: onnxruntime.InferenceSession, **more: Any) -> dict[str, np.ndarray]:
-    values = session.run(None, {"x": PIXELS.numpy(), **more})
-    return {output.name: value for output, value in zip(session.get_outputs(), values, strict=True)}
-
-
-def plain(path: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+from scoring_purifiers import Bright, Classes, calibrated
 
 
 def in_torch(which: Purifier, **options: Any) -> np.ndarray:
@@ -111,13 +57,6 @@ def test_rejection_is_an_output_beside_the_score(options: dict[str, Any], added:
 def test_an_uncalibrated_score_adds_no_rejection() -> None:
     assert list(run(guard(classifier(), Bright(), score=True))) == [*OWN, "purifier_score"]
     assert list(run(guard(classifier(), bright()))) == OWN
-
-
-def without_label(model: ModelProto) -> ModelProto:
-    kept = [output for output in model.graph.output if output.name != "label"]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    return model
 
 
 @pytest.mark.parametrize(
@@ -232,12 +171,6 @@ def test_a_session_raises_for_rejected_images() -> None:
     assert len(shown.run(None, dark)) == 5
 
 
-def test_a_session_that_raises_cannot_be_exported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="on_reject='raise' cannot be exported"):
-        export(guard(classifier(), bright(), on_reject="raise"), tmp_path / "guarded.onnx")
-    assert not list(tmp_path.iterdir())
-
-
 def test_images_whose_score_is_nan_are_rejected() -> None:
     class Lost(Bright):
         def score(self, pixels: Tensor) -> Tensor:
@@ -275,71 +208,6 @@ def test_a_classifier_without_logits() -> None:
 def test_a_name_in_use_is_an_error() -> None:
     with pytest.raises(ClassifierError, match="already has a value called 'purifier_rejected'; rename it"):
         guard(classifier(name="purifier_rejected"), bright(), on_reject="flag")
-
-
-@pytest.mark.parametrize(
-    ("which", "options"),
-    [
-        (bright, {"on_reject": "flag"}),
-        (bright, {"on_reject": "abstain", "abstain": 2, "score": True}),
-        (classes, {"on_reject": "reclassify"}),
-    ],
-)
-def test_torch_guards_and_sessions_export_the_same_graph(
-    which: Callable[[], Purifier], options: dict[str, Any], tmp_path: Path
-) -> None:
-    path = tmp_path / "guarded.onnx"
-    report = export(guard(Net(), which(), **options), path)
-    one = run(plain(path))
-    assert report.notes == ()
-    export(guard(classifier(), which(), output="scores", **options), path)
-    other = run(plain(path))
-    assert list(one) == ["logits", *list(other)[3:]]
-    for name, value in one.items():
-        np.testing.assert_allclose(value, other["scores" if name == "logits" else name], atol=1e-4)
-    metadata = plain(path).get_modelmeta().custom_metadata_map
-    assert metadata["purifier.threshold"] == "0.5"
-    assert metadata.get("purifier.on_reject") == options.get("on_reject")
-    assert metadata.get("purifier.abstain") == ("2" if "abstain" in options else None)
-
-
-@pytest.mark.parametrize("options", [{"on_reject": "flag"}, {"on_reject": "abstain"}])
-def test_a_file_with_another_threshold_is_not_written(options: dict[str, Any], tmp_path: Path) -> None:
-    session = guard(without_label(classifier()), bright(), output="scores", **options)
-    values = [value for value in session.model.graph.initializer if numpy_helper.to_array(value).tolist() == 0.5]
-    assert len(values) == 1
-    values[0].CopyFrom(numpy_helper.from_array(np.float32(0.0), values[0].name))
-    with pytest.raises(ExportError, match="'purifier_rejected': expected|'scores': NaN or infinity in different"):
-        export(session, tmp_path / "guarded.onnx")
-    assert not list(tmp_path.iterdir())
-
-
-def test_images_at_the_threshold_are_skipped_with_a_note(tmp_path: Path) -> None:
-    pixels, _ = purifier.onnx.front.example_images(bright(), purifier.Preprocessing(), (None, 1, 28, 28), count=1)
-    edge = calibrated(Bright(), bright().score(pixels).item())
-    report = export(guard(Net(), edge, on_reject="flag"), tmp_path / "guarded.onnx", batches=(1,))
-    assert report.notes == (
-        "1 of the compared images score within rounding of the threshold; whether they are rejected was not compared",
-    )
-    report = export(guard(Net(), calibrated(Bright(), 2.0), on_reject="flag"), tmp_path / "guarded.onnx")
-    assert report.notes == ("all compared images were accepted; no rejected image was run",)
-
-
-def test_the_shipped_purifiers_file_scores_and_rejects_real_images_as_torch_does(images, tmp_path: Path) -> None:
-    vae, path = purifier.load("demo-plain"), tmp_path / "guarded.onnx"
-    purifier.calibrate(vae, "demo", fpr=0.2)
-    guarded = guard("demo", vae, on_reject="flag", score=True)
-    assert export(guarded, path).notes == ()
-    with torch.no_grad():
-        expected = guarded(images[0])
-    for found, wanted in zip(plain(path).run(None, {"images": images[0].numpy()}), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    assert 0 < expected[2].sum() < 64
-    # Nothing is encoded or decoded twice for the score.
-    kinds = [node.op_type for node in onnx.load(path).graph.node]
-    modules = [type(part).__name__ for part in guarded.modules()]
-    assert kinds.count("Conv") == modules.count("Conv2d")
-    assert kinds.count("ConvTranspose") == modules.count("ConvTranspose2d")
 
 
 def test_a_session_keeps_the_calibration_of_its_graph() -> None:

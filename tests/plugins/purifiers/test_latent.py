@@ -31,19 +31,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = load_data("fashion-mnist:train:300")
     options = {"epochs": 3, "batch_size": 30, "lr": 5e-3}
     train("vae", data, folder / "vae.safetensors", config={"channels": 4, "latent": 6}, **options)
-    config = {"channels": 4, "latent": 6, "components": 3}
-    train("gmvae", data, folder / "gmvae.safetensors", config=config, **options)
+    train("gmvae", data, folder / "gmvae.safetensors", config={"channels": 4, "latent": 6, "components": 3}, **options)
     return folder
 
 
 @pytest.fixture(scope="module")
 def latent(folder: Path) -> Callable[[str], Purifier]:
     """``latent`` on the trained vae, with options."""
-
-    def build(options: str, base: str = "vae") -> Purifier:
-        return purifier.load(f"latent:base={folder / base}.safetensors,{options}")
-
-    return build
+    return lambda options, base="vae": purifier.load(f"latent:base={folder / base}.safetensors,{options}")
 
 
 @pytest.fixture(scope="module")
