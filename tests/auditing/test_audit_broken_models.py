@@ -61,7 +61,7 @@ def test_a_purifier_that_breaks_its_contract_is_named(act, said, classifier, dat
             lambda pixels, generator: [0] * len(pixels),
             "Odd.draw must return noise as a tensor, or None, got list",
         ),
-        ("draw", lambda pixels, generator: 1 // 0, r"Odd.draw fails on images .*ZeroDivisionError.*_broken_models.py:\d+"),
+        ("draw", lambda pixels, generator: 1 // 0, r"Odd.draw fails on images .*ZeroDivisionError.*_models.py:\d+"),
     ],
 )
 def test_every_method_of_a_purifier_is_tried(method, act, said, classifier, data):
@@ -103,7 +103,7 @@ def not_tracked(images: Tensor) -> Tensor:
             r"torch Careless changed its input in place; make it work on a copy \(clone, inplace=False\)",
         ),
         (nn.ReLU(inplace=True), None),
-        (not_alone, r"torch Careless fails on images \(1, 1, 28, 28\) of .*two are company, at .*_broken_models.py:\d+"),
+        (not_alone, r"torch Careless fails on images \(1, 1, 28, 28\) of .*two are company, at .*_models.py:\d+"),
         (not_tracked, r"torch Careless fails .* with gradients \(RuntimeError: .*test_audit_broken_models.py:\d+"),
         (lambda images: images * float("nan"), "torch Careless returns NaN"),
     ],
