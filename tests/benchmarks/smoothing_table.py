@@ -26,7 +26,10 @@ from purifier.training.state import state_path
 DATA = "fashion-mnist:train:55000"
 """The training images without those that recipe and size were chosen on."""
 CONFIG: Mapping[str, Any] = {"channels": 16, "latent": 16, "spatial": True, "blocks": 4}
-OPTIMISATION: Mapping[str, Any] = {"optimizer": "muon", "lr": 5e-3, "schedule": "cosine", "clip": 1.0, "ema": 0.999}
+OPTIMISATION: Mapping[str, Any] = {"optimizer": "muon", "schedule": "cosine", "clip": 1.0, "ema": 0.999}
+FIRST: Mapping[str, Any] = {"stability": 30, "epochs": 12, "lr": 5e-3}
+THEN: Mapping[float, Mapping[str, Any]] = {0.5: {"stability": 30, "consistency": 1, "epochs": 6, "lr": 3e-3}}
+"""How training goes on, from the result of ``FIRST``, for each sigma where it does."""
 RADIUS = 0.25
 """The l2 norm that is certified; sampling an image stops there."""
 Rows = list[dict[str, Any]]
@@ -37,8 +40,6 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, action="append", required=True, help="may be repeated")
     parser.add_argument("--out", type=Path, default=RESULTS / "smoothing", help="folder for checkpoints, certificates")
     parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a part")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--stability", type=float, default=30.0)
     parser.add_argument("--samples", type=int, default=2000, help="at most")
     parser.add_argument("--first", type=int, default=20)
     parser.add_argument("--part", type=int, default=2500, help="images of each file of certificates")
@@ -50,29 +51,35 @@ def main() -> None:
     rows = Rows()
     for sigma in given.sigma:
         path = given.out / f"sigma-{sigma:g}.safetensors"
-        train(path, sigma, given.stability, given.epochs, given.device)
+        train(path, sigma, given.device)
         rows.append(row(certify(path, sigma, given)))
     print(measured_table(rows))
     if given.save:
         save(rows, given.device)
 
 
-def train(path: Path, sigma: float, stability: float, epochs: int, device: str) -> None:
+def train(path: Path, sigma: float, device: str) -> None:
     """Train a purifier for noise of ``sigma``, or go on with it."""
     if path.exists() and not state_path(path).exists():
         return
-    purifier.train(
-        "vae",
-        DATA,
-        path,
-        recipe=f"denoise:noise={sigma:g},stability={stability:g}",
-        classifier="demo",
-        config=dict(CONFIG),
-        epochs=epochs,
-        resume=state_path(path).exists(),
-        device=device,
-        **OPTIMISATION,
-    )
+    if sigma not in THEN:
+        stage(path, sigma, FIRST, device)
+        return
+    before = path.with_stem(f"{path.stem}-first")
+    if not before.exists() or state_path(before).exists():
+        stage(before, sigma, FIRST, device)
+    stage(path, sigma, THEN[sigma], device, init=before)
+    before.unlink()
+
+
+def stage(path: Path, sigma: float, how: Mapping[str, Any], device: str, init: Path | None = None) -> None:
+    """Train with the options of ``how``, which are of the recipe but for epochs and lr."""
+    options = dict(how)
+    given = {name: options.pop(name) for name in ("epochs", "lr")}
+    recipe = ",".join([f"denoise:noise={sigma:g}", *(f"{name}={value:g}" for name, value in options.items())])
+    resume = state_path(path).exists()
+    config, settings = dict(CONFIG), {**OPTIMISATION, **given, "recipe": recipe, "init": init, "device": device}
+    purifier.train("vae", DATA, path, classifier="demo", config=config, resume=resume, **settings)
 
 
 def certify(path: Path, sigma: float, given: argparse.Namespace) -> list[purifier.Certificates]:
