@@ -10,6 +10,7 @@ which are computed in floating point too. Winograd's convolutions round more; th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ OTHER_STEPS = 8
 MOMENTUM = 0.1
 STABLE = 1e-5
 """As for torch's BatchNorm."""
+PART = 2**24
+"""How many values of the differences of weights are held at once."""
 TINY = 1e-30
 """More than is lost where products are too small for a normal number, which some processors turn into 0."""
 
@@ -61,7 +64,7 @@ class Layer(nn.Module):
 
     Weights are drawn so that a random layer neither widens nor narrows intervals (Shi et al. 2021, "Fast certified
     robust training with short warmup", section 3.1). While training, batch normalisation uses the statistics of the
-    images themselves for their intervals too (their section 3.2); afterwards it is part of the weights.
+    images themselves, for their intervals too (their section 3.2); afterwards it is part of the weights.
     """
 
     mean: Tensor
@@ -93,9 +96,15 @@ class Layer(nn.Module):
     def weight(self) -> Tensor:
         return self.transform.weight
 
+    @property
+    def is_linear(self) -> bool:
+        return isinstance(self.transform, nn.Linear)
+
     def forward(self, values: Tensor) -> Tensor:
         if self.training:
-            self.fold()
+            raw = self.applied(_packed(values), self.weight, None)
+            factor, shift = self._normalisation(raw)
+            return raw * factor + shift
         return self.applied(values, self.run_weight, self.run_bias)
 
     def train(self, mode: bool = True) -> Layer:
@@ -148,23 +157,71 @@ class Layer(nn.Module):
 
         ``ball``, for the first layer: the intervals' pixels and the l2 distance that they are limited to, too.
         """
-        if points.ndim == 4:  # the convolutions are faster so
-            points = points.contiguous(memory_format=torch.channels_last)
-        raw, centre = self.applied(torch.cat([points, values.centre]), self.weight, None).chunk(2)
+        raw, centre = self.applied(torch.cat([_packed(points), values.centre]), self.weight, None).chunk(2)
         after = Interval(centre, self.applied(values.radius, self.weight.abs(), None))
         if ball is not None:
             pixels, eps = ball
             norm = eps * (self.applied(torch.ones_like(pixels[:1]), self.weight.square(), None) + TINY).sqrt()
             after = _both(after, Interval(raw, norm))
+        factor, shift = self._normalisation(raw)
+        return raw * factor + shift, Interval(after.centre * factor + shift, after.radius * factor.abs())
+
+    def _normalisation(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Factor and shift that normalise a batch by its own statistics, which the running ones follow."""
         others = [place for place in range(raw.ndim) if place != 1]
         mean, variance = raw.mean(others), raw.var(others, correction=0)
         with torch.no_grad():
             self.mean.lerp_(mean, MOMENTUM)
             self.variance.lerp_(variance, MOMENTUM)
         factor = self.scale * (variance + STABLE).rsqrt()
-        shift = _along(self.bias - mean * factor, raw.ndim, 1)
-        factor = _along(factor, raw.ndim, 1)
-        return raw * factor + shift, Interval(after.centre * factor + shift, after.radius * factor.abs())
+        return _along(factor, raw.ndim, 1), _along(self.bias - mean * factor, raw.ndim, 1)
+
+
+def applied_all(layers: Iterable[Layer], values: Tensor) -> Tensor:
+    """What layers give one after another, each with a ReLU."""
+    for layer in layers:
+        values = layer(values.flatten(1) if layer.is_linear else values).relu()
+    return values
+
+
+def trained_all(
+    layers: Iterable[Layer], points: Tensor, values: Interval, ball: tuple[Tensor, float] | None = None
+) -> tuple[Tensor, Interval, list[Interval]]:
+    """The same for points and intervals as ``Layer.trained`` has them, and the intervals before each ReLU."""
+    found = []
+    for layer in layers:
+        if layer.is_linear:
+            points, values = points.flatten(1), values.flat()
+        points, values = layer.trained(points, values, ball)
+        found.append(values)
+        points, values, ball = points.relu(), values.rectified(), None
+    return points, values, found
+
+
+def differences(values: Interval, weight: Tensor, bias: Tensor, best: Tensor) -> Tensor:
+    """Lower bounds (N, K) of score ``best`` minus each score, from the bounds of the last layer's input.
+
+    Bounds of the differences themselves are tighter than differences of bounds ("elision of the last layer", Gowal et
+    al. 2018, section 3).
+    """
+    found = []
+    count = max(1, PART // weight.numel())
+    parts = (torch.split(part, count) for part in (values.centre, values.radius, best))
+    for centre, radius, first in zip(*parts, strict=True):
+        gaps = weight[first][:, None] - weight
+        low = (gaps @ centre[..., None] - gaps.abs() @ radius[..., None]).squeeze(2)
+        found.append(low + (bias[first][:, None] - bias))
+    return torch.cat(found)
+
+
+def box(pixels: Tensor, eps: float | Tensor) -> Interval:
+    """The pixels within a linf distance of ``eps`` that are also in [0, 1]."""
+    return Interval.between((pixels - eps).clamp(min=0), (pixels + eps).clamp(max=1))
+
+
+def _packed(values: Tensor) -> Tensor:
+    """Maps in channels-last, in which the convolutions are faster."""
+    return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 
 def _refold(layer: Layer, _: object) -> None:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from purifier.contracts.bounded import TrainingBounds
 from purifier.contracts.purifier import Purifier, image_shape_of
 from purifier.data.pixels import check_shape, into_range
 from purifier.errors import ConfigError
 from purifier.seeding import SampleGenerator
 
 from ._autoencoder import Decoder, Encoder, padded
+from ._bounded_encoder import BoundedEncoder
 from ._variational_config import VariationalConfig
 
 P = ParamSpec("P")
@@ -41,7 +43,12 @@ class Variational(Purifier):
         self.any_size = config.spatial
         self.no_latent_space = "its decoder also needs the image (skip=true)" if config.skip else None
         size = (config.image_shape[0], config.map_size, config.channels, config.depth, config.latent, config.spatial)
-        self.encoder = Encoder(*size, config.blocks, config.stem, config.norm)
+        self.encoder: Encoder | BoundedEncoder
+        if config.encoder == "bounded":
+            sizes = (config.channels, config.depth, config.latent, config.classes)
+            self.encoder = BoundedEncoder(config.image_shape[0], config.map_size, *sizes)
+        else:
+            self.encoder = Encoder(*size, config.blocks, config.stem, config.norm)
         self.decoder = Decoder(*size, config.stem, quiet=config.skip)
 
     @abstractmethod
@@ -88,6 +95,24 @@ class Variational(Purifier):
         mean, log_variance = self.encoder(padded(pixels, self.config.granularity))
         # The results are summed and exponentiated later, so they must not stay in torch.autocast's half precision.
         return mean.to(pixels.dtype), log_variance.to(pixels.dtype)
+
+    def training_bounds(
+        self, pixels: Tensor, labels: Tensor, eps: float, points: Tensor | None = None
+    ) -> TrainingBounds:
+        """Scores of classes that the encoder gives ``points``, and bounds within a linf distance ``eps`` of ``pixels``.
+
+        Raises
+        ------
+        ConfigError
+            The encoder has no bounds.
+        """
+        if not isinstance(self.encoder, BoundedEncoder):
+            raise ConfigError(f"{type(self).__name__} has no bounds: its encoder is free; set encoder=bounded")
+        with torch.autocast(pixels.device.type, enabled=False):
+            given, around = (
+                padded(part, self.config.granularity) for part in (pixels if points is None else points, pixels)
+            )
+            return self.encoder.training_bounds(around, labels, eps, given)
 
     def latent_of(self, pixels: Tensor) -> Tensor:
         """The mean of q(z|x), settled: (N, *latent_shape)."""

@@ -11,9 +11,12 @@ from typing import Any, Literal
 from purifier.errors import ConfigError
 
 from ._autoencoder import EXPANSION, Norm, layer_widths
+from ._bounded_encoder import HIDDEN, KERNEL, bounded_widths
 
 MAX_DEPTH, MAX_SIDE, MAX_BLOCKS, MAX_WEIGHTS = 16, 65_536, 1000, 10**9
 """Larger values are probably mistakes, so they are errors before any memory is allocated."""
+OF_FREE_ENCODERS = ("spatial", "blocks", "norm", "stem")
+"""Options of the other encoder."""
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"channels": 16, "latent": 8, "depth": 1, "spatial": True},
     "small": {"channels": 16, "latent": 16, "depth": 2, "blocks": 3, "spatial": True},
@@ -49,6 +52,11 @@ class VariationalConfig:
         ``batch``: blocks of two 3x3 convolutions with batch normalisation instead, ``blocks`` of them where the
         encoder's map is smallest and one on each larger map after a halving. It learns faster with the recipe
         ``robust``; once trained, what an image becomes does not depend on its batch.
+    encoder
+        ``bounded``: convolutions of stride 2 whose bounds the recipe ``robust`` can train with (``robust:bounds=0.1``).
+        For images of one size, and a latent vector; without blocks and stem.
+    classes
+        For ``encoder=bounded``: how many classes the labels have; it scores them while it is trained.
     stem
         Side of the patches that the first layer turns into one position each, and that the last one writes; 1 for 3x3
         convolutions over all pixels. 4 makes images of 224x224 cheap.
@@ -72,6 +80,8 @@ class VariationalConfig:
     spatial: bool = False
     blocks: int = 0
     norm: Norm = "none"
+    encoder: Literal["free", "bounded"] = "free"
+    classes: int = 10
     stem: int = 1
     skip: bool = False
     sample: bool = False
@@ -82,6 +92,7 @@ class VariationalConfig:
             raise ConfigError(f"image_shape, channels, depth, latent and stem must be positive, got {self}")
         if not 0 <= self.blocks <= MAX_BLOCKS:
             raise ConfigError(f"blocks must be from 0 to {MAX_BLOCKS}, got {self.blocks}")
+        self._check_encoder()
         height, width = self.image_shape[1:]
         if self.depth > MAX_DEPTH or max(height, width) > MAX_SIDE:
             raise ConfigError(
@@ -125,12 +136,29 @@ class VariationalConfig:
             return {}
         return {**SIZES[size or "small"], "stem": stem}
 
+    def _check_encoder(self) -> None:
+        if self.encoder == "free":
+            if self.classes != type(self).classes:
+                raise ConfigError("classes is for encoder=bounded; give that too, or leave classes out")
+            return
+        given = [name for name in OF_FREE_ENCODERS if getattr(self, name) != getattr(type(self), name)]
+        if given:
+            raise ConfigError(f"encoder=bounded goes without {', '.join(given)}; leave out one or the other")
+        if self.classes < 2:
+            raise ConfigError(f"classes must be at least 2, got {self.classes}")
+
     def _weights(self) -> int:
         """The number of weights of encoder and decoder, without biases."""
         widths = layer_widths(self.channels, self.depth)
         pixels = 1 if self.spatial else math.prod(self.map_size)
         first = self.image_shape[0] * widths[0] * max(9, self.stem**2)
         enlarging = 36 if self.stem > 1 else 16
+        if self.encoder == "bounded":
+            wider = bounded_widths(self.image_shape[0], self.channels, self.depth)
+            convolutions = KERNEL**2 * sum(inner * outer for inner, outer in pairwise(wider))
+            decoder = first + 16 * sum(inner * outer for inner, outer in pairwise(widths))
+            features = pixels * (wider[-1] * HIDDEN + widths[-1] * self.latent)
+            return convolutions + decoder + features + (2 * self.latent + self.classes) * HIDDEN
         convolutions = 2 * first + (16 + enlarging) * sum(inner * outer for inner, outer in pairwise(widths))
         wide, blocks = widths[-1], 0
         if self.blocks and self.norm == "batch":

@@ -16,13 +16,11 @@ from purifier.contracts.bounded import TrainingBounds
 from purifier.contracts.purifier import Purifier
 from purifier.errors import ConfigError
 
-from ._interval import TINY, Interval, Layer, rounding
+from ._interval import TINY, Layer, applied_all, box, differences, rounding, trained_all
 
 KERNEL = 5
 OVERFLOW = 1e30
 """Sums in float32 that may get larger than this are not bounded: far beyond it they are infinite."""
-PART = 2**24
-"""How many values of the differences of weights are held at once."""
 MAX_WEIGHTS = 10**9
 """More are probably a mistake, so they are an error before any memory is allocated."""
 
@@ -106,11 +104,15 @@ class Certified(Purifier):
     def __init__(self, config: CertifiedConfig) -> None:
         super().__init__(config)
         widths = config.widths
-        maps = [Layer(inner, outer, KERNEL) for inner, outer in pairwise(widths)]
-        self.maps = nn.ModuleList(maps)
+        self.maps = nn.ModuleList(Layer(inner, outer, KERNEL) for inner, outer in pairwise(widths))
         self.hidden = Layer(config.features, config.hidden)
         self.last = nn.Linear(config.hidden, config.classes)
         self.register_buffer("images", torch.rand(config.classes, *config.image_shape))
+
+    @property
+    def layers(self) -> list[Layer]:
+        """All layers with a ReLU, in order."""
+        return [layer for layer in (*self.maps, self.hidden) if isinstance(layer, Layer)]
 
     def scores(self, pixels: Tensor) -> Tensor:
         """The components' scores (N, classes) for pixels (N, C, H, W), in their dtype also under autocast."""
@@ -118,10 +120,7 @@ class Certified(Purifier):
         if torch.is_autocast_enabled(kind):  # bounds are not for less than float32
             with torch.autocast(kind, enabled=False):
                 return self.scores(pixels)
-        values = pixels
-        for layer in self.maps:
-            values = layer(values).relu()
-        scores: Tensor = self.last(self.hidden(values.flatten(1)).relu())
+        scores: Tensor = self.last(applied_all(self.layers, pixels))
         return scores
 
     def purify(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -155,14 +154,12 @@ class Certified(Purifier):
         ``eps`` is a number, or a tensor that broadcasts with the pixels. The bounds hold for scores that are computed
         in float32, and are themselves computed in the pixels' dtype. ``factors`` as for ``rounding``.
         """
-        box = _box(pixels, eps)
-        first, *others = self.maps
-        assert isinstance(first, Layer)
-        values = first.bounds(box, factors) if norm == "linf" else first.ball_bounds(pixels, box, eps, factors)
-        largest = first.largest(box)
-        for layer in (*others, self.hidden):
-            assert isinstance(layer, Layer)
-            inner = values.rectified() if layer is not self.hidden else values.rectified().flat()
+        around = box(pixels, eps)
+        first, *others = self.layers
+        values = first.bounds(around, factors) if norm == "linf" else first.ball_bounds(pixels, around, eps, factors)
+        largest = first.largest(around)
+        for layer in others:
+            inner = values.rectified().flat() if layer.is_linear else values.rectified()
             largest = torch.maximum(largest, layer.largest(inner))
             values = layer.bounds(inner, factors)
         values = values.rectified()
@@ -170,7 +167,7 @@ class Certified(Purifier):
         slack = rounding(self.config.hidden, factors, pixels.dtype)
         # Both scores are rounded, each by its own weights.
         lost = F.linear(values.magnitude, weight.abs(), bias.abs()) * slack + TINY
-        margins = _differences(values, weight, bias, best) - lost - lost.gather(1, best[:, None])
+        margins = differences(values, weight, bias, best) - lost - lost.gather(1, best[:, None])
         largest = torch.maximum(largest, self.config.hidden * weight.abs().max() * values.magnitude.amax(1))
         return margins.masked_fill((largest > OVERFLOW)[:, None], -math.inf)
 
@@ -181,38 +178,12 @@ class Certified(Purifier):
 
     def training_bounds(self, pixels: Tensor, labels: Tensor, eps: float) -> TrainingBounds:
         """Scores, and lower bounds of the margins of ``labels`` within ``eps``, all of them differentiable."""
-        points, values = pixels, _box(pixels, eps)
-        ball, found = (None if self.config.norm == "linf" else (pixels, eps)), [values]
-        for layer in (*self.maps, self.hidden):
-            assert isinstance(layer, Layer)
-            if layer is self.hidden:
-                points, values = points.flatten(1), values.flat()
-            points, values = layer.trained(points, values, ball)
-            ball = None
-            found.append(values)
-            points, values = points.relu(), values.rectified()
-        margins = _differences(values, self.last.weight, self.last.bias, labels)
-        return TrainingBounds(self.last(points), margins, [(part.centre, part.radius) for part in found])
+        around = box(pixels, eps)
+        ball = None if self.config.norm == "linf" else (pixels, eps)
+        points, values, found = trained_all(self.layers, pixels, around, ball)
+        margins = differences(values, self.last.weight, self.last.bias, labels)
+        intervals = [(part.centre, part.radius) for part in (around, *found)]
+        return TrainingBounds(self.last(points), margins, intervals)
 
     def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
         raise ConfigError("the purifier certified is trained with bounds: use the recipe certified")
-
-
-def _box(pixels: Tensor, eps: float | Tensor) -> Interval:
-    return Interval.between((pixels - eps).clamp(min=0), (pixels + eps).clamp(max=1))
-
-
-def _differences(values: Interval, weight: Tensor, bias: Tensor, best: Tensor) -> Tensor:
-    """Lower bounds (N, K) of score ``best`` minus each score, from the bounds of the last layer's input.
-
-    Bounds of the differences themselves are tighter than differences of bounds ("elision of the last layer", Gowal et
-    al. 2018, section 3).
-    """
-    found = []
-    count = max(1, PART // weight.numel())
-    parts = (torch.split(part, count) for part in (values.centre, values.radius, best))
-    for centre, radius, first in zip(*parts, strict=True):
-        gaps = weight[first][:, None] - weight
-        low = (gaps @ centre[..., None] - gaps.abs() @ radius[..., None]).squeeze(2)
-        found.append(low + (bias[first][:, None] - bias))
-    return torch.cat(found)

@@ -31,11 +31,21 @@ class TrainingBounds(NamedTuple):
     """What one step of training with bounds takes."""
 
     scores: Tensor
-    """Of the components, (N, K)."""
+    """Of the components, or classes, (N, K)."""
     margins: Tensor
     """Lower bounds, (N, K), of the score of an image's label minus each score within the threat."""
     intervals: Sequence[tuple[Tensor, Tensor]]
     """Centre and radius of the image, and of the values before each ReLU."""
+
+
+@runtime_checkable
+class ScoresBounded(Protocol):
+    """A purifier that scores classes on the way, with bounds; for the recipe ``robust`` with ``bounds``."""
+
+    def training_bounds(
+        self, pixels: Tensor, labels: Tensor, eps: float, points: Tensor | None = None
+    ) -> TrainingBounds:
+        """Scores of ``points`` (by default of ``pixels``), and bounds within a linf distance ``eps`` of ``pixels``."""
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ from ..answering import answer, draw
 from ..attacking.steps import random_offset
 from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
+from ..contracts.bounded import ScoresBounded, TrainingBounds
 from ..contracts.purifier import Purifier
 from ..errors import ConfigError
 from .budgets import check_trainable
@@ -55,6 +56,12 @@ class Robust(Recipe):
         The share of training during which eps grows from 0.
     clean
         Weight of the cross-entropy on the clean images; for ``ce`` only.
+    bounds
+        Weight of the cross-entropy of the worst scores that interval bounds allow within the threat, from 0 to below 1,
+        grown with eps; the cross-entropy of the adversarial images, here of the guard's answers and of the scores, has
+        the rest (MTL-IBP, De Palma et al. 2024, "Expressive losses for verified robustness via convex combinations").
+        For linf, ``loss=ce``, and purifiers whose encoder has bounds (``vae:encoder=bounded``). Above 0 it makes small
+        networks hold much more.
     distillation
         The target of the cross-entropy. 1: the classifier's own answer to the clean image (Hinton et al. 2015, at
         temperature 1; for adversarial training Chen et al. 2021, "Robust overfitting may be mitigated by properly
@@ -77,6 +84,7 @@ class Robust(Recipe):
     beta: float = 6.0
     ramp: float = 0.1
     clean: float = 0.0
+    bounds: float = 0.0
     distillation: float = 1.0
     reconstruction: float = 0.784
     kl: float = 0.1568
@@ -92,6 +100,10 @@ class Robust(Recipe):
         for name in ("beta", "clean", "reconstruction", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"robust: {name} must be a number of at least 0, got {getattr(self, name)}")
+        if not 0 <= self.bounds < 1:
+            raise ConfigError(f"robust: bounds must be a weight of at least 0 and below 1, got {self.bounds}")
+        if self.bounds and (self.loss, self.norm) != ("ce", "linf"):
+            raise ConfigError("robust: bounds goes with loss=ce and norm=linf only; leave one or the other out")
         if self.clean and self.loss == "trades":
             raise ConfigError("robust: clean is an option of loss=ce; with loss=trades lower beta instead")
         if self.beta != type(self).beta and self.loss == "ce":
@@ -134,6 +146,12 @@ class Robust(Recipe):
             terms["divergence"] = self.beta * _divergence(logits, clean.softmax(1)) / len(pixels)
         else:
             terms["adversarial"] = F.cross_entropy(logits, target)
+        if self.bounds:
+            share = self.bounds * threat.eps / self.eps
+            found = _bounds_of(purifier, pixels, labels, threat.eps, adversarial)
+            terms["adversarial"] = (1 - share) * terms["adversarial"]
+            terms["scores"] = (1 - share) * F.cross_entropy(found.scores, target)
+            terms["bounds"] = share * F.cross_entropy(-found.margins, labels)
         for name, value in own.items():
             terms[name] = terms.get(name, 0) + value * (self.kl if name == "kl" else self.reconstruction)
         return terms
@@ -182,6 +200,15 @@ class Robust(Recipe):
             return climb(loss, pixels + start, pixels, threat, self.steps, 2 * threat.eps / self.steps)
         noisy = (pixels + 2 * start).clamp(0, 1)
         return (noisy + threat.eps * ascent(loss, noisy, threat)).clamp(0, 1)
+
+
+def _bounds_of(purifier: Purifier, pixels: Tensor, labels: Tensor, eps: float, points: Tensor) -> TrainingBounds:
+    if not isinstance(purifier, ScoresBounded):
+        raise ConfigError(
+            f"robust: bounds needs a purifier that has some, such as vae with encoder=bounded; "
+            f"{type(purifier).__name__} has none"
+        )
+    return purifier.training_bounds(pixels, labels, eps, points)
 
 
 def _logits_function(
