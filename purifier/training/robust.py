@@ -17,6 +17,7 @@ from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.bounded import ScoresBounded, TrainingBounds
 from ..contracts.purifier import Purifier
+from ..data.images import ImageData
 from ..errors import ConfigError
 from .budgets import check_trainable
 from .inner_attack import ascent, climb
@@ -118,6 +119,20 @@ class Robust(Recipe):
     def needs_exact(self) -> bool:
         """Always True."""
         return True
+
+    def begin(
+        self, purifier: Purifier, data: ImageData, classifier: PixelClassifier | None, device: torch.device
+    ) -> None:
+        """Check that the purifier has the bounds that it is to be trained with, for all labels."""
+        if not self.bounds:
+            return
+        pixels, labels = data.batch([0, 1][: len(data)])
+        scores = _bounds_of(purifier, pixels.to(device), labels.clamp(max=0).to(device), 0.0, pixels.to(device)).scores
+        if int(data.labels.max()) >= scores.shape[1]:
+            raise ConfigError(
+                f"robust: bounds: {data.name} has labels from 0 to {int(data.labels.max())}, but "
+                f"{type(purifier).__name__} classes={scores.shape[1]}; set as many classes as there are"
+            )
 
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """Classification loss through the classifier, and the purifier's own terms, weighted."""
