@@ -61,8 +61,7 @@ class Robust(Recipe):
         Weight of the cross-entropy of the worst scores that interval bounds allow within the threat, from 0 to below 1,
         grown with eps; the cross-entropy of the adversarial images, here of the guard's answers and of the scores, has
         the rest (MTL-IBP, De Palma et al. 2024, "Expressive losses for verified robustness via convex combinations").
-        For linf, ``loss=ce``, and purifiers whose encoder has bounds (``vae:encoder=bounded``). Above 0 it makes small
-        networks hold much more.
+        For linf, ``loss=ce``, and purifiers whose encoder has bounds (``vae:encoder=bounded``).
     distillation
         The target of the cross-entropy. 1: the classifier's own answer to the clean image (Hinton et al. 2015, at
         temperature 1; for adversarial training Chen et al. 2021, "Robust overfitting may be mitigated by properly
