@@ -63,7 +63,7 @@ class Certificates:
     asked: Sequence[int] | None = None
     """How many samples of each image were taken; None in certificates made before it could be fewer than all."""
     budgets: Sequence[float] = ()
-    """Radii that were asked for; with smoothing, sampling stopped where this one was certified."""
+    """Radii that were asked for; with smoothing, sampling stopped where it was clear whether this one is certified."""
     command: Sequence[str] | None = None
     schema: int = SCHEMA
 
@@ -84,7 +84,7 @@ class Certificates:
             return "proven by bounds"
         samples = f"{self.samples} samples"
         if self.budgets:
-            samples = f"up to {samples}, until {self.budgets[0]:g} is certified"
+            samples = f"up to {samples}, until it is clear whether {self.budgets[0]:g} is certified"
         return f"noise of standard deviation {self.sigma:g}, {samples}, confidence {1 - self.alpha:g} each"
 
     @property

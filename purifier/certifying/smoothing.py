@@ -48,10 +48,10 @@ class Smoothing:
     alpha
         The probability, for each image, that its certificate does not hold.
     radius
-        Take no more samples of an image once this l2 norm is certified for it (a sequential test, as in Voracek 2024,
-        "Treatment of statistical estimation problems in randomized smoothing for adversarial robustness"). Bounds are
-        computed after a few numbers of samples, up to ``samples``, each at its share of ``alpha``, so that all hold
-        together.
+        Take no more samples of an image once this l2 norm is certified for it, or the samples say that it cannot be (a
+        sequential test, as in Voracek 2024, "Treatment of statistical estimation problems in randomized smoothing for
+        adversarial robustness"). Bounds are computed after a few numbers of samples, up to ``samples``, each at its
+        share of ``alpha``, so that all hold together.
 
     Raises
     ------
@@ -110,6 +110,12 @@ class Smoothing:
                 found.insert(0, found[0] // 2)
         return found
 
+    def _is_hopeless(self, count: int, trials: int) -> bool:
+        """Whether the probability of the answer is surely too small for ``radius``. No certificate depends on this."""
+        assert self.radius is not None
+        largest = 1 - lower_bound(trials - count, trials, self.alpha / len(self.looks))
+        return largest < NormalDist().cdf(self.radius / self.sigma)
+
     def vote(self, subject: Subject, pixels: Tensor, index: int, seed: int, batch_size: int) -> Vote:
         """Certify the image (C, H, W) at position ``index`` of its data, asking ``batch_size`` noisy copies at a time.
 
@@ -126,7 +132,7 @@ class Smoothing:
             answers = self._answers(subject, pixels, "samples", range(asked, look), (index, seed), batch_size)
             count, asked = count + int((answers == answer).sum()), look
             radius = max(radius, self.certified(count, asked, self.alpha / len(looks)))
-            if self.radius is not None and radius > self.radius:
+            if self.radius is not None and (radius > self.radius or self._is_hopeless(count, asked)):
                 break
         return Vote(answer if radius > 0 else NO_ANSWER, count, asked, radius)
 

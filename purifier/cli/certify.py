@@ -81,7 +81,7 @@ def certify(
     ] = None,
     radius: Annotated[
         str | None,
-        typer.Option(help="Take no more copies of an image once this l2 radius is certified (default: take all)."),
+        typer.Option(help="Take copies only until it is clear whether this l2 radius is certified (default: all)."),
     ] = None,
     weights: Annotated[Path | None, WEIGHTS] = None,
     random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,

@@ -28,8 +28,9 @@ DATA = "fashion-mnist:train:55000"
 CONFIG: Mapping[str, Any] = {"channels": 16, "latent": 16, "spatial": True, "blocks": 4}
 OPTIMISATION: Mapping[str, Any] = {"optimizer": "muon", "schedule": "cosine", "clip": 1.0, "ema": 0.999}
 FIRST: Mapping[str, Any] = {"stability": 30, "epochs": 12, "lr": 5e-3}
-THEN: Mapping[float, Mapping[str, Any]] = {0.5: {"stability": 30, "consistency": 1, "epochs": 6, "lr": 3e-3}}
-"""How training goes on, from the result of ``FIRST``, for each sigma where it does."""
+LATER: Mapping[str, Any] = {"stability": 30, "consistency": 1, "epochs": 6, "lr": 3e-3}
+STAGES: Mapping[float, Sequence[Mapping[str, Any]]] = {0.5: (FIRST, LATER, {**LATER, "seed": 1})}
+"""How it is trained for each sigma, every stage from the result of the one before; by default by ``FIRST`` alone."""
 RADIUS = 0.25
 """The l2 norm that is certified; sampling an image stops there."""
 Rows = list[dict[str, Any]]
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, action="append", required=True, help="may be repeated")
     parser.add_argument("--out", type=Path, default=RESULTS / "smoothing", help="folder for checkpoints, certificates")
     parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a part")
-    parser.add_argument("--samples", type=int, default=2000, help="at most")
+    parser.add_argument("--samples", type=int, default=8000, help="at most")
     parser.add_argument("--first", type=int, default=20)
     parser.add_argument("--part", type=int, default=2500, help="images of each file of certificates")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -62,20 +63,21 @@ def train(path: Path, sigma: float, device: str) -> None:
     """Train a purifier for noise of ``sigma``, or go on with it."""
     if path.exists() and not state_path(path).exists():
         return
-    if sigma not in THEN:
-        stage(path, sigma, FIRST, device)
-        return
-    before = path.with_stem(f"{path.stem}-first")
-    if not before.exists() or state_path(before).exists():
-        stage(before, sigma, FIRST, device)
-    stage(path, sigma, THEN[sigma], device, init=before)
-    before.unlink()
+    stages = STAGES.get(sigma, (FIRST,))
+    made = [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(stages))]
+    before = None
+    for out, how in zip((*made, path), stages, strict=True):
+        if not out.exists() or state_path(out).exists():
+            stage(out, sigma, how, device, before)
+        before = out
+    for out in made:
+        out.unlink()
 
 
-def stage(path: Path, sigma: float, how: Mapping[str, Any], device: str, init: Path | None = None) -> None:
-    """Train with the options of ``how``, which are of the recipe but for epochs and lr."""
+def stage(path: Path, sigma: float, how: Mapping[str, Any], device: str, init: Path | None) -> None:
+    """Train with the options of ``how``, which are of the recipe but for epochs, lr and seed."""
     options = dict(how)
-    given = {name: options.pop(name) for name in ("epochs", "lr")}
+    given = {name: options.pop(name) for name in ("epochs", "lr", "seed") if name in options}
     recipe = ",".join([f"denoise:noise={sigma:g}", *(f"{name}={value:g}" for name, value in options.items())])
     resume = state_path(path).exists()
     config, settings = dict(CONFIG), {**OPTIMISATION, **given, "recipe": recipe, "init": init, "device": device}

@@ -88,6 +88,8 @@ def test_sampling_stops_once_the_radius_is_certified() -> None:
     assert easy.asked == 31 and easy.count == 31 and 0.05 < easy.radius < whole.largest_radius
     assert 31 < hard.asked <= 2000 and hard.radius <= 0.06
     assert undecided.asked == 2000 and 0 < undecided.radius <= 0.05 and undecided.answer == 1
+    hopeless = early.vote(Linear(), grey(0.51), 0, 0, 500)
+    assert hopeless.asked < 2000 and hopeless.radius <= 0.01
     model = Linear()
     early.vote(model, grey(0.8), 0, 0, 500)
     assert len(torch.cat(model.asked)) == 20 + 31
