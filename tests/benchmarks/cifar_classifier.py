@@ -101,9 +101,10 @@ def main() -> None:
     model = Stock()
     model.whiten_patches(data.batch(chosen[:PATCHES])[0])
     model = train(model, data, chosen, given.epochs, given.lr, given.seed, given.out.with_suffix(".state.safetensors"))
-    right = count_right(model, data, held_back)
-    print(f"right on {right / len(held_back):.2%} of {len(held_back)} images that it did not learn from")
+    model.half()  # the file is committed, so it is to be small
     write(given.out, model.state_dict())
+    right = count_right(model.float(), data, held_back)
+    print(f"right on {right / len(held_back):.2%} of {len(held_back)} images that it did not learn from")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
