@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--save", action="store_true", help="write the rows for docs/benchmarks.md")
     given = parser.parse_args()
+    given.out = Path(os.path.relpath(given.out))  # certificates name the checkpoint's file
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     rows = Rows()
