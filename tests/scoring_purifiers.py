@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 import purifier
 from purifier.contracts.purifier import Purifier
 from purifier.rejection.calibration import CALIBRATION_KEY
+
+Kind = TypeVar("Kind", bound=Purifier)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Random(Bright):
         return generator.normal(pixels.shape[1:], pixels)
 
 
-def calibrated(purifier: Purifier, threshold: float = 0.5) -> Purifier:
+def calibrated(purifier: Kind, threshold: float = 0.5) -> Kind:
     """The purifier with a threshold as if it had been calibrated."""
     quantiles = [threshold * place / 100 for place in range(101)]
     stored = {"fpr": 0.05, "threshold": threshold, "data": "demo", "count": 300, "quantiles": quantiles}

@@ -82,4 +82,4 @@ def plain(model: Path | ModelProto) -> onnxruntime.InferenceSession:
 
 
 def which() -> Classes:
-    return calibrated(Classes())  # type: ignore[return-value]
+    return calibrated(Classes())

@@ -24,7 +24,7 @@ from purifier.output import Output
 
 def test_parts_of_an_output_with_a_row_per_image_get_no_answer() -> None:
     class Several(Net):
-        def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        def forward(self, x: Tensor) -> Any:  # type: ignore[override]  # a dict, not a tensor
             logits = super().forward(x)
             extra = {"label": logits.argmax(1), "byte": logits.argmax(1).byte(), "loss": logits.mean(), "note": "text"}
             return {"logits": logits, "maps": x, "sure": logits.amax(1) > 0, **extra}

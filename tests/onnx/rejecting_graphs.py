@@ -23,12 +23,12 @@ WEIGHT = np.random.default_rng(5).normal(size=(784, 10)).astype(np.float32)
 
 @functools.cache
 def bright() -> Bright:
-    return calibrated(Bright())  # type: ignore[return-value]
+    return calibrated(Bright())
 
 
 @functools.cache
 def classes() -> Classes:
-    return calibrated(Classes())  # type: ignore[return-value]
+    return calibrated(Classes())
 
 
 def classifier(kind: int = FLOAT, declared: int | str | None = 10, name: str = "scores") -> ModelProto:

@@ -41,7 +41,7 @@ class Three(Classes):
 
 @functools.cache
 def purifier_with(classes: int) -> Bright:
-    return calibrated({0: Bright, 2: Two, 3: Three}[classes]())  # type: ignore[return-value]
+    return calibrated({0: Bright, 2: Two, 3: Three}[classes]())
 
 
 class Net(nn.Module):

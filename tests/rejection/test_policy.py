@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def bright() -> Bright:
-    return calibrated(Bright())  # type: ignore[return-value]
+    return calibrated(Bright())
 
 
 def copied(value: Any) -> Any:
