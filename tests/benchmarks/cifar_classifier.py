@@ -2,9 +2,11 @@
 
 ``python tests/benchmarks/cifar_classifier.py --data folder:cifar/train --out stock.safetensors [--epochs N]`` trains on
 all but the last 5,000 of the shuffled images, and prints the share that it gets right of those. A run that was stopped
-goes on after its last whole epoch. Other scripts and ``purifier audit --classifier cifar_classifier:stock --weights
-stock.safetensors`` (with this folder in ``PYTHONPATH``) use it afterwards. The architecture follows Jordan 2024, "94%
-on CIFAR-10 in 3.29 seconds on a single GPU", section 3, with fewer channels and a third convolution in each group.
+goes on after its last whole epoch. With ``--init CHECKPOINT`` it starts from the weights of an earlier run, and with
+``--mix`` images are mixed instead of cut out. Other scripts and ``purifier audit --classifier cifar_classifier:stock
+--weights stock.safetensors`` (with this folder in ``PYTHONPATH``) use it afterwards. The architecture follows Jordan
+2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3, with fewer channels and a third convolution in each
+group.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.v2 import CutMix
 
 from purifier.atomic import atomic_path
 from purifier.data.images import ImageData
@@ -92,6 +95,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, help="weights to start from; by default random ones")
+    parser.add_argument("--mix", action="store_true", help="CutMix instead of squares that are cut out")
     given = parser.parse_args()
     keep_freed_memory()
     data = load_data(given.data)
@@ -99,8 +104,11 @@ def main() -> None:
     chosen, held_back = order[:-HELD_BACK], order[-HELD_BACK:]
     torch.manual_seed(given.seed)
     model = Stock()
-    model.whiten_patches(data.batch(chosen[:PATCHES])[0])
-    model = train(model, data, chosen, given.epochs, given.lr, given.seed, given.out.with_suffix(".state.safetensors"))
+    if given.init:
+        model.load_state_dict(load_file(given.init))
+    else:
+        model.whiten_patches(data.batch(chosen[:PATCHES])[0])
+    model = train(model, data, chosen, given)
     model.half()  # the file is committed, so it is to be small
     write(given.out, model.state_dict())
     right = count_right(model.float(), data, held_back)
@@ -113,13 +121,15 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.write_bytes(serialize({name: value.contiguous() for name, value in tensors.items()}))
 
 
-def train(model: Stock, data: ImageData, chosen: list[int], epochs: int, lr: float, seed: int, state: Path) -> Stock:
-    """Train with label smoothing, random crops and flips, and squares cut out; return the average of the weights.
+def train(model: Stock, data: ImageData, chosen: list[int], given: argparse.Namespace) -> Stock:
+    """Train with label smoothing, random crops and flips, and squares cut out or mixed in (Yun et al. 2019, "CutMix").
 
-    After each epoch the file ``state`` is written.
+    Returns the average of the weights. After each epoch the state is written beside ``given.out``.
     """
+    epochs, seed, state = given.epochs, given.seed, given.out.with_suffix(".state.safetensors")
+    mixed = CutMix(num_classes=10)
     # Weights stay contiguous, because Muon takes only such; images in channels-last are what makes it fast.
-    follower = Follower(model, Optimisation(optimizer="muon", lr=lr, schedule="cosine", ema=0.999))
+    follower = Follower(model, Optimisation(optimizer="muon", lr=given.lr, schedule="cosine", ema=0.999))
     average = follower.result
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     steps, done = -(-len(chosen) // BATCH), 0
@@ -137,9 +147,14 @@ def train(model: Stock, data: ImageData, chosen: list[int], epochs: int, lr: flo
         model.train()
         for step, (pixels, labels, indices) in enumerate(batches(data, chosen, epoch, seed)):
             generator = SampleGenerator(seed * 1000 + epoch, indices)
-            images = cut_out(augmented(pixels, generator, "crop"), generator)
+            images, target = augmented(pixels, generator, "crop"), labels
+            if given.mix:
+                torch.manual_seed((seed * 1000 + epoch) * steps + step)
+                images, target = mixed(images, labels)
+            else:
+                images = cut_out(images, generator)
             loss = F.cross_entropy(
-                model(images.contiguous(memory_format=torch.channels_last)), labels, label_smoothing=0.1
+                model(images.contiguous(memory_format=torch.channels_last)), target, label_smoothing=0.1
             )
             follower.backward(loss)
             follower.update((epoch * steps + step) / (epochs * steps))
