@@ -113,7 +113,7 @@ def row(parts: Sequence[purifier.Certificates]) -> dict[str, Any]:
     """Right, and right and certified, and how often the guard was asked."""
     first = parts[0]
     found: dict[str, Any] = {"sigma": first.sigma}
-    for name, radius in (("right, smoothed", 0.0), (f"l2 {RADIUS:g}", RADIUS)):
+    for name, radius in (("right, smoothed", 0.0), (f"certified, l2 {RADIUS:g}", RADIUS)):
         rate = add_up(part.certified(radius) for part in parts)
         found[name] = {"correct": round(rate.correct), "count": rate.count}
     asked = [count for part in parts for count in part.asked or ()]
