@@ -1,7 +1,7 @@
 """Train a robust purifier for Fashion-MNIST whose encoder starts from that of ``demo-certified``.
 
-``python tests/benchmarks/robust_demo.py --out robust.safetensors [--epochs N] [--bounds SHARE]``: a ``vae`` with
-``encoder=bounded`` takes the layers of the certified encoder, so that only the decoder starts from nothing, and is
+``python tests/benchmarks/robust_demo.py --out robust.safetensors [--epochs N] [--bounds SHARE] [--steps N]``: a ``vae``
+with ``encoder=bounded`` takes the layers of the certified encoder, so that only the decoder starts from nothing, and is
 trained by the recipe ``robust`` with bounds in front of the shipped classifier. A run that was stopped goes on.
 """
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--bounds", type=float, default=0.8, help="the bounds' share of the loss")
+    parser.add_argument("--steps", type=int, default=1, help="of the attack that it is trained against")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -40,7 +41,7 @@ def main() -> None:
         given.out,
         classifier="demo",
         init=first,
-        recipe=f"robust:eps=0.1,bounds={given.bounds:g},ramp=0,distillation=0",
+        recipe=f"robust:eps=0.1,bounds={given.bounds:g},steps={given.steps},ramp=0,distillation=0",
         epochs=given.epochs,
         batch_size=256,
         lr=given.lr,
