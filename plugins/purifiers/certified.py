@@ -176,14 +176,17 @@ class Certified(Purifier):
         """Norm and eps of the threat that it is trained for."""
         return self.config.norm, self.config.eps
 
-    def training_bounds(self, pixels: Tensor, labels: Tensor, eps: float) -> TrainingBounds:
-        """Scores, and lower bounds of the margins of ``labels`` within ``eps``, all of them differentiable."""
+    def training_bounds(
+        self, pixels: Tensor, labels: Tensor, eps: float, points: Tensor | None = None
+    ) -> TrainingBounds:
+        """Scores of ``points``, and lower bounds of the margins of ``labels`` within ``eps`` of ``pixels``."""
         around = box(pixels, eps)
         ball = None if self.config.norm == "linf" else (pixels, eps)
-        points, values, found = trained_all(self.layers, pixels, around, ball)
+        given = pixels if points is None else points
+        last, values, found = trained_all(self.layers, given, around, ball)
         margins = differences(values, self.last.weight, self.last.bias, labels)
         intervals = [(part.centre, part.radius) for part in (around, *found)]
-        return TrainingBounds(self.last(points), margins, intervals)
+        return TrainingBounds(self.last(last), margins, intervals)
 
     def loss(self, pixels: Tensor, target: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
         raise ConfigError("the purifier certified is trained with bounds: use the recipe certified")

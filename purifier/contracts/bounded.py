@@ -59,5 +59,11 @@ class BoundTrained(Protocol):
     def trained_for(self) -> tuple[str, float]:
         """Norm and eps of the threat that it is trained for."""
 
-    def training_bounds(self, pixels: Tensor, labels: Tensor, eps: float) -> TrainingBounds:
-        """Scores, and bounds within ``eps``; differentiable, without care for rounding."""
+    def scores(self, pixels: Tensor) -> Tensor:
+        """The components' scores, (N, K)."""
+
+    def training_bounds(
+        self, pixels: Tensor, labels: Tensor, eps: float, points: Tensor | None = None
+    ) -> TrainingBounds:
+        """Scores of ``points`` (by default of ``pixels``), and bounds within ``eps`` of ``pixels``; differentiable,
+        without care for rounding."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..attacking.steps import random_offset
 from ..attacking.threat import Threat
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.bounded import Bounded, BoundTrained, TrainingBounds
@@ -18,6 +19,7 @@ from ..data.images import ImageData
 from ..errors import ConfigError
 from .budgets import check_trainable
 from .component_images import component_images
+from .inner_attack import as_used, climb
 from .optimisation import Optimisation
 from .recipe import Batch, Recipe
 
@@ -38,6 +40,9 @@ class Certified(Recipe):
     ----------
     clean
         Weight of the cross-entropy on the images themselves once the budget is whole, in [0, 1]; 1 before.
+    steps
+        With 1 or more that cross-entropy is on images attacked by so many steps of PGD on the scores, within what the
+        budget has grown to (MTL-IBP, De Palma et al. 2024); 0 for none.
     warmup
         The share of training before the budget grows from 0.
     ramp
@@ -54,6 +59,7 @@ class Certified(Recipe):
     needs_classifier: ClassVar[bool] = True
 
     clean: float = 0.3
+    steps: int = 0
     warmup: float = 0.05
     ramp: float = 0.5
     excess: float = 1.0
@@ -64,6 +70,8 @@ class Certified(Recipe):
         for name in ("clean", "warmup", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"certified: {name} must be a share in [0, 1], got {getattr(self, name)}")
+        if self.steps < 0:
+            raise ConfigError(f"certified: steps must be a number of at least 0, got {self.steps}")
         if not 0 < self.excess < float("inf"):
             raise ConfigError(f"certified: excess must be a number above 0, got {self.excess}")
         if not 0 <= self.regularisation < float("inf"):
@@ -80,19 +88,21 @@ class Certified(Recipe):
         trained.images.copy_(component_images(data, classifier, len(trained.images), device, answers=self.answers))
 
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on clean images and on bounds, and the regularisation, weighted."""
+        """Cross-entropy on clean or attacked images and on bounds, and the regularisation, weighted."""
         trained, labels = _bound_trained(purifier), self._labels(batch)
         grown = self._grown(batch.done)
         eps = self.excess * grown * trained.trained_for[1]
-        bounds = trained.training_bounds(batch.pixels, labels, eps)
+        points = self._attacked(purifier, batch, labels, eps) if self.steps and eps else batch.pixels
+        bounds = trained.training_bounds(batch.pixels, labels, eps, points)
         clean = 1 - (1 - self.clean) * grown
+        name = "attacked" if self.steps else "clean"
         terms = {
-            "clean": clean * F.cross_entropy(bounds.scores.float(), labels),
+            name: clean * F.cross_entropy(bounds.scores.float(), labels),
             "bounds": (1 - clean) * F.cross_entropy(-bounds.margins.float(), labels),
         }
         if self.regularisation:
             weight = self.regularisation * (1 - grown)
-            terms["tightness"] = weight * _tightness(bounds) if eps else terms["clean"].new_zeros(())
+            terms["tightness"] = weight * _tightness(bounds) if eps else terms[name].new_zeros(())
             terms["balance"] = weight * _balance(bounds)
         return terms
 
@@ -111,6 +121,18 @@ class Certified(Recipe):
             certified += int((reachable == F.one_hot(labels, reachable.shape[1]).bool()).all(1).sum())
             count += len(labels)
         return {"right_clean": right / count, "certified": certified / count}
+
+    def _attacked(self, purifier: Purifier, batch: Batch, labels: Tensor, eps: float) -> Tensor:
+        """Images within ``eps`` that the scores are wrong about, if a few steps find any."""
+        trained = _bound_trained(purifier)
+        threat = Threat("l2" if trained.trained_for[0] == "l2" else "linf", eps)
+        start = batch.pixels + random_offset(batch.pixels, threat, batch.generator)
+
+        def loss(pixels: Tensor) -> Tensor:
+            return F.cross_entropy(trained.scores(pixels).float(), labels, reduction="sum")
+
+        with as_used(purifier):
+            return climb(loss, start, batch.pixels, threat, self.steps, 2 * eps / self.steps)
 
     def _labels(self, batch: Batch) -> Tensor:
         if not self.answers:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacking.steps import steepest
 from ..attacking.threat import Threat
@@ -47,3 +48,14 @@ def ascent(loss: Callable[[Tensor], Tensor], pixels: Tensor, threat: Threat) -> 
             "use the recipe denoise, which needs gradients of the classifier only"
         )
     return steepest(gradient, threat.norm)
+
+
+@contextmanager
+def as_used(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode, so that an attack sees the module as it will answer, and leaves running statistics alone."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -20,7 +21,7 @@ from ..contracts.purifier import Purifier
 from ..data.images import ImageData
 from ..errors import ConfigError
 from .budgets import check_trainable
-from .inner_attack import ascent, climb
+from .inner_attack import as_used, ascent, climb
 from .optimisation import Optimisation
 from .recipe import Batch, Collapse, Recipe, purified_and_loss_of
 
@@ -151,7 +152,10 @@ class Robust(Recipe):
                 lambda images: _divergence(logits_of(images), clean_answer), start, pixels, threat
             )
         else:
-            adversarial = self._attack(lambda images: _cross_entropy(logits_of(images), labels), start, pixels, threat)
+            with as_used(purifier) if self.bounds else nullcontext():
+                adversarial = self._attack(
+                    lambda images: _cross_entropy(logits_of(images), labels), start, pixels, threat
+                )
             if self.clean:
                 terms["clean"] = self.clean * F.cross_entropy(logits_of(pixels), target)
         purified, own = purified_and_loss_of(purifier, adversarial, pixels, noise, labels)

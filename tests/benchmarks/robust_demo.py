@@ -50,8 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     first = given.out.with_stem(given.out.stem + "-start")
-    resume = state_path(given.out).exists()
-    if not resume:
+    if not first.exists():
         started = from_certified(purifier.load(given.certified))
         fit_decoder(started)
         purifier.save(started, first)
@@ -66,7 +65,7 @@ def main() -> None:
         batch_size=256,
         lr=given.lr,
         precision="float32",
-        resume=resume,
+        resume=state_path(given.out).exists(),
     )
     first.unlink()
 

@@ -83,8 +83,9 @@ def test_the_budget_grows_and_the_clean_weight_falls() -> None:
     model = random_certified((1, 28, 28), channels=4, hidden=8, eps=0.2).train()
     bounds = model.training_bounds
 
-    def recorded(pixels: torch.Tensor, labels: torch.Tensor, eps: float) -> Any:
+    def recorded(pixels: torch.Tensor, labels: torch.Tensor, eps: float, points: torch.Tensor) -> Any:
         seen.append(eps)
+        assert points is pixels
         return bounds(pixels, labels, eps)
 
     model.training_bounds = recorded  # type: ignore[method-assign]  # to see what it is asked
@@ -100,6 +101,33 @@ def test_the_budget_grows_and_the_clean_weight_falls() -> None:
     assert seen == pytest.approx([0, 0, 0.15, 0.3, 0.3])
     assert weights == pytest.approx([1, 1, 0.625, 0.25, 0.25], rel=1e-4)
     assert worst >= plain
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_rest_of_the_loss_may_be_on_attacked_images(norm: str) -> None:
+    model = random_certified((1, 28, 28), channels=4, hidden=8, norm=norm, eps=0.2).train()
+    bounds, scores, given, modes = model.training_bounds, model.scores, [], []
+
+    def recorded(pixels: torch.Tensor, labels: torch.Tensor, eps: float, points: torch.Tensor) -> Any:
+        given.append((points - pixels).flatten(1))
+        return bounds(pixels, labels, eps, points)
+
+    def asked(pixels: torch.Tensor) -> torch.Tensor:
+        modes.append(model.training)
+        return scores(pixels)
+
+    model.training_bounds, model.scores = recorded, asked  # type: ignore[method-assign]  # to see what they are asked
+    batch = batch_of(0.3)
+    losses = [
+        Certified(clean=0.75, warmup=0.1, ramp=0.4, steps=steps, regularisation=0).step(model, batch)
+        for steps in (0, 1, 4)
+    ]
+    assert [sorted(terms) for terms in losses] == [["bounds", "clean"], ["attacked", "bounds"], ["attacked", "bounds"]]
+    clean, one, four = (terms.get("attacked", terms.get("clean")) for terms in losses)
+    assert clean is not None and one is not None and four is not None and four > one > clean
+    assert modes == [False] * 5 and model.training
+    sizes = [change.norm(dim=1, p=2 if norm == "l2" else torch.inf) for change in given]
+    assert not sizes[0].any() and all(0.05 < size.max() <= 0.1 + 1e-6 for size in sizes[1:])  # half the budget
 
 
 def test_it_learns_answers_that_are_certified(tmp_path: Path) -> None:
@@ -147,7 +175,7 @@ def test_images_without_labels_and_a_classifier_without_gradients_will_do(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "options", [{"clean": 1.5}, {"ramp": -0.1}, {"warmup": 2}, {"excess": 0}, {"regularisation": -1}]
+    "options", [{"clean": 1.5}, {"ramp": -0.1}, {"warmup": 2}, {"steps": -1}, {"excess": 0}, {"regularisation": -1}]
 )
 def test_options_out_of_range_are_errors(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"certified: {next(iter(options))} must be"):

@@ -27,15 +27,31 @@ def test_the_recipe_shares_the_weight_between_attack_and_bounds() -> None:
     data, recipe = purifier.load_data("demo:24"), "robust:eps=0.1,ramp=0.2,distillation=0"
     found = {}
     for done in (0.1, 0.5):
-        for bounds in (0.0, 0.25):
+        for bounds in (0.0, 0.125, 0.25):
             batch = batch_of(data, range(24), done=done)
             found[done, bounds] = build_recipe(f"{recipe},bounds={bounds}").step(made().train(), batch)
-    for done, share in ((0.1, 0.125), (0.5, 0.25)):
-        plain, shared = found[done, 0.0], found[done, 0.25]
-        assert "bounds" not in plain and shared.keys() - plain.keys() == {"bounds", "scores"}
-        torch.testing.assert_close(shared["adversarial"], (1 - share) * plain["adversarial"])
-        torch.testing.assert_close(shared["reconstruction"], plain["reconstruction"])
+    for done, grown in ((0.1, 0.5), (0.5, 1.0)):
+        plain, small, large = (found[done, bounds] for bounds in (0.0, 0.125, 0.25))
+        assert "bounds" not in plain and large.keys() - plain.keys() == {"bounds", "scores"}
+        for name in ("adversarial", "scores"):
+            torch.testing.assert_close(large[name] * (1 - 0.125 * grown), small[name] * (1 - 0.25 * grown))
+        torch.testing.assert_close(large["bounds"], 2 * small["bounds"])
+        torch.testing.assert_close(large["reconstruction"], small["reconstruction"])
     assert found[0.5, 0.25]["bounds"] > found[0.1, 0.25]["bounds"]
+
+
+def test_images_are_attacked_as_the_purifier_answers_and_do_not_count_in_its_statistics() -> None:
+    model = made().train()
+    encode, modes = model.encode, []
+
+    def recorded(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        modes.append(model.encoder.training)
+        return encode(pixels)
+
+    model.encode = recorded  # type: ignore[method-assign]  # to see how it is asked
+    batch = batch_of(purifier.load_data("demo:24"), range(24), done=1.0)
+    build_recipe("robust:eps=0.1,bounds=0.25,steps=3").step(model, batch)
+    assert modes == [False, False, False, True] and model.training
 
 
 @pytest.mark.parametrize(
