@@ -3,7 +3,9 @@
 ``python tests/benchmarks/robust_demo.py --out robust.safetensors [--certified CHECKPOINT] [--epochs N] [--bounds SHARE]
 [--steps N]``: a ``vae`` with ``encoder=bounded`` takes the layers of the certified encoder. Its decoder first learns
 for one epoch what that encoder, which stays as it is, tells of attacked images; then both are trained by the recipe
-``robust`` with bounds. The shipped classifier answers throughout. A run that was stopped goes on.
+``robust`` with bounds. The shipped classifier answers throughout. A run that was stopped goes on. The best encoder so
+far is the first one of ``purifier.assets.build certified``, trained for 10 epochs more with ``--recipe
+certified:clean=0.8,steps=6,warmup=0,ramp=0 --batch-size 256 --lr 4e-3 --ema 0.999``.
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a .safetensors file")
     parser.add_argument("--certified", default="demo-certified", help="a checkpoint of the purifier certified")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--bounds", type=float, default=0.8, help="the bounds' share of the loss")
-    parser.add_argument("--steps", type=int, default=1, help="of the attack that it is trained against")
+    parser.add_argument("--bounds", type=float, default=0.2, help="the bounds' share of the loss")
+    parser.add_argument("--steps", type=int, default=4, help="of the attack that it is trained against")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
