@@ -83,8 +83,7 @@ class Certified(Recipe):
         """Choose the images of the components."""
         assert classifier is not None
         trained = _bound_trained(purifier)
-        norm, eps = trained.trained_for
-        check_trainable(Threat("l2" if norm == "l2" else "linf", self.excess * eps), "certified")
+        check_trainable(_threat(trained, self.excess * trained.trained_for[1]), "certified")
         trained.images.copy_(component_images(data, classifier, len(trained.images), device, answers=self.answers))
 
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
@@ -125,7 +124,7 @@ class Certified(Recipe):
     def _attacked(self, purifier: Purifier, batch: Batch, labels: Tensor, eps: float) -> Tensor:
         """Images within ``eps`` that the scores are wrong about, if a few steps find any."""
         trained = _bound_trained(purifier)
-        threat = Threat("l2" if trained.trained_for[0] == "l2" else "linf", eps)
+        threat = _threat(trained, eps)
         start = batch.pixels + random_offset(batch.pixels, threat, batch.generator)
 
         def loss(pixels: Tensor) -> Tensor:
@@ -156,6 +155,10 @@ def _bound_trained(purifier: Purifier) -> BoundTrained:
             "none"
         )
     return purifier
+
+
+def _threat(trained: BoundTrained, eps: float) -> Threat:
+    return Threat("l2" if trained.trained_for[0] == "l2" else "linf", eps)
 
 
 def _tightness(bounds: TrainingBounds) -> Tensor:

@@ -78,6 +78,7 @@ def guard_rows(side: int, sizes: Sequence[str], *, skip: bool, rounds: int) -> R
     weights = {}
     with tempfile.TemporaryDirectory() as folder:
         sessions = {name: _classifier(module, side, Path(folder)) for name, module in classifiers().items()}
+        names = list(sessions)
         for size in sizes:
             made = new_purifier(side, size, skip=skip)
             weights[size] = sum(weight.numel() for weight in made.parameters())
@@ -88,7 +89,7 @@ def guard_rows(side: int, sizes: Sequence[str], *, skip: bool, rounds: int) -> R
     for size, count in weights.items():
         row: dict[str, Any] = {"side": side, "size": size, "weights": f"{count / 1e6:.2f}M"}
         row["ms an image"] = " / ".join(f"{times[size][at] * 1e3 / batch:.2f}" for at, batch in enumerate(BATCHES))
-        for name in classifiers():
+        for name in names:
             shares = [times[size][at] / times[name][at] for at in range(len(BATCHES))]
             row[f"of {name}"] = " / ".join(f"{share:.1%}" for share in shares)
         found.append(row)

@@ -22,7 +22,6 @@ import purifier
 from purifier.assets.classifier import demo_classifier
 from purifier.attacking.threat import Threat
 from purifier.data.loading import load_data
-from purifier.plugins.purifiers._interval import applied_all
 from purifier.plugins.purifiers.certified import Certified
 from purifier.plugins.purifiers.vae import Vae, VaeConfig
 from purifier.training.inner_attack import climb
@@ -62,7 +61,8 @@ def main() -> None:
         given.out,
         classifier="demo",
         init=first,
-        recipe=f"robust:eps={EPS},reconstruction={RECONSTRUCTION},bounds={given.bounds:g},steps={given.steps},ramp=0,distillation=0",
+        recipe=f"robust:eps={EPS},reconstruction={RECONSTRUCTION},bounds={given.bounds:g},steps={given.steps},"
+        "ramp=0,distillation=0",
         epochs=given.epochs,
         batch_size=256,
         lr=given.lr,
@@ -99,7 +99,8 @@ def from_certified(certified: purifier.Purifier) -> Vae:
 
 def fit_decoder(made: Vae) -> None:
     """Learn the decoder, and the latent's mean from the values before it, of attacked images for one epoch."""
-    learned = [*made.decoder.parameters(), *made.encoder.last.parameters()]
+    made.requires_grad_(False)
+    learned = [*made.decoder.requires_grad_(True).parameters(), *made.encoder.last.requires_grad_(True).parameters()]
     classifier, data = demo_classifier().eval().requires_grad_(False), load_data(DATA)
     optimizer = torch.optim.Adam(learned, lr=2e-3)
 
@@ -111,10 +112,7 @@ def fit_decoder(made: Vae) -> None:
     for step, (pixels, labels) in enumerate(data.batches([part.tolist() for part in order])):
         start = pixels + EPS * torch.empty_like(pixels).uniform_(-1, 1)
         attacked = climb(partial(loss_of, labels), start, pixels, Threat("linf", EPS), STEPS, 2 * EPS / STEPS)
-        with torch.no_grad():
-            values = applied_all(made.encoder.layers, attacked)
-        mean = made.encoder.last(values).chunk(2, dim=1)[0]
-        purified = made.decoded(mean)
+        purified = made.purify(attacked)
         loss = F.cross_entropy(classifier(purified), labels)
         loss = loss + RECONSTRUCTION * F.binary_cross_entropy(purified, pixels)
         optimizer.zero_grad()
