@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -147,12 +148,12 @@ class Robust(Recipe):
             clean = logits_of(pixels)
             clean_answer = clean.detach().softmax(1)
             terms["clean"] = F.cross_entropy(clean, target)
-            with as_used(purifier):
-                adversarial = self._attack(
-                    lambda images: _divergence(logits_of(images), clean_answer), start, pixels, threat
-                )
+            adversarial = self._attack(
+                lambda images: _divergence(logits_of(images), clean_answer), start, pixels, threat
+            )
         else:
-            with as_used(purifier):
+            # Published figures of other networks with batch normalisation are from attacks in training mode.
+            with as_used(purifier) if self.bounds else nullcontext():
                 adversarial = self._attack(
                     lambda images: _cross_entropy(logits_of(images), labels), start, pixels, threat
                 )
