@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..auditing.presets import PRESETS
 from ..contracts.registry import installed
 
-SHIPPED = ("demo", "demo-plain")
-"""PURIFIER specs that name a checkpoint of the package."""
+SHIPPED = ("demo", "demo-certified", "demo-plain")
+"""PURIFIER specs that name a checkpoint of the package, as ``contracts.checkpoint`` does, which needs torch."""
 
 
 def attack_names(incomplete: str) -> list[str]:
