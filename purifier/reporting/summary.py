@@ -80,9 +80,10 @@ def _doubts(report: AuditReport) -> list[str]:
 
 
 def worst_of(report: AuditReport) -> WorstCase | None:
-    """The audited model's worst case over all threats and routes; None if it was not attacked."""
+    """The audited model's worst case over all threats and routes, of equal ones that of the largest budget; None if it
+    was not attacked."""
     cases = [case for case in report.worst_case if (case.model, case.scope) == (report.model, "all")]
-    return min(cases, key=lambda case: case.result.share, default=None)
+    return min(cases, key=lambda case: (case.result.share, -case.threat.eps), default=None)
 
 
 def _undefended(report: AuditReport, threat: Threat) -> WorstCase | None:
