@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from small_vae import CHECKPOINT, TRAINING
 
 import purifier
-from purifier.assets.build import ROBUST
 from purifier.assets.classifier import demo_classifier
 from purifier.data.loading import load_data
 from purifier.torch_tools.memory import keep_freed_memory
@@ -61,12 +61,12 @@ def measure(what: str, count: int, kept: bool) -> list[float]:
     """Figures of the work alone, without imports and loading."""
     if kept:
         keep_freed_memory()
-    classifier, shipped = demo_classifier(), purifier.load("demo")
+    classifier, shipped = demo_classifier(), purifier.load(CHECKPOINT)
     images = load_data(f"fashion-mnist:train:{count}")
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     if what == "train":
         with tempfile.TemporaryDirectory() as folder:
-            options = {**ROBUST, "epochs": 1}
+            options = {**TRAINING, "epochs": 1}
             train("vae", images, Path(folder) / "purifier.safetensors", classifier=classifier, **options)
     else:
         guarded = purifier.guard(classifier, shipped)

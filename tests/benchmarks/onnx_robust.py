@@ -23,6 +23,7 @@ import onnxruntime
 import torch
 from cifar_resnet import resnet20
 from figures import MEASURED, measured_table
+from small_vae import CHECKPOINT
 from torch import Tensor, nn
 
 import purifier
@@ -35,7 +36,7 @@ from purifier.onnx.torch_export import export_module
 
 IMAGENET = purifier.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 ATTACKS = ("pgd", "apgd-ce")
-BUDGETS = {"demo": 0.012, "demo behind demo": 0.15, "ResNet-20": 0.35 / 255}
+BUDGETS = {"demo": 0.012, "demo behind small VAE": 0.15, "ResNet-20": 0.35 / 255}
 """In linf, such that 30 to 70% of the images stay right."""
 
 
@@ -79,10 +80,10 @@ def models(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, nn.Mo
         assert isinstance(classifier, nn.Module)
         path = exported(classifier, folder / "demo.onnx", (1, 28, 28))
         yield "demo", classifier, path, load_data(f"demo:{given.count}"), {}
-    if "demo behind demo" in wanted:
-        guarded = purifier.guard("demo", "demo")
+    if "demo behind small VAE" in wanted:
+        guarded = purifier.guard("demo", CHECKPOINT)
         path = purifier.export(guarded, folder / "guarded.onnx").path
-        yield "demo behind demo", Whole(guarded).eval(), path, load_data(f"demo:{given.count}"), {}
+        yield "demo behind small VAE", Whole(guarded).eval(), path, load_data(f"demo:{given.count}"), {}
     if "ResNet-20" in wanted:
         net = resnet20()
         load_weights(net, read_weights(given.weights), given.weights)

@@ -34,11 +34,12 @@ from published_tables import (
     transfer_table,
 )
 from robust_table import is_complete
+from small_vae import CHECKPOINT, TRAINING
 from torch import nn
 from torch.nn import functional as F
 
 import purifier
-from purifier.assets.build import ROBUST, SELECTED_DATA
+from purifier.assets.build import SELECTED_DATA
 from purifier.contracts.checkpoint import read_tensors, write_tensors
 from purifier.data.images import ImageData
 from purifier.data.loading import load_data
@@ -61,7 +62,7 @@ DEFENSE_VAE: Mapping[str, Any] = {
     "precision": "auto",
 }
 """Half as wide as Li & Ji's; their rate and epochs, batches of 32 for 16."""
-OURS: Mapping[str, Any] = {**ROBUST, "epochs": 6}
+OURS: Mapping[str, Any] = {**TRAINING, "epochs": 6}
 COMMITTED = RESULTS / "published"
 
 
@@ -93,7 +94,7 @@ def defences(out: Path, classifier: str) -> dict[str, str]:
         "plain-vae": "demo-plain",
         "defense-vae": str(out / f"defense-vae-{classifier}.safetensors"),
         "defense-gan": "latent:base=demo-plain,preset=defense-gan,sample=false",
-        "ours-shipped": "demo",
+        "ours-shipped": str(CHECKPOINT),
         "ours-for-a": str(out / "robust-a.safetensors"),
         "ours-for-a-d": str(out / "robust-ensemble.safetensors"),
     }

@@ -22,7 +22,7 @@ TITLES = {
     "plain-vae": "`demo-plain`",
     "defense-vae": "Defense-VAE",
     "defense-gan": "Defense-GAN",
-    "ours-shipped": "`demo`",
+    "ours-shipped": "small VAE",
     "ours-for-a": "`robust` for A",
     "ours-for-a-d": "`robust` for A-D",
 }

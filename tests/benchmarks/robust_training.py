@@ -21,9 +21,10 @@ import time
 from pathlib import Path
 
 import torch
+from small_vae import TRAINING
 from yardstick import Reader, register
 
-from purifier.assets.build import ROBUST, SELECTED_DATA
+from purifier.assets.build import SELECTED_DATA
 from purifier.assets.classifier import FashionClassifier, demo_classifier
 from purifier.contracts.checkpoint import read_tensors, write_tensors
 from purifier.data.loading import load_data
@@ -39,8 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--data", default=SELECTED_DATA, help="DATA spec")
-    parser.add_argument("--recipe", default=ROBUST["recipe"], help="recipe of both trainings")
-    parser.add_argument("--epochs", type=int, default=ROBUST["epochs"], help="epochs of the purifier")
+    parser.add_argument("--recipe", default=TRAINING["recipe"], help="recipe of both trainings")
+    parser.add_argument("--epochs", type=int, default=TRAINING["epochs"], help="epochs of the purifier")
     parser.add_argument("--processes", type=int, default=2, help="processes of one training")
     parser.add_argument("--one", choices=("purifier", "probe", "yardstick"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -88,7 +89,7 @@ def train_one(which: str, data: str, out: Path, recipe: str, epochs: int) -> Non
     """The work of one process of torchrun."""
     keep_freed_memory()
     path, images = checkpoint_of(out, which), load_data(data)
-    options = {**ROBUST, "recipe": recipe, "epochs": epochs, "resume": state_path(path).exists()}
+    options = {**TRAINING, "recipe": recipe, "epochs": epochs, "resume": state_path(path).exists()}
     if which == "purifier":
         train("vae", images, path, classifier=demo_classifier(), **options)
         return

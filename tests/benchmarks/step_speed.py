@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from functools import partial
 
 import torch
+from small_vae import TRAINING
 
 from guard_speed import measure
-from purifier.assets.build import ROBUST
 from purifier.assets.classifier import demo_classifier
 from purifier.classifiers.pixel_classifier import TorchPixelClassifier
 from purifier.contracts.purifier import Purifier, purifiers
@@ -68,7 +68,7 @@ def stepping(batch: Batch, *, torchs: bool) -> tuple[Purifier, Callable[[], None
     """A purifier, and its next step; with torch's Muon or ours."""
     torch.manual_seed(0)
     kind = purifiers.get("vae")
-    purifier = kind(kind.Config(image_shape=(1, 28, 28), **ROBUST["config"])).train()
+    purifier = kind(kind.Config(image_shape=(1, 28, 28), **TRAINING["config"])).train()
     recipe = Robust(eps=0.1)
     follower = Follower(purifier, recipe.suggested.on(torch.device("cpu")))
     if torchs:

@@ -42,7 +42,7 @@ def test_images_that_were_lost_and_gained_are_counted(healthy, failing):
     assert change.gained == ((worst[0] == 0) & (worst[1] == 1)).sum()
     assert change.lost - change.gained == change.old.correct - change.new.correct
     assert change.verdict == "worse" and found.raised == ["unbounded"] and found.gone == []
-    assert ("purifier.config.latent", "16", "64") in found.facts
+    assert ("purifier.config.encoder", "bounded", "free") in found.facts
     assert "new flag unbounded" in printed(healthy, failing)
 
 
