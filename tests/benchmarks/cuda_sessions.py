@@ -1,7 +1,7 @@
 """Guarded sessions on CUDA: images as NumPy arrays, as tensors on the GPU, and with CUDA graphs, beside torch.
 
 ``python tests/benchmarks/cuda_sessions.py [--no-tests] [--save]`` first runs the tests marked ``gpu``, then prints
-medians in ms per batch of the shipped classifier behind ``demo`` and behind ``latent``, and of ResNet-50 behind an
+medians in ms per batch of the shipped classifier behind the small VAE and behind ``latent``, and of ResNet-50 behind an
 untrained ``vae`` of size ``tiny``. All ways take turns. It takes less than ten minutes, says so and ends where there is
 no CUDA, and runs the first two ways on the CPU with ``--device cpu``. ``--save`` writes the rows to
 ``results/measured/cuda-sessions.json``.
@@ -21,6 +21,7 @@ from typing import Any
 import onnxruntime
 import torch
 from figures import MEASURED, measured_table
+from small_vae import CHECKPOINT
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
@@ -59,7 +60,7 @@ def main() -> None:
 def grey() -> tuple[str, nn.Module, str, tuple[int, ...]]:
     classifier = load_classifier("demo")
     assert isinstance(classifier, nn.Module)
-    return "shipped classifier behind `demo`", classifier, "demo", (1, 28, 28)
+    return "shipped classifier behind the small VAE", classifier, str(CHECKPOINT), (1, 28, 28)
 
 
 def descending() -> tuple[str, nn.Module, str, tuple[int, ...]]:
