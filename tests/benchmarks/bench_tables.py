@@ -2,8 +2,8 @@
 
 ``python tests/benchmarks/bench_tables.py [--seconds 5] [--save]`` times the shipped classifier behind the small VAE
 and behind ``latent`` with 12 steps, and ResNet-50 with random weights behind an untrained ``vae`` of size ``tiny``.
-Prints p50 in ms per batch and how many times as fast as in eager torch the guard answers in ONNX Runtime. ``--save`` writes
-the rows to ``results/measured/bench.json``.
+Prints p50 in ms per batch and how many times as fast as in eager torch the guard answers in ONNX Runtime. ``--save``
+writes the rows to ``results/measured/bench.json``.
 """
 
 from __future__ import annotations
