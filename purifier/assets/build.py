@@ -23,7 +23,7 @@ from ..data.loading import load_data
 from ..training.loop import train
 from ..training.state import log_path
 from .classifier import WEIGHTS, FashionClassifier, demo_classifier
-from .robust import train_robust
+from .robust import train_robust, train_stage
 
 ASSETS = ("images", "classifier", "plain", "robust", "certified")
 DEMO_IMAGES = 300
@@ -59,21 +59,22 @@ def main() -> None:
             "vae", given.out / SHIPPED["demo-plain"], load_data("fashion-mnist:train", root=given.root), **PLAIN
         )
     if "certified" in given.what or "robust" in given.what:
-        _build_bounded(given.what, given.out, load_data(SELECTED_DATA, root=given.root))
+        build_bounded(given.what, given.out, load_data(SELECTED_DATA, root=given.root))
 
 
-def _build_bounded(what: Sequence[str], folder: Path, data: ImageData) -> None:
+def build_bounded(what: Sequence[str], folder: Path, data: ImageData) -> None:
     """Build ``certified`` and ``robust``, as far as asked, from one first stage; both are kept in half precision."""
     classifier = demo_classifier()
     first = folder / "fashion-first.safetensors"
-    _train_purifier("certified", first, data, classifier=classifier, **CERTIFIED)
+    train_stage("certified", data, first, classifier=classifier, **CERTIFIED)
     if "certified" in what:
         out = folder / SHIPPED["demo-certified"]
         _train_purifier("certified", out, data, classifier=classifier, init=first, **CERTIFIED_ON)
         save(load(out).half(), out)
     if "robust" in what:
         train_robust(folder / SHIPPED["demo"], first, data, classifier)
-    first.unlink(missing_ok=True)
+    first.unlink()
+    log_path(first).unlink(missing_ok=True)
 
 
 def _train_purifier(plugin: str, out: Path, data: ImageData, **options: Any) -> None:

@@ -51,21 +51,21 @@ def train_robust(out: Path, certified: Path, data: ImageData, classifier: nn.Mod
     What each stage made is kept beside ``out`` until the last one ends, and not made again.
     """
     alone, fitted, together = (out.with_stem(f"{out.stem}-{stage}") for stage in ("alone", "fitted", "together"))
-    _train("certified", data, alone, classifier=classifier, init=certified, **ALONE)
+    train_stage("certified", data, alone, classifier=classifier, init=certified, **ALONE)
     if not fitted.exists():
         torch.manual_seed(0)
         started = with_decoder(load(alone))
         fit_decoder(started, data, classifier)
         save(started, fitted)
-    _train("vae", data, together, classifier=classifier, init=fitted, **TOGETHER)
+    train_stage("vae", data, together, classifier=classifier, init=fitted, **TOGETHER)
     save(load(together).half(), out)
     for made in (alone, fitted, together):
         made.unlink()
         log_path(made).unlink(missing_ok=True)
 
 
-def _train(plugin: str, data: ImageData, out: Path, **options: Any) -> None:
-    """Train, or go on, unless it was done before."""
+def train_stage(plugin: str, data: ImageData, out: Path, **options: Any) -> None:
+    """Train, or go on where it was stopped, unless ``out`` is there from an earlier build that was."""
     resume = state_path(out).exists()
     if resume or not out.exists():
         train(plugin, data, out, resume=resume, **options)

@@ -11,7 +11,8 @@ from small_certified import random_certified
 
 import purifier
 from nets import trained
-from purifier.assets import robust
+from purifier.assets import build, robust
+from purifier.contracts.checkpoint import SHIPPED
 from purifier.data.loading import load_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,3 +61,15 @@ def test_all_stages_end_in_one_small_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(weight.dtype == torch.float32 for weight in made.parameters())
     assert out.stat().st_size < 2.2 * sum(weight.numel() for weight in made.parameters()) + 20_000
     assert made.provenance["recipe"] == robust.TOGETHER["recipe"]
+
+
+def test_a_build_that_was_stopped_goes_on_without_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robust, "TOGETHER", {**robust.TOGETHER, "epochs": 1, "batch_size": 20})
+    never = {"recipe": "certified", "epochs": -1}  # an error if it were trained
+    monkeypatch.setattr(build, "CERTIFIED", never)
+    monkeypatch.setattr(robust, "ALONE", never)
+    out = tmp_path / SHIPPED["demo"]
+    purifier.save(narrow(), tmp_path / "fashion-first.safetensors")
+    purifier.save(narrow(), out.with_stem(f"{out.stem}-alone"))
+    build.build_bounded(["robust"], tmp_path, load_data("demo:40"))
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == [out.name]
