@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -18,8 +19,10 @@ from .muon import Muon
 BFLOAT16 = ("amx_bf16", "bf16")
 """torch's names of the CPU features that multiply in bfloat16 faster than in float32: one on x86, one on Arm.
 
-``avx512_bf16`` alone is not enough: on such a CPU a product of matrices ran at 166 GFLOP/s in bfloat16 and 305 in
-float32, and convolutions at 138 to 187 and 231 to 332."""
+``avx512_bf16`` may be either: a convolution was 2.0 times as fast on one such CPU and 0.6 times on another, so it is
+measured."""
+PAYS = 1.3
+"""How many times as fast as in float32 a convolution must be for bfloat16 to be chosen."""
 WARM_UP = 0.1
 """The share of all steps over which the schedule ``cosine`` rises."""
 
@@ -46,8 +49,8 @@ class Optimisation:
     precision
         ``bfloat16`` runs layers under torch.autocast, and Muon's iteration, in bfloat16; weights and sums stay float32.
         ``auto`` chooses ``bfloat16`` where that is faster, else ``float32``: on GPUs with bfloat16, x86 CPUs with AMX
-        and Arm CPUs with BF16. On x86 CPUs with AVX-512 alone it is slower than ``float32``. A run that is resumed
-        keeps the precision that it began with.
+        and Arm CPUs with BF16; on other x86 CPUs with AVX-512's bfloat16 it measures a convolution. A run that is
+        resumed keeps the precision that it began with.
     augment
         ``shift`` moves each image by up to two pixels in each direction, repeating the border; ``flip`` also mirrors
         one image in two. ``crop`` moves by up to an eighth of each side (4 pixels of 32, 28 of 224), with the border
@@ -180,7 +183,22 @@ def _has_bfloat16(device: torch.device) -> bool:
     """Whether a device is faster in bfloat16; emulation is at least ten times as slow as float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16)
+    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(has.get(name) for name in BFLOAT16) or bool(has.get("avx512_bf16") and gain_of_bfloat16() > PAYS)
+
+
+@torch.no_grad()
+def gain_of_bfloat16() -> float:
+    """How many times as fast as in float32 this CPU computes a convolution in bfloat16; takes about 0.1 s."""
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for turn, dtype in enumerate(5 * list(seconds)):
+        layer, maps = torch.ones(64, 64, 3, 3, dtype=dtype), torch.ones(32, 64, 16, 16, dtype=dtype)
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        start = time.perf_counter()
+        torch.conv2d(maps, layer, padding=1)
+        if turn > 1:  # the first of each also prepares
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 def _matrices(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:

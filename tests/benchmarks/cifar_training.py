@@ -4,10 +4,11 @@
 --data folder:cifar/train [--which yardstick] [--recipe robust:eps=8/255] [--epochs N] [--set channels=32 ...]``
 trains in front of ``stock``, ``resnet20`` or ``resnet56`` on all but the last 5,000 of the shuffled images, and goes on
 where it was stopped. ``yardstick`` is the classifier's architecture, from scratch, with the same loop, recipe and
-images; ``larger`` the stock architecture with ``--width`` times its channels. With several ``--classifier`` and
-``--weights`` each image of a batch is answered by one of them, in turn. It prints images per second and the speed of
-matrix multiplication, and the check on training images; ``--check`` attacks held-back images with apgd-ce instead of
-training.
+images; ``larger`` the stock architecture with ``--width`` times its channels. ``--which encoder`` trains the purifier's
+encoder as a classifier, ``--which decoder --start OUT/encoder.safetensors`` what else the purifier has, and ``--start
+OUT/decoder.safetensors`` all of it, with the same options. With several ``--classifier`` and ``--weights`` each image
+of a batch is answered by one of them, in turn. It prints images per second and the speed of matrix multiplication, and
+the check on training images; ``--check`` attacks held-back images with apgd-ce instead of training.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from cifar_classifier import HELD_BACK, Stock
 from cifar_resnet import ResNet
 from robust_training import matmul_rate
 from torch import Tensor, nn
-from yardstick import Reader, register
+from yardstick import CLASSES, Reader, Written, register
 
 import purifier
 from purifier.classifiers.weights import load_weights, read_weights
+from purifier.contracts.purifier import purifiers
 from purifier.data.images import ImageData
 from purifier.data.loading import load_data
 from purifier.data.pixels import Preprocessing
-from purifier.specs import number, split_spec
+from purifier.specs import build, number, split_spec
 from purifier.torch_tools.memory import keep_freed_memory
 from purifier.training.state import log_path, state_path
 
@@ -41,6 +43,10 @@ CLASSIFIERS: Mapping[str, tuple[Callable[[], nn.Module], Preprocessing]] = {
     "resnet20": (partial(ResNet, 20), IMAGENET),
     "resnet56": (partial(ResNet, 56), IMAGENET),
 }
+PURIFIERS = {"decoder": "held", "purifier": "vae"}
+"""The plugin of each checkpoint that is a purifier."""
+WHICH = (*PURIFIERS, "encoder", "yardstick", "larger")
+PASSED_ON = ("recipe", "epochs", "lr", "augment", "precision", "device")
 CHECKED = 500
 """Held-back images that ``--check`` attacks."""
 
@@ -55,6 +61,30 @@ class Normalised(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.preprocessing.to_classifier(pixels))
         return logits
+
+
+class Scored(nn.Module):
+    """The encoder of a ``vae`` without its last layer, as a classifier of pixels in [0, 1]."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        *layers, last = new_vae("vae", config).encoder.layers
+        self.layers = nn.Sequential(*layers)
+        self.scores = nn.Linear(last.in_channels, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        scores: Tensor = self.scores(self.layers(pixels * 2 - 1).mean((2, 3)))
+        return scores
+
+
+class Held:
+    """Mixed into a ``vae``: an encoder of which only the last layer learns."""
+
+    encoder: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]  # that of the purifier
+        self.encoder.layers[:-1].requires_grad_(False)
 
 
 class InTurn(nn.Module):
@@ -78,11 +108,14 @@ def main() -> None:
     parser.add_argument("--classifier", choices=CLASSIFIERS, action="append", required=True, help="may be repeated")
     parser.add_argument("--weights", type=Path, action="append", required=True, help="of each classifier, in order")
     parser.add_argument("--data", default="folder:cifar/train", help="DATA spec of the training images")
-    parser.add_argument("--which", choices=("purifier", "yardstick", "larger"), default="purifier")
+    parser.add_argument("--which", choices=WHICH, default="purifier")
     parser.add_argument("--recipe", default="robust:eps=8/255")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the purifier")
+    parser.add_argument("--start", type=Path, help="checkpoint of an encoder, decoder or purifier to start from")
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--augment", default="crop")
+    parser.add_argument("--precision", help="bfloat16 or float32; default: what the package chooses")
     parser.add_argument("--width", type=float, default=2.0, help="of the larger classifier")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--check", action="store_true")
@@ -92,25 +125,25 @@ def main() -> None:
     path = given.out / f"{given.which}.safetensors"
     frozen = InTurn(map(frozen_classifier, given.classifier, given.weights))
     chosen, held_back = split(load_data(given.data))
-    if given.which != "purifier":
-        make, preprocessing = CLASSIFIERS[given.classifier[0]]
-        if given.which == "larger":
-            make, preprocessing = partial(Stock, given.width), Preprocessing()
-        register("written", lambda: Normalised(make(), preprocessing))
+    config = split_spec(f"vae:{','.join(given.set)}")[1] if given.set else {}
+    register("written", partial(new_classifier, given, config))
+    purifiers.register("held", type("Held", (Held, purifiers.get("vae")), {}))
     if given.check:
-        classifier = frozen if given.which == "purifier" else Reader(frozen)
+        classifier = frozen if given.which in PURIFIERS else Reader(frozen)
         check(purifier.load(path), classifier, held_back, given.recipe, given.device)
         return
     print(
         f"torch {torch.__version__}, one core multiplies matrices at {matmul_rate(torch.float32):.0f} GFLOP/s",
         flush=True,
     )
-    options: dict[str, Any] = {"recipe": given.recipe, "epochs": given.epochs, "augment": "flip", "lr": given.lr}
-    options["device"] = given.device
+    options: dict[str, Any] = {name: getattr(given, name) for name in PASSED_ON}
     options |= {"resume": state_path(path).exists(), "overwrite": not state_path(path).exists()}
-    if given.which == "purifier":
-        config = split_spec(f"vae:{','.join(given.set)}")[1] if given.set else {}
-        purifier.train("vae", chosen, path, classifier=frozen, config=config, **options)
+    if given.which in PURIFIERS:
+        plugin = PURIFIERS[given.which]
+        if given.start:
+            options["init"] = path.with_stem(f"{given.which}-start")
+            purifier.save(begun(plugin, config, purifier.load(given.start)), options["init"])
+        purifier.train(plugin, chosen, path, classifier=frozen, config=config, **options)
     else:
         purifier.train("written", chosen, path, classifier=Reader(frozen), **options)
     entries = [json.loads(line) for line in log_path(path).read_text().splitlines()[1:]]
@@ -118,6 +151,34 @@ def main() -> None:
     figures = ", ".join(f"{name} {value:.1%}" for name, value in entries[-1]["figures"].items())
     speed = sum(entry["images_per_second"] for entry in entries) / len(entries)
     print(f"{given.which}: {len(entries)} epochs in {minutes:.1f} minutes, {speed:.0f} images/s; {figures}")
+
+
+def new_classifier(given: argparse.Namespace, config: Mapping[str, Any]) -> nn.Module:
+    """The classifier that is to be trained, or that a purifier starts from."""
+    if given.which in ("encoder", *PURIFIERS):
+        return Scored(config)
+    make, preprocessing = CLASSIFIERS[given.classifier[0]]
+    if given.which == "larger":
+        make, preprocessing = partial(Stock, given.width), Preprocessing()
+    return Normalised(make(), preprocessing)
+
+
+def new_vae(plugin: str, config: Mapping[str, Any]) -> Any:
+    """A new ``vae``, or one with the encoder ``held``, for 3x32x32 pixels."""
+    made: Any = purifiers.get(plugin)
+    return made(build(made.Config, {"image_shape": [3, 32, 32], **config}, what=plugin))
+
+
+def begun(plugin: str, config: Mapping[str, Any], start: Any) -> purifier.Purifier:
+    """A new purifier with the weights of another, or with the layers of an encoder that was trained alone."""
+    made = new_vae(plugin, config)
+    if isinstance(start, Written):
+        learned = start.classifier.layers
+        made.encoder.layers[: len(learned)].load_state_dict(learned.state_dict())
+    else:
+        made.load_state_dict(start.state_dict())
+    assert isinstance(made, purifier.Purifier)
+    return made
 
 
 def frozen_classifier(name: str, weights: Path) -> nn.Module:

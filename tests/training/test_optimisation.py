@@ -19,6 +19,7 @@ from purifier.contracts.purifier import Purifier
 from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator
 from purifier.torch_tools.torchrun import Processes
+from purifier.training import optimisation
 from purifier.training.augmentation import augmented
 from purifier.training.loop import train
 from purifier.training.optimisation import Follower, Optimisation
@@ -115,11 +116,18 @@ class Overhears(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("has", "expected"), [({}, "float32"), ({"avx512_bf16": True}, "float32"), ({"amx_bf16": True}, "bfloat16")]
+    ("has", "gain", "expected"),
+    [
+        ({}, 2.0, "float32"),
+        ({"avx512_bf16": True}, 0.6, "float32"),
+        ({"avx512_bf16": True}, 2.0, "bfloat16"),
+        ({"amx_bf16": True}, 0.6, "bfloat16"),
+    ],
 )
-def test_bfloat16_only_where_the_cpu_has_it(
-    has: dict[str, bool], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bfloat16_only_where_the_cpu_is_faster_in_it(
+    has: dict[str, bool], gain: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(optimisation, "gain_of_bfloat16", lambda: gain)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, **has})
     out = tmp_path / "a.safetensors"
     classifier = Overhears()
