@@ -16,6 +16,7 @@ from .statistics import Rate, read_rate
 
 RATES = ("worst_of_n", "majority", "right", "rejected")
 """Fields of rows and worst cases that hold a rate; the first two are in both."""
+CERTIFICATES = "certificates.json"
 PURIFIER_FACTS = {"plugin", "surrogate", "file"}
 
 
@@ -33,6 +34,8 @@ def read_report(path: Path) -> dict[str, Any]:
         advice = "create a report with `purifier audit --out`"
         if any(path.parent.glob("audit*.journal")):
             advice = "the audit in this folder is not at its end: give its command again, and it goes on"
+        elif path.with_name(CERTIFICATES).exists():
+            advice = f"the folder holds {CERTIFICATES} of `purifier certify`, not a report of `purifier audit`"
         raise FileError(f"cannot read {path}: {error.strerror or error}; {advice}", path) from error
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not JSON ({error}); run the audit again", path) from error

@@ -66,20 +66,22 @@ class Smoothing:
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
+        if not (isinstance(self.sigma, int | float) and 0 < self.sigma < math.inf):
             raise ConfigError(f"sigma: expected a standard deviation in pixel units above 0, got {self.sigma!r}")
         for name in ("samples", "first"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ConfigError(f"{name}: expected a number of noisy images of at least 1, got {value!r}")
-        if not 0 < self.alpha <= 0.5:
+        if not (isinstance(self.alpha, int | float) and 0 < self.alpha <= 0.5):
             raise ConfigError(f"alpha: expected a probability above 0 and at most 0.5, got {self.alpha!r}")
         if self.largest_radius <= 0:
             raise ConfigError(
                 f"samples: {self.samples} can certify nothing with alpha={self.alpha:g}; take at least "
                 f"{fewest_trials(self.alpha)}, or a larger alpha"
             )
-        if self.radius is not None and not 0 < self.radius < self.largest_radius:
+        if self.radius is not None and not (
+            isinstance(self.radius, int | float) and 0 < self.radius < self.largest_radius
+        ):
             raise ConfigError(
                 f"radius: {self.samples} samples can certify l2 norms above 0 and below {self.largest_radius:.3g} with "
                 f"sigma={self.sigma:g}, got {self.radius!r}; take more samples, or a larger sigma"

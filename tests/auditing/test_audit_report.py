@@ -69,6 +69,20 @@ def test_files_that_are_not_reports_are_errors(content, said, tmp_path):
         AuditReport.load(tmp_path / "report.json")
 
 
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ("audit.journal", "the audit in this folder is not at its end"),
+        ("certificates.json", "the folder holds certificates.json of `purifier certify`, not a report"),
+        ("other.json", "create a report with `purifier audit --out`"),
+    ],
+)
+def test_a_folder_without_a_report_says_what_it_holds(beside, said, tmp_path):
+    (tmp_path / beside).write_text("{}")
+    with pytest.raises(FileError, match=said):
+        AuditReport.load(tmp_path)
+
+
 def test_the_table_shows_the_worst_case_first_and_both_models_side_by_side(report):
     lines = printed(report).split("detection, ")[0].splitlines()
     places = [

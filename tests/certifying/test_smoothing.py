@@ -133,6 +133,9 @@ def test_copies_that_are_rejected_count_for_no_class() -> None:
     [
         ({"sigma": 0}, "sigma: expected a standard deviation in pixel units above 0, got 0"),
         ({"sigma": float("nan")}, "sigma: expected"),
+        ({"sigma": "x"}, "sigma: expected a standard deviation in pixel units above 0, got 'x'"),
+        ({"sigma": 0.1, "alpha": "x"}, "alpha: expected .* got 'x'"),
+        ({"sigma": 0.1, "radius": "x"}, "radius: .* got 'x'"),
         ({"sigma": 0.1, "samples": 0}, "samples: expected a number of noisy images of at least 1, got 0"),
         ({"sigma": 0.1, "first": 2.5}, "first: expected a number of noisy images of at least 1, got 2.5"),
         ({"sigma": 0.1, "alpha": 0}, "alpha: expected a probability above 0 and at most 0.5, got 0"),
