@@ -2,7 +2,9 @@
 
 ``python tests/benchmarks/robust_table.py --out audited [--count 10000] [--part 250] [--processes 2] [--device cuda]``
 audits the images in parts and writes a ``report.json`` for each, as ``purifier audit`` does. It continues where it was
-stopped, then adds the parts up and prints a table. ``--table`` prints the table only.
+stopped, then adds the parts up and prints a table. ``--table`` prints the table only. For CIFAR-10 (with this folder in
+``PYTHONPATH``): ``--classifier cifar_classifier:stock --weights stock.safetensors --data folder:cifar/test --eps 8/255
+--purifier CHECKPOINT --yardstick WEIGHTS``; other options of ``purifier audit`` can follow at the end.
 """
 
 from __future__ import annotations
@@ -23,9 +25,8 @@ from purifier import AuditReport
 from purifier.auditing.report import Model
 from purifier.auditing.statistics import Rate
 
-EPS = 0.1
-YARDSTICK = ["--classifier", "purifier.assets.classifier:FashionClassifier", "--purifier", "identity"]
-YARDSTICK += ["--route", "oblivious"]
+EPS = "0.1"
+YARDSTICK = ["--purifier", "identity", "--route", "oblivious"]
 """The classifier alone: its rows are the ``undefended`` ones of the report, made by the sequence ``oblivious``."""
 JUDGED: Mapping[str, Model] = {"purifier": "guarded", "yardstick": "undefended"}
 CLEAN = "none (clean)"
@@ -45,10 +46,13 @@ class Audited:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classifier", default="demo", help="MODEL spec; the yardstick has its architecture")
+    parser.add_argument("--weights", help="of the classifier")
     parser.add_argument("--purifier", default="demo", help="PURIFIER spec")
     parser.add_argument("--yardstick", default="robust/yardstick.safetensors", help="weights of the yardstick")
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
     parser.add_argument("--data", default="fashion-mnist:test", help="DATA spec without a range")
+    parser.add_argument("--eps", default=EPS)
     parser.add_argument("--first", type=int, default=0, help="index of the first image")
     parser.add_argument("--count", type=positive, default=10_000, help="number of images")
     parser.add_argument("--part", type=positive, default=250, help="images of one audit, attacked as one batch")
@@ -56,16 +60,18 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", choices=("purifier", "yardstick"), help="one of the two models")
     parser.add_argument("--table", action="store_true", help="print the table of the reports that exist, audit nothing")
-    given = parser.parse_args()
+    given, others = parser.parse_known_args()
+    frozen = ["--classifier", given.classifier, *(["--weights", given.weights] if given.weights else [])]
+    architecture = "purifier.assets.classifier:FashionClassifier" if given.classifier == "demo" else given.classifier
     models = {
-        "purifier": ["--classifier", "demo", "--purifier", given.purifier],
-        "yardstick": [*YARDSTICK, "--weights", given.yardstick],
+        "purifier": [*frozen, "--purifier", given.purifier],
+        "yardstick": ["--classifier", architecture, "--weights", given.yardstick, *YARDSTICK],
     }
     models = {name: options for name, options in models.items() if given.only in (None, name)}
     last = given.first + given.count
     parts = [f"{start}-{min(start + given.part, last)}" for start in range(given.first, last, given.part)]
     if not given.table:
-        common = ["--eps", str(EPS), "--device", given.device, "--batch-size", str(given.part)]
+        common = ["--eps", given.eps, "--device", given.device, "--batch-size", str(given.part), *others]
         waiting = [
             ["audit", *options, *common, "--data", f"{given.data}:{part}", "--out", str(folder)]
             for part in parts
