@@ -56,6 +56,10 @@ class Processes:
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return [float(value) for value in found.tolist()]
 
+    def smallest(self, value: float, device: torch.device) -> float:
+        """The smallest of all processes' values."""
+        return -self.largest([-value], device)[0]
+
     def synchronise(self, module: nn.Module) -> None:
         """Copy the weights and buffers of the first process to all others."""
         if self.count > 1:

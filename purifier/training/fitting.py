@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from dataclasses import replace
 from functools import partial
@@ -14,12 +13,12 @@ from ..contracts.purifier import Purifier
 from ..data.images import ImageData
 from ..errors import ConfigError
 from ..foreign_code import Attempt
-from ..seeding import SampleGenerator
 from ..torch_tools.memory_need import FEW, Need, need_of, out_of_memory
 from ..torch_tools.memory_use import available
 from ..torch_tools.torchrun import Processes
 from .optimisation import Follower
-from .recipe import Batch, Recipe
+from .recipe import Recipe
+from .trial import trial
 
 BATCH_SIZE = 128
 """Images per step, unless it is given or does not fit."""
@@ -56,7 +55,7 @@ def fitting_batch(
     largest = wanted
     if need is not None and room is not None:
         largest = processes.count * need.largest(room if given is not None else SHARE * room)
-    largest = -int(processes.largest([-min(largest, wanted)], device)[0])  # the smallest of all processes
+    largest = int(processes.smallest(min(largest, wanted), device))
     if largest >= wanted:
         return BATCH_SIZE if given is None else given
     assert need is not None and room is not None
@@ -89,19 +88,10 @@ def measured(
     """
     need = None
     with Attempt() as attempt, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        copied = copy.deepcopy(purifier)
-
-        def step(count: int) -> None:
-            indices = data.spread(count)
-            pixels, labels = (part.to(device) for part in data.batch(indices))
-            generator, lasting = (SampleGenerator(seed, indices) for seed in (0, 1))
-            batch = Batch(pixels, labels, generator, lasting, indices, classifier, done=1.0)
-            copied.zero_grad(set_to_none=True)
-            with follower.settings.autocast(device):
-                loss = torch.stack([term.float() for term in recipe.memory_step(copied, batch).values()]).sum()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's
-
-        need = need_of({count: partial(step, count) for count in {min(few, len(data)) for few in FEW}}, device)
+        step, autocast = trial(recipe, purifier, data, classifier, device), follower.settings.autocast(device)
+        need = need_of(
+            {count: partial(step, count, autocast) for count in {min(few, len(data)) for few in FEW}}, device
+        )
     if attempt.error is not None:
         if out_of_memory(attempt.error):
             raise ConfigError(

@@ -36,6 +36,7 @@ from .running import finish, run_epochs
 from .saving import Saver
 from .state import check_replaceable, read_state, settings_of, state_path
 from .training_data import data_facts, data_settings, labelled_for, training_images
+from .trial import gain_of_bfloat16
 
 
 def train(
@@ -165,15 +166,14 @@ def train(
     before = settings_of(state_path(out)) if resume else {}
     given = {"optimizer": optimizer, "lr": lr, "schedule": schedule, "clip": clip}
     given |= {"ema": ema, "precision": precision, "augment": augment}
-    optimisation = chosen.suggested.with_given(given).on(run_device, before.get("precision"))
+    optimisation = chosen.suggested.with_given(given)
     model = classifier_for(
         chosen, classifier, weights, random_weights, preprocessing, input, Output(output, output_kind)
     )
     images = training_images(data, root, preprocessing if model is None else model.preprocessing, chosen, optimisation)
     purifier, init_sha256 = built(Start(plugin, config or {}, size, init, max_weights), images, seed, chosen)
-    follower = Follower(purifier.to(run_device).train(), optimisation, trained=init is not None)
-    settings: dict[str, Any] = {"plugin": plugin, **_settings(purifier, recipe, chosen, model, optimisation)}
-    settings |= {"init": init_sha256, "seed": seed, "data": images.name, **data_settings(images)}
+    purifier.to(run_device).train()
+    settings: dict[str, Any] = {"init": init_sha256, "seed": seed, "data": images.name, **data_settings(images)}
     with ExitStack() as stack:
         stack.enter_context(exclusive(out) if os.environ.get("RANK", "0") == "0" else nullcontext())
         pixels = images.batch(images.spread(2))[0].to(run_device)
@@ -184,9 +184,13 @@ def train(
         facts = data_facts(images, model)
         tell = labelling(progress, epochs, len(images))
         images = labelled_for(purifier, images, model, batch_size or BATCH_SIZE, run_device, tell)
+        processes = join_processes(run_device)
+        gain = partial(gain_of_bfloat16, chosen, purifier, images, model, processes, run_device)
+        optimisation = optimisation.on(run_device, before.get("precision"), gain)
+        follower = Follower(purifier, optimisation, trained=init is not None)
+        settings |= {"plugin": plugin, **_settings(purifier, recipe, chosen, model, optimisation)}
         labels = images.labels[images.spread(2)].to(run_device)
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
-        processes = join_processes(run_device)
         # A resumed run keeps the batch size that was chosen.
         fitted = (chosen, purifier, follower, images, model, processes, run_device)
         known = batch_size or before.get("batch_size")

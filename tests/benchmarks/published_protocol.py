@@ -137,7 +137,7 @@ def train_classifier(
     torch.manual_seed(CLASSIFIERS.index(name))
     classifier: nn.Module = getattr(published_classifiers, name)().to(device).train()
     optimizer = torch.optim.Adam(classifier.parameters())
-    settings = Optimisation(precision="auto").on(device)
+    settings = Optimisation(precision="bfloat16" if device.type == "cuda" else "float32")
     for _ in range(epochs):
         for indices in torch.randperm(len(data)).split(batch):
             pixels, labels = (part.to(device) for part in data.batch(indices.tolist()))

@@ -15,15 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from nets import trained
+from purifier.contracts.checkpoint import load
 from purifier.contracts.purifier import Purifier
 from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator
 from purifier.torch_tools.torchrun import Processes
-from purifier.training import optimisation
+from purifier.training import loop
 from purifier.training.augmentation import augmented
 from purifier.training.loop import train
 from purifier.training.optimisation import Follower, Optimisation
 from purifier.training.progress import Progress
+from purifier.training.recipe import Recipe
+from purifier.training.recipes import build_recipe
+from purifier.training.trial import gain_of_bfloat16
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,21 +125,39 @@ class Overhears(nn.Module):
         ({}, 2.0, "float32"),
         ({"avx512_bf16": True}, 0.6, "float32"),
         ({"avx512_bf16": True}, 2.0, "bfloat16"),
-        ({"amx_bf16": True}, 0.6, "bfloat16"),
+        ({"amx_bf16": True}, 2.0, "bfloat16"),
     ],
 )
 def test_bfloat16_only_where_the_cpu_is_faster_in_it(
     has: dict[str, bool], gain: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimisation, "gain_of_bfloat16", lambda: gain)
+    monkeypatch.setattr(loop, "gain_of_bfloat16", lambda *args: gain)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, **has})
     out = tmp_path / "a.safetensors"
     classifier = Overhears()
     train("vae", "demo:20", out, config=SMALL, recipe="robust", classifier=classifier, epochs=1)
     assert _log(tmp_path / "a.log.jsonl")[0]["settings"]["precision"] == expected
     assert any(classifier.heard) == (expected == "bfloat16")
-    assert Optimisation(precision="bfloat16").on(torch.device("cpu")).precision == "bfloat16"
-    assert Optimisation().on(torch.device("cpu")).precision == "float32"
+    for given in ("float32", "bfloat16"):
+        settings = Optimisation(precision=given).on(
+            torch.device("cpu"), None, lambda: pytest.fail("not to be measured")
+        )
+        assert settings.precision == given
+
+
+def test_measuring_the_gain_changes_nothing() -> None:
+    vae, data = load("vae:image_shape=1x28x28,channels=4,latent=4").train(), load_data("demo:8")
+    cpu = torch.device("cpu")
+    before, drawn = {name: value.clone() for name, value in vae.state_dict().items()}, torch.get_rng_state()
+    assert 0 < gain_of_bfloat16(build_recipe("elbo"), vae, data, None, Processes(), cpu) < math.inf
+    assert torch.equal(torch.get_rng_state(), drawn) and all(weight.grad is None for weight in vae.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+def test_a_step_that_fails_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recipe, "memory_step", lambda *args: 1 / 0)
+    vae, data = load("vae:image_shape=1x28x28,channels=4,latent=4"), load_data("demo:8")
+    assert gain_of_bfloat16(build_recipe("elbo"), vae, data, None, Processes(), torch.device("cpu")) == 0
 
 
 class Stopped(Exception):
