@@ -142,6 +142,7 @@ def main() -> None:
         plugin = PURIFIERS[given.which]
         if given.start:
             options["init"] = path.with_stem(f"{given.which}-start")
+            torch.manual_seed(0)  # a run that goes on must find the same checkpoint
             purifier.save(begun(plugin, config, purifier.load(given.start)), options["init"])
         purifier.train(plugin, chosen, path, classifier=frozen, config=config, **options)
     else:
