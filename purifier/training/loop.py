@@ -36,7 +36,7 @@ from .running import finish, run_epochs
 from .saving import Saver
 from .state import check_replaceable, read_state, settings_of, state_path
 from .training_data import data_facts, data_settings, labelled_for, training_images
-from .trial import gain_of_bfloat16
+from .trial import gains_by_bfloat16
 
 
 def train(
@@ -173,7 +173,8 @@ def train(
     images = training_images(data, root, preprocessing if model is None else model.preprocessing, chosen, optimisation)
     purifier, init_sha256 = built(Start(plugin, config or {}, size, init, max_weights), images, seed, chosen)
     purifier.to(run_device).train()
-    settings: dict[str, Any] = {"init": init_sha256, "seed": seed, "data": images.name, **data_settings(images)}
+    settings: dict[str, Any] = {"plugin": plugin, "init": init_sha256, "seed": seed}
+    settings |= {"data": images.name, **data_settings(images)}
     with ExitStack() as stack:
         stack.enter_context(exclusive(out) if os.environ.get("RANK", "0") == "0" else nullcontext())
         pixels = images.batch(images.spread(2))[0].to(run_device)
@@ -185,10 +186,10 @@ def train(
         tell = labelling(progress, epochs, len(images))
         images = labelled_for(purifier, images, model, batch_size or BATCH_SIZE, run_device, tell)
         processes = join_processes(run_device)
-        gain = partial(gain_of_bfloat16, chosen, purifier, images, model, processes, run_device)
-        optimisation = optimisation.on(run_device, before.get("precision"), gain)
+        gains = partial(gains_by_bfloat16, chosen, purifier, images, model, processes, run_device)
+        optimisation = optimisation.on(run_device, before.get("precision"), gains)
         follower = Follower(purifier, optimisation, trained=init is not None)
-        settings |= {"plugin": plugin, **_settings(purifier, recipe, chosen, model, optimisation)}
+        settings |= _settings(purifier, recipe, chosen, model, optimisation)
         labels = images.labels[images.spread(2)].to(run_device)
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
         # A resumed run keeps the batch size that was chosen.

@@ -15,10 +15,10 @@ from ..errors import ConfigError
 from ..specs import build
 from .muon import Muon
 
-BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
-"""torch's names of the CPU features that multiply in bfloat16: two on x86, one on Arm. Without them it is emulated."""
-PAYS = 1.2
-"""How many times as fast as in float32 a step must be for ``bfloat16`` to be chosen on a CPU."""
+BFLOAT16 = ("amx_bf16", "bf16")
+"""torch's names of the CPU features that multiply in bfloat16 faster than in float32: one on x86, one on Arm."""
+MAYBE_BFLOAT16 = "avx512_bf16"
+"""The one that does on some CPUs only."""
 WARM_UP = 0.1
 """The share of all steps over which the schedule ``cosine`` rises."""
 
@@ -44,9 +44,9 @@ class Optimisation:
         at step t while that is smaller. 0 saves the weights themselves.
     precision
         ``bfloat16`` runs layers under torch.autocast, and Muon's iteration, in bfloat16; weights and sums stay float32.
-        ``auto`` chooses ``bfloat16`` on GPUs that have it, and on CPUs that have it (AMX, AVX-512 or Arm's BF16) if a
-        few steps before training are faster in it, else ``float32``. A run that is resumed keeps the precision that it
-        began with.
+        ``auto`` chooses ``bfloat16`` where that is faster, else ``float32``: on GPUs with bfloat16, x86 CPUs with AMX
+        and Arm CPUs with BF16. On other x86 CPUs with AVX-512's it times a convolution, and chooses ``float32`` if
+        purifier or classifier have grouped ones. A run that is resumed keeps the precision that it began with.
     augment
         ``shift`` moves each image by up to two pixels in each direction, repeating the border; ``flip`` also mirrors
         one image in two. ``crop`` moves by up to an eighth of each side (4 pixels of 32, 28 of 224), with the border
@@ -74,17 +74,16 @@ class Optimisation:
         chosen = {name: value for name, value in given.items() if value is not None}
         return build(Optimisation, {**asdict(self), **chosen}, what="training")
 
-    def on(self, device: torch.device, before: object, gain: Callable[[], float]) -> Optimisation:
+    def on(self, device: torch.device, before: object, gains: Callable[[], bool]) -> Optimisation:
         """These settings with the precision ``auto`` resolved for a device, or as a resumed run had it ``before``.
 
-        ``gain`` measures how many times as fast as in float32 a step is in bfloat16.
+        ``gains`` finds out whether bfloat16 is faster on a CPU where it may be.
         """
         if self.precision != "auto":
             return self
         if before in ("bfloat16", "float32"):
             return replace(self, precision="bfloat16" if before == "bfloat16" else "float32")
-        pays = _has_bfloat16(device) and (device.type == "cuda" or gain() > PAYS)
-        return replace(self, precision="bfloat16" if pays else "float32")
+        return replace(self, precision="bfloat16" if _has_bfloat16(device, gains) else "float32")
 
     def rate(self, done: float) -> float:
         """The learning rate after the share ``done`` of all steps, in [0, 1)."""
@@ -179,11 +178,14 @@ class Follower:
         return self.module if self.average is None else self.average
 
 
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16; emulation is at least ten times as slow as float32."""
+def _has_bfloat16(device: torch.device, gains: Callable[[], bool]) -> bool:
+    """Whether a device is faster in bfloat16; emulation is at least ten times as slow as float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16)
+    if device.type != "cpu":
+        return False
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in BFLOAT16) or bool(has.get(MAYBE_BFLOAT16) and gains())
 
 
 def _matrices(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..classifiers.pixel_classifier import PixelClassifier
 from ..contracts.purifier import Purifier
 from ..data.images import ImageData
 from ..foreign_code import Attempt
 from ..seeding import SampleGenerator
+from ..torch_tools.memory_need import FEW
 from ..torch_tools.torchrun import Processes
 from .recipe import Batch, Recipe
 
-TIMED = 8
-"""How many images a step that is timed has."""
-TURNS = 2
-"""How often a step is timed in each precision; the shortest counts. CPU time, which other processes hardly change."""
+PAYS = 1.3
+"""How many times as fast as in float32 a CPU must convolve for ``bfloat16`` to be chosen: one did 0.6 times, one 2."""
+TURNS = 5
+"""How often a convolution is timed in each precision; the shortest counts. CPU time, which others hardly change."""
+CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
 def trial(
@@ -42,26 +46,58 @@ def trial(
     return step
 
 
-def gain_of_bfloat16(
+def gains_by_bfloat16(
     recipe: Recipe,
     purifier: Purifier,
     data: ImageData,
     classifier: PixelClassifier | None,
     processes: Processes,
     device: torch.device,
-) -> float:
-    """How many times as fast as in float32 a step is in bfloat16, in the process that gains least.
+) -> bool:
+    """Whether, in each process, the CPU convolves faster in bfloat16 and a step has dense convolutions only.
 
-    0 if the purifier cannot be copied or a step fails. Layers differ: where dense convolutions gain, depthwise ones may
-    lose.
+    Grouped ones, such as depthwise ones, lose by it. A step is not timed: near the limit its times would differ from
+    one run to the next, and with them the weights.
     """
-    seconds = {False: math.inf, True: math.inf}
-    with Attempt() as attempt, torch.random.fork_rng(devices=[]):
-        step, count = trial(recipe, purifier, data, classifier, device), min(TIMED, len(data))
-        for turn in range(TURNS + 1):
-            for enabled in seconds:
-                start = time.process_time()
-                step(count, torch.autocast(device.type, torch.bfloat16, enabled=enabled))
-                if turn:  # the first also prepares
-                    seconds[enabled] = min(seconds[enabled], time.process_time() - start)
-    return processes.smallest(0.0 if attempt.error is not None else seconds[False] / seconds[True], device)
+    seen, gain = GroupedConvolutions(), gain_of_convolution()
+    if gain > PAYS:
+        with Attempt() as attempt, torch.random.fork_rng(devices=[]):
+            step = trial(recipe, purifier, data, classifier, device)
+            with seen:
+                step(min(min(FEW), len(data)), torch.autocast(device.type, enabled=False))
+        if seen.found or attempt.error is not None:
+            gain = 0.0
+    return processes.smallest(gain, device) > PAYS
+
+
+class GroupedConvolutions(TorchFunctionMode):
+    """Looks for convolutions with more than one group, of layers and of functions, while it is active."""
+
+    found = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in CONVOLUTIONS:
+            given = inspect_groups(*args, **(kwargs or {}))
+            self.found = self.found or given > 1
+        return func(*args, **(kwargs or {}))
+
+
+def inspect_groups(*args: Any, groups: int = 1, **_: Any) -> int:
+    """The argument ``groups`` of ``torch.conv2d``, which is its seventh."""
+    return args[6] if len(args) > 6 else groups
+
+
+@torch.no_grad()
+def gain_of_convolution() -> float:
+    """How many times as fast as in float32 this CPU convolves in bfloat16; takes about 0.1 s."""
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for turn, dtype in enumerate(TURNS * list(seconds)):
+        weight, maps = torch.ones(64, 64, 3, 3, dtype=dtype), torch.ones(32, 64, 16, 16, dtype=dtype)
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        start = time.process_time()
+        torch.conv2d(maps, weight, padding=1)
+        if turn > 1:  # the first of each also prepares
+            seconds[dtype] = min(seconds[dtype], time.process_time() - start)
+    return seconds[torch.float32] / seconds[torch.bfloat16]

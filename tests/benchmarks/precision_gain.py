@@ -1,10 +1,14 @@
-"""How many times as fast as in float32 a step of ``robust`` is in bfloat16, by classifier: what ``auto`` goes by.
+"""How many times as fast as in float32 a step of ``robust`` is in bfloat16, by classifier, and what ``auto`` chooses.
 
-``python tests/benchmarks/precision_gain.py`` measures classifiers with random weights, three times each, on this CPU.
+``python tests/benchmarks/precision_gain.py`` times steps with eight images, in turn, behind classifiers with random
+weights, on this CPU.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,12 +31,16 @@ PURIFIERS: Mapping[int, Mapping[str, Any]] = {
 """Options by side of the images."""
 
 
+IMAGES, TURNS = 8, 4
+
+
 class Measured(Exception):
     """Ends a training before its first step."""
 
 
 def main() -> None:
-    print("| classifier | side | gain of bfloat16, three times |\n| --- | --- | --- |")
+    print(f"a convolution: {trial.gain_of_convolution():.2f}\n")
+    print("| classifier | side | gain of bfloat16 | auto |\n| --- | --- | --- | --- |")
     show("Stock", 32, Stock())
     for side in (64, 224):
         show("ResNet-18", side, resnet18())
@@ -41,21 +49,24 @@ def main() -> None:
 
 def show(name: str, side: int, classifier: nn.Module) -> None:
     """Print a row of the table."""
-    gains: list[float] = []
 
-    def measured(*given: Any) -> float:
-        gains.extend(trial.gain_of_bfloat16(*given) for _ in range(3))
+    def measured(*given: Any) -> bool:
+        *of, _, device = given
+        step, seconds = trial.trial(*of, device), {False: math.inf, True: math.inf}
+        for _ in range(TURNS):
+            for enabled in seconds:
+                start = time.process_time()
+                step(IMAGES, torch.autocast("cpu", torch.bfloat16, enabled=enabled))
+                seconds[enabled] = min(seconds[enabled], time.process_time() - start)
+        auto = "bfloat16" if trial.gains_by_bfloat16(*given) else "float32"
+        print(f"| {name} | {side} | {seconds[False] / seconds[True]:.2f} | {auto} |", flush=True)
         raise Measured
 
-    loop.gain_of_bfloat16 = measured
+    vars(loop)["gains_by_bfloat16"] = measured
     images = ImageData("random", torch.randint(256, (16, 3, side, side), dtype=torch.uint8), torch.arange(16) % 10)
-    with TemporaryDirectory() as folder:
-        try:
-            config = PURIFIERS[side]
-            out = Path(folder, "measured.safetensors")
-            purifier.train("vae", images, out, config=config, classifier=classifier.eval(), recipe="robust:eps=2/255")
-        except Measured:
-            print(f"| {name} | {side} | {' / '.join(f'{gain:.2f}' for gain in gains)} |", flush=True)
+    with TemporaryDirectory() as folder, contextlib.suppress(Measured):
+        config, out = PURIFIERS[side], Path(folder, "measured.safetensors")
+        purifier.train("vae", images, out, config=config, classifier=classifier.eval(), recipe="robust:eps=2/255")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from nets import trained
 from purifier.contracts.purifier import Purifier
 from purifier.errors import ConfigError
-from purifier.training import fitting, loop
+from purifier.training import fitting
 from purifier.training.fitting import Need
 from purifier.training.loop import train
 from purifier.training.progress import Progress
@@ -86,7 +86,6 @@ def test_a_resumed_run_keeps_its_batch_size_and_precision(
     out = tmp_path / "a.safetensors"
     features = {"amx_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    monkeypatch.setattr(loop, "gain_of_bfloat16", lambda *args: 2.0)
     memory(104 * MB, Need(20 * MB, MB))
     options = {"precision": "auto", "epochs": 2}
     straight = run(out, **options)

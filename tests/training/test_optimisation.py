@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nets import trained
 from purifier.contracts.checkpoint import load
@@ -20,14 +21,13 @@ from purifier.contracts.purifier import Purifier
 from purifier.data.loading import load_data
 from purifier.seeding import SampleGenerator
 from purifier.torch_tools.torchrun import Processes
-from purifier.training import loop
+from purifier.training import trial
 from purifier.training.augmentation import augmented
 from purifier.training.loop import train
 from purifier.training.optimisation import Follower, Optimisation
 from purifier.training.progress import Progress
 from purifier.training.recipe import Recipe
 from purifier.training.recipes import build_recipe
-from purifier.training.trial import gain_of_bfloat16
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -108,56 +108,59 @@ def test_a_crop_is_a_window_of_the_image_padded_by_an_eighth(side: int, most: in
 
 
 class Overhears(nn.Module):
-    """A classifier that records the precision it is called in."""
+    """A classifier that records the precision it is called in, behind a convolution in groups if there are any."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 1) -> None:
         super().__init__()
-        self.net, self.heard = trained("net"), [False]
+        self.net, self.heard, self.groups = trained("net"), [False], groups
+        self.register_buffer("kernel", torch.ones(groups, 1, 1, 1) / groups)
 
     def forward(self, pixels: Tensor) -> Tensor:
         self.heard.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16)
+        if self.groups > 1:
+            pixels = F.conv2d(pixels.repeat(1, self.groups, 1, 1), self.kernel, groups=self.groups).sum(1, keepdim=True)
         return self.net(pixels)
 
 
 @pytest.mark.parametrize(
-    ("has", "gain", "expected"),
+    ("has", "gain", "groups", "expected"),
     [
-        ({}, 2.0, "float32"),
-        ({"avx512_bf16": True}, 0.6, "float32"),
-        ({"avx512_bf16": True}, 2.0, "bfloat16"),
-        ({"amx_bf16": True}, 2.0, "bfloat16"),
+        ({}, 2.0, 1, "float32"),
+        ({"avx512_bf16": True}, 0.6, 1, "float32"),
+        ({"avx512_bf16": True}, 2.0, 1, "bfloat16"),
+        ({"avx512_bf16": True}, 2.0, 4, "float32"),
+        ({"amx_bf16": True}, 0.6, 4, "bfloat16"),
     ],
 )
-def test_bfloat16_only_where_the_cpu_is_faster_in_it(
-    has: dict[str, bool], gain: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bfloat16_only_where_it_is_faster(
+    has: dict[str, bool], gain: float, groups: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "gain_of_bfloat16", lambda *args: gain)
+    monkeypatch.setattr(trial, "gain_of_convolution", lambda: gain)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, **has})
     out = tmp_path / "a.safetensors"
-    classifier = Overhears()
+    classifier = Overhears(groups)
     train("vae", "demo:20", out, config=SMALL, recipe="robust", classifier=classifier, epochs=1)
     assert _log(tmp_path / "a.log.jsonl")[0]["settings"]["precision"] == expected
     assert any(classifier.heard) == (expected == "bfloat16")
     for given in ("float32", "bfloat16"):
-        settings = Optimisation(precision=given).on(
-            torch.device("cpu"), None, lambda: pytest.fail("not to be measured")
-        )
-        assert settings.precision == given
+        settings = Optimisation(precision=given)
+        assert settings.on(torch.device("cpu"), None, lambda: pytest.fail("not to be measured")) == settings
 
 
-def test_measuring_the_gain_changes_nothing() -> None:
+def test_finding_out_whether_bfloat16_gains_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "gain_of_convolution", lambda: 2.0)
     vae, data = load("vae:image_shape=1x28x28,channels=4,latent=4").train(), load_data("demo:8")
-    cpu = torch.device("cpu")
     before, drawn = {name: value.clone() for name, value in vae.state_dict().items()}, torch.get_rng_state()
-    assert 0 < gain_of_bfloat16(build_recipe("elbo"), vae, data, None, Processes(), cpu) < math.inf
+    given = (build_recipe("elbo"), vae, data, None, Processes(), torch.device("cpu"))
+    assert trial.gains_by_bfloat16(*given)
     assert torch.equal(torch.get_rng_state(), drawn) and all(weight.grad is None for weight in vae.parameters())
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
-
-
-def test_a_step_that_fails_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recipe, "memory_step", lambda *args: 1 / 0)
-    vae, data = load("vae:image_shape=1x28x28,channels=4,latent=4"), load_data("demo:8")
-    assert gain_of_bfloat16(build_recipe("elbo"), vae, data, None, Processes(), torch.device("cpu")) == 0
+    assert not trial.gains_by_bfloat16(*given)
+
+
+def test_a_convolution_is_timed() -> None:
+    assert 0 < trial.gain_of_convolution() < math.inf
 
 
 class Stopped(Exception):
