@@ -169,6 +169,7 @@ class Layer(nn.Module):
     def _normalisation(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Factor and shift that normalise a batch by its own statistics, which the running ones follow."""
         others = [place for place in range(raw.ndim) if place != 1]
+        raw = raw.to(self.mean.dtype)  # under torch.autocast it may be shorter
         mean, variance = raw.mean(others), raw.var(others, correction=0)
         with torch.no_grad():
             self.mean.lerp_(mean, MOMENTUM)

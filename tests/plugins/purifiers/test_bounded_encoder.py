@@ -61,8 +61,10 @@ def test_gradients_reach_all_weights_of_the_encoder() -> None:
     assert {name for name, _ in model.encoder.named_parameters()} - reached == {"last.weight", "last.bias"}
 
 
-def test_it_is_trained_saved_and_exported_like_any_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_is_trained_saved_and_exported_like_any_other(precision: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"recipe": "robust:eps=0.05,bounds=0.1", "classifier": "demo", "batch_size": 16}
+    settings["precision"] = precision
     model = purifier.train("vae", "demo:64", tmp_path / "p.safetensors", config=CONFIG, epochs=2, **settings)
     pixels = purifier.load_data("demo:8").batch(range(8))[0]
     alone = torch.cat([model.purify(image[None]) for image in pixels])
