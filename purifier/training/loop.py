@@ -173,8 +173,7 @@ def train(
     images = training_images(data, root, preprocessing if model is None else model.preprocessing, chosen, optimisation)
     purifier, init_sha256 = built(Start(plugin, config or {}, size, init, max_weights), images, seed, chosen)
     purifier.to(run_device).train()
-    settings: dict[str, Any] = {"plugin": plugin, "init": init_sha256, "seed": seed}
-    settings |= {"data": images.name, **data_settings(images)}
+    settings: dict[str, Any] = {"plugin": plugin, "init": init_sha256, "seed": seed, **data_settings(images)}
     with ExitStack() as stack:
         stack.enter_context(exclusive(out) if os.environ.get("RANK", "0") == "0" else nullcontext())
         pixels = images.batch(images.spread(2))[0].to(run_device)
@@ -192,9 +191,8 @@ def train(
         settings |= _settings(purifier, recipe, chosen, model, optimisation)
         labels = images.labels[images.spread(2)].to(run_device)
         stack.enter_context(fed_channels_last(purifier, partial(learned_of, labels), pixels))
-        # A resumed run keeps the batch size that was chosen.
         fitted = (chosen, purifier, follower, images, model, processes, run_device)
-        known = batch_size or before.get("batch_size")
+        known = batch_size or before.get("batch_size")  # a resumed run keeps what was chosen
         settings["batch_size"] = known if resume else fitting_batch(batch_size, *fitted)
         state = read_state(state_path(out), follower, settings) if resume else None
         header = {**settings, "epochs": epochs, "device": str(device), **facts}

@@ -56,9 +56,9 @@ def labelled_for(
 
 
 def data_settings(images: ImageData) -> dict[str, Any]:
-    """What must be the same when a run is resumed: how many images, and how they are resized and cropped, if at all."""
+    """What must be the same when a run is resumed: which images, how many, and how they are resized and cropped."""
     framing = images.framing()
-    return {"images": len(images), **({"framing": framing} if framing else {})}
+    return {"data": images.name, "images": len(images), **({"framing": framing} if framing else {})}
 
 
 def data_facts(images: ImageData, classifier: PixelClassifier | None) -> dict[str, Any]:
