@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..atomic import atomic_write
+from ..auditing.report_json import CERTIFICATES as FILE_NAME
 from ..auditing.statistics import Rate, rate
 from ..auditing.subject import NO_ANSWER
 from ..errors import FileError
 from ..vocabulary import Norm
 
 SCHEMA = 1
-FILE_NAME = "certificates.json"
 STEPS = 5
 """The table has radii up to the largest one in about so many steps."""
 

@@ -122,7 +122,7 @@ def certify(
     many noisy copies of each image, so any guard will do, ONNX files too; the certificates are then in l2, and the same
     command goes on where it was cut off.
     """
-    from ..certifying.certificates import FILE_NAME
+    from ..auditing.report_json import CERTIFICATES as FILE_NAME
     from ..certifying.certify import JOURNAL
     from ..certifying.certify import certify as run
     from ..reporting.certified_plot import certified_plot

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..specs import build
+from ..torch_tools.torchrun import Processes
 from .muon import Muon
 
 BFLOAT16 = ("amx_bf16", "bf16")
@@ -74,16 +75,17 @@ class Optimisation:
         chosen = {name: value for name, value in given.items() if value is not None}
         return build(Optimisation, {**asdict(self), **chosen}, what="training")
 
-    def on(self, device: torch.device, before: object, gains: Callable[[], bool]) -> Optimisation:
+    def on(self, device: torch.device, before: object, gains: Callable[[], bool], processes: Processes) -> Optimisation:
         """These settings with the precision ``auto`` resolved for a device, or as a resumed run had it ``before``.
 
-        ``gains`` finds out whether bfloat16 is faster on a CPU where it may be.
+        ``gains`` finds out whether bfloat16 is faster on a CPU where it may be; it has to be in all processes.
         """
         if self.precision != "auto":
             return self
         if before in ("bfloat16", "float32"):
             return replace(self, precision="bfloat16" if before == "bfloat16" else "float32")
-        return replace(self, precision="bfloat16" if _has_bfloat16(device, gains) else "float32")
+        everywhere = processes.smallest(_has_bfloat16(device, gains), device)
+        return replace(self, precision="bfloat16" if everywhere else "float32")
 
     def rate(self, done: float) -> float:
         """The learning rate after the share ``done`` of all steps, in [0, 1)."""

@@ -17,7 +17,6 @@ from ..data.images import ImageData
 from ..foreign_code import Attempt
 from ..seeding import SampleGenerator
 from ..torch_tools.memory_need import FEW
-from ..torch_tools.torchrun import Processes
 from .recipe import Batch, Recipe
 
 PAYS = 1.3
@@ -47,27 +46,21 @@ def trial(
 
 
 def gains_by_bfloat16(
-    recipe: Recipe,
-    purifier: Purifier,
-    data: ImageData,
-    classifier: PixelClassifier | None,
-    processes: Processes,
-    device: torch.device,
+    recipe: Recipe, purifier: Purifier, data: ImageData, classifier: PixelClassifier | None, device: torch.device
 ) -> bool:
-    """Whether, in each process, the CPU convolves faster in bfloat16 and a step has dense convolutions only.
+    """Whether this CPU convolves faster in bfloat16 and a step has dense convolutions only.
 
     Grouped ones, such as depthwise ones, lose by it. A step is not timed: near the limit its times would differ from
     one run to the next, and with them the weights.
     """
-    seen, gain = GroupedConvolutions(), gain_of_convolution()
-    if gain > PAYS:
-        with Attempt() as attempt, torch.random.fork_rng(devices=[]):
-            step = trial(recipe, purifier, data, classifier, device)
-            with seen:
-                step(min(min(FEW), len(data)), torch.autocast(device.type, enabled=False))
-        if seen.found or attempt.error is not None:
-            gain = 0.0
-    return processes.smallest(gain, device) > PAYS
+    if gain_of_convolution() <= PAYS:
+        return False
+    seen = GroupedConvolutions()
+    with Attempt() as attempt, torch.random.fork_rng(devices=[]):
+        step = trial(recipe, purifier, data, classifier, device)
+        with seen:
+            step(min(min(FEW), len(data)), torch.autocast(device.type, enabled=False))
+    return not seen.found and attempt.error is None
 
 
 class GroupedConvolutions(TorchFunctionMode):
@@ -78,15 +71,10 @@ class GroupedConvolutions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        named = kwargs or {}
         if func in CONVOLUTIONS:
-            given = inspect_groups(*args, **(kwargs or {}))
-            self.found = self.found or given > 1
-        return func(*args, **(kwargs or {}))
-
-
-def inspect_groups(*args: Any, groups: int = 1, **_: Any) -> int:
-    """The argument ``groups`` of ``torch.conv2d``, which is its seventh."""
-    return args[6] if len(args) > 6 else groups
+            self.found = self.found or (args[6] if len(args) > 6 else named.get("groups", 1)) > 1
+        return func(*args, **named)
 
 
 @torch.no_grad()

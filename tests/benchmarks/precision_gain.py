@@ -29,8 +29,6 @@ PURIFIERS: Mapping[int, Mapping[str, Any]] = {
     224: {"skip": True},
 }
 """Options by side of the images."""
-
-
 IMAGES, TURNS = 8, 4
 
 
@@ -51,8 +49,7 @@ def show(name: str, side: int, classifier: nn.Module) -> None:
     """Print a row of the table."""
 
     def measured(*given: Any) -> bool:
-        *of, _, device = given
-        step, seconds = trial.trial(*of, device), {False: math.inf, True: math.inf}
+        step, seconds = trial.trial(*given), {False: math.inf, True: math.inf}
         for _ in range(TURNS):
             for enabled in seconds:
                 start = time.process_time()

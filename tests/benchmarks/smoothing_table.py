@@ -20,7 +20,7 @@ import torch
 from figures import MEASURED, RESULTS, add_up, measured_table
 
 import purifier
-from purifier.certifying.certificates import FILE_NAME
+from purifier.auditing.report_json import CERTIFICATES as FILE_NAME
 from purifier.data.loading import load_data
 from purifier.training.state import state_path
 

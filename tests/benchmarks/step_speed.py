@@ -24,6 +24,7 @@ from purifier.seeding import SampleGenerator
 from purifier.torch_tools.channels_last import channels_last, fed_channels_last
 from purifier.torch_tools.freezing import freeze
 from purifier.torch_tools.memory import keep_freed_memory
+from purifier.torch_tools.torchrun import Processes
 from purifier.training.optimisation import Follower
 from purifier.training.recipe import Batch, learned_of
 from purifier.training.robust import Robust
@@ -70,7 +71,7 @@ def stepping(batch: Batch, *, torchs: bool) -> tuple[Purifier, Callable[[], None
     kind = purifiers.get("vae")
     purifier = kind(kind.Config(image_shape=(1, 28, 28), **TRAINING["config"])).train()
     recipe = Robust(eps=0.1)
-    follower = Follower(purifier, recipe.suggested.on(torch.device("cpu")))
+    follower = Follower(purifier, recipe.suggested.on(torch.device("cpu"), None, lambda: False, Processes()))
     if torchs:
         weights = follower.matrices.values()
         follower.optimizers[-1] = torch.optim.Muon(weights, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")

@@ -144,14 +144,14 @@ def test_bfloat16_only_where_it_is_faster(
     assert any(classifier.heard) == (expected == "bfloat16")
     for given in ("float32", "bfloat16"):
         settings = Optimisation(precision=given)
-        assert settings.on(torch.device("cpu"), None, lambda: pytest.fail("not to be measured")) == settings
+        assert settings.on(torch.device("cpu"), None, lambda: pytest.fail("not to be asked"), Processes()) == settings
 
 
 def test_finding_out_whether_bfloat16_gains_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "gain_of_convolution", lambda: 2.0)
     vae, data = load("vae:image_shape=1x28x28,channels=4,latent=4").train(), load_data("demo:8")
     before, drawn = {name: value.clone() for name, value in vae.state_dict().items()}, torch.get_rng_state()
-    given = (build_recipe("elbo"), vae, data, None, Processes(), torch.device("cpu"))
+    given = (build_recipe("elbo"), vae, data, None, torch.device("cpu"))
     assert trial.gains_by_bfloat16(*given)
     assert torch.equal(torch.get_rng_state(), drawn) and all(weight.grad is None for weight in vae.parameters())
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
