@@ -41,6 +41,8 @@ class Encoder(nn.Module):
     norm
         ``batch``: the blocks are ``Preactivated`` instead, ``blocks`` of them on the last map and one on each map after
         another halving, and batch normalisation ends each of these maps.
+    context
+        The last layer of a ``spatial`` encoder is ``InContext``.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Encoder(nn.Module):
         blocks: int = 0,
         stem: int = 1,
         norm: Norm = "none",
+        context: bool = False,
     ) -> None:
         super().__init__()
         widths = layer_widths(channels, depth)
@@ -74,7 +77,7 @@ class Encoder(nn.Module):
             narrow, width = width, EXPANSION * width
             layers += [nn.Conv2d(narrow, width, 1), *(Bottleneck(width) for _ in range(blocks)), nn.SiLU()]
         if spatial:
-            layers.append(nn.Conv2d(width, 2 * latent, 1))
+            layers.append((InContext if context else nn.Conv2d)(width, 2 * latent, 1))
         else:
             features = width * math.prod(map_size)
             layers += [nn.Flatten(), nn.Linear(features, 2 * latent)]
@@ -83,6 +86,21 @@ class Encoder(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.layers(pixels * 2 - 1).chunk(2, dim=1)
         return mean, log_variance.clamp(-12, 8)
+
+
+class InContext(nn.Conv2d):
+    """A convolution that adds a linear function of the mean of all positions to each position.
+
+    So what each position says depends on the whole map (Cao et al. 2019, "GCNet", with the mean in place of attention).
+    """
+
+    def __init__(self, inner: int, outer: int, side: int) -> None:
+        super().__init__(inner, outer, side)
+        self.context = nn.Linear(inner, outer, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        everywhere: Tensor = self.context(features.mean((2, 3)))
+        return super().forward(features) + everywhere[:, :, None, None]
 
 
 class Bottleneck(nn.Module):

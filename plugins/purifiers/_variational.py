@@ -48,7 +48,7 @@ class Variational(Purifier):
             sizes = (config.channels, config.depth, config.latent, config.classes)
             self.encoder = BoundedEncoder(config.image_shape[0], config.map_size, *sizes)
         else:
-            self.encoder = Encoder(*size, config.blocks, config.stem, config.norm)
+            self.encoder = Encoder(*size, config.blocks, config.stem, config.norm, config.context)
         self.decoder = Decoder(*size, config.stem, quiet=config.skip)
 
     @abstractmethod

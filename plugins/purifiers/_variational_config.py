@@ -15,7 +15,7 @@ from ._bounded_encoder import HIDDEN, KERNEL, bounded_widths
 
 MAX_DEPTH, MAX_SIDE, MAX_BLOCKS, MAX_WEIGHTS = 16, 65_536, 1000, 10**9
 """Larger values are probably mistakes, so they are errors before any memory is allocated."""
-OF_FREE_ENCODERS = ("spatial", "blocks", "norm", "stem")
+OF_FREE_ENCODERS = ("spatial", "context", "blocks", "norm", "stem")
 """Options of the other encoder."""
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"channels": 16, "latent": 8, "depth": 1, "spatial": True},
@@ -45,6 +45,10 @@ class VariationalConfig:
     spatial
         Use a latent map, with a position for each ``stem * 2**depth`` pixels of a side, instead of one vector; for
         large images.
+    context
+        Add to each position of the latent map what all positions say together, a linear function of the encoder's mean
+        over its last map. Decoders see a few positions at a time, so without it no part of the image learns what the
+        rest shows. For the recipe ``robust``.
     blocks
         Residual blocks where the encoder's map is smallest: much capacity for little time; worth it with the recipe
         ``robust``.
@@ -78,6 +82,7 @@ class VariationalConfig:
     depth: int = 2
     latent: int = 64
     spatial: bool = False
+    context: bool = False
     blocks: int = 0
     norm: Norm = "none"
     encoder: Literal["free", "bounded"] = "free"
@@ -92,6 +97,8 @@ class VariationalConfig:
             raise ConfigError(f"image_shape, channels, depth, latent and stem must be positive, got {self}")
         if not 0 <= self.blocks <= MAX_BLOCKS:
             raise ConfigError(f"blocks must be from 0 to {MAX_BLOCKS}, got {self.blocks}")
+        if self.context and not self.spatial:
+            raise ConfigError("context is for a latent map; set spatial=true, or leave context out")
         self._check_encoder()
         height, width = self.image_shape[1:]
         if self.depth > MAX_DEPTH or max(height, width) > MAX_SIDE:
@@ -165,4 +172,4 @@ class VariationalConfig:
             blocks = 18 * (sum(width**2 for width in widths[1:-1]) + self.blocks * widths[-1] ** 2)
         elif self.blocks:
             wide, blocks = EXPANSION * wide, (self.blocks * (2 * EXPANSION + 9) + EXPANSION) * wide**2
-        return convolutions + blocks + (2 * wide + widths[-1]) * self.latent * pixels
+        return convolutions + blocks + (2 * wide * (1 + self.context) + widths[-1]) * self.latent * pixels

@@ -84,6 +84,7 @@ def test_it_is_trained_saved_and_exported_like_any_other(precision: str, tmp_pat
     [
         ("encoder=bounded,spatial=true,blocks=2", "encoder=bounded goes without spatial, blocks; leave out one or"),
         ("encoder=bounded,norm=batch", "goes without norm"),
+        ("encoder=bounded,spatial=true,context=true", "goes without spatial, context"),
         ("encoder=bounded,stem=4", "goes without stem"),
         ("encoder=bounded,classes=1", "classes must be at least 2, got 1"),
         ("classes=4", "classes is for encoder=bounded; give that too"),

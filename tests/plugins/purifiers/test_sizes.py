@@ -36,7 +36,7 @@ def stirred(spec: str) -> Purifier:
     return made
 
 
-@pytest.mark.parametrize("options", ["", ",stem=4,depth=1", ",stem=2,skip=true"])
+@pytest.mark.parametrize("options", ["", ",stem=4,depth=1,context=true", ",stem=2,skip=true"])
 def test_other_sizes_are_padded_by_their_border_and_cropped(options: str, photo: Tensor) -> None:
     made = stirred(f"vae:{MAP}{options}")
     block = made.config.granularity
