@@ -84,7 +84,7 @@ def main() -> None:
     entries = [json.loads(line) for line in log_path(path).read_text().splitlines()[1:]]
     speed = sum(entry["images_per_second"] for entry in entries) / len(entries)
     minutes = sum(entry["seconds"] for entry in entries) / 60
-    figures = ", ".join(f"{name} {value:.1%}" for name, value in entries[-1]["figures"].items())
+    figures = ", ".join(f"{name} {value:.1%}" for name, value in entries[-1]["figures"].items() if value <= 1)
     print(f"{len(entries)} epochs in {minutes:.1f} minutes, {speed:.1f} images/s; {figures}")
 
 
