@@ -35,6 +35,8 @@ from purifier.training.optimisation import Follower, Optimisation
 HELD_BACK = 5_000
 BATCH = 250
 WIDTHS = (64, 192, 256)
+LARGER = 1.42
+"""Times these widths a classifier has as many weights as the stock one and a purifier of ``cifar_training.py``."""
 CUT_OUT = 10
 """The side of the square that is cut out of each image in training."""
 PATCHES = 5_000
@@ -87,6 +89,11 @@ class Stock(nn.Module):
 def stock() -> Stock:
     """The classifier without weights, for ``package.module:factory``."""
     return Stock().eval()
+
+
+def larger() -> Stock:
+    """A classifier with more channels, without weights."""
+    return Stock(LARGER).eval()
 
 
 def main() -> None:

@@ -4,11 +4,12 @@
 --data folder:cifar/train [--which yardstick] [--recipe robust:eps=8/255] [--epochs N] [--set channels=32 ...]``
 trains in front of ``stock``, ``resnet20`` or ``resnet56`` on all but the last 5,000 of the shuffled images, and goes on
 where it was stopped. ``yardstick`` is the classifier's architecture, from scratch, with the same loop, recipe and
-images; ``larger`` the stock architecture with ``--width`` times its channels. ``--which encoder`` trains the purifier's
-encoder as a classifier, ``--which decoder --start OUT/encoder.safetensors`` what else the purifier has, and ``--start
-OUT/decoder.safetensors`` all of it, with the same options. With several ``--classifier`` and ``--weights`` each image
-of a batch is answered by one of them, in turn. It prints images per second and the speed of matrix multiplication, and
-the check on training images; ``--check`` attacks held-back images with apgd-ce instead of training.
+images; ``larger`` the stock architecture with as many weights as classifier and purifier. Their weights are also
+written alone, to ``OUT/yardstick-weights.safetensors`` for ``robust_table.py``. ``--which encoder`` trains the
+purifier's encoder as a classifier, ``--which decoder --start OUT/encoder.safetensors`` what else the purifier has, and
+``--start OUT/decoder.safetensors`` all of it, with the same options. With several ``--classifier`` and ``--weights``
+each image of a batch is answered by one of them, in turn. It prints images per second and the speed of matrix
+multiplication, and the check on training images; ``--check`` attacks held-back images with apgd-ce instead of training.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar_classifier import HELD_BACK, Stock
+from cifar_classifier import HELD_BACK, PATCHES, Stock, larger, write
 from cifar_resnet import ResNet
 from robust_training import matmul_rate
 from torch import Tensor, nn
@@ -116,7 +117,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float)
     parser.add_argument("--augment", default="crop")
     parser.add_argument("--precision", help="bfloat16 or float32; default: what the package chooses")
-    parser.add_argument("--width", type=float, default=2.0, help="of the larger classifier")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
@@ -126,7 +126,7 @@ def main() -> None:
     frozen = InTurn(map(frozen_classifier, given.classifier, given.weights))
     chosen, held_back = split(load_data(given.data))
     config = split_spec(f"vae:{','.join(given.set)}")[1] if given.set else {}
-    register("written", partial(new_classifier, given, config))
+    register("written", partial(new_classifier, given, config, chosen))
     purifiers.register("held", type("Held", (Held, purifiers.get("vae")), {}))
     if given.check:
         classifier = frozen if given.which in PURIFIERS else Reader(frozen)
@@ -146,7 +146,9 @@ def main() -> None:
             purifier.save(begun(plugin, config, purifier.load(given.start)), options["init"])
         purifier.train(plugin, chosen, path, classifier=frozen, config=config, **options)
     else:
-        purifier.train("written", chosen, path, classifier=Reader(frozen), **options)
+        made = purifier.train("written", chosen, path, classifier=Reader(frozen), **options)
+        if isinstance(made, Written) and isinstance(made.classifier, Normalised):
+            write(path.with_stem(f"{given.which}-weights"), made.classifier.classifier.state_dict())
     entries = [json.loads(line) for line in log_path(path).read_text().splitlines()[1:]]
     minutes = sum(entry["seconds"] for entry in entries) / 60
     figures = ", ".join(f"{name} {value:.1%}" for name, value in entries[-1]["figures"].items() if value <= 1)
@@ -154,14 +156,17 @@ def main() -> None:
     print(f"{given.which}: {len(entries)} epochs in {minutes:.1f} minutes, {speed:.0f} images/s; {figures}")
 
 
-def new_classifier(given: argparse.Namespace, config: Mapping[str, Any]) -> nn.Module:
+def new_classifier(given: argparse.Namespace, config: Mapping[str, Any], chosen: ImageData) -> nn.Module:
     """The classifier that is to be trained, or that a purifier starts from."""
     if given.which in ("encoder", *PURIFIERS):
         return Scored(config)
-    make, preprocessing = CLASSIFIERS[given.classifier[0]]
-    if given.which == "larger":
-        make, preprocessing = partial(Stock, given.width), Preprocessing()
-    return Normalised(make(), preprocessing)
+    make, preprocessing = CLASSIFIERS[given.classifier[0]] if given.which == "yardstick" else (larger, Preprocessing())
+    made = make()
+    if isinstance(made, Stock):
+        # All layers learn here: what enlarges faint detail may not suit a classifier that is to be robust.
+        made.whiten_patches(chosen.batch(range(PATCHES))[0])
+        made.whiten.weight.requires_grad_(True)
+    return Normalised(made, preprocessing)
 
 
 def new_vae(plugin: str, config: Mapping[str, Any]) -> Any:
