@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="checkpoint to start from, of any side")
     parser.add_argument("--recipe", default="robust:eps=2/255,clean=1")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--audit", action="store_true")
@@ -76,6 +77,7 @@ def main() -> None:
         preprocessing=PREPROCESSING,
         recipe=given.recipe,
         epochs=given.epochs,
+        batch_size=given.batch_size,
         lr=given.lr,
         augment="crop",
         resume=resume,
@@ -115,9 +117,8 @@ def show(report: AuditReport) -> None:
     """Print the agreement of each row, and the worst cases."""
     for row in report.rows:
         if row.result is not None:
-            print(
-                f"{row.model:>10} {row.attack:>24} {row.route or '':>9} {row.threat or '':>15} {row.result.share:.1%}"
-            )
+            threat = str(row.threat or "")
+            print(f"{row.model:>10} {row.attack:>24} {row.route or '':>9} {threat:>15} {row.result.share:.1%}")
     for case in report.worst_case:
         print(f"worst case {case.model} {case.threat} {case.routes} {case.result.share:.1%}")
 
