@@ -22,6 +22,7 @@ from ..data.images import ImageData
 from ..errors import ConfigError
 from .budgets import check_trainable
 from .inner_attack import as_used, ascent, climb
+from .mixing import Labels, cut_mixed
 from .optimisation import Optimisation
 from .recipe import Batch, Collapse, Recipe, purified_and_loss_of
 
@@ -68,6 +69,10 @@ class Robust(Recipe):
         temperature 1; for adversarial training Chen et al. 2021, "Robust overfitting may be mitigated by properly
         learned smoothening"). 0: the label. Between: a mix with that share of the answer. With ``loss=ce`` the attack
         always uses the label.
+    cutmix
+        The share of images that get a rectangle of another, and its label as a share of theirs (Yun et al. 2019,
+        "CutMix"; for adversarial training Rebuffi et al. 2021, "Data augmentation can improve robustness"). The other
+        is the one before it in the batch. Without ``bounds``.
     reconstruction, kl
         Weights of the purifier's own loss terms: ``kl`` of the term named ``kl``, ``reconstruction`` of all others. The
         terms take the adversarial images as input and the clean ones as target.
@@ -87,6 +92,7 @@ class Robust(Recipe):
     clean: float = 0.0
     bounds: float = 0.0
     distillation: float = 1.0
+    cutmix: float = 0.0
     reconstruction: float = 0.784
     kl: float = 0.1568
 
@@ -98,6 +104,10 @@ class Robust(Recipe):
             raise ConfigError(f"robust: ramp must be a share of training in [0, 1], got {self.ramp}")
         if not 0 <= self.distillation <= 1:
             raise ConfigError(f"robust: distillation must be a share in [0, 1], got {self.distillation}")
+        if not 0 <= self.cutmix <= 1:
+            raise ConfigError(f"robust: cutmix must be a share of the images in [0, 1], got {self.cutmix}")
+        if self.cutmix and self.bounds:
+            raise ConfigError("robust: bounds hold for one label; leave out cutmix or bounds")
         for name in ("beta", "clean", "reconstruction", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"robust: {name} must be a number of at least 0, got {getattr(self, name)}")
@@ -137,7 +147,7 @@ class Robust(Recipe):
     def step(self, purifier: Purifier, batch: Batch) -> dict[str, Tensor]:
         """Classification loss through the classifier, and the purifier's own terms, weighted."""
         assert batch.classifier is not None
-        pixels, labels = batch.pixels, batch.labels
+        pixels, labels = cut_mixed(batch.pixels, batch.labels, batch.generator, self.cutmix)
         threat = Threat(self.norm, self.eps * min(1.0, batch.done / self.ramp) if self.ramp else self.eps)
         start = random_offset(pixels, threat, batch.generator)
         noise = draw(purifier, pixels, batch.generator)
@@ -159,7 +169,7 @@ class Robust(Recipe):
                 )
             if self.clean:
                 terms["clean"] = self.clean * F.cross_entropy(logits_of(pixels), target)
-        purified, own = purified_and_loss_of(purifier, adversarial, pixels, noise, labels)
+        purified, own = purified_and_loss_of(purifier, adversarial, pixels, noise, labels.larger)
         logits = batch.classifier(purified).float()
         if self.loss == "trades":
             terms["divergence"] = self.beta * _divergence(logits, clean.softmax(1)) / len(pixels)
@@ -167,10 +177,10 @@ class Robust(Recipe):
             terms["adversarial"] = F.cross_entropy(logits, target)
         if self.bounds:
             share = self.bounds * threat.eps / self.eps
-            found = _bounds_of(purifier, pixels, labels, threat.eps, adversarial)
+            found = _bounds_of(purifier, pixels, labels.own, threat.eps, adversarial)
             terms["adversarial"] = (1 - share) * terms["adversarial"]
             terms["scores"] = (1 - share) * F.cross_entropy(found.scores, target)
-            terms["bounds"] = share * F.cross_entropy(-found.margins, labels)
+            terms["bounds"] = share * F.cross_entropy(-found.margins, labels.own)
         for name, value in own.items():
             terms[name] = terms.get(name, 0) + value * (self.kl if name == "kl" else self.reconstruction)
         return terms
@@ -205,13 +215,13 @@ class Robust(Recipe):
         names = ("right_clean", "right_after_1", f"right_after_{WATCHED_STEPS}")
         return {name: total / count for name, total in zip(names, right, strict=True)}
 
-    def _target(self, classifier: PixelClassifier, pixels: Tensor, labels: Tensor) -> Tensor:
+    def _target(self, classifier: PixelClassifier, pixels: Tensor, labels: Labels) -> Tensor:
         """The target of the guard's answers: labels (N,), or probabilities (N, classes)."""
-        if not self.distillation:
-            return labels
+        if not self.distillation and labels.kept is None:
+            return labels.own
         with torch.no_grad():
             own = classifier(pixels).float().softmax(1)
-        return torch.lerp(F.one_hot(labels, own.shape[1]).float(), own, self.distillation)
+        return torch.lerp(labels.shares(own.shape[1]), own, self.distillation)
 
     def _attack(self, loss: Callable[[Tensor], Tensor], start: Tensor, pixels: Tensor, threat: Threat) -> Tensor:
         """Adversarial images in [0, 1] with a large loss; ``start`` is noise within the threat."""
@@ -237,12 +247,12 @@ def _logits_function(
     return lambda pixels: answer(purifier, classifier, pixels, noise).output.float()
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="sum")
+def _cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
+    return F.cross_entropy(logits, labels.target(logits.shape[1]), reduction="sum")
 
 
 def _loss_of(logits_of: Callable[[Tensor], Tensor], labels: Tensor, pixels: Tensor) -> Tensor:
-    return _cross_entropy(logits_of(pixels), labels)
+    return F.cross_entropy(logits_of(pixels), labels, reduction="sum")
 
 
 def _divergence(logits: Tensor, target: Tensor) -> Tensor:

@@ -5,11 +5,12 @@
 trains in front of ``stock``, ``resnet20`` or ``resnet56`` on all but the last 5,000 of the shuffled images, and goes on
 where it was stopped. ``yardstick`` is the classifier's architecture, from scratch, with the same loop, recipe and
 images; ``larger`` the stock architecture with as many weights as classifier and purifier. Their weights are also
-written alone, to ``OUT/yardstick-weights.safetensors`` for ``robust_table.py``. ``--which encoder`` trains the
-purifier's encoder as a classifier, ``--which decoder --start OUT/encoder.safetensors`` what else the purifier has, and
-``--start OUT/decoder.safetensors`` all of it, with the same options. With several ``--classifier`` and ``--weights``
-each image of a batch is answered by one of them, in turn. It prints images per second and the speed of matrix
-multiplication, and the check on training images; ``--check`` attacks held-back images with apgd-ce instead of training.
+written alone, to ``OUT/yardstick-weights.safetensors`` for ``robust_table.py``, and a purifier in half precision too,
+to ``OUT/purifier-half.safetensors``. ``--which encoder`` trains the purifier's encoder as a classifier, ``--which
+decoder --start OUT/encoder.safetensors`` what else the purifier has, and ``--start OUT/decoder.safetensors`` all of it,
+with the same options. With several ``--classifier`` and ``--weights`` each image of a batch is answered by one of them,
+in turn. It prints images per second and the speed of matrix multiplication, and the check on training images;
+``--check`` attacks held-back images with apgd-ce instead of training.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ CLASSIFIERS: Mapping[str, tuple[Callable[[], nn.Module], Preprocessing]] = {
     "resnet20": (partial(ResNet, 20), IMAGENET),
     "resnet56": (partial(ResNet, 56), IMAGENET),
 }
+FROZEN = (*CLASSIFIERS, "encoder")
+"""What a purifier can be trained in front of: these, and an encoder that was trained alone."""
 PURIFIERS = {"decoder": "held", "purifier": "vae"}
 """The plugin of each checkpoint that is a purifier."""
 WHICH = (*PURIFIERS, "encoder", "yardstick", "larger")
@@ -106,7 +109,7 @@ class InTurn(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
-    parser.add_argument("--classifier", choices=CLASSIFIERS, action="append", required=True, help="may be repeated")
+    parser.add_argument("--classifier", choices=FROZEN, action="append", required=True, help="may be repeated")
     parser.add_argument("--weights", type=Path, action="append", required=True, help="of each classifier, in order")
     parser.add_argument("--data", default="folder:cifar/train", help="DATA spec of the training images")
     parser.add_argument("--which", choices=WHICH, default="purifier")
@@ -123,11 +126,11 @@ def main() -> None:
     given.out.mkdir(exist_ok=True)
     keep_freed_memory()
     path = given.out / f"{given.which}.safetensors"
-    frozen = InTurn(map(frozen_classifier, given.classifier, given.weights))
     chosen, held_back = split(load_data(given.data))
     config = split_spec(f"vae:{','.join(given.set)}")[1] if given.set else {}
     register("written", partial(new_classifier, given, config, chosen))
     purifiers.register("held", type("Held", (Held, purifiers.get("vae")), {}))
+    frozen = InTurn(map(frozen_classifier, given.classifier, given.weights))
     if given.check:
         classifier = frozen if given.which in PURIFIERS else Reader(frozen)
         check(purifier.load(path), classifier, held_back, given.recipe, given.device)
@@ -144,7 +147,8 @@ def main() -> None:
             options["init"] = path.with_stem(f"{given.which}-start")
             torch.manual_seed(0)  # a run that goes on must find the same checkpoint
             purifier.save(begun(plugin, config, purifier.load(given.start)), options["init"])
-        purifier.train(plugin, chosen, path, classifier=frozen, config=config, **options)
+        made = purifier.train(plugin, chosen, path, classifier=frozen, config=config, **options)
+        purifier.save(made.half(), path.with_stem(f"{given.which}-half"))
     else:
         made = purifier.train("written", chosen, path, classifier=Reader(frozen), **options)
         if isinstance(made, Written) and isinstance(made.classifier, Normalised):
@@ -189,6 +193,10 @@ def begun(plugin: str, config: Mapping[str, Any], start: Any) -> purifier.Purifi
 
 def frozen_classifier(name: str, weights: Path) -> nn.Module:
     """A frozen classifier of pixels in [0, 1]."""
+    if name == "encoder":
+        made = purifier.load(weights)
+        assert isinstance(made, Written)
+        return made.classifier.eval().requires_grad_(False)
     make, preprocessing = CLASSIFIERS[name]
     classifier = make()
     load_weights(classifier, read_weights(weights), weights)
