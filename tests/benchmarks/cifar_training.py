@@ -8,9 +8,10 @@ images; ``larger`` the stock architecture with as many weights as classifier and
 written alone, to ``OUT/yardstick-weights.safetensors`` for ``robust_table.py``, and a purifier in half precision too,
 to ``OUT/purifier-half.safetensors``. ``--which encoder`` trains the purifier's encoder as a classifier, ``--which
 decoder --start OUT/encoder.safetensors`` what else the purifier has, and ``--start OUT/decoder.safetensors`` all of it,
-with the same options. With several ``--classifier`` and ``--weights`` each image of a batch is answered by one of them,
-in turn. It prints images per second and the speed of matrix multiplication, and the check on training images;
-``--check`` attacks held-back images with apgd-ce instead of training.
+with the same options. ``--start`` also goes on from a checkpoint of the same kind. With several ``--classifier`` and
+``--weights`` each image of a batch is answered by one of them, in turn. It prints images per second and the speed of
+matrix multiplication, and the check on training images; ``--check`` attacks held-back images with apgd-ce instead of
+training.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def main() -> None:
         made = purifier.train(plugin, chosen, path, classifier=frozen, config=config, **options)
         purifier.save(made.half(), path.with_stem(f"{given.which}-half"))
     else:
-        made = purifier.train("written", chosen, path, classifier=Reader(frozen), **options)
+        made = purifier.train("written", chosen, path, classifier=Reader(frozen), init=given.start, **options)
         if isinstance(made, Written) and isinstance(made.classifier, Normalised):
             write(path.with_stem(f"{given.which}-weights"), made.classifier.classifier.state_dict())
     entries = [json.loads(line) for line in log_path(path).read_text().splitlines()[1:]]
