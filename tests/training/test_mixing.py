@@ -21,7 +21,7 @@ COUNT = 400
 def test_a_rectangle_of_the_image_before_is_pasted_and_its_label_has_its_share() -> None:
     values = torch.arange(COUNT, dtype=torch.float32)
     pixels = values[:, None, None, None].expand(-1, 2, 20, 30)
-    mixed, labels = cut_mixed(pixels, values.long() % 7, SampleGenerator(3, range(COUNT)), 0.5)
+    mixed, labels = cut_mixed(pixels, values.long() % 8, SampleGenerator(3, range(COUNT)), 0.5)
     own = mixed == pixels
     assert ((mixed == pixels.roll(1, 0)) | own).all() and torch.equal(own[:, 0], own[:, 1])
     pasted = ~own[:, 0]
@@ -34,7 +34,7 @@ def test_a_rectangle_of_the_image_before_is_pasted_and_its_label_has_its_share()
     torch.testing.assert_close(labels.kept, own[:, 0].float().mean((1, 2)))
     assert 0.4 < pasted.any(2).any(1).float().mean() < 0.55
     assert labels.kept.min() < 0.3
-    target = labels.target(7)
+    target = labels.target(8)
     torch.testing.assert_close(target.sum(1), torch.ones(COUNT))
     places = torch.arange(COUNT)
     torch.testing.assert_close(target[places, labels.own], labels.kept)
