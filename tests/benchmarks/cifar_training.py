@@ -169,7 +169,7 @@ def new_classifier(given: argparse.Namespace, config: Mapping[str, Any], chosen:
     made = make()
     if isinstance(made, Stock):
         # All layers learn here: what enlarges faint detail may not suit a classifier that is to be robust.
-        made.whiten_patches(chosen.batch(range(PATCHES))[0])
+        made.whiten_patches(chosen.batch(range(min(PATCHES, len(chosen))))[0])
         made.whiten.weight.requires_grad_(True)
     return Normalised(made, preprocessing)
 
