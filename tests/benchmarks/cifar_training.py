@@ -149,7 +149,8 @@ def main() -> None:
             torch.manual_seed(0)  # a run that goes on must find the same checkpoint
             purifier.save(begun(plugin, config, purifier.load(given.start)), options["init"])
         made = purifier.train(plugin, chosen, path, classifier=frozen, config=config, **options)
-        purifier.save(made.half(), path.with_stem(f"{given.which}-half"))
+        if given.which == "purifier":
+            purifier.save(made.half(), path.with_stem("purifier-half"))
     else:
         made = purifier.train("written", chosen, path, classifier=Reader(frozen), init=given.start, **options)
         if isinstance(made, Written) and isinstance(made.classifier, Normalised):
