@@ -4,20 +4,21 @@
 all but the last 5,000 of the shuffled images, and prints the share that it gets right of those. A run that was stopped
 goes on after its last whole epoch. With ``--init CHECKPOINT`` it starts from the weights of an earlier run, with
 several from their mean (Wortsman et al. 2022, "Model soups"), which ``--epochs 0`` writes as it is. With ``--mix``
-images are mixed instead of cut out. Other scripts and ``purifier audit --classifier cifar_classifier:stock
---weights stock.safetensors`` (with this folder in ``PYTHONPATH``) use it afterwards. The architecture follows Jordan
-2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3, with fewer channels and a third convolution in each
-group.
+images are mixed instead of cut out. ``--architecture`` trains those of ``cifar_variety.py``. Other scripts and
+``purifier audit --classifier cifar_classifier:stock --weights stock.safetensors`` (with this folder in ``PYTHONPATH``)
+use it afterwards. The architecture follows Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3,
+with fewer channels and a third convolution in each group.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from cifar_variety import pooled, strided
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
@@ -96,10 +97,14 @@ def larger() -> Stock:
     return Stock(LARGER).eval()
 
 
+ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {"stock": Stock, "pooled": pooled, "strided": strided}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="folder:cifar/train", help="DATA spec of the training images")
     parser.add_argument("--out", type=Path, required=True, help="a .safetensors file")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="stock")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -111,10 +116,10 @@ def main() -> None:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
     chosen, held_back = order[:-HELD_BACK], order[-HELD_BACK:]
     torch.manual_seed(given.seed)
-    model = Stock()
+    model = ARCHITECTURES[given.architecture]()
     if given.init:
         model.load_state_dict(mean_of([load_file(path) for path in given.init]))
-    else:
+    elif isinstance(model, Stock):
         model.whiten_patches(data.batch(chosen[:PATCHES])[0])
     model = train(model, data, chosen, given)
     model.half()  # the file is committed, so it is to be small
@@ -138,7 +143,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.write_bytes(serialize({name: value.contiguous() for name, value in tensors.items()}))
 
 
-def train(model: Stock, data: ImageData, chosen: list[int], given: argparse.Namespace) -> Stock:
+def train(model: nn.Module, data: ImageData, chosen: list[int], given: argparse.Namespace) -> nn.Module:
     """Train with label smoothing, random crops and flips, and squares cut out or mixed in (Yun et al. 2019, "CutMix").
 
     Returns the average of the weights. After each epoch the state is written beside ``given.out``.
@@ -182,7 +187,6 @@ def train(model: Stock, data: ImageData, chosen: list[int], given: argparse.Name
         held |= {f"average/{name}": value for name, value in average.state_dict().items()}
         write(state, {**model.state_dict(), **held, "epochs": torch.tensor(epoch + 1)})
     state.unlink(missing_ok=True)
-    assert isinstance(average, Stock)
     return average.eval()
 
 

@@ -9,9 +9,10 @@ written alone, to ``OUT/yardstick-weights.safetensors`` for ``robust_table.py``,
 to ``OUT/purifier-half.safetensors``. ``--which encoder`` trains the purifier's encoder as a classifier, ``--which
 decoder --start OUT/encoder.safetensors`` what else the purifier has, and ``--start OUT/decoder.safetensors`` all of it,
 with the same options. ``--start`` also goes on from a checkpoint of the same kind. With several ``--classifier`` and
-``--weights`` each image of a batch is answered by one of them, in turn. It prints images per second and the speed of
-matrix multiplication, and the check on training images; ``--check`` attacks held-back images with apgd-ce instead of
-training.
+``--weights`` each image of a batch is answered by one of them, in turn; with ``--vary`` they see it moved, mirrored,
+blurred and with noise, so that what the purifier writes does not suit these few alone. It prints images per second and
+the speed of matrix multiplication, and the check on training images; ``--check`` attacks held-back images with apgd-ce
+instead of training.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from typing import Any
 import torch
 from cifar_classifier import HELD_BACK, PATCHES, Stock, larger, write
 from cifar_resnet import ResNet
+from cifar_variety import pooled, strided
 from robust_training import matmul_rate
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
 from yardstick import CLASSES, Reader, Written, register
 
 import purifier
@@ -45,6 +49,8 @@ CLASSIFIERS: Mapping[str, tuple[Callable[[], nn.Module], Preprocessing]] = {
     "stock": (Stock, Preprocessing()),
     "resnet20": (partial(ResNet, 20), IMAGENET),
     "resnet56": (partial(ResNet, 56), IMAGENET),
+    "pooled": (pooled, Preprocessing()),
+    "strided": (strided, Preprocessing()),
 }
 FROZEN = (*CLASSIFIERS, "encoder")
 """What a purifier can be trained in front of: these, and an encoder that was trained alone."""
@@ -52,6 +58,8 @@ PURIFIERS = {"decoder": "held", "purifier": "vae"}
 """The plugin of each checkpoint that is a purifier."""
 WHICH = (*PURIFIERS, "encoder", "yardstick", "larger")
 PASSED_ON = ("recipe", "epochs", "lr", "augment", "precision", "device")
+BLURRED, NOISE = 0.4, 0.2
+"""With ``--vary``: the share of batches that are blurred, and the largest standard deviation of the noise."""
 CHECKED = 500
 """Held-back images that ``--check`` attacks."""
 
@@ -107,6 +115,25 @@ class InTurn(nn.Module):
         return torch.cat(parts)[turns.argsort(stable=True).argsort()]
 
 
+class Varied(nn.Module):
+    """A classifier that sees each batch moved by up to two pixels, perhaps mirrored and blurred, and with noise."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        blurs, mirrors, down, right = (torch.rand(4) * torch.tensor([1, 1, 5, 5])).tolist()
+        if blurs < BLURRED:
+            pixels = gaussian_blur(pixels, [3, 3], [0.8, 0.8])
+        strength = NOISE * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
+        pixels = (pixels + strength * torch.randn_like(pixels)).clamp(0, 1)
+        height, width = pixels.shape[2:]
+        pixels = F.pad(pixels, (2, 2, 2, 2), mode="reflect")[..., int(down) :, int(right) :][..., :height, :width]
+        logits: Tensor = self.classifier(pixels.flip(3) if mirrors < 0.5 else pixels)
+        return logits
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
@@ -122,6 +149,7 @@ def main() -> None:
     parser.add_argument("--augment", default="crop")
     parser.add_argument("--precision", help="bfloat16 or float32; default: what the package chooses")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--vary", action="store_true", help="show the classifiers varied images")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
     given.out.mkdir(exist_ok=True)
@@ -131,7 +159,9 @@ def main() -> None:
     config = split_spec(f"vae:{','.join(given.set)}")[1] if given.set else {}
     register("written", partial(new_classifier, given, config, chosen))
     purifiers.register("held", type("Held", (Held, purifiers.get("vae")), {}))
-    frozen = InTurn(map(frozen_classifier, given.classifier, given.weights))
+    frozen: nn.Module = InTurn(map(frozen_classifier, given.classifier, given.weights))
+    if given.vary and not given.check:
+        frozen = Varied(frozen)
     if given.check:
         classifier = frozen if given.which in PURIFIERS else Reader(frozen)
         check(purifier.load(path), classifier, held_back, given.recipe, given.device)
