@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..auditing.presets import PRESETS
 from ..contracts.registry import installed
 
-SHIPPED = ("demo", "demo-certified", "demo-plain")
+SHIPPED = ("colour-32", "demo", "demo-certified", "demo-plain")
 """PURIFIER specs that name a checkpoint of the package, as ``contracts.checkpoint`` does, which needs torch."""
 
 

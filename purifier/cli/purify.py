@@ -18,7 +18,7 @@ def purify(
     purifier: Annotated[
         str,
         typer.Argument(
-            help="file.safetensors, NAME, NAME:key=value,..., demo, demo-plain or demo-certified.", metavar="PURIFIER"
+            help="file.safetensors, NAME, NAME:key=value,..., or a shipped one such as demo.", metavar="PURIFIER"
         ),
     ],
     images: Annotated[

@@ -32,9 +32,10 @@ SHIPPED = {
     "demo": "fashion-robust.safetensors",
     "demo-plain": "fashion-vae.safetensors",
     "demo-certified": "fashion-certified.safetensors",
+    "colour-32": "colour-32.safetensors",
 }
-"""Shipped purifiers for Fashion-MNIST: a VAE adversarially trained with the shipped classifier, one trained on clean
-images, and one that is trained for certificates."""
+"""Shipped purifiers. For Fashion-MNIST: a VAE adversarially trained with the shipped classifier, one trained on clean
+images, and one that is trained for certificates. For 3x32x32: a VAE adversarially trained for CIFAR-10."""
 KEPT_METADATA = ("recipe", "classifier", "seed", "data", "training", "metrics", "calibration")
 """What the metadata says about how a purifier was made; kept when it is saved again."""
 
@@ -49,7 +50,7 @@ def load(spec: str | Path) -> Purifier:
     ----------
     spec
         ``file.safetensors``, a plugin's name (``identity``), ``NAME:key=value,...``, or a shipped purifier: ``demo``,
-        ``demo-plain`` or ``demo-certified``.
+        ``demo-plain``, ``demo-certified`` or ``colour-32``.
 
     Raises
     ------

@@ -1,12 +1,15 @@
-"""The shipped purifiers: `demo` is robust along the exact route and exports, `demo-certified` certifies."""
+"""The shipped purifiers: `demo` is robust along the exact route and exports, `demo-certified` certifies, `colour-32`
+serves any classifier."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import purifier
 from purifier.assets.build import CERTIFIED, CERTIFIED_ON, SELECTED_DATA
@@ -51,6 +54,29 @@ def test_the_shipped_purifier_holds_and_its_onnx_file_agrees(tmp_path: Path) -> 
     fooling = threat.project(attack.perturb(target, pixels, labels, threat, streams[1]).detach(), pixels)
     with torch.no_grad():
         assert (plain(fooling).argmax(1) == labels).double().mean() < 0.2
+
+
+def test_the_colour_purifier_serves_any_classifier_of_its_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 6)).eval()
+    guarded = purifier.guard(classifier, "colour-32")
+    pixels = torch.rand(5, 3, 32, 32)
+    exported = purifier.export(guarded, tmp_path / "guarded.onnx")
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    (logits, *_) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), guarded(pixels).detach(), atol=1e-4, rtol=1e-4)
+    made = purifier.load("colour-32").provenance
+    assert made["recipe"].startswith("robust:eps=8/255") and made["data"].startswith("folder:cifar/train")
+
+
+def test_training_can_begin_with_the_colour_purifier(tmp_path: Path) -> None:
+    start = purifier.load("colour-32")
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).eval()
+    data = (torch.rand(8, 3, 32, 32), torch.arange(8) % 4)
+    options: dict[str, Any] = {"recipe": "robust:eps=4/255", "classifier": classifier, "epochs": 1, "batch_size": 4}
+    made = purifier.train("vae", data, tmp_path / "p.safetensors", init="colour-32", **options)
+    assert made.provenance["config"] == start.provenance["config"]
+    assert not torch.equal(made.purify(data[0]), start.purify(data[0]))
 
 
 @pytest.mark.integration
