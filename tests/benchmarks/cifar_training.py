@@ -160,12 +160,12 @@ def main() -> None:
     register("written", partial(new_classifier, given, config, chosen))
     purifiers.register("held", type("Held", (Held, purifiers.get("vae")), {}))
     frozen: nn.Module = InTurn(map(frozen_classifier, given.classifier, given.weights))
-    if given.vary and not given.check:
-        frozen = Varied(frozen)
     if given.check:
         classifier = frozen if given.which in PURIFIERS else Reader(frozen)
         check(purifier.load(path), classifier, held_back, given.recipe, given.device)
         return
+    if given.vary:
+        frozen = Varied(frozen)
     print(
         f"torch {torch.__version__}, one core multiplies matrices at {matmul_rate(torch.float32):.0f} GFLOP/s",
         flush=True,
