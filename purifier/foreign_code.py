@@ -80,7 +80,7 @@ def is_purifier_error(error: BaseException) -> bool:
 def explained(
     failure: str,
     make: Callable[[str], Exception],
-    advice: str = "",
+    advice: str | Callable[[], str] = "",
     *,
     passing: Callable[[BaseException], bool] = is_purifier_error,
     catching: tuple[type[BaseException], ...] | None = None,
@@ -95,7 +95,7 @@ def explained(
     make
         Builds the error from the full message.
     advice
-        What to do about it.
+        What to do about it, or what finds that out once it has failed.
     passing
         Which exceptions propagate unchanged; by default this project's own, which need no explanation.
     catching
@@ -110,7 +110,8 @@ def explained(
         if passing(error) or not _is_caught(error, catching):
             raise
         cause = (describe or cause_of)(error)
-        raise make(f"{failure} ({cause})" + (f"; {advice}" if advice else "")) from error
+        known = advice if isinstance(advice, str) else advice()
+        raise make(f"{failure} ({cause})" + (f"; {known}" if known else "")) from error
 
 
 def cause_of(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..answering import draw, purifier_input
 from ..attacking.target import is_random
+from ..classifiers.channels import channels_advice
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
 from ..contracts.purifier import LatentSpace, Purifier, check_scores, image_shape_of
 from ..data.images import ImageData
@@ -91,7 +92,12 @@ def _check_classifier(classifier: PixelClassifier, pixels: Tensor, data: str) ->
     advice += dtype_advice(classifier, classifier.preprocessing.dtype)
     with about(classifier.file):
         (logits,) = _run(
-            name, lambda images: [classifier(images)], pixels, data, track=classifier.differentiable, advice=advice
+            name,
+            lambda images: [classifier(images)],
+            pixels,
+            data,
+            track=classifier.differentiable,
+            advice=lambda: channels_advice(classifier, pixels) or advice,
         )
     abstains = isinstance(classifier, OnnxPixelClassifier) and classifier.marks
     if logits.isnan().any() and not abstains:
@@ -110,7 +116,9 @@ def _check_size(classifier: OnnxPixelClassifier, pixels: Tensor, data: str) -> N
         )
 
 
-def _run(name: str, ask: Ask, pixels: Tensor, data: str, *, track: bool, advice: str = "fix it") -> Sequence[Tensor]:
+def _run(
+    name: str, ask: Ask, pixels: Tensor, data: str, *, track: bool, advice: str | Callable[[], str] = "fix it"
+) -> Sequence[Tensor]:
     """The answers of ``ask``, without gradients; if ``track``, it has to run with gradients as well."""
     found: Sequence[Tensor] = ()
     for tracking in (True, False) if track else (False,):

@@ -28,6 +28,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MISFITS = (RuntimeError, TypeError, AttributeError, ValueError)
 LISTED = 5
+COUNTERS = "num_batches_tracked"
+"""Of batch norms; files from before torch 0.4.1 have none, and fit all the same, so other missing keys come first."""
 
 
 def read_weights(path: Path) -> Mapping[str, Any]:
@@ -150,7 +152,7 @@ def _without_prefixes(state: Mapping[str, Any], own: set[str]) -> Mapping[str, A
 def _differences(module: nn.Module, state: Mapping[str, Any]) -> str:
     own = module.state_dict()
     found = {
-        "missing": [name for name in own if name not in state],
+        "missing": sorted((name for name in own if name not in state), key=lambda name: name.endswith(COUNTERS)),
         "unexpected": [name for name in state if name not in own],
         "of another shape": [
             f"{name} ({_shape(state[name])}, not {_shape(value)})"

@@ -129,8 +129,8 @@ def _config_of(cls: type[Purifier], start: Start, first: Purifier, data: ImageDa
     if shape is not None and tuple(shape) != data.shape:
         if shape[0] != data.shape[0]:
             raise ConfigError(
-                f"init: {start.init} takes images with {shape[0]} channels, but those of {data.name} have "
-                f"{data.shape[0]}; start from a checkpoint for {data.shape[0]} channels, or leave init out"
+                f"init: {start.init} takes images {tuple(shape)}, but those of {data.name} are {data.shape}, with "
+                "another number of channels; start from a checkpoint for such images, or leave init out"
             )
         if not first.any_size:
             raise ConfigError(
@@ -145,7 +145,7 @@ def _config_of(cls: type[Purifier], start: Start, first: Purifier, data: ImageDa
         if mine != theirs:
             by = f" (size {start.size})" if name not in start.config else ""
             raise ConfigError(
-                f"init: {start.init} has {name}={theirs}, got {name}={mine}{by}; leave it out, or leave init out"
+                f"init: {start.init} has {name}={theirs}, got {name}={mine}{by}; leave out one or the other"
             )
     return config
 

@@ -14,6 +14,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..classifiers.channels import channels_advice
 from ..classifiers.loading import read_classifier
 from ..classifiers.logits import are_probabilities
 from ..classifiers.pixel_classifier import OnnxPixelClassifier, PixelClassifier
@@ -95,7 +96,7 @@ def check_classifier(classifier: PixelClassifier, recipe: Recipe, data: ImageDat
     advice = "check that it takes this size and preprocessing" + dtype_advice(
         classifier, classifier.preprocessing.dtype
     )
-    with explained(failure, TrainingError, advice):
+    with explained(failure, TrainingError, lambda: channels_advice(classifier, pixels) or advice):
         with torch.no_grad():
             logits = classifier(pixels)
             classifier(pixels[:1])  # batches can have any size

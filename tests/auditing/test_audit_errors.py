@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import purifier
 from audit_helpers import COUNT, PGD, Ends, Give, OnlySome, audit_quickly, correct, printed, worst
@@ -88,6 +88,17 @@ def test_data_that_does_not_fit_is_an_error(classifier, data):
         audit(guard(classifier, "identity"), small, attacks=())
     with pytest.raises(PixelError, match=r"small: expected images \(N, 1, 28, 28\), got \(2, 1, 20, 20\)"):
         audit(guard(classifier, "vae:image_shape=1x28x28,channels=4,latent=8"), small, attacks=())
+
+
+def test_a_grey_classifier_of_colour_images_is_told_apart(data):
+    grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(10)).eval()
+    grey(data.batch(range(1))[0])
+    colour = ImageData("colour", data.batch(range(4))[0].expand(-1, 3, -1, -1), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(AuditError, match="takes images with 1 channel, and these have 3; give others, or a classifier"):
+        audit(guard(grey, "identity"), colour, attacks=())
+    small = ImageData("small", colour.batch(range(4))[0][..., :20, :20], colour.labels)
+    with pytest.raises(AuditError, match="check that it takes this size"):
+        audit(guard(grey, "identity"), small, attacks=())
 
 
 def test_errors_about_an_onnx_file_name_it(onnx_classifier, data, tmp_path, queries_only):

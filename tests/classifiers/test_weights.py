@@ -138,6 +138,12 @@ def test_keys_that_do_not_fit_are_named(state: dict[str, Tensor], message: str, 
         load(net(), tmp_path / "w.pt")
 
 
+def test_counters_of_batch_norms_are_named_last(tmp_path: Path) -> None:
+    torch.save({"0.running_mean": torch.zeros(3), "0.running_var": torch.zeros(3)}, tmp_path / "w.pt")
+    with pytest.raises(ClassifierError, match=r"missing: 1.weight, 1.bias, 0.num_batches_tracked; give"):
+        load(nn.Sequential(nn.BatchNorm1d(3, affine=False), nn.Linear(3, 1)), tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("key", [3, ("0.weight",)])
 def test_keys_that_are_no_names_are_errors(key: Any, tmp_path: Path) -> None:
     torch.save({**net().state_dict(), key: torch.zeros(3)}, tmp_path / "weights.pt")

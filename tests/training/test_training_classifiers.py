@@ -55,6 +55,15 @@ class Forty(Around):
         return self.net(images.view(40, 1, 28, 28))
 
 
+class Coloured(Around):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(self.mix(images))
+
+
 class Masks(Around):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images) - torch.tensor([0.0] * 9 + [torch.inf])
@@ -99,6 +108,12 @@ def attempt(out: Path, classifier: object, **options: object) -> None:
         (Shifts, {}, TrainingError, "changes its input in place; make it work on a copy"),
         (Shifts, {"recipe": QUERIES}, TrainingError, "changes its input in place; make it work on a copy"),
         (Forty, {}, TrainingError, r"fails on images .* \(RuntimeError"),
+        (
+            Coloured,
+            {},
+            TrainingError,
+            "takes images with 3 channels, and these have 1; give others, or a classifier",
+        ),
         (Masks, {}, TrainingError, "returns NaN or infinity for an image of"),
         (
             Unsmooth,
