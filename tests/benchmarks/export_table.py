@@ -105,7 +105,7 @@ def save(name: str, rows: list[dict[str, Any]]) -> None:
     others = [line for line in found["source"]["command"] if f"export_table.py {name}" not in line]
     source = {
         "command": sorted([*others, command]),
-        "machine": f"{threads} CPU core with VNNI, shared with other work",
+        "machine": f"{threads} CPU core, shared with other work",
         "versions": f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}",
         "date": date.today().isoformat(),
         "seed": 0,
